@@ -1,0 +1,98 @@
+//! What makes, starts, stops, removes and reports workspaces, and nothing that decides.
+//!
+//! [`Runtime`] is the one trait; [`containerd`](crate::containerd) is the first backend. A backend
+//! knows no users and no policy, and keeps its own words (lease, shim, snapshotter) to itself.
+//! Exec, files and terminals do not pass here: they go over the bridge.
+
+mod error;
+mod image;
+mod instance;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use skep_names::{BotId, ImageReference};
+use tokio::sync::broadcast;
+
+pub use error::{Result, RuntimeError};
+pub use image::{ImageRecord, LayerPhase, LayerProgress, PullCredentials, PullProgress};
+pub use instance::{
+    BridgeEndpoint, Capabilities, Check, CheckStatus, CreateOutcome, Instance, InstanceSpec, Isolation, LayerOutcome,
+    Limits, RuntimeEvent, Started, TaskState, Usage,
+};
+
+/// One backend. Every verb may be repeated: doing again what is done is a success.
+///
+/// A cancelled call leaves something a repeat mends, never something a repeat trips over.
+#[async_trait]
+pub trait Runtime: Send + Sync + 'static {
+    /// What this backend can do.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Real probes by name (`runtime`, `network`, …), for readiness.
+    async fn checks(&self) -> Vec<Check>;
+
+    /// All images that are stored.
+    async fn images(&self) -> Result<Vec<ImageRecord>>;
+
+    /// The stored image, under its full or its short name; `None` when it is not there or not complete.
+    async fn image(&self, reference: &ImageReference) -> Result<Option<ImageRecord>>;
+
+    /// Fetches and unpacks an image from its registry; what is there already is not fetched again.
+    async fn pull(&self, reference: &ImageReference, progress: Arc<dyn PullProgress>) -> Result<ImageRecord>;
+
+    /// Stores an image from an OCI archive, a docker-archive or a tar of an OCI layout.
+    /// `name` overrides the name in the archive and is needed when it has none.
+    async fn import(&self, archive: ImageArchive, name: Option<&ImageReference>) -> Result<Vec<ImageRecord>>;
+
+    /// Removes an image. `Rejected` while a workspace uses it; a missing one is a success.
+    async fn remove_image(&self, reference: &ImageReference) -> Result<()>;
+
+    /// Makes the container and its writable layer. An existing layer of this bot is used as it is,
+    /// whatever the image; an existing container is kept.
+    async fn create(&self, spec: &InstanceSpec) -> Result<CreateOutcome>;
+
+    /// Starts process 1 with its namespaces and network; a running one is left running and its network checked.
+    /// On failure all that this call made is undone.
+    async fn start(&self, bot: &BotId, limits: &Limits) -> Result<Started>;
+
+    /// SIGTERM, at most `grace`, then SIGKILL of everything; then releases network and namespaces.
+    /// Returns only when no process is left.
+    async fn stop(&self, bot: &BotId, grace: Duration) -> Result<()>;
+
+    /// Removes task, network, container and every layer of this bot. The image stays.
+    async fn remove(&self, bot: &BotId) -> Result<()>;
+
+    /// What there is of this bot now, asked of the backend.
+    async fn inspect(&self, bot: &BotId) -> Result<Option<Instance>>;
+
+    /// All instances of this data root.
+    async fn list(&self) -> Result<Vec<Instance>>;
+
+    /// Writable layers of this data root by bot, those without a container included.
+    async fn layers(&self) -> Result<Vec<BotId>>;
+
+    /// Task ends and reconnections, as they happen. A receiver that lags lists anew.
+    fn events(&self) -> broadcast::Receiver<RuntimeEvent>;
+
+    /// Applies limits to a running workspace at once.
+    async fn apply_limits(&self, bot: &BotId, limits: &Limits) -> Result<()>;
+
+    /// Counters of a running workspace.
+    async fn usage(&self, bot: &BotId) -> Result<Usage>;
+
+    /// Where the bridge of a running workspace listens. Needs no daemon: local state only.
+    fn bridge_endpoint(&self, bot: &BotId) -> Result<BridgeEndpoint>;
+
+    /// Removes what a crash left on the host (mounts, namespaces, addresses, rules, claims) of bots
+    /// that have no live task. Called at start, and by reconcile.
+    async fn sweep(&self) -> Result<()>;
+
+    /// The address of a running workspace, when it has one.
+    async fn address(&self, bot: &BotId) -> Result<Option<IpAddr>>;
+}
+
+/// An archive to import, read once from its start.
+pub type ImageArchive = Box<dyn tokio::io::AsyncRead + Send + Unpin>;
