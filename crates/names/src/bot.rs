@@ -93,7 +93,12 @@ mod tests {
     #[test]
     fn only_canonical_uuids_are_bot_ids() {
         assert!("0191f3c2-8f0e-7d3a-9c56-0123456789ab".parse::<BotId>().is_ok());
-        for bad in ["", "x", "0191F3C2-8F0E-7D3A-9C56-0123456789AB", "0191f3c28f0e7d3a9c560123456789ab"] {
+        for bad in [
+            "",
+            "x",
+            "0191F3C2-8F0E-7D3A-9C56-0123456789AB",
+            "0191f3c28f0e7d3a9c560123456789ab",
+        ] {
             assert!(bad.parse::<BotId>().is_err(), "{bad:?} was accepted");
         }
     }

@@ -68,7 +68,11 @@ impl FromStr for ImageReference {
         if !is_host(host) || !is_path(path) || !tag.is_none_or(is_tag) || !digest.is_none_or(is_digest) {
             return Err(invalid());
         }
-        Ok(Self(if tag.is_none() && digest.is_none() { format!("{full}:latest") } else { full }))
+        Ok(Self(if tag.is_none() && digest.is_none() {
+            format!("{full}:latest")
+        } else {
+            full
+        }))
     }
 }
 
@@ -77,8 +81,12 @@ fn is_host(host: &str) -> bool {
         Some((name, port)) => (name, Some(port)),
         None => (host, None),
     };
-    !name.is_empty()
-        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-[]:".contains(&byte))
+    let edge = |byte: Option<&u8>| byte.is_some_and(|byte| byte.is_ascii_alphanumeric() || b"[]".contains(byte));
+    edge(name.as_bytes().first())
+        && edge(name.as_bytes().last())
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b".-[]:".contains(&byte))
         && port.is_none_or(|port| port.parse::<u16>().is_ok())
 }
 
@@ -88,14 +96,18 @@ fn is_path(path: &str) -> bool {
             let edge = |byte: Option<&u8>| byte.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
             edge(part.as_bytes().first())
                 && edge(part.as_bytes().last())
-                && part.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._-".contains(&byte))
+                && part
+                    .bytes()
+                    .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._-".contains(&byte))
         })
 }
 
 fn is_tag(tag: &str) -> bool {
     (1..=128).contains(&tag.len())
         && !tag.starts_with(['.', '-'])
-        && tag.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+        && tag
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
 }
 
 fn is_digest(digest: &str) -> bool {
@@ -138,7 +150,10 @@ mod tests {
             ("localhost/tool", "localhost/tool:latest"),
             ("127.0.0.1:5000/a/b", "127.0.0.1:5000/a/b:latest"),
         ] {
-            assert_eq!(short.parse::<ImageReference>().map(|full| full.to_string()), Ok(full.to_owned()));
+            assert_eq!(
+                short.parse::<ImageReference>().map(|full| full.to_string()),
+                Ok(full.to_owned())
+            );
         }
     }
 
@@ -147,12 +162,25 @@ mod tests {
         let digest = format!("sha256:{}", "0".repeat(64));
         let reference: ImageReference = format!("127.0.0.1:5000/a/b:t@{digest}").parse().unwrap();
         assert_eq!((reference.host(), reference.repository()), ("127.0.0.1:5000", "a/b"));
-        assert_eq!((reference.tag(), reference.digest()), (Some("t"), Some(digest.as_str())));
+        assert_eq!(
+            (reference.tag(), reference.digest()),
+            (Some("t"), Some(digest.as_str()))
+        );
     }
 
     #[test]
     fn junk_is_refused() {
-        for bad in ["", "UPPER", "a b", "a:", "x/../y", "a@sha256:1", "a//b", "-a", "../etc/passwd"] {
+        for bad in [
+            "",
+            "UPPER",
+            "a b",
+            "a:",
+            "x/../y",
+            "a@sha256:1",
+            "a//b",
+            "-a",
+            "../etc/passwd",
+        ] {
             assert!(bad.parse::<ImageReference>().is_err(), "{bad:?} was accepted");
         }
     }

@@ -49,6 +49,9 @@ pub enum RuntimeError {
 impl RuntimeError {
     /// Wraps a cause with what was tried on what.
     pub fn other(operation: impl Into<String>, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        Self::Other { operation: operation.into(), source: source.into() }
+        Self::Other {
+            operation: operation.into(),
+            source: source.into(),
+        }
     }
 }

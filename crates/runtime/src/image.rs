@@ -66,6 +66,8 @@ pub struct PullCredentials {
 
 impl std::fmt::Debug for PullCredentials {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("PullCredentials").field("username", &self.username).finish_non_exhaustive()
+        f.debug_struct("PullCredentials")
+            .field("username", &self.username)
+            .finish_non_exhaustive()
     }
 }
