@@ -1,0 +1,188 @@
+//! Login, tokens, API keys, tickets and the audit trail.
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::user::Role;
+
+/// What a key, a ticket or a member may do; each includes the ones before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Scope {
+    /// See.
+    Read,
+    /// Files, exec, terminal, tools.
+    Operate,
+    /// Everything else.
+    Manage,
+}
+
+/// Body of `POST /auth/login`.
+#[derive(Clone, Default, Serialize, Deserialize, ToSchema)]
+#[serde(default)]
+#[schema(example = json!({"username": "admin", "password": "correct horse battery staple"}))]
+pub struct LoginRequest {
+    /// The user's name, or email.
+    pub username: String,
+    /// The password.
+    pub password: String,
+}
+
+impl std::fmt::Debug for LoginRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LoginRequest")
+            .field("username", &self.username)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Answer to a login.
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
+pub struct LoginResponse {
+    /// A JWT.
+    pub access_token: String,
+    /// Always `Bearer`.
+    pub token_type: String,
+    /// When the token ends.
+    pub expires_at: DateTime<Utc>,
+    /// Who it is.
+    pub user_id: String,
+    /// What they may do.
+    pub role: Role,
+    /// Shown name.
+    pub display_name: String,
+    /// Login name.
+    pub username: String,
+    /// IANA time zone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timezone: Option<String>,
+}
+
+/// Answer to a refresh.
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
+pub struct TokenResponse {
+    /// A JWT.
+    pub access_token: String,
+    /// Always `Bearer`.
+    pub token_type: String,
+    /// When the token ends.
+    pub expires_at: DateTime<Utc>,
+}
+
+/// Body of `POST /auth/keys`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"name": "ci", "scope": "operate"}))]
+pub struct CreateKeyRequest {
+    /// For people; 1 to 128 characters.
+    pub name: String,
+    /// What it may do at most.
+    pub scope: Scope,
+    /// The only bots it is for; absent: all of its user's.
+    #[serde(default)]
+    pub bots: Option<Vec<String>>,
+    /// When it ends; absent: never.
+    #[serde(default)]
+    pub expires_at: Option<DateTime<Utc>>,
+}
+
+/// A key as it is listed: never the key itself.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct ApiKey {
+    /// Its id.
+    pub id: String,
+    /// For people.
+    pub name: String,
+    /// What it may do at most.
+    pub scope: Scope,
+    /// The only bots it is for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bots: Option<Vec<String>>,
+    /// When it ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<DateTime<Utc>>,
+    /// When it was made.
+    pub created_at: DateTime<Utc>,
+    /// When it was last used, to the minute.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_used_at: Option<DateTime<Utc>>,
+}
+
+/// The caller's keys.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct ApiKeyList {
+    /// Newest first.
+    pub items: Vec<ApiKey>,
+}
+
+/// A key that was just made: the only time it is shown.
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
+pub struct CreatedKey {
+    /// The key itself, for `Authorization: Bearer`.
+    pub key: String,
+    /// What is listed from now on.
+    #[serde(flatten)]
+    pub info: ApiKey,
+}
+
+/// What a ticket opens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum TicketUse {
+    /// The terminal's socket.
+    Terminal,
+    /// A download.
+    Download,
+    /// A forwarded port.
+    Port,
+}
+
+/// Body of `POST /auth/tickets`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"bot_id": "0191f3c2-8f0e-7d3a-9c56-0123456789ab", "use": "terminal"}))]
+pub struct TicketRequest {
+    /// The bot it is for.
+    pub bot_id: String,
+    /// What it is for.
+    #[serde(rename = "use")]
+    pub purpose: TicketUse,
+}
+
+/// A ticket: good once, for 30 seconds, as `?ticket=`.
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
+pub struct TicketResponse {
+    /// The ticket.
+    pub ticket: String,
+    /// When it ends.
+    pub expires_at: DateTime<Utc>,
+}
+
+/// One line of the audit trail.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct AuditEntry {
+    /// When.
+    pub at: DateTime<Utc>,
+    /// Who; empty when nobody was signed in.
+    pub user_id: String,
+    /// What, for example `bot.delete`.
+    pub action: String,
+    /// On which bot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bot_id: Option<String>,
+    /// The caller's address.
+    pub from: String,
+    /// The status that was answered.
+    pub outcome: String,
+    /// The request.
+    pub request_id: String,
+}
+
+/// A page of the audit trail.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct AuditPage {
+    /// Newest first.
+    pub items: Vec<AuditEntry>,
+    /// For the next page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_cursor: Option<String>,
+}
