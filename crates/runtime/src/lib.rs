@@ -4,9 +4,11 @@
 //! knows no users and no policy, and keeps its own words (lease, shim, snapshotter) to itself.
 //! Exec, files and terminals do not pass here: they go over the bridge.
 
+pub mod containerd;
 mod error;
 mod image;
 mod instance;
+mod system_calls;
 
 use std::net::IpAddr;
 use std::sync::Arc;

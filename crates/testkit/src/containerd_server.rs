@@ -1,0 +1,229 @@
+//! A containerd of a test's own, gone with everything it made when the test ends, failed or not.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::mount::UnmountFlags;
+use rustix::process::{Pid, Signal};
+use skep_runtime::containerd::daemon::{DaemonConfig, DaemonError};
+
+/// How long processes and mounts may take to go.
+const CLEAN_UP_LIMIT: Duration = Duration::from_secs(20);
+
+/// A running containerd with root, state and socket in a directory of its own.
+///
+/// Dropping it kills its containers, its shims and itself, unmounts all below its directory and removes that.
+#[derive(Debug)]
+pub struct ContainerdServer {
+    directory: tempfile::TempDir,
+    config: DaemonConfig,
+    pid: i32,
+    // Held so that the daemon is reaped, not left as a zombie of the test.
+    _daemon: skep_runtime::containerd::daemon::Daemon,
+}
+
+impl ContainerdServer {
+    /// Starts one and waits until it answers.
+    ///
+    /// # Errors
+    /// When containerd is not installed or does not start; a test that needs it fails then.
+    pub async fn start() -> Result<Self, DaemonError> {
+        let directory = tempfile::Builder::new()
+            .prefix("skep-ctd-")
+            .tempdir_in("/tmp")
+            .map_err(|source| DaemonError::Prepare {
+                path: PathBuf::from("/tmp"),
+                source,
+            })?;
+        let config = DaemonConfig::new(&directory.path().join("root"), &directory.path().join("run"));
+        let daemon = config.start().await?;
+        Ok(Self {
+            directory,
+            config,
+            pid: daemon.pid,
+            _daemon: daemon,
+        })
+    }
+
+    /// Its gRPC socket.
+    pub fn socket(&self) -> &Path {
+        &self.config.socket
+    }
+
+    /// Its directory: tests may keep theirs beside what containerd keeps there.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Its configuration.
+    pub fn config(&self) -> &DaemonConfig {
+        &self.config
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Kills it as a crash would: its shims and containers run on.
+    ///
+    /// # Errors
+    /// When it cannot be killed or does not go.
+    pub fn kill(&mut self) -> io::Result<()> {
+        kill_and_wait(self.pid)
+    }
+
+    /// Starts it again after [`ContainerdServer::kill`], on the same directory.
+    ///
+    /// # Errors
+    /// As [`ContainerdServer::start`].
+    pub async fn start_again(&mut self) -> Result<(), DaemonError> {
+        self._daemon = self.config.start().await?;
+        self.pid = self._daemon.pid;
+        Ok(())
+    }
+
+    fn clean_up(&self) -> io::Result<()> {
+        let shims = shims_of(&self.config.socket)?;
+        kill_and_wait(self.pid)?;
+        for shim in shims {
+            // A container outlives its shim, so its process 1 goes first; its pid namespace goes with it.
+            for child in children_of(shim)? {
+                kill_and_wait(child)?;
+            }
+            kill_and_wait(shim)?;
+        }
+        unmount_below(self.directory.path())
+    }
+}
+
+impl Drop for ContainerdServer {
+    fn drop(&mut self) {
+        if let Err(error) = self.clean_up() {
+            let directory = self.directory.path().display();
+            eprintln!("cleaning up the containerd in {directory} failed: {error}");
+        }
+    }
+}
+
+fn shims_of(socket: &Path) -> io::Result<Vec<i32>> {
+    let address = socket.to_string_lossy();
+    let mut shims = Vec::new();
+    for entry in std::fs::read_dir("/proc")? {
+        let Ok(pid) = entry?.file_name().to_string_lossy().parse::<i32>() else {
+            continue;
+        };
+        // A process may go between the listing and the reading.
+        let Ok(line) = std::fs::read(format!("/proc/{pid}/cmdline")) else {
+            continue;
+        };
+        let words: Vec<_> = line.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
+        if words[0].contains("containerd-shim") && words.iter().any(|word| *word == address) {
+            shims.push(pid);
+        }
+    }
+    Ok(shims)
+}
+
+fn children_of(pid: i32) -> io::Result<Vec<i32>> {
+    let mut children = Vec::new();
+    let tasks = match std::fs::read_dir(format!("/proc/{pid}/task")) {
+        Ok(tasks) => tasks,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(children),
+        Err(error) => return Err(error),
+    };
+    for task in tasks {
+        let Ok(line) = std::fs::read_to_string(task?.path().join("children")) else {
+            continue;
+        };
+        children.extend(line.split_whitespace().filter_map(|word| word.parse::<i32>().ok()));
+    }
+    Ok(children)
+}
+
+fn kill_and_wait(pid: i32) -> io::Result<()> {
+    let Some(process) = Pid::from_raw(pid) else {
+        return Ok(());
+    };
+    let handle = match rustix::process::pidfd_open(process, rustix::process::PidfdFlags::empty()) {
+        Ok(handle) => handle,
+        Err(rustix::io::Errno::SRCH) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    match rustix::process::pidfd_send_signal(&handle, Signal::KILL) {
+        Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let mut waited = [rustix::event::PollFd::new(&handle, rustix::event::PollFlags::IN)];
+    let limit = rustix::event::Timespec {
+        tv_sec: CLEAN_UP_LIMIT.as_secs() as i64,
+        tv_nsec: 0,
+    };
+    if rustix::event::poll(&mut waited, Some(&limit))? == 0 {
+        return Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            format!("process {pid} does not end"),
+        ));
+    }
+    Ok(())
+}
+
+/// Unmounts everything at or below a directory, the deepest first, until nothing is left.
+///
+/// # Errors
+/// When mounts are still there after 20 s.
+pub fn unmount_below(directory: &Path) -> io::Result<()> {
+    let end = Instant::now() + CLEAN_UP_LIMIT;
+    loop {
+        let mut mounts = mounts_below(directory)?;
+        if mounts.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() >= end {
+            return Err(io::Error::other(format!("still mounted: {mounts:?}")));
+        }
+        mounts.sort_by_key(|path| std::cmp::Reverse(path.as_os_str().len()));
+        for mount in mounts {
+            match rustix::mount::unmount(&mount, UnmountFlags::DETACH) {
+                Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+/// What is mounted at or below a directory, as the kernel tells it.
+///
+/// # Errors
+/// When the mount table cannot be read.
+pub fn mounts_below(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let table = std::fs::read_to_string("/proc/self/mountinfo")?;
+    let places = table.lines().filter_map(|line| line.split(' ').nth(4));
+    let places = places.map(|place| PathBuf::from(place.replace("\\040", " ")));
+    Ok(places.filter(|place| place.starts_with(directory)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_containerd_starts_answers_and_leaves_nothing() {
+        let server = ContainerdServer::start().await.unwrap();
+        let (directory, pid) = (server.directory().to_owned(), server.pid());
+        assert!(Path::new(&format!("/proc/{pid}")).exists());
+        drop(server);
+        assert!(!directory.exists(), "{} is left", directory.display());
+        assert_eq!(mounts_below(&directory).unwrap(), Vec::<PathBuf>::new());
+    }
+
+    #[tokio::test]
+    async fn a_killed_containerd_starts_again_on_the_same_directory() {
+        let mut server = ContainerdServer::start().await.unwrap();
+        let before = server.pid();
+        server.kill().unwrap();
+        server.start_again().await.unwrap();
+        assert_ne!(before, server.pid());
+    }
+}
