@@ -2,6 +2,11 @@
 //!
 //! [`bridgepb`] is the reference's service and never changes; [`workspace`] is ours and only grows.
 
+mod describe;
+pub mod reason;
+
+pub use describe::{etag, mode_text};
+
 /// The reference's service, wire compatible both ways.
 #[allow(unreachable_pub, missing_docs, clippy::all)]
 pub mod bridgepb {
@@ -18,3 +23,5 @@ pub mod workspace {
 pub const MAX_MESSAGE_BYTES: usize = 16 * 1024 * 1024;
 /// The number of [`workspace`]'s surface, told by `Info`; raised whenever it grows.
 pub const GENERATION: u32 = 1;
+/// The pieces in which files and archives are streamed, in bytes.
+pub const STREAM_CHUNK_BYTES: usize = 256 * 1024;
