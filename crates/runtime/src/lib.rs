@@ -6,8 +6,10 @@
 
 pub mod containerd;
 mod error;
+pub mod host;
 mod image;
 mod instance;
+pub mod network;
 mod system_calls;
 
 use std::net::IpAddr;

@@ -1,0 +1,126 @@
+//! Why the network could not do what it was asked.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::RuntimeError;
+
+/// The cause's type where it comes from another layer.
+pub(super) type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+/// Display says what was tried on what; the cause is the source.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// A configuration that can never work; names the key to change.
+    #[error("{0}")]
+    Configuration(String),
+    /// Another data root uses it; names the key to change.
+    #[error(
+        "{kind} {name} is used by data root {holder}: give this server another one with `{key}` in its configuration"
+    )]
+    Claimed {
+        /// `bridge` or `nftables table`.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+        /// The data root that uses it.
+        holder: String,
+        /// The key to change.
+        key: &'static str,
+    },
+    /// The network has no interface on the host's side, so no rule can hold for it.
+    #[error(
+        "the network of {configuration} has no interface on the host's side, so its traffic cannot be isolated; \
+         set `network.unisolated = true` to accept that"
+    )]
+    Unisolated {
+        /// Where it was read.
+        configuration: String,
+    },
+    /// A program was not there or could not be run.
+    #[error("{program} could not be run")]
+    NotRun {
+        /// Its path.
+        program: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A program did not end in time and was killed.
+    #[error("{program} did not end within {limit:?}")]
+    TimedOut {
+        /// Its path.
+        program: PathBuf,
+        /// How long it had.
+        limit: Duration,
+    },
+    /// A CNI plugin answered with an error, or with something that is no answer.
+    #[error("CNI plugin {plugin} failed to {command}: {reason}")]
+    Plugin {
+        /// Its type.
+        plugin: String,
+        /// `ADD`, `DEL`, …
+        command: &'static str,
+        /// Its code, message, details and standard error.
+        reason: String,
+    },
+    /// nftables refused.
+    #[error("nft could not {operation}: {reason}")]
+    Nft {
+        /// What was asked.
+        operation: &'static str,
+        /// Its standard error.
+        reason: String,
+    },
+    /// The rules are not in force: nothing is attached until they are.
+    #[error("the rules that isolate workspaces are not in force: {reason}")]
+    RulesMissing {
+        /// What is known.
+        reason: String,
+    },
+    /// What a check found wrong with one workspace's network.
+    #[error("the network of {bot} is broken: {reason}")]
+    Broken {
+        /// The bot.
+        bot: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Anything else.
+    #[error("{operation} failed")]
+    Other {
+        /// What was tried on what.
+        operation: String,
+        /// Why it failed.
+        #[source]
+        source: Cause,
+    },
+}
+
+impl NetworkError {
+    /// Wraps a cause with what was tried on what; for `map_err`.
+    pub(super) fn other<E: Into<Cause>>(operation: impl Into<String>) -> impl FnOnce(E) -> Self {
+        let operation = operation.into();
+        move |source| Self::Other {
+            operation,
+            source: source.into(),
+        }
+    }
+
+    /// The whole chain of causes in one line, for those who only get a sentence.
+    pub fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            text = format!("{text}: {error}");
+            cause = error.source();
+        }
+        text
+    }
+}
+
+impl From<NetworkError> for RuntimeError {
+    fn from(error: NetworkError) -> Self {
+        Self::Network { reason: error.chain() }
+    }
+}
