@@ -78,7 +78,12 @@ fn write_copy(run_directory: &Path, text: &str) -> std::io::Result<PathBuf> {
 /// A reader never sees half of it, nor a file that its mode keeps a workspace's user from reading.
 fn write_whole(file: &Path, text: &str) -> std::io::Result<()> {
     let draft = file.with_extension("conf.new");
-    let mut out = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(&draft)?;
+    let mut out = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o644)
+        .open(&draft)?;
     out.write_all(text.as_bytes())?;
     // The mode above is cut by the umask.
     out.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
@@ -91,7 +96,10 @@ fn read_if_there(file: &Path) -> std::io::Result<Option<String>> {
         Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
         // NotFound also for a link that leads nowhere, as systemd's does while it does not run.
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(std::io::Error::new(error.kind(), format!("reading {}: {error}", file.display()))),
+        Err(error) => Err(std::io::Error::new(
+            error.kind(),
+            format!("reading {}: {error}", file.display()),
+        )),
     }
 }
 
@@ -103,7 +111,9 @@ fn servers(text: &str) -> impl Iterator<Item = IpAddr> + '_ {
 /// none for a workspace.
 fn server(line: &str) -> Option<IpAddr> {
     let mut words = line.split_ascii_whitespace();
-    (words.next()? == "nameserver").then(|| words.next()?.parse().ok()).flatten()
+    (words.next()? == "nameserver")
+        .then(|| words.next()?.parse().ok())
+        .flatten()
 }
 
 fn is_loopback(address: &IpAddr) -> bool {
@@ -155,7 +165,10 @@ mod tests {
     #[test]
     fn systemds_own_file_comes_first() {
         let host = Host::new();
-        host.write("run/systemd/resolve/resolv.conf", "nameserver 10.0.0.2\nnameserver fd00::2\n");
+        host.write(
+            "run/systemd/resolve/resolv.conf",
+            "nameserver 10.0.0.2\nnameserver fd00::2\n",
+        );
         host.write("etc/resolv.conf", "nameserver 9.9.9.9\n");
         let chosen = host.choose();
         assert_eq!(chosen.file, host.path("run/systemd/resolve/resolv.conf"));
@@ -196,7 +209,12 @@ mod tests {
 
     #[test]
     fn a_host_with_loopback_servers_only_gets_the_fallback() {
-        for text in ["nameserver 127.0.0.1\n", "nameserver ::1\nnameserver 127.1.2.3\n", "search lan\n", ""] {
+        for text in [
+            "nameserver 127.0.0.1\n",
+            "nameserver ::1\nnameserver 127.1.2.3\n",
+            "search lan\n",
+            "",
+        ] {
             let host = Host::new();
             host.write("etc/resolv.conf", text);
             let chosen = host.choose();

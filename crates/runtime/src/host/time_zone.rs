@@ -16,7 +16,10 @@ pub fn time_zone(root: &Path, own_tz: Option<&str>) -> std::io::Result<Option<St
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
         Err(error) => return Err(error),
     };
-    let named = text.lines().map(str::trim).find(|line| !line.is_empty() && !line.starts_with('#'));
+    let named = text
+        .lines()
+        .map(str::trim)
+        .find(|line| !line.is_empty() && !line.starts_with('#'));
     if let Some(zone) = named.and_then(zone_name) {
         return Ok(Some(zone));
     }
@@ -24,7 +27,10 @@ pub fn time_zone(root: &Path, own_tz: Option<&str>) -> std::io::Result<Option<St
         Ok(target) => Ok(below_zoneinfo(&target).as_deref().and_then(zone_name)),
         // A copy in place of a link (EINVAL) does not say which zone it is.
         Err(error)
-            if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::InvalidInput) =>
+            if matches!(
+                error.kind(),
+                std::io::ErrorKind::NotFound | std::io::ErrorKind::InvalidInput
+            ) =>
         {
             Ok(None)
         }
@@ -73,8 +79,14 @@ mod tests {
         let zone = |own| time_zone(root.path(), own).unwrap();
         assert_eq!(zone(Some("Europe/Berlin")), Some("Europe/Berlin".into()));
         assert_eq!(zone(Some(":Europe/Berlin")), Some("Europe/Berlin".into()));
-        assert_eq!(zone(Some("/usr/share/zoneinfo/Europe/Paris")), Some("Europe/Paris".into()));
-        assert_eq!(zone(Some("CET-1CEST,M3.5.0,M10.5.0/3")), Some("CET-1CEST,M3.5.0,M10.5.0/3".into()));
+        assert_eq!(
+            zone(Some("/usr/share/zoneinfo/Europe/Paris")),
+            Some("Europe/Paris".into())
+        );
+        assert_eq!(
+            zone(Some("CET-1CEST,M3.5.0,M10.5.0/3")),
+            Some("CET-1CEST,M3.5.0,M10.5.0/3".into())
+        );
     }
 
     #[test]
@@ -82,7 +94,11 @@ mod tests {
         let root = host();
         std::fs::write(root.path().join("etc/timezone"), "Asia/Tokyo\n").unwrap();
         for own in ["", " ", "/etc/localtime", "../../etc/shadow", "a\nb", "a b"] {
-            assert_eq!(time_zone(root.path(), Some(own)).unwrap(), Some("Asia/Tokyo".into()), "{own:?}");
+            assert_eq!(
+                time_zone(root.path(), Some(own)).unwrap(),
+                Some("Asia/Tokyo".into()),
+                "{own:?}"
+            );
         }
     }
 
@@ -98,7 +114,10 @@ mod tests {
     fn the_link_says_the_zone() {
         for (target, zone) in [
             ("/usr/share/zoneinfo/Europe/Berlin", Some("Europe/Berlin")),
-            ("../usr/share/zoneinfo/America/Argentina/Salta", Some("America/Argentina/Salta")),
+            (
+                "../usr/share/zoneinfo/America/Argentina/Salta",
+                Some("America/Argentina/Salta"),
+            ),
             ("/etc/elsewhere", None),
         ] {
             let root = host();

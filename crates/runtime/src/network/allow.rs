@@ -171,7 +171,10 @@ mod tests {
             ("10.0.0.5:443/tcp", "ip daddr 10.0.0.5/32 tcp dport 443 accept"),
             ("10.0.0.5:53/udp", "ip daddr 10.0.0.5/32 udp dport 53 accept"),
             ("192.168.1.0/24", "ip daddr 192.168.1.0/24 accept"),
-            ("10.0.0.0/8:8000-8999/tcp", "ip daddr 10.0.0.0/8 tcp dport 8000-8999 accept"),
+            (
+                "10.0.0.0/8:8000-8999/tcp",
+                "ip daddr 10.0.0.0/8 tcp dport 8000-8999 accept",
+            ),
             (
                 "[fd00::/8]:443",
                 "ip6 daddr fd00::/8 meta l4proto { tcp, udp } th dport 443 accept",
@@ -179,7 +182,10 @@ mod tests {
             ("fd00::5", "ip6 daddr fd00::5/128 accept"),
             ("[fd00::5]", "ip6 daddr fd00::5/128 accept"),
         ] {
-            assert_eq!(text.parse::<AllowEntry>().map(|entry| entry.rule()), Ok(rule.to_owned()));
+            assert_eq!(
+                text.parse::<AllowEntry>().map(|entry| entry.rule()),
+                Ok(rule.to_owned())
+            );
         }
     }
 

@@ -122,14 +122,19 @@ impl Links {
     pub(super) async fn all(&self) -> Result<Vec<Link>> {
         let operation = "listing interfaces";
         let found = self.handle.link().get().execute().try_collect::<Vec<_>>();
-        let found = limited(operation, found).await?.map_err(NetworkError::other(operation))?;
+        let found = limited(operation, found)
+            .await?
+            .map_err(NetworkError::other(operation))?;
         Ok(found.iter().map(Link::from).collect())
     }
 
     /// Brings an interface up.
     pub(super) async fn set_up(&self, index: u32) -> Result<()> {
-        self.change(format!("bringing interface {index} up"), LinkUnspec::new_with_index(index).up().build())
-            .await
+        self.change(
+            format!("bringing interface {index} up"),
+            LinkUnspec::new_with_index(index).up().build(),
+        )
+        .await
     }
 
     /// Takes an interface down.
@@ -151,7 +156,9 @@ impl Links {
 
     async fn change(&self, operation: String, message: LinkMessage) -> Result<()> {
         let request = self.handle.link().change(message).execute();
-        limited(&operation, request).await?.map_err(NetworkError::other(operation))
+        limited(&operation, request)
+            .await?
+            .map_err(NetworkError::other(operation))
     }
 
     /// Deletes an interface; one that is gone is a success.
@@ -176,7 +183,11 @@ impl Links {
     /// Gives an interface an address; one it has already is a success.
     pub(super) async fn add_address(&self, index: u32, address: IpNet) -> Result<()> {
         let operation = format!("giving interface {index} the address {address}");
-        let request = self.handle.address().add(index, address.addr(), address.prefix_len()).execute();
+        let request = self
+            .handle
+            .address()
+            .add(index, address.addr(), address.prefix_len())
+            .execute();
         match limited(&operation, request).await? {
             Err(error) if !is_errno(&error, rustix::io::Errno::EXIST) => Err(NetworkError::other(operation)(error)),
             Ok(()) | Err(_) => Ok(()),
@@ -187,7 +198,9 @@ impl Links {
     pub(super) async fn addresses(&self) -> Result<Vec<(u32, IpNet)>> {
         let operation = "listing addresses";
         let found = self.handle.address().get().execute().try_collect::<Vec<_>>();
-        let found = limited(operation, found).await?.map_err(NetworkError::other(operation))?;
+        let found = limited(operation, found)
+            .await?
+            .map_err(NetworkError::other(operation))?;
         let mut addresses = Vec::new();
         for message in found {
             let length = message.header.prefix_len;
@@ -212,7 +225,9 @@ impl Links {
         let mut request = RouteMessage::default();
         request.header.address_family = AddressFamily::Inet;
         let found = self.handle.route().get(request).execute().try_collect::<Vec<_>>();
-        let mut found = limited(operation, found).await?.map_err(NetworkError::other(operation))?;
+        let mut found = limited(operation, found)
+            .await?
+            .map_err(NetworkError::other(operation))?;
         found.retain(|route| route.header.table != LOCAL_TABLE);
         Ok(found)
     }

@@ -62,7 +62,9 @@ impl Network {
     /// A configuration that can never work.
     pub fn new(config: NetworkConfig) -> Result<Self> {
         if config.mode == NetworkMode::Bridge {
-            return Err(NetworkError::Configuration("network.mode = \"bridge\" is not built yet".into()));
+            return Err(NetworkError::Configuration(
+                "network.mode = \"bridge\" is not built yet".into(),
+            ));
         }
         Ok(Self { config })
     }
