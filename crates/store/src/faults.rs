@@ -1,0 +1,88 @@
+//! Failures of work in the background, kept until they are mended, so that the checks can show them.
+
+use std::collections::HashMap;
+
+use chrono::{DateTime, Utc};
+use skep_names::BotId;
+use sqlx::Row;
+
+use crate::connection::Store;
+use crate::error::{Result, StoreError};
+use crate::time::{from_micros, now};
+
+/// One kept failure.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FaultRow {
+    /// The check that shows it, as `container.init`.
+    pub check_type: String,
+    /// The sentence a person reads.
+    pub message: String,
+    pub at: DateTime<Utc>,
+}
+
+impl Store {
+    /// Keeps a failure in the place of the one before it of the same check. A bot that is gone keeps none.
+    pub async fn put_fault(&self, bot: &BotId, check_type: &str, message: &str) -> Result<()> {
+        sqlx::query(
+            "INSERT INTO bot_faults (bot_id, check_type, message, at) \
+             SELECT id, ?2, ?3, ?4 FROM bots WHERE id = ?1 \
+             ON CONFLICT (bot_id, check_type) DO UPDATE SET message = excluded.message, at = excluded.at",
+        )
+        .bind(bot.as_str())
+        .bind(check_type)
+        .bind(message)
+        .bind(now().timestamp_micros())
+        .execute(self.writer())
+        .await
+        .map_err(StoreError::on("keeping a failure"))?;
+        Ok(())
+    }
+
+    /// Forgets a failure that was mended; none is a success.
+    pub async fn clear_fault(&self, bot: &BotId, check_type: &str) -> Result<()> {
+        sqlx::query("DELETE FROM bot_faults WHERE bot_id = ?1 AND check_type = ?2")
+            .bind(bot.as_str())
+            .bind(check_type)
+            .execute(self.writer())
+            .await
+            .map_err(StoreError::on("forgetting a failure"))?;
+        Ok(())
+    }
+
+    /// The kept failures of a bot.
+    pub async fn faults(&self, bot: &BotId) -> Result<Vec<FaultRow>> {
+        const OPERATION: &str = "reading failures";
+        let column = StoreError::on(OPERATION);
+        let rows = sqlx::query("SELECT check_type, message, at FROM bot_faults WHERE bot_id = ?1 ORDER BY check_type")
+            .bind(bot.as_str())
+            .fetch_all(self.readers())
+            .await
+            .map_err(&column)?;
+        rows.iter()
+            .map(|row| {
+                Ok(FaultRow {
+                    check_type: row.try_get("check_type").map_err(&column)?,
+                    message: row.try_get("message").map_err(&column)?,
+                    at: from_micros(OPERATION, row.try_get("at").map_err(&column)?)?,
+                })
+            })
+            .collect()
+    }
+
+    /// The number of kept failures of every bot that has one.
+    pub async fn fault_counts(&self) -> Result<HashMap<String, u32>> {
+        let column = StoreError::on("counting failures");
+        let rows = sqlx::query("SELECT bot_id, COUNT(*) AS n FROM bot_faults GROUP BY bot_id")
+            .fetch_all(self.readers())
+            .await
+            .map_err(&column)?;
+        rows.iter()
+            .map(|row| {
+                Ok((
+                    row.try_get("bot_id").map_err(&column)?,
+                    row.try_get("n").map_err(&column)?,
+                ))
+            })
+            .collect()
+    }
+}

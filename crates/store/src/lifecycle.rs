@@ -1,0 +1,74 @@
+//! What happened to workspaces, one row per change, oldest first.
+
+use chrono::{DateTime, Utc};
+use serde_json::Value;
+use skep_names::BotId;
+use sqlx::Row;
+
+use crate::connection::Store;
+use crate::error::{Result, StoreError};
+use crate::time::{from_micros, now};
+
+/// One change of a workspace.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LifecycleEventRow {
+    pub seq: i64,
+    pub container_id: String,
+    /// `create`, `start`, `stop`, `exit`, …
+    pub event_type: String,
+    pub payload: Value,
+    pub created_at: DateTime<Utc>,
+}
+
+impl Store {
+    /// Writes down a change of a workspace.
+    pub async fn insert_lifecycle_event(
+        &self,
+        bot: &BotId,
+        container_id: &str,
+        event_type: &str,
+        payload: &Value,
+    ) -> Result<()> {
+        sqlx::query(
+            "INSERT INTO lifecycle_events (bot_id, container_id, event_type, payload, created_at) \
+             VALUES (?1, ?2, ?3, ?4, ?5)",
+        )
+        .bind(bot.as_str())
+        .bind(container_id)
+        .bind(event_type)
+        .bind(payload.to_string())
+        .bind(now().timestamp_micros())
+        .execute(self.writer())
+        .await
+        .map_err(StoreError::on("writing a lifecycle event"))?;
+        Ok(())
+    }
+
+    /// The newest changes of a bot's workspace, newest first, at most `limit`.
+    pub async fn lifecycle_events(&self, bot: &BotId, limit: u32) -> Result<Vec<LifecycleEventRow>> {
+        const OPERATION: &str = "reading lifecycle events";
+        let column = StoreError::on(OPERATION);
+        let rows = sqlx::query(
+            "SELECT seq, container_id, event_type, payload, created_at FROM lifecycle_events WHERE bot_id = ?1 \
+             ORDER BY seq DESC LIMIT ?2",
+        )
+        .bind(bot.as_str())
+        .bind(i64::from(limit))
+        .fetch_all(self.readers())
+        .await
+        .map_err(&column)?;
+        rows.iter()
+            .map(|row| {
+                let payload: String = row.try_get("payload").map_err(&column)?;
+                Ok(LifecycleEventRow {
+                    seq: row.try_get("seq").map_err(&column)?,
+                    container_id: row.try_get("container_id").map_err(&column)?,
+                    event_type: row.try_get("event_type").map_err(&column)?,
+                    payload: serde_json::from_str(&payload)
+                        .map_err(|_| StoreError::damaged(OPERATION, "a payload that is no JSON"))?,
+                    created_at: from_micros(OPERATION, row.try_get("created_at").map_err(&column)?)?,
+                })
+            })
+            .collect()
+    }
+}
