@@ -1,5 +1,10 @@
 //! What tests share: harnesses for real daemons, the conformance suite, the fake runtime, images made on the spot.
+//!
+//! A tool that is missing here is a loud failure, never a skipped test; everything started is ended
+//! when its guard is dropped.
 
 mod containerd_server;
+pub mod images;
+pub mod registry;
 
 pub use containerd_server::{ContainerdServer, mounts_below, unmount_below};
