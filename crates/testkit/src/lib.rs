@@ -4,6 +4,7 @@
 //! when its guard is dropped.
 
 mod containerd_server;
+pub mod fake_runtime;
 pub mod images;
 pub mod registry;
 

@@ -1,0 +1,215 @@
+//! A runtime on plain directories: real bridges, real files and real processes, started in milliseconds.
+//!
+//! An image is a directory with a static busybox, a layer is a copy of it, process 1 is the bridge this
+//! workspace is built with, in a pid and a mount namespace of its own. Needs root, `unshare` and
+//! `/bin/busybox`. It isolates nothing and enforces no limit: for the rules above the runtime, not for its walls.
+//! Dropping it ends every process and removes every directory.
+
+mod faults;
+mod images;
+mod process;
+mod record;
+mod tree;
+mod verbs;
+
+use std::collections::HashMap;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use skep_names::{BotId, ImageReference};
+use skep_runtime::{Result, RuntimeError, RuntimeEvent};
+use tokio::sync::broadcast;
+
+pub use faults::{Faults, Hold, Verb};
+pub use images::FakeLayer;
+use images::Images;
+use process::Process;
+use record::Record;
+
+/// The image that is stored from the start.
+pub const FAKE_IMAGE: &str = "docker.io/library/busybox:latest";
+
+/// Events kept for a receiver that lags.
+const EVENTS: usize = 256;
+
+#[derive(Default)]
+struct Bot {
+    record: Option<Record>,
+    process: Option<Arc<Process>>,
+    /// Counts starts, so that the end of an earlier process is not taken for that of the present one.
+    generation: u64,
+    argv: Option<Vec<String>>,
+    gate: Arc<tokio::sync::Mutex<()>>,
+}
+
+struct Shared {
+    faults: Faults,
+    images: Images,
+    // Before the directories in the order of drops: processes end first.
+    bots: Mutex<HashMap<BotId, Bot>>,
+    events: broadcast::Sender<RuntimeEvent>,
+    root: tempfile::TempDir,
+}
+
+/// The fake backend. Clones are the same runtime.
+#[derive(Clone)]
+pub struct FakeRuntime {
+    shared: Arc<Shared>,
+}
+
+impl FakeRuntime {
+    /// A runtime below a temporary directory, with [`FAKE_IMAGE`] stored.
+    ///
+    /// # Errors
+    /// When the host lacks busybox or the rights to make device nodes.
+    pub fn new() -> io::Result<Self> {
+        let root = tempfile::Builder::new().prefix("skep-fake-").tempdir()?;
+        std::fs::set_permissions(root.path(), std::fs::Permissions::from_mode(0o755))?;
+        for directory in ["image", "bots", "runtime", "runtime/templates"] {
+            std::fs::create_dir(root.path().join(directory))?;
+        }
+        let bridge = root.path().join("runtime/bridge");
+        std::fs::write(&bridge, skep_bridge_binary::BRIDGE)?;
+        std::fs::set_permissions(&bridge, std::fs::Permissions::from_mode(0o755))?;
+        tree::make_busybox_root(&root.path().join("image"))?;
+        let shared = Shared {
+            images: Images::with_stored(FAKE_IMAGE),
+            root,
+            faults: Faults::default(),
+            bots: Mutex::default(),
+            events: broadcast::Sender::new(EVENTS),
+        };
+        Ok(Self {
+            shared: Arc::new(shared),
+        })
+    }
+
+    /// What goes wrong, waits or is counted.
+    pub fn faults(&self) -> &Faults {
+        &self.shared.faults
+    }
+
+    /// Offers an image in the "registry" of this runtime, to be pulled with these layers.
+    pub fn offer_image(&self, reference: &ImageReference, layers: Vec<FakeLayer>) {
+        self.shared.images.offer(reference, layers);
+    }
+
+    /// The daemon stops answering; running workspaces go on.
+    pub fn go_away(&self) {
+        self.faults().set_unavailable(true);
+        self.tell(RuntimeEvent::Disconnected);
+    }
+
+    /// The daemon answers again.
+    pub fn come_back(&self) {
+        self.faults().set_unavailable(false);
+        self.tell(RuntimeEvent::Reconnected);
+    }
+
+    /// Kills process 1 as the kernel or a tenant would; the event tells it. Says whether there was one.
+    ///
+    /// # Errors
+    /// When the signal cannot be sent.
+    pub fn kill_process_one(&self, bot: &BotId) -> io::Result<bool> {
+        let process = self.lock().get(bot).and_then(|state| state.process.clone());
+        match process {
+            Some(process) => process.signal(rustix::process::Signal::KILL).map(|()| true),
+            None => Ok(false),
+        }
+    }
+
+    /// Forgets the container and keeps its layer, as if someone had removed it with the daemon's own tools.
+    pub fn forget_container(&self, bot: &BotId) {
+        if let Some(state) = self.lock().get_mut(bot) {
+            state.record = None;
+        }
+    }
+
+    /// What the next starts of this bot run as process 1 in place of the bridge.
+    pub fn replace_process_one(&self, bot: &BotId, argv: &[&str]) {
+        let argv = argv.iter().map(|&part| part.to_owned()).collect();
+        self.lock().entry(bot.clone()).or_default().argv = Some(argv);
+    }
+
+    /// The next starts of this bot run the bridge again.
+    pub fn restore_process_one(&self, bot: &BotId) {
+        self.lock().entry(bot.clone()).or_default().argv = None;
+    }
+
+    /// Process 1 as the host sees it, while it runs.
+    pub fn host_pid(&self, bot: &BotId) -> Option<i32> {
+        let process = self.lock().get(bot).and_then(|state| state.process.clone())?;
+        process.ended().is_none().then(|| process.host_pid()).flatten()
+    }
+
+    /// The root file system of a bot on the host; it exists while the layer does.
+    pub fn layer_path(&self, bot: &BotId) -> PathBuf {
+        self.directory_of(bot).join("rootfs")
+    }
+
+    /// The log of a bot's process 1 on the host.
+    pub fn log_path(&self, bot: &BotId) -> PathBuf {
+        self.directory_of(bot).join("bridge.log")
+    }
+
+    fn directory_of(&self, bot: &BotId) -> PathBuf {
+        self.root().join("bots").join(bot.as_str())
+    }
+
+    fn socket_directory_of(&self, bot: &BotId) -> PathBuf {
+        self.directory_of(bot).join("run")
+    }
+
+    fn root(&self) -> &Path {
+        self.shared.root.path()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<BotId, Bot>> {
+        self.shared.bots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell(&self, event: RuntimeEvent) {
+        // An error means only that nobody listens.
+        if self.shared.events.send(event).is_err() {
+            tracing::trace!("an event of the fake runtime had no listener");
+        }
+    }
+
+    /// One verb at a time per bot, as a real backend's locks have it.
+    async fn alone(&self, bot: &BotId) -> tokio::sync::OwnedMutexGuard<()> {
+        let gate = Arc::clone(&self.lock().entry(bot.clone()).or_default().gate);
+        gate.lock_owned().await
+    }
+
+    /// Takes the present process out, so that its end is not told as an event, and ends it.
+    async fn end_process(&self, bot: &BotId, grace: Duration) -> Result<()> {
+        let taken = self.lock().get_mut(bot).and_then(|state| {
+            state.generation += 1;
+            state.process.take()
+        });
+        let Some(process) = taken else { return Ok(()) };
+        blocking("stop process 1", move || {
+            process.signal(rustix::process::Signal::TERM)?;
+            if !process.wait(grace) {
+                process.signal(rustix::process::Signal::KILL)?;
+            }
+            process.wait(Duration::from_secs(10));
+            Ok(())
+        })
+        .await
+    }
+}
+
+/// Runs what blocks on a thread for that.
+async fn blocking<T: Send + 'static>(
+    operation: &'static str,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(outcome) => outcome.map_err(|error| RuntimeError::other(operation, error)),
+        Err(error) => Err(RuntimeError::other(operation, error)),
+    }
+}

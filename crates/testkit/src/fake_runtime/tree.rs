@@ -1,0 +1,117 @@
+//! Root file systems as plain directories: how the test image is made, and how a layer is copied from it.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
+
+use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
+
+/// The static multi-call binary of the host that the image is made of.
+const BUSYBOX: &str = "/bin/busybox";
+
+/// Makes the root file system of the test image: busybox with its applets, users, empty directories, devices.
+///
+/// # Errors
+/// When busybox is missing or devices cannot be made (both need a host with root rights).
+pub(super) fn make_busybox_root(root: &Path) -> io::Result<()> {
+    let directories = [
+        "bin",
+        "dev/pts",
+        "dev/shm",
+        "etc",
+        "home",
+        "opt/memoh",
+        "proc",
+        "root",
+        "run/memoh",
+        "sys",
+        "tmp",
+        "usr/bin",
+        "usr/sbin",
+        "sbin",
+        "var/log",
+    ];
+    for directory in directories {
+        fs::create_dir_all(root.join(directory))?;
+    }
+    fs::set_permissions(root.join("tmp"), fs::Permissions::from_mode(0o1777))?;
+    fs::set_permissions(root.join("root"), fs::Permissions::from_mode(0o700))?;
+    let busybox = root.join("bin/busybox");
+    fs::copy(BUSYBOX, &busybox).map_err(|error| io::Error::new(error.kind(), format!("copy {BUSYBOX}: {error}")))?;
+    fs::set_permissions(&busybox, fs::Permissions::from_mode(0o755))?;
+    let listing = std::process::Command::new(BUSYBOX).arg("--list").output()?;
+    for applet in String::from_utf8_lossy(&listing.stdout)
+        .lines()
+        .filter(|applet| *applet != "busybox")
+    {
+        symlink("busybox", root.join("bin").join(applet))?;
+    }
+    fs::write(
+        root.join("etc/passwd"),
+        "root:x:0:0:root:/root:/bin/sh\nworker:x:1000:1000:worker:/home/worker:/bin/sh\n\
+         nobody:x:65534:65534:nobody:/nonexistent:/bin/false\n",
+    )?;
+    fs::write(
+        root.join("etc/group"),
+        "root:x:0:\ntools:x:50:worker\nworker:x:1000:\nnogroup:x:65534:\n",
+    )?;
+    let home = root.join("home/worker");
+    fs::create_dir(&home)?;
+    std::os::unix::fs::chown(&home, Some(1000), Some(1000))?;
+    make_devices(&root.join("dev"))
+}
+
+fn make_devices(dev: &Path) -> io::Result<()> {
+    let devices = [
+        ("null", 1, 3),
+        ("zero", 1, 5),
+        ("full", 1, 7),
+        ("random", 1, 8),
+        ("urandom", 1, 9),
+        ("tty", 5, 0),
+    ];
+    for (name, major, minor) in devices {
+        let path = dev.join(name);
+        mknodat(
+            CWD,
+            &path,
+            FileType::CharacterDevice,
+            Mode::from_raw_mode(0o666),
+            makedev(major, minor),
+        )?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o666))?;
+    }
+    symlink("pts/ptmx", dev.join("ptmx"))?;
+    symlink("/proc/self/fd", dev.join("fd"))
+}
+
+/// Copies a tree with kinds, modes and owners. `to` must not exist.
+pub(super) fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
+    let metadata = fs::symlink_metadata(from)?;
+    let kind = metadata.file_type();
+    if kind.is_symlink() {
+        symlink(fs::read_link(from)?, to)?;
+        return std::os::unix::fs::lchown(to, Some(metadata.uid()), Some(metadata.gid()));
+    }
+    if kind.is_dir() {
+        fs::create_dir(to)?;
+        for entry in fs::read_dir(from)? {
+            let name = entry?.file_name();
+            copy_tree(&from.join(&name), &to.join(&name))?;
+        }
+    } else if kind.is_file() {
+        fs::copy(from, to)?;
+    } else if kind.is_char_device() || kind.is_block_device() || kind.is_fifo() {
+        let mode = metadata.mode();
+        mknodat(
+            CWD,
+            to,
+            FileType::from_raw_mode(mode),
+            Mode::from_raw_mode(mode),
+            metadata.rdev(),
+        )?;
+    }
+    std::os::unix::fs::chown(to, Some(metadata.uid()), Some(metadata.gid()))?;
+    fs::set_permissions(to, fs::Permissions::from_mode(metadata.mode() & 0o7777))
+}

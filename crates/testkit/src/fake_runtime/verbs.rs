@@ -1,0 +1,358 @@
+//! The verbs of [`Runtime`], on directories.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use chrono::Utc;
+use skep_names::{BotId, ImageReference, SOCKET_FILE_NAME};
+use skep_runtime::{
+    BridgeEndpoint, Capabilities, Check, CheckStatus, CreateOutcome, ImageArchive, ImageRecord, Instance, InstanceSpec,
+    LayerOutcome, Limits, PullProgress, Result, Runtime, RuntimeError, RuntimeEvent, Started, TaskState, Usage,
+};
+use tokio::io::AsyncReadExt;
+use tokio::sync::broadcast;
+
+use super::faults::Verb;
+use super::process::{Launch, Process, tail_of};
+use super::record::{self, Record};
+use super::{Bot, FakeRuntime, blocking, tree};
+
+/// The largest archive the fake takes: it holds it in memory.
+const MAX_ARCHIVE_BYTES: u64 = 64 << 20;
+
+#[async_trait]
+impl Runtime for FakeRuntime {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            backend: "fake",
+            snapshots: false,
+            gpu: false,
+            snapshotters: vec!["directory".to_owned()],
+        }
+    }
+
+    async fn checks(&self) -> Vec<Check> {
+        let (status, detail) = if self.faults().is_unavailable() {
+            (CheckStatus::Error, "the fake runtime is away")
+        } else {
+            (CheckStatus::Ok, "the fake runtime answers")
+        };
+        let detail = detail.to_owned();
+        vec![Check {
+            name: "runtime",
+            status,
+            detail,
+        }]
+    }
+
+    async fn images(&self) -> Result<Vec<ImageRecord>> {
+        self.faults().enter(Verb::Images).await?;
+        Ok(self
+            .shared
+            .images
+            .all()
+            .into_iter()
+            .map(|image| self.with_use(image))
+            .collect())
+    }
+
+    async fn image(&self, reference: &ImageReference) -> Result<Option<ImageRecord>> {
+        self.faults().enter(Verb::Images).await?;
+        Ok(self.shared.images.stored(reference).map(|image| self.with_use(image)))
+    }
+
+    async fn pull(&self, reference: &ImageReference, progress: Arc<dyn PullProgress>) -> Result<ImageRecord> {
+        self.faults().enter(Verb::Pull).await?;
+        self.shared.images.pull(reference, progress.as_ref()).await
+    }
+
+    async fn import(&self, archive: ImageArchive, name: Option<&ImageReference>) -> Result<Vec<ImageRecord>> {
+        self.faults().enter(Verb::Import).await?;
+        let mut bytes = Vec::new();
+        let read = archive.take(MAX_ARCHIVE_BYTES).read_to_end(&mut bytes).await;
+        read.map_err(|error| RuntimeError::other("read the archive", error))?;
+        self.shared.images.import(&bytes, name)
+    }
+
+    async fn remove_image(&self, reference: &ImageReference) -> Result<()> {
+        self.faults().enter(Verb::RemoveImage).await?;
+        if self.is_used(reference) {
+            return Err(RuntimeError::Rejected {
+                reason: format!("image {} is in use", reference.as_str()),
+            });
+        }
+        self.shared.images.remove(reference);
+        Ok(())
+    }
+
+    async fn create(&self, spec: &InstanceSpec) -> Result<CreateOutcome> {
+        let _alone = self.alone(&spec.bot).await;
+        self.faults().enter(Verb::Create).await?;
+        let image = self
+            .shared
+            .images
+            .stored(&spec.image)
+            .ok_or_else(|| RuntimeError::ImageNotFound {
+                reference: spec.image.as_str().to_owned(),
+            })?;
+        let layer = self.make_layer(&spec.bot).await?;
+        let mut bots = self.lock();
+        let state = bots.entry(spec.bot.clone()).or_default();
+        let task = task_state(state);
+        let record = state
+            .record
+            .get_or_insert_with(|| Record::new(spec, Some(image.digest)));
+        let instance = record.instance(&spec.bot, task);
+        Ok(CreateOutcome { instance, layer })
+    }
+
+    async fn start(&self, bot: &BotId, limits: &Limits) -> Result<Started> {
+        let _alone = self.alone(bot).await;
+        self.faults().enter(Verb::Start).await?;
+        let record = self.record_of(bot)?;
+        let already_running = self.task_of(bot) == TaskState::Running;
+        if !already_running {
+            self.end_process(bot, Duration::ZERO).await?;
+            let process = self.launch(bot, &record).await?;
+            let mut bots = self.lock();
+            let state = bots.entry(bot.clone()).or_default();
+            state.process = Some(Arc::new(process));
+            if let Some(record) = &mut state.record {
+                record.started_at = Some(Utc::now());
+                record.limits = *limits;
+            }
+        }
+        Ok(Started {
+            address: None,
+            isolation: record::isolation(),
+            already_running,
+        })
+    }
+
+    async fn stop(&self, bot: &BotId, grace: Duration) -> Result<()> {
+        let _alone = self.alone(bot).await;
+        self.faults().enter(Verb::Stop).await?;
+        self.end_process(bot, grace).await
+    }
+
+    async fn remove(&self, bot: &BotId) -> Result<()> {
+        let _alone = self.alone(bot).await;
+        self.faults().enter(Verb::Remove).await?;
+        self.end_process(bot, Duration::ZERO).await?;
+        if let Some(state) = self.lock().get_mut(bot) {
+            state.record = None;
+        }
+        let directory = self.directory_of(bot);
+        blocking("remove the directories", move || {
+            match std::fs::remove_dir_all(&directory) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            }
+        })
+        .await
+    }
+
+    async fn inspect(&self, bot: &BotId) -> Result<Option<Instance>> {
+        self.faults().enter(Verb::Inspect).await?;
+        Ok(self.lock().get(bot).and_then(|state| instance_of(bot, state)))
+    }
+
+    async fn list(&self) -> Result<Vec<Instance>> {
+        self.faults().enter(Verb::List).await?;
+        Ok(self
+            .lock()
+            .iter()
+            .filter_map(|(bot, state)| instance_of(bot, state))
+            .collect())
+    }
+
+    async fn layers(&self) -> Result<Vec<BotId>> {
+        self.faults().enter(Verb::Layers).await?;
+        let bots = self.root().join("bots");
+        blocking("list the layers", move || {
+            let mut found = Vec::new();
+            for entry in std::fs::read_dir(&bots)? {
+                let entry = entry?;
+                if entry.path().join("rootfs").is_dir()
+                    && let Some(bot) = entry.file_name().to_str().and_then(|name| name.parse().ok())
+                {
+                    found.push(bot);
+                }
+            }
+            Ok(found)
+        })
+        .await
+    }
+
+    fn events(&self) -> broadcast::Receiver<RuntimeEvent> {
+        self.shared.events.subscribe()
+    }
+
+    async fn apply_limits(&self, bot: &BotId, limits: &Limits) -> Result<()> {
+        self.faults().enter(Verb::ApplyLimits).await?;
+        let mut bots = self.lock();
+        let record = bots.get_mut(bot).and_then(|state| state.record.as_mut());
+        record.ok_or_else(|| not_found(bot))?.limits = *limits;
+        Ok(())
+    }
+
+    async fn usage(&self, bot: &BotId) -> Result<Usage> {
+        self.faults().enter(Verb::Usage).await?;
+        let record = self.record_of(bot)?;
+        let pid = self.host_pid(bot).ok_or_else(|| not_found(bot))?;
+        let memory = read_resident_bytes(pid).map_err(|error| RuntimeError::other("read the memory in use", error))?;
+        Ok(Usage {
+            memory_bytes: Some(memory),
+            memory_limit_bytes: Some(record.limits.memory_bytes).filter(|limit| *limit > 0),
+            ..Usage::default()
+        })
+    }
+
+    fn bridge_endpoint(&self, bot: &BotId) -> Result<BridgeEndpoint> {
+        if self.task_of(bot) == TaskState::None {
+            return Err(not_found(bot));
+        }
+        Ok(BridgeEndpoint::Unix {
+            directory: self.socket_directory_of(bot),
+            file_name: SOCKET_FILE_NAME.to_owned(),
+            owner_uid: rustix::process::geteuid().as_raw(),
+        })
+    }
+
+    async fn sweep(&self) -> Result<()> {
+        self.faults().enter(Verb::Sweep).await
+    }
+
+    async fn address(&self, _bot: &BotId) -> Result<Option<IpAddr>> {
+        self.faults().enter(Verb::Address).await.map(|()| None)
+    }
+}
+
+impl FakeRuntime {
+    async fn make_layer(&self, bot: &BotId) -> Result<LayerOutcome> {
+        let (image, directory, layer) = (self.root().join("image"), self.directory_of(bot), self.layer_path(bot));
+        blocking("copy the image", move || {
+            if layer.is_dir() {
+                return Ok(LayerOutcome::Kept);
+            }
+            std::fs::create_dir_all(directory.join("run"))?;
+            let staging = directory.join("staging");
+            if staging.exists() {
+                std::fs::remove_dir_all(&staging)?;
+            }
+            tree::copy_tree(&image, &staging)?;
+            std::fs::rename(&staging, &layer)?;
+            Ok(LayerOutcome::Made)
+        })
+        .await
+    }
+
+    async fn launch(&self, bot: &BotId, record: &Record) -> Result<Process> {
+        let (replaced, generation) = {
+            let mut bots = self.lock();
+            let state = bots.entry(bot.clone()).or_default();
+            state.generation += 1;
+            (state.argv.clone(), state.generation)
+        };
+        let launch = Launch {
+            root: self.layer_path(bot),
+            socket_directory: self.socket_directory_of(bot),
+            runtime_directory: self.root().join("runtime"),
+            log: self.log_path(bot),
+            env: environment(&record.spec.env),
+            argv: replaced.unwrap_or_else(|| vec![skep_names::BRIDGE_PATH_INSIDE.to_owned()]),
+        };
+        let weak = Arc::downgrade(&self.shared);
+        let ended = bot.clone();
+        let on_end = move |exit_status| {
+            if let Some(shared) = weak.upgrade() {
+                FakeRuntime { shared }.tell_end(&ended, generation, exit_status);
+            }
+        };
+        let log = launch.log.clone();
+        let started = blocking("start process 1", move || Process::launch(&launch, on_end)).await;
+        started.map_err(|error| match error {
+            RuntimeError::Other { source, .. } => {
+                RuntimeError::other(format!("start process 1 ({})", tail_of(&log)), source)
+            }
+            other => other,
+        })
+    }
+
+    /// An end that was not asked for is an event.
+    fn tell_end(&self, bot: &BotId, generation: u64, exit_status: u32) {
+        let asked_for = self.lock().get(bot).is_none_or(|state| state.generation != generation);
+        if !asked_for {
+            self.tell(RuntimeEvent::TaskExited {
+                bot: bot.clone(),
+                exit_status,
+            });
+        }
+    }
+
+    fn record_of(&self, bot: &BotId) -> Result<Record> {
+        let record = self.lock().get(bot).and_then(|state| state.record.clone());
+        record.ok_or_else(|| not_found(bot))
+    }
+
+    fn task_of(&self, bot: &BotId) -> TaskState {
+        self.lock().get(bot).map_or(TaskState::None, task_state)
+    }
+
+    fn is_used(&self, reference: &ImageReference) -> bool {
+        let bots = self.lock();
+        bots.values().any(|state| {
+            state
+                .record
+                .as_ref()
+                .is_some_and(|record| record.spec.image == *reference)
+        })
+    }
+
+    fn with_use(&self, image: ImageRecord) -> ImageRecord {
+        let in_use = self.is_used(&image.name);
+        ImageRecord { in_use, ..image }
+    }
+}
+
+fn task_state(state: &Bot) -> TaskState {
+    match &state.process {
+        None => TaskState::None,
+        Some(process) if process.ended().is_some() => TaskState::Dead,
+        Some(_) => TaskState::Running,
+    }
+}
+
+fn instance_of(bot: &BotId, state: &Bot) -> Option<Instance> {
+    state
+        .record
+        .as_ref()
+        .map(|record| record.instance(bot, task_state(state)))
+}
+
+fn not_found(bot: &BotId) -> RuntimeError {
+    RuntimeError::NotFound {
+        what: format!("container {}", skep_names::container_id_for(bot)),
+    }
+}
+
+fn environment(given: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let own = [
+        ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+        (skep_names::ENV_SOCKET_PATH, skep_names::SOCKET_PATH_INSIDE),
+    ];
+    let mut all: BTreeMap<String, String> = own.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+    all.extend(given.clone());
+    all
+}
+
+fn read_resident_bytes(pid: i32) -> io::Result<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or("0");
+    let kibibytes: u64 = line.trim().trim_end_matches(" kB").parse().map_err(io::Error::other)?;
+    Ok(kibibytes * 1024)
+}
