@@ -1,1 +1,8 @@
+//! The HTTP server: it parses, authorises, calls core and converts. It decides nothing else.
+//!
+//! `http/` has one file per noun of the API; `http/error.rs` is the only place where a failure gets
+//! its status; `http/access.rs` is the only way to a bot.
 
+pub mod app;
+pub mod config;
+pub mod http;

@@ -1,0 +1,645 @@
+//! The configuration as types: what the rest of the server reads.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::{IpNet, Ipv4Net};
+use skep_names::ImageReference;
+
+use crate::config::load::{RegistrySettings, Settings};
+use crate::config::value::Value;
+use crate::config::{ConfigError, Origin};
+
+/// Everything in force.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// `[log]`
+    pub log: LogConfig,
+    /// `[server]`
+    pub server: ServerConfig,
+    /// `[admin]`
+    pub admin: AdminConfig,
+    /// `[auth]`
+    pub auth: AuthConfig,
+    /// `[workspace]`
+    pub workspace: WorkspaceConfig,
+    /// `[containerd]`
+    pub containerd: ContainerdConfig,
+    /// `[registry."host"]`, by host.
+    pub registries: BTreeMap<String, RegistryConfig>,
+    /// `[limits]`
+    pub limits: LimitsConfig,
+    /// `[snapshots]` and `[backups]`
+    pub snapshots: SnapshotsConfig,
+    /// `[export]` and `[import]`
+    pub import: ImportConfig,
+    /// `images.allow`: registry hosts.
+    pub images_allow: Vec<String>,
+    /// `[gpu]`: device names members may use.
+    pub gpu_allow: Vec<String>,
+    /// `[gpu]`: where CDI specs lie.
+    pub gpu_spec_dirs: Vec<PathBuf>,
+    /// `[isolation]`
+    pub isolation: IsolationConfig,
+    /// `[network]`
+    pub network: NetworkConfig,
+    /// `[mcp]`
+    pub mcp: McpConfig,
+    /// `[exec]`
+    pub exec: ExecConfig,
+    /// `[terminal]`
+    pub terminal: TerminalConfig,
+    /// Time zone of workspaces, when the file or `TZ` names one.
+    pub timezone: Option<String>,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For machines.
+    Json,
+}
+
+/// `[log]`
+#[derive(Debug, Clone)]
+pub struct LogConfig {
+    /// A level, or a filter such as `info,skep_core=debug`.
+    pub level: String,
+    /// How lines look.
+    pub format: LogFormat,
+}
+
+/// `[server]`
+#[derive(Debug, Clone)]
+pub struct ServerConfig {
+    /// Where it listens.
+    pub addr: SocketAddr,
+    /// Origins that may open a terminal beside our own.
+    pub allowed_origins: Vec<String>,
+    /// Whose `X-Forwarded-For` counts.
+    pub trusted_proxies: Vec<IpNet>,
+}
+
+/// `[admin]`
+#[derive(Clone)]
+pub struct AdminConfig {
+    /// Login name of the first admin.
+    pub username: String,
+    /// Password of the first admin; `None`: generated, and printed once.
+    pub password: Option<String>,
+    /// Address of the first admin.
+    pub email: Option<String>,
+}
+
+impl std::fmt::Debug for AdminConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AdminConfig")
+            .field("username", &self.username)
+            .finish_non_exhaustive()
+    }
+}
+
+/// `[auth]`
+#[derive(Clone)]
+pub struct AuthConfig {
+    /// Signs tokens; `None`: made, and kept in the data root.
+    pub jwt_secret: Option<String>,
+    /// How long a token lasts.
+    pub jwt_expires_in: Duration,
+    /// `?token=` counts where `?ticket=` does.
+    pub query_token: bool,
+}
+
+impl std::fmt::Debug for AuthConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AuthConfig")
+            .field("jwt_expires_in", &self.jwt_expires_in)
+            .field("query_token", &self.query_token)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What makes workspaces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backend {
+    /// containerd.
+    Containerd,
+}
+
+/// When a registry is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PullPolicy {
+    /// Only for an image that is not there.
+    IfNotPresent,
+    /// At every create.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// `[workspace]`
+#[derive(Debug, Clone)]
+pub struct WorkspaceConfig {
+    /// What makes workspaces.
+    pub backend: Backend,
+    /// The image of a workspace that names none, `workspace.registry` put before it.
+    pub default_image: ImageReference,
+    /// Nobody set `default_image`: an image that was built here may take its place.
+    pub default_image_is_ours: bool,
+    /// Where layers are kept.
+    pub snapshotter: String,
+    /// Where everything is kept; absolute.
+    pub data_root: PathBuf,
+    /// CNI's programs, when they are not where they usually are.
+    pub cni_bin_dir: Option<PathBuf>,
+    /// The user's own CNI configuration.
+    pub cni_conf_dir: Option<PathBuf>,
+    /// The runtime directory; `None`: unpacked below the data root.
+    pub runtime_dir: Option<PathBuf>,
+    /// When a registry is asked.
+    pub image_pull_policy: PullPolicy,
+    /// How often store and runtime are compared.
+    pub reconcile_interval: Duration,
+    /// How long a stop waits before it kills.
+    pub stop_grace: Duration,
+}
+
+/// `[containerd]`
+#[derive(Debug, Clone)]
+pub struct ContainerdConfig {
+    /// Its socket.
+    pub socket_path: PathBuf,
+    /// Somebody named the socket: it is theirs, not ours to start.
+    pub socket_is_named: bool,
+    /// Its namespace.
+    pub namespace: String,
+    /// The runtime's type.
+    pub runtime: String,
+    /// The OCI runtime's program.
+    pub runtime_binary: Option<PathBuf>,
+}
+
+/// `[registry."host"]`
+#[derive(Clone, Default)]
+pub struct RegistryConfig {
+    /// No TLS.
+    pub plain_http: bool,
+    /// Who signs in.
+    pub username: Option<String>,
+    /// With what.
+    pub password: Option<String>,
+    /// Asked before the host itself.
+    pub mirrors: Vec<String>,
+}
+
+impl std::fmt::Debug for RegistryConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RegistryConfig")
+            .field("plain_http", &self.plain_http)
+            .field("username", &self.username)
+            .field("mirrors", &self.mirrors)
+            .finish_non_exhaustive()
+    }
+}
+
+/// `[limits]`; what a workspace gets that asks for nothing. 0 is no limit.
+#[derive(Debug, Clone, Copy)]
+pub struct LimitsConfig {
+    /// Thousandths of a core.
+    pub cpu_millicores: u64,
+    /// Bytes of memory.
+    pub memory_bytes: u64,
+    /// Processes and threads.
+    pub pids: u64,
+    /// Bytes of storage.
+    pub storage_bytes: u64,
+    /// Bytes that stay free on the host.
+    pub reserve_bytes: u64,
+}
+
+/// `[snapshots]` and `[backups]`: how many are kept.
+#[derive(Debug, Clone, Copy)]
+pub struct SnapshotsConfig {
+    /// Versions of a caller's own making.
+    pub max: u64,
+    /// Automatic ones.
+    pub keep_automatic: u64,
+    /// Those that a rollback made.
+    pub keep_rollback: u64,
+    /// Older backups.
+    pub keep_backups: u64,
+}
+
+/// `[export]` and `[import]`
+#[derive(Debug, Clone, Copy)]
+pub struct ImportConfig {
+    /// How long a consistent export may freeze a workspace.
+    pub freeze_max: Duration,
+    /// Bytes an archive may unpack to.
+    pub max_bytes: u64,
+    /// Entries it may have.
+    pub max_entries: u64,
+    /// Bytes written for each byte read.
+    pub max_ratio: u64,
+}
+
+/// Whether workspaces get a user namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UserNamespaceMode {
+    /// Where the host can.
+    Auto,
+    /// Or not at all.
+    Required,
+    /// No.
+    Off,
+}
+
+/// `[isolation]`
+#[derive(Debug, Clone, Copy)]
+pub struct IsolationConfig {
+    /// User namespaces.
+    pub user_namespace: UserNamespaceMode,
+    /// Go on without a seccomp filter.
+    pub without_seccomp: bool,
+    /// Go on without cgroup limits.
+    pub without_limits: bool,
+}
+
+/// How workspaces are connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NetworkMode {
+    /// By a bridge, to the outside.
+    Bridge,
+    /// Not at all.
+    None,
+}
+
+/// `[network]`
+#[derive(Debug, Clone)]
+pub struct NetworkConfig {
+    /// How workspaces are connected.
+    pub mode: NetworkMode,
+    /// Private destinations that are allowed, `CIDR[:port]`.
+    pub allow: Vec<String>,
+    /// The bridge's name.
+    pub bridge: String,
+    /// Where addresses come from.
+    pub subnet: Ipv4Net,
+    /// The firewall table's name.
+    pub table: String,
+    /// Go on without isolation rules.
+    pub unisolated: bool,
+}
+
+/// `[mcp]`
+#[derive(Debug, Clone)]
+pub struct McpConfig {
+    /// Private destinations that are allowed.
+    pub allow_hosts: Vec<String>,
+    /// When a session that nobody uses ends.
+    pub idle_timeout: Duration,
+    /// Sessions of a bot.
+    pub max_sessions: u64,
+}
+
+/// `[exec]`
+#[derive(Debug, Clone, Copy)]
+pub struct ExecConfig {
+    /// Output kept of each.
+    pub log_bytes: u64,
+    /// How long it is kept.
+    pub keep: Duration,
+    /// The longest timeout that may be asked for.
+    pub max_timeout: Duration,
+}
+
+/// `[terminal]`
+#[derive(Debug, Clone, Copy)]
+pub struct TerminalConfig {
+    /// When a terminal that nobody uses ends.
+    pub idle_timeout: Duration,
+    /// How long a named session lives without a client.
+    pub session_keep: Duration,
+}
+
+impl Config {
+    /// Makes types of settings.
+    ///
+    /// # Errors
+    /// The first value that cannot be, or that this version cannot do.
+    pub fn settle(settings: &Settings) -> Result<Self, ConfigError> {
+        let reader = Reader(settings);
+        refuse_what_comes_later(&reader)?;
+        Ok(Self {
+            log: log(&reader),
+            server: server(&reader)?,
+            admin: AdminConfig {
+                username: reader.text("admin", "username"),
+                password: reader.optional("admin", "password"),
+                email: reader.optional("admin", "email"),
+            },
+            auth: AuthConfig {
+                jwt_secret: reader.optional("auth", "jwt_secret"),
+                jwt_expires_in: reader.duration("auth", "jwt_expires_in"),
+                query_token: reader.flag("auth", "query_token"),
+            },
+            workspace: workspace(&reader)?,
+            containerd: containerd(&reader),
+            registries: settings
+                .registries
+                .iter()
+                .map(|(host, keys)| (host.clone(), registry(keys)))
+                .collect(),
+            limits: limits(&reader),
+            snapshots: SnapshotsConfig {
+                max: reader.number("snapshots", "max"),
+                keep_automatic: reader.number("snapshots", "keep_automatic"),
+                keep_rollback: reader.number("snapshots", "keep_rollback"),
+                keep_backups: reader.number("backups", "keep"),
+            },
+            import: ImportConfig {
+                freeze_max: reader.duration("export", "freeze_max"),
+                max_bytes: reader.number("import", "max_bytes"),
+                max_entries: reader.number("import", "max_entries"),
+                max_ratio: reader.number("import", "max_ratio"),
+            },
+            images_allow: reader.list("images", "allow"),
+            gpu_allow: reader.list("gpu", "allow"),
+            gpu_spec_dirs: reader.list("gpu", "spec_dirs").into_iter().map(PathBuf::from).collect(),
+            isolation: isolation(&reader),
+            network: network(&reader)?,
+            mcp: McpConfig {
+                allow_hosts: reader.list("mcp", "allow_hosts"),
+                idle_timeout: reader.duration("mcp", "idle_timeout"),
+                max_sessions: reader.number("mcp", "max_sessions"),
+            },
+            exec: ExecConfig {
+                log_bytes: reader.number("exec", "log_bytes"),
+                keep: reader.duration("exec", "keep"),
+                max_timeout: reader.duration("exec", "max_timeout"),
+            },
+            terminal: TerminalConfig {
+                idle_timeout: reader.duration("terminal", "idle_timeout"),
+                session_keep: reader.duration("terminal", "session_keep"),
+            },
+            timezone: settings.timezone.clone(),
+        })
+    }
+
+    /// Where the database file lies.
+    pub fn database_file(&self) -> PathBuf {
+        self.workspace.data_root.join("skep.db")
+    }
+}
+
+/// A key that is set and cannot be honoured is an error: never silently less than was asked for.
+fn refuse_what_comes_later(reader: &Reader<'_>) -> Result<(), ConfigError> {
+    let later = |key, value: String, reason| Err(ConfigError::NotInThisVersion { key, value, reason });
+    let url = reader.text("database", "url");
+    if url.starts_with("postgres") {
+        return later(
+            "database.url",
+            "postgres://…".to_owned(),
+            "it keeps its data in SQLite only",
+        );
+    }
+    if !url.is_empty() && url != "sqlite://<data_root>/skep.db" {
+        return later("database.url", url, "the database is <data_root>/skep.db");
+    }
+    if !reader.text("server", "metrics_addr").is_empty() {
+        return later(
+            "server.metrics_addr",
+            reader.text("server", "metrics_addr"),
+            "it has no metrics listener",
+        );
+    }
+    for key in ["tls_cert", "tls_key"] {
+        if !reader.text("server", key).is_empty() {
+            return later(
+                "server.tls_cert, server.tls_key",
+                reader.text("server", key),
+                "put a proxy with TLS before it",
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Reads settled values; the kinds were checked when they were read, so another kind cannot be.
+struct Reader<'a>(&'a Settings);
+
+impl Reader<'_> {
+    fn value(&self, section: &'static str, name: &'static str) -> Option<&Value> {
+        self.0.get(section, name).map(|setting| &setting.value)
+    }
+
+    fn is_default(&self, section: &'static str, name: &'static str) -> bool {
+        self.0
+            .get(section, name)
+            .is_none_or(|setting| setting.origin == Origin::Default)
+    }
+
+    fn text(&self, section: &'static str, name: &'static str) -> String {
+        match self.value(section, name) {
+            Some(Value::Text(text)) => text.clone(),
+            _ => String::new(),
+        }
+    }
+
+    fn optional(&self, section: &'static str, name: &'static str) -> Option<String> {
+        Some(self.text(section, name)).filter(|text| !text.is_empty())
+    }
+
+    fn flag(&self, section: &'static str, name: &'static str) -> bool {
+        matches!(self.value(section, name), Some(Value::Flag(true)))
+    }
+
+    fn number(&self, section: &'static str, name: &'static str) -> u64 {
+        match self.value(section, name) {
+            Some(Value::Number(number)) => *number,
+            _ => 0,
+        }
+    }
+
+    fn duration(&self, section: &'static str, name: &'static str) -> Duration {
+        match self.value(section, name) {
+            Some(Value::Duration(duration)) => *duration,
+            _ => Duration::ZERO,
+        }
+    }
+
+    fn list(&self, section: &'static str, name: &'static str) -> Vec<String> {
+        match self.value(section, name) {
+            Some(Value::List(items)) => items.clone(),
+            _ => Vec::new(),
+        }
+    }
+
+    fn refuse(&self, section: &'static str, name: &'static str, expected: impl Into<String>) -> ConfigError {
+        ConfigError::Invalid {
+            key: format!("{section}.{name}"),
+            origin: self
+                .0
+                .get(section, name)
+                .map_or_else(String::new, |setting| setting.origin.to_string()),
+            expected: expected.into(),
+        }
+    }
+}
+
+fn log(reader: &Reader<'_>) -> LogConfig {
+    LogConfig {
+        level: reader.text("log", "level"),
+        format: if reader.text("log", "format") == "json" {
+            LogFormat::Json
+        } else {
+            LogFormat::Text
+        },
+    }
+}
+
+fn server(reader: &Reader<'_>) -> Result<ServerConfig, ConfigError> {
+    let addr = reader.text("server", "addr");
+    // ":8080" is how the reference's file says "on every address".
+    let addr = if addr.starts_with(':') {
+        format!("0.0.0.0{addr}")
+    } else {
+        addr
+    };
+    let addr = addr.replace("localhost:", "127.0.0.1:");
+    let trusted_proxies = reader
+        .list("server", "trusted_proxies")
+        .iter()
+        .map(|text| {
+            text.parse::<IpNet>()
+                .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
+        })
+        .collect::<Result<_, _>>()
+        .map_err(|_| reader.refuse("server", "trusted_proxies", "a list of addresses or networks"))?;
+    Ok(ServerConfig {
+        addr: addr
+            .parse()
+            .map_err(|_| reader.refuse("server", "addr", "an address with a port, such as 127.0.0.1:8080"))?,
+        allowed_origins: reader.list("server", "allowed_origins"),
+        trusted_proxies,
+    })
+}
+
+fn workspace(reader: &Reader<'_>) -> Result<WorkspaceConfig, ConfigError> {
+    let backend = match reader.text("workspace", "backend").as_str() {
+        "" | "containerd" => Backend::Containerd,
+        other => {
+            return Err(ConfigError::NotInThisVersion {
+                key: "workspace.backend",
+                value: other.to_owned(),
+                reason: "the backend is containerd",
+            });
+        }
+    };
+    let image = match reader.optional("workspace", "registry") {
+        Some(registry) => format!(
+            "{}/{}",
+            registry.trim_end_matches('/'),
+            reader.text("workspace", "default_image")
+        ),
+        None => reader.text("workspace", "default_image"),
+    };
+    let data_root = std::path::absolute(reader.text("workspace", "data_root"))
+        .map_err(|_| reader.refuse("workspace", "data_root", "a directory"))?;
+    let path = |name| reader.optional("workspace", name).map(PathBuf::from);
+    Ok(WorkspaceConfig {
+        backend,
+        default_image: image
+            .parse()
+            .map_err(|_| reader.refuse("workspace", "default_image", "an image reference"))?,
+        default_image_is_ours: reader.is_default("workspace", "default_image")
+            && reader.is_default("workspace", "registry"),
+        snapshotter: reader.text("workspace", "snapshotter"),
+        data_root,
+        cni_bin_dir: path("cni_bin_dir"),
+        cni_conf_dir: path("cni_conf_dir"),
+        runtime_dir: path("runtime_dir"),
+        image_pull_policy: match reader.text("workspace", "image_pull_policy").as_str() {
+            "always" => PullPolicy::Always,
+            "never" => PullPolicy::Never,
+            _ => PullPolicy::IfNotPresent,
+        },
+        reconcile_interval: reader
+            .duration("workspace", "reconcile_interval")
+            .max(Duration::from_secs(1)),
+        stop_grace: reader.duration("workspace", "stop_grace"),
+    })
+}
+
+fn containerd(reader: &Reader<'_>) -> ContainerdConfig {
+    ContainerdConfig {
+        socket_path: PathBuf::from(reader.text("containerd", "socket_path")),
+        socket_is_named: !reader.is_default("containerd", "socket_path"),
+        namespace: reader.text("containerd", "namespace"),
+        runtime: reader.text("containerd", "runtime"),
+        runtime_binary: reader.optional("containerd", "runtime_binary").map(PathBuf::from),
+    }
+}
+
+fn limits(reader: &Reader<'_>) -> LimitsConfig {
+    LimitsConfig {
+        cpu_millicores: reader.number("limits", "cpu_millicores"),
+        memory_bytes: reader.number("limits", "memory_bytes"),
+        pids: reader.number("limits", "pids"),
+        storage_bytes: reader.number("limits", "storage_bytes"),
+        reserve_bytes: reader.number("limits", "reserve_bytes"),
+    }
+}
+
+fn isolation(reader: &Reader<'_>) -> IsolationConfig {
+    IsolationConfig {
+        user_namespace: match reader.text("isolation", "user_namespace").as_str() {
+            "required" => UserNamespaceMode::Required,
+            "off" => UserNamespaceMode::Off,
+            _ => UserNamespaceMode::Auto,
+        },
+        without_seccomp: reader.flag("isolation", "without_seccomp"),
+        without_limits: reader.flag("isolation", "without_limits"),
+    }
+}
+
+fn network(reader: &Reader<'_>) -> Result<NetworkConfig, ConfigError> {
+    Ok(NetworkConfig {
+        mode: if reader.text("network", "mode") == "none" {
+            NetworkMode::None
+        } else {
+            NetworkMode::Bridge
+        },
+        allow: reader.list("network", "allow"),
+        bridge: reader.text("network", "bridge"),
+        subnet: reader
+            .text("network", "subnet")
+            .parse()
+            .map_err(|_| reader.refuse("network", "subnet", "an IPv4 network, such as 10.88.0.0/16"))?,
+        table: reader.text("network", "table"),
+        unisolated: reader.flag("network", "unisolated"),
+    })
+}
+
+fn registry(keys: &RegistrySettings) -> RegistryConfig {
+    let text = |name: &str| match keys.get(name).map(|setting| &setting.value) {
+        Some(Value::Text(text)) if !text.is_empty() => Some(text.clone()),
+        _ => None,
+    };
+    RegistryConfig {
+        plain_http: matches!(
+            keys.get("plain_http").map(|setting| &setting.value),
+            Some(Value::Flag(true))
+        ),
+        username: text("username"),
+        password: text("password"),
+        mirrors: match keys.get("mirrors").map(|setting| &setting.value) {
+            Some(Value::List(items)) => items.clone(),
+            _ => Vec::new(),
+        },
+    }
+}

@@ -1,0 +1,158 @@
+//! The outermost layer: the request's id, the caller's address, panics, the log line.
+
+use std::net::{IpAddr, SocketAddr};
+use std::panic::AssertUnwindSafe;
+use std::time::Instant;
+
+use axum::extract::{ConnectInfo, FromRequestParts, MatchedPath, Request, State};
+use axum::http::HeaderMap;
+use axum::http::header::{HeaderName, HeaderValue};
+use axum::http::request::Parts;
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use futures::FutureExt;
+use ipnet::IpNet;
+
+use crate::app::App;
+use crate::http::error::{self, ApiError};
+
+/// Longest id that is taken from a caller.
+const LONGEST_REQUEST_ID: usize = 128;
+
+/// What is known of a request before anybody looks at it.
+#[derive(Debug, Clone)]
+pub struct RequestContext {
+    /// Stands in the answer, in every error and in the log.
+    pub request_id: String,
+    /// Who asked, trusted proxies taken away.
+    pub from: IpAddr,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for RequestContext {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, ApiError> {
+        parts
+            .extensions
+            .get::<RequestContext>()
+            .cloned()
+            .ok_or_else(|| ApiError::internal("the request has no context"))
+    }
+}
+
+/// Runs a request inside its context.
+pub(crate) async fn with_context(State(app): State<App>, mut request: Request, next: Next) -> Response {
+    let request_id = request_id(request.headers());
+    let peer = request
+        .extensions()
+        .get::<ConnectInfo<SocketAddr>>()
+        .map_or(IpAddr::from([0, 0, 0, 0]), |info| info.0.ip());
+    let from = caller_address(peer, request.headers(), &app.config().server.trusted_proxies);
+    request.extensions_mut().insert(RequestContext {
+        request_id: request_id.clone(),
+        from,
+    });
+    let method = request.method().clone();
+    let started = Instant::now();
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map(|path| path.as_str().to_owned());
+    let response = match AssertUnwindSafe(next.run(request)).catch_unwind().await {
+        Ok(response) => response,
+        Err(panic) => ApiError::internal(panic_text(panic.as_ref())).into_response(),
+    };
+    let mut response = error::finish(response, &request_id);
+    if let Ok(value) = HeaderValue::from_str(&request_id) {
+        response
+            .headers_mut()
+            .insert(HeaderName::from_static(skep_api::HEADER_REQUEST_ID), value);
+    }
+    tracing::debug!(
+        request_id,
+        %method,
+        route = route.as_deref().unwrap_or("-"),
+        status = response.status().as_u16(),
+        milliseconds = started.elapsed().as_millis() as u64,
+        "answered"
+    );
+    response
+}
+
+/// The caller's id if it is short and plain, else a new one: it goes into logs and headers.
+fn request_id(headers: &HeaderMap) -> String {
+    headers
+        .get(skep_api::HEADER_REQUEST_ID)
+        .and_then(|value| value.to_str().ok())
+        .filter(|text| (1..=LONGEST_REQUEST_ID).contains(&text.len()))
+        .filter(|text| {
+            text.bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte))
+        })
+        .map_or_else(|| uuid::Uuid::now_v7().to_string(), str::to_owned)
+}
+
+/// The nearest address that is not one of our proxies. `X-Forwarded-For` counts only when the peer
+/// is a trusted proxy, and is read from its end, where only trusted hands have written.
+fn caller_address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
+    let is_trusted = |address: IpAddr| trusted.iter().any(|net| net.contains(&address));
+    let mut nearest = peer;
+    let forwarded = headers
+        .get_all("x-forwarded-for")
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|line| line.split(','))
+        .map(|part| part.trim().parse::<IpAddr>())
+        .collect::<Vec<_>>();
+    for hop in forwarded.into_iter().rev() {
+        if !is_trusted(nearest) {
+            break;
+        }
+        match hop {
+            Ok(address) => nearest = address,
+            Err(_) => break,
+        }
+    }
+    nearest
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned());
+    format!("panic: {}", text.unwrap_or_else(|| "no message".to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(name: &'static str, value: &str) -> HeaderMap {
+        HeaderMap::from_iter([(HeaderName::from_static(name), HeaderValue::from_str(value).unwrap())])
+    }
+
+    #[test]
+    fn a_sane_request_id_is_taken_and_another_is_replaced() {
+        assert_eq!(request_id(&headers("x-request-id", "abc-1.2_3:4")), "abc-1.2_3:4");
+        for bad in ["", "a b", "a\"b", &"x".repeat(129)] {
+            assert_ne!(request_id(&headers("x-request-id", bad)), bad);
+        }
+    }
+
+    #[test]
+    fn only_trusted_proxies_may_say_who_the_caller_is() {
+        let peer: IpAddr = "10.0.0.1".parse().unwrap();
+        let trusted: Vec<IpNet> = vec!["10.0.0.0/8".parse().unwrap()];
+        let forwarded = headers("x-forwarded-for", "1.1.1.1, 2.2.2.2, 10.0.0.9");
+        assert_eq!(
+            caller_address(peer, &forwarded, &trusted),
+            "2.2.2.2".parse::<IpAddr>().unwrap()
+        );
+        assert_eq!(caller_address(peer, &forwarded, &[]), peer);
+        assert_eq!(
+            caller_address(peer, &headers("x-forwarded-for", "junk"), &trusted),
+            peer
+        );
+    }
+}

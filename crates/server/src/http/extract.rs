@@ -1,0 +1,164 @@
+//! Bodies, query strings and path parts, with the refusals of the contract in place of axum's.
+
+use axum::RequestExt;
+use axum::extract::rejection::{BytesRejection, FailedToBufferBody, PathRejection};
+use axum::extract::{FromRequest, FromRequestParts, Request};
+use axum::http::header::CONTENT_TYPE;
+use axum::http::request::Parts;
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+use skep_api::ErrorCode;
+
+use crate::http::error::ApiError;
+
+/// A JSON body: an empty one counts as `{}`, unknown fields are ignored; a wrong type, broken JSON
+/// or another `Content-Type` is 400, a body over the limit 413.
+#[derive(Debug, Clone)]
+pub struct JsonBody<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for JsonBody<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, _state: &S) -> Result<Self, ApiError> {
+        Ok(RawJsonBody::<T>::read(request).await?.into())
+    }
+}
+
+/// A JSON body together with its bytes, for routes that take an idempotency key.
+#[derive(Debug, Clone)]
+pub struct RawJsonBody<T> {
+    /// What it says.
+    pub value: T,
+    /// As it came.
+    pub bytes: Bytes,
+}
+
+impl<T> From<RawJsonBody<T>> for JsonBody<T> {
+    fn from(body: RawJsonBody<T>) -> Self {
+        JsonBody(body.value)
+    }
+}
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for RawJsonBody<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, _state: &S) -> Result<Self, ApiError> {
+        Self::read(request).await
+    }
+}
+
+impl<T: DeserializeOwned> RawJsonBody<T> {
+    async fn read(request: Request) -> Result<Self, ApiError> {
+        let content_type = request.headers().get(CONTENT_TYPE).cloned();
+        let bytes = request
+            .extract::<Bytes, _>()
+            .await
+            .map_err(|rejection| refuse_bytes(&rejection))?;
+        if bytes.is_empty() {
+            return parse_empty().map(|value| Self { value, bytes });
+        }
+        if !content_type.is_some_and(|value| value.to_str().is_ok_and(is_json)) {
+            return Err(ApiError::invalid_body("the Content-Type must be application/json"));
+        }
+        let value = serde_json::from_slice(&bytes).map_err(|error| {
+            ApiError::invalid_body(format!("the request body is not what this route takes: {error}"))
+        })?;
+        Ok(Self { value, bytes })
+    }
+}
+
+fn parse_empty<T: DeserializeOwned>() -> Result<T, ApiError> {
+    serde_json::from_str("{}")
+        .map_err(|error| ApiError::invalid_body(format!("the request body is empty: {}", without_place(&error))))
+}
+
+/// The position in a `{}` that nobody sent would only confuse.
+fn without_place(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    text.split(" at line ").next().unwrap_or(&text).to_owned()
+}
+
+fn is_json(content_type: &str) -> bool {
+    let media = content_type.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
+    media == "application/json" || (media.starts_with("application/") && media.ends_with("+json"))
+}
+
+fn refuse_bytes(rejection: &BytesRejection) -> ApiError {
+    match rejection {
+        BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)) => {
+            ApiError::new(ErrorCode::BodyTooLarge, "the request body is too large")
+        }
+        _ => ApiError::invalid_body("the request body broke off"),
+    }
+}
+
+/// The query string; a part of the wrong type is 400 `invalid_argument`.
+#[derive(Debug, Clone)]
+pub struct Query<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        axum::extract::Query::<T>::from_request_parts(parts, state)
+            .await
+            .map(|query| Self(query.0))
+            .map_err(|rejection| ApiError::invalid_argument(format!("query string: {}", rejection.body_text())))
+    }
+}
+
+/// One part of the path by its name, decoded; what is not UTF-8 is 400.
+pub async fn path_part(parts: &mut Parts, name: &str) -> Result<String, ApiError> {
+    let found = axum::extract::RawPathParams::from_request_parts(parts, &())
+        .await
+        .map_err(|_| ApiError::new(ErrorCode::InvalidPath, "the path is not valid UTF-8"))?;
+    found
+        .iter()
+        .find(|(key, _)| *key == name)
+        .map(|(_, value)| value.to_owned())
+        .ok_or_else(|| ApiError::internal(format!("the route has no part {name}")))
+}
+
+/// Path parts by type; a part of the wrong type is 400 `invalid_argument`.
+#[derive(Debug, Clone)]
+pub struct Path<T>(pub T);
+
+impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        axum::extract::Path::<T>::from_request_parts(parts, state)
+            .await
+            .map(|path| Self(path.0))
+            .map_err(|rejection| match rejection {
+                PathRejection::FailedToDeserializePathParams(inner) => ApiError::invalid_argument(inner.body_text()),
+                other => ApiError::internal(other.to_string()),
+            })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_json_media_types_are_json() {
+        for good in [
+            "application/json",
+            "application/json; charset=utf-8",
+            "Application/JSON",
+            "application/x+json",
+        ] {
+            assert!(is_json(good), "{good}");
+        }
+        for bad in [
+            "",
+            "text/json",
+            "text/plain",
+            "application/jsonx",
+            "multipart/form-data",
+        ] {
+            assert!(!is_json(bad), "{bad}");
+        }
+    }
+}
