@@ -11,6 +11,7 @@ mod data_root;
 mod error;
 mod faults;
 mod idempotency;
+mod identity;
 mod lifecycle;
 mod members;
 mod migrations;
@@ -25,6 +26,10 @@ pub use data_root::{DataRoot, DataRootError, LockHolder};
 pub use error::{Result, StoreError};
 pub use faults::FaultRow;
 pub use idempotency::{IdempotencyBegin, IdempotencyKey, IdempotencyOutcome};
+pub use identity::{
+    ApiKeyRow, AuditFilter, AuditPage, AuditRow, NewApiKey, NewAudit, NewTicket, NewUser, Scope, TicketPurpose,
+    TicketRow, TokenUser, UserRole, UserRow, UserUpdate,
+};
 pub use lifecycle::LifecycleEventRow;
 pub use members::{MemberRole, MemberRow};
 pub use migrations::MigrationState;

@@ -9,11 +9,14 @@ use crate::connection::Store;
 use crate::error::{Result, StoreError};
 
 /// Number, name, text.
-const MIGRATIONS: &[(i64, &str, &str)] = &[(
-    1,
-    "bots and workspaces",
-    include_str!("../migrations/0001_bots_and_workspaces.sql"),
-)];
+const MIGRATIONS: &[(i64, &str, &str)] = &[
+    (
+        1,
+        "bots and workspaces",
+        include_str!("../migrations/0001_bots_and_workspaces.sql"),
+    ),
+    (2, "identity", include_str!("../migrations/0002_identity.sql")),
+];
 
 /// One migration and whether this database has it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,0 +1,190 @@
+//! Users, keys, tickets and the audit trail, on a real database.
+
+use chrono::{TimeDelta, Utc};
+use skep_store::{
+    AuditFilter, NewApiKey, NewAudit, NewTicket, NewUser, Scope, Store, StoreError, TicketPurpose, UserRole, UserUpdate,
+};
+
+struct Fixture {
+    store: Store,
+    _directory: tempfile::TempDir,
+}
+
+async fn fixture() -> Fixture {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(&directory.path().join("skep.db")).await.unwrap();
+    Fixture {
+        store,
+        _directory: directory,
+    }
+}
+
+fn user(id: &str, username: &str, email: Option<&str>) -> NewUser {
+    NewUser {
+        id: id.into(),
+        username: username.into(),
+        email: email.map(str::to_owned),
+        password_hash: "$argon2id$".into(),
+        role: UserRole::Member,
+        display_name: username.into(),
+        avatar_url: None,
+        timezone: None,
+        is_active: true,
+    }
+}
+
+#[tokio::test]
+async fn names_and_addresses_are_unique_in_any_case() {
+    let fixture = fixture().await;
+    fixture
+        .store
+        .insert_user(user("1", "Ada", Some("ada@example.org")))
+        .await
+        .unwrap();
+    for other in [user("2", "ADA", None), user("3", "bob", Some("ADA@example.org"))] {
+        let refused = fixture.store.insert_user(other).await;
+        assert!(matches!(refused, Err(StoreError::Exists { .. })), "{refused:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_login_is_a_name_before_it_is_an_address() {
+    let fixture = fixture().await;
+    fixture
+        .store
+        .insert_user(user("1", "ada", Some("x@example.org")))
+        .await
+        .unwrap();
+    fixture
+        .store
+        .insert_user(user("2", "x@example.org", None))
+        .await
+        .unwrap();
+    for (login, id) in [("ADA", "1"), ("x@example.org", "2")] {
+        let found = fixture.store.user_by_login(login).await.unwrap();
+        assert_eq!(found.map(|user| user.id).as_deref(), Some(id), "{login}");
+    }
+    assert!(fixture.store.user_by_login("nobody").await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn an_update_changes_only_what_it_names() {
+    let fixture = fixture().await;
+    let before = fixture
+        .store
+        .insert_user(user("1", "ada", Some("a@example.org")))
+        .await
+        .unwrap();
+    let update = UserUpdate {
+        timezone: Some(Some("Europe/London".into())),
+        ..UserUpdate::default()
+    };
+    let after = fixture.store.update_user("1", update).await.unwrap().unwrap();
+    assert_eq!(after.timezone.as_deref(), Some("Europe/London"));
+    assert_eq!(
+        (after.email, after.display_name, after.role),
+        (before.email, before.display_name, before.role)
+    );
+    assert!(
+        fixture
+            .store
+            .update_user("2", UserUpdate::default())
+            .await
+            .unwrap()
+            .is_none()
+    );
+}
+
+#[tokio::test]
+async fn a_revoked_token_is_told_with_its_user() {
+    let fixture = fixture().await;
+    fixture.store.insert_user(user("1", "ada", None)).await.unwrap();
+    let expires_at = Utc::now() + TimeDelta::hours(1);
+    fixture.store.revoke_token("gone", expires_at).await.unwrap();
+    fixture.store.revoke_token("gone", expires_at).await.unwrap();
+    assert!(fixture.store.token_user("1", "gone").await.unwrap().unwrap().revoked);
+    assert!(!fixture.store.token_user("1", "other").await.unwrap().unwrap().revoked);
+}
+
+#[tokio::test]
+async fn a_ticket_is_taken_once_and_only_for_its_use() {
+    let fixture = fixture().await;
+    fixture.store.insert_user(user("1", "ada", None)).await.unwrap();
+    let ticket = |name: &str, seconds| NewTicket {
+        ticket_sha256: name.into(),
+        user_id: "1".into(),
+        bot_id: "b".into(),
+        purpose: TicketPurpose::Terminal,
+        scope: Scope::Operate,
+        expires_at: Utc::now() + TimeDelta::seconds(seconds),
+    };
+    fixture.store.insert_ticket(ticket("good", 30)).await.unwrap();
+    fixture.store.insert_ticket(ticket("late", -1)).await.unwrap();
+    let take = |name: &'static str, purpose| fixture.store.take_ticket(name, purpose);
+    assert!(take("good", TicketPurpose::Download).await.unwrap().is_none());
+    assert!(take("late", TicketPurpose::Terminal).await.unwrap().is_none());
+    assert_eq!(
+        take("good", TicketPurpose::Terminal).await.unwrap().unwrap().bot_id,
+        "b"
+    );
+    assert!(take("good", TicketPurpose::Terminal).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn a_key_is_found_by_its_digest_and_removed_by_its_owner_only() {
+    let fixture = fixture().await;
+    fixture.store.insert_user(user("1", "ada", None)).await.unwrap();
+    let key = NewApiKey {
+        id: "k".into(),
+        user_id: "1".into(),
+        name: "ci".into(),
+        key_sha256: "digest".into(),
+        scope: Scope::Read,
+        bots: Some(vec!["b".into()]),
+        expires_at: None,
+    };
+    fixture.store.insert_api_key(key).await.unwrap();
+    let (key, owner) = fixture.store.api_key("digest").await.unwrap().unwrap();
+    assert_eq!((key.bots, owner.id.as_str()), (Some(vec!["b".to_owned()]), "1"));
+    assert!(!fixture.store.delete_api_key("2", "k").await.unwrap());
+    assert!(fixture.store.delete_api_key("1", "k").await.unwrap());
+    assert!(fixture.store.api_key("digest").await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn the_audit_trail_is_paged_newest_first() {
+    let fixture = fixture().await;
+    let line = |n: usize| NewAudit {
+        at: Utc::now(),
+        user_id: "1".into(),
+        action: format!("a{n}"),
+        bot_id: (n % 2 == 0).then(|| "b".to_owned()),
+        address: "127.0.0.1".into(),
+        outcome: "200".into(),
+        request_id: "r".into(),
+    };
+    fixture
+        .store
+        .append_audit(&(0..5).map(line).collect::<Vec<_>>())
+        .await
+        .unwrap();
+    let first = fixture.store.audit(&AuditFilter::default(), None, 3).await.unwrap();
+    let rest = fixture
+        .store
+        .audit(&AuditFilter::default(), first.next_before, 3)
+        .await
+        .unwrap();
+    let actions: Vec<_> = first
+        .rows
+        .iter()
+        .chain(&rest.rows)
+        .map(|row| row.line.action.clone())
+        .collect();
+    assert_eq!(actions, ["a4", "a3", "a2", "a1", "a0"]);
+    assert_eq!(rest.next_before, None);
+    let of_bot = AuditFilter {
+        bot_id: Some("b".into()),
+        user_id: None,
+    };
+    assert_eq!(fixture.store.audit(&of_bot, None, 9).await.unwrap().rows.len(), 3);
+}
