@@ -1,0 +1,259 @@
+//! One connection per bot, made when it is first needed and replaced when it is dead.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use skep_bridge_protocol::bridgepb::container_service_client::ContainerServiceClient;
+use skep_bridge_protocol::workspace::workspace_client::WorkspaceClient;
+use skep_bridge_protocol::workspace::{InfoRequest, InfoResponse};
+use skep_names::BotId;
+use skep_runtime::{Runtime, RuntimeError};
+use tokio::sync::OnceCell;
+use tokio::time::{Instant, timeout, timeout_at};
+use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{Code, Response, Status};
+
+use super::connect::connect;
+use super::error::{BridgeError, BridgeResult, sentence};
+
+/// How long a bridge may take to accept a connection and to answer `Info`.
+const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+/// The longest message of a bridge of ours: pages and pieces are far below it.
+const LARGEST_ANSWER_BYTES: usize = 4 * 1024 * 1024;
+/// What one stream may hold unread. A slow reader holds no more than this.
+const STREAM_WINDOW_BYTES: u32 = 512 * 1024;
+/// What all streams may hold unread together: as much as the protocol can say, so that one that stands still
+/// never stops the others.
+const CONNECTION_WINDOW_BYTES: u32 = (1 << 31) - 1;
+/// Headers and trailers of one answer.
+const LARGEST_HEADERS_BYTES: u32 = 64 * 1024;
+/// A bridge's own words about itself.
+const MOST_FEATURES: usize = 256;
+/// First and longest pause between two tries to reach a bridge that is being started.
+const TRY_AGAIN: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
+
+/// The pool. Knows no rules: whether a workspace should run at all is decided before a bridge is asked for.
+pub struct BridgePool {
+    runtime: Arc<dyn Runtime>,
+    connections: Mutex<HashMap<BotId, Arc<Slot>>>,
+}
+
+/// Callers that come at once share one try to connect.
+#[derive(Default)]
+struct Slot {
+    connection: OnceCell<Arc<Connection>>,
+}
+
+struct Connection {
+    channel: Channel,
+    gone: Arc<AtomicBool>,
+    kind: Kind,
+}
+
+/// What the other end is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Kind {
+    /// Has our service.
+    Ours(InfoResponse),
+    /// Has the reference's service alone.
+    Reference,
+}
+
+/// One connection to one workspace, for as long as a caller needs it. Clones share it.
+#[derive(Clone)]
+pub struct Bridge {
+    connection: Arc<Connection>,
+}
+
+impl BridgePool {
+    /// An empty pool; where bridges listen is asked of `runtime`.
+    pub fn new(runtime: Arc<dyn Runtime>) -> Self {
+        Self {
+            runtime,
+            connections: Mutex::default(),
+        }
+    }
+
+    /// The bridge of a bot's running workspace; a dead connection is replaced.
+    ///
+    /// # Errors
+    /// `Unreachable` within 10 s when nobody trustworthy answers.
+    pub async fn bridge(&self, bot: &BotId) -> BridgeResult<Bridge> {
+        let slot = self.slot(bot);
+        let connection = slot.connection.get_or_try_init(|| self.connect(bot)).await;
+        match connection {
+            Ok(connection) => Ok(Bridge {
+                connection: Arc::clone(connection),
+            }),
+            Err(error) => {
+                self.forget(bot, &slot);
+                Err(error)
+            }
+        }
+    }
+
+    /// Forgets a bot's connection. Called on every start, stop, snapshot and rollback; calls under way go on as
+    /// long as the old bridge lives.
+    pub fn evict(&self, bot: &BotId) {
+        self.lock().remove(bot);
+    }
+
+    /// Tries until the bridge of a workspace that was just started answers.
+    ///
+    /// # Errors
+    /// After `deadline`, what the last try met with.
+    pub async fn wait_until_answering(&self, bot: &BotId, deadline: Instant) -> BridgeResult<Bridge> {
+        let mut pause = TRY_AGAIN.0;
+        let mut last = BridgeError::late("its bridge");
+        loop {
+            match timeout_at(deadline, self.bridge(bot)).await {
+                Ok(Ok(bridge)) => return Ok(bridge),
+                Ok(Err(error)) => last = error,
+                Err(_) => return Err(last),
+            }
+            if Instant::now() + pause >= deadline {
+                return Err(last);
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(TRY_AGAIN.1);
+        }
+    }
+
+    /// The bot's slot, a new one when the connection in it is dead.
+    fn slot(&self, bot: &BotId) -> Arc<Slot> {
+        let mut connections = self.lock();
+        let slot = connections.entry(bot.clone()).or_default();
+        if slot.connection.get().is_some_and(|connection| connection.is_dead()) {
+            *slot = Arc::default();
+        }
+        Arc::clone(slot)
+    }
+
+    /// A failed try leaves nothing behind: no entry for bots that are gone.
+    fn forget(&self, bot: &BotId, slot: &Arc<Slot>) {
+        let mut connections = self.lock();
+        if connections.get(bot).is_some_and(|present| Arc::ptr_eq(present, slot)) && Arc::strong_count(slot) <= 2 {
+            connections.remove(bot);
+        }
+    }
+
+    async fn connect(&self, bot: &BotId) -> BridgeResult<Arc<Connection>> {
+        let endpoint = self.runtime.bridge_endpoint(bot).map_err(|error| match error {
+            RuntimeError::NotFound { .. } => BridgeError::Unreachable("it does not run".to_owned()),
+            other => BridgeError::Unreachable(other.to_string()),
+        })?;
+        let gone = Arc::new(AtomicBool::new(false));
+        let wire = timeout(CONNECT_WITHIN, connect(&endpoint, Arc::clone(&gone)))
+            .await
+            .map_err(|_| BridgeError::late("the connection"))?
+            .map_err(|error| BridgeError::Unreachable(error.to_string()))?;
+        let channel = timeout(CONNECT_WITHIN, channel_over(wire))
+            .await
+            .map_err(|_| BridgeError::late("the handshake"))?
+            .map_err(|_| BridgeError::Unreachable("the handshake failed".to_owned()))?;
+        let kind = ask_kind(&channel).await?;
+        Ok(Arc::new(Connection { channel, gone, kind }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<BotId, Arc<Slot>>> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A channel over this one stream: when the stream ends, the channel is dead and the pool makes another.
+async fn channel_over(wire: super::connect::Wire) -> Result<Channel, tonic::transport::Error> {
+    let mut once = Some(wire);
+    let connector = tower::service_fn(move |_: Uri| {
+        let wire = once.take().map(TokioIo::new);
+        std::future::ready(wire.ok_or_else(|| std::io::Error::other("the connection was lost")))
+    });
+    Endpoint::from_static("http://bridge")
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .http2_max_header_list_size(LARGEST_HEADERS_BYTES)
+        .http2_keep_alive_interval(Duration::from_secs(30))
+        .keep_alive_timeout(Duration::from_secs(10))
+        .connect_with_connector(connector)
+        .await
+}
+
+async fn ask_kind(channel: &Channel) -> BridgeResult<Kind> {
+    let mut client = WorkspaceClient::new(channel.clone()).max_decoding_message_size(LARGEST_ANSWER_BYTES);
+    let answer = timeout(CONNECT_WITHIN, client.info(InfoRequest {}))
+        .await
+        .map_err(|_| BridgeError::late("the bridge's first answer"))?;
+    match answer {
+        Ok(info) => {
+            let mut info = info.into_inner();
+            info.version = sentence(&info.version);
+            info.features.truncate(MOST_FEATURES);
+            Ok(Kind::Ours(info))
+        }
+        Err(status) if status.code() == Code::Unimplemented => Ok(Kind::Reference),
+        Err(status) => Err(BridgeError::Unreachable(sentence(status.message()))),
+    }
+}
+
+impl Connection {
+    fn is_dead(&self) -> bool {
+        self.gone.load(Ordering::Acquire)
+    }
+}
+
+impl Bridge {
+    /// The version the bridge tells; `None` for one that has the reference's service alone.
+    pub fn version(&self) -> Option<&str> {
+        match &self.connection.kind {
+            Kind::Ours(info) => Some(&info.version),
+            Kind::Reference => None,
+        }
+    }
+
+    /// The number of our service's surface it has; 0 for the reference's.
+    pub fn generation(&self) -> u32 {
+        match &self.connection.kind {
+            Kind::Ours(info) => info.generation,
+            Kind::Reference => 0,
+        }
+    }
+
+    /// Whether its connection was lost.
+    pub fn is_dead(&self) -> bool {
+        self.connection.is_dead()
+    }
+
+    /// Our service.
+    ///
+    /// # Errors
+    /// `Unsupported` when the bridge lacks it; `what` says what was wanted.
+    pub(crate) fn workspace(&self, what: &'static str) -> BridgeResult<WorkspaceClient<Channel>> {
+        match self.connection.kind {
+            Kind::Ours(_) => {
+                Ok(WorkspaceClient::new(self.connection.channel.clone())
+                    .max_decoding_message_size(LARGEST_ANSWER_BYTES))
+            }
+            Kind::Reference => Err(BridgeError::Unsupported(what)),
+        }
+    }
+
+    /// The reference's service, which every bridge has.
+    pub fn reference(&self) -> ContainerServiceClient<Channel> {
+        ContainerServiceClient::new(self.connection.channel.clone())
+            .max_decoding_message_size(skep_bridge_protocol::MAX_MESSAGE_BYTES)
+    }
+
+    /// Waits for an answer no longer than `within`.
+    pub(crate) async fn answer<T>(
+        within: Duration,
+        call: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> BridgeResult<T> {
+        match timeout(within, call).await {
+            Ok(answer) => Ok(answer?.into_inner()),
+            Err(_) => Err(BridgeError::late("an answer of the bridge")),
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! Files of a workspace, over its bridge: with the tenant's own rights, inside the workspace.
+//!
+//! Everything of any size is streamed in pieces of at most 256 KiB with back-pressure; nothing here holds a file.
+
+mod archive;
+mod entry;
+mod list;
+mod path;
+mod read;
+mod write;
+
+use skep_bridge_protocol::workspace::{
+    ChangeModeRequest, CopyRequest, MakeDirectoryRequest, RemoveRequest, RenameRequest, StatRequest,
+};
+
+use crate::bridge::{Bridge, BridgeError, BridgeResult, LARGE_WITHIN, SMALL_WITHIN};
+
+pub use archive::{ArchiveReport, read_archive, write_archive};
+pub use entry::FileEntry;
+pub use list::{EntryStream, ListOptions, MOST_ENTRIES, list};
+pub use path::WorkspacePath;
+pub use read::{FileReader, read};
+pub use write::{FileWriter, NewFile, copy_content};
+
+/// Permissions of a new directory.
+const NEW_DIRECTORY_MODE: u32 = 0o750;
+
+/// Whether a link stands for itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Links {
+    /// What the link leads to; a dangling one shows itself.
+    Followed,
+    /// The link itself.
+    Shown,
+}
+
+/// What a delete of a directory with entries does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// It is refused.
+    EmptyOnly,
+    /// All of it goes.
+    Recursive,
+}
+
+/// What is under a path.
+///
+/// # Errors
+/// `NotFound`, `PermissionDenied`, `InvalidPath` (through a file), `Unreachable`.
+pub async fn stat(bridge: &Bridge, path: &WorkspacePath, links: Links) -> BridgeResult<FileEntry> {
+    let mut client = bridge.workspace("files")?;
+    let request = StatRequest {
+        path: path.to_bytes(),
+        follow: links == Links::Followed,
+    };
+    let info = Bridge::answer(SMALL_WITHIN, client.stat(request)).await?;
+    FileEntry::of_path(&info, path)
+}
+
+/// Makes a directory with its parents; one that is there is a success.
+///
+/// # Errors
+/// `InvalidPath` when something else is in the way, and as [`stat`].
+pub async fn make_directory(bridge: &Bridge, path: &WorkspacePath) -> BridgeResult<()> {
+    let mut client = bridge.workspace("files")?;
+    let request = MakeDirectoryRequest {
+        path: path.to_bytes(),
+        mode: NEW_DIRECTORY_MODE,
+    };
+    Bridge::answer(SMALL_WITHIN, client.make_directory(request))
+        .await
+        .map(|_| ())
+}
+
+/// Removes a file or a directory; what is not there is a success.
+///
+/// # Errors
+/// `Conflict` for a directory with entries unless `Recursive`; `PermissionDenied` for the root.
+pub async fn remove(bridge: &Bridge, path: &WorkspacePath, depth: Depth) -> BridgeResult<()> {
+    if path.is_root() {
+        return Err(BridgeError::PermissionDenied("cannot delete root directory".to_owned()));
+    }
+    let mut client = bridge.workspace("files")?;
+    let request = RemoveRequest {
+        path: path.to_bytes(),
+        recursive: depth == Depth::Recursive,
+    };
+    Bridge::answer(LARGE_WITHIN, client.remove(request)).await.map(|_| ())
+}
+
+/// Gives something another name, in the place of what had it, as `rename(2)`.
+///
+/// # Errors
+/// `NotFound`, `Conflict` (a directory with entries is in the way), and as [`stat`].
+pub async fn rename(bridge: &Bridge, from: &WorkspacePath, to: &WorkspacePath) -> BridgeResult<()> {
+    let mut client = bridge.workspace("files")?;
+    let request = RenameRequest {
+        from: from.to_bytes(),
+        to: to.to_bytes(),
+    };
+    Bridge::answer(LARGE_WITHIN, client.rename(request)).await.map(|_| ())
+}
+
+/// Copies a file or a directory with all in it.
+///
+/// # Errors
+/// As [`rename`], and `NoSpace`.
+pub async fn copy(bridge: &Bridge, from: &WorkspacePath, to: &WorkspacePath) -> BridgeResult<()> {
+    let mut client = bridge.workspace("files")?;
+    let request = CopyRequest {
+        from: from.to_bytes(),
+        to: to.to_bytes(),
+    };
+    Bridge::answer(LARGE_WITHIN, client.copy(request)).await.map(|_| ())
+}
+
+/// What [`change_mode`] sets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ModeChange {
+    /// Permission bits, at most 0o7777.
+    pub mode: u32,
+    /// Owner, as seen inside.
+    pub uid: Option<u32>,
+    /// Group, as seen inside.
+    pub gid: Option<u32>,
+}
+
+/// Sets permissions and, when given, owner and group.
+///
+/// # Errors
+/// As [`stat`].
+pub async fn change_mode(bridge: &Bridge, path: &WorkspacePath, change: ModeChange) -> BridgeResult<()> {
+    let mut client = bridge.workspace("files")?;
+    let request = ChangeModeRequest {
+        path: path.to_bytes(),
+        mode: change.mode & 0o7777,
+        uid: change.uid,
+        gid: change.gid,
+    };
+    Bridge::answer(SMALL_WITHIN, client.change_mode(request))
+        .await
+        .map(|_| ())
+}

@@ -1,0 +1,90 @@
+//! A regular file's bytes, from any offset, in pieces.
+
+use bytes::Bytes;
+use skep_bridge_protocol::workspace::{ReadChunk, ReadRequest};
+use tokio::time::timeout;
+use tonic::Streaming;
+
+use super::entry::FileEntry;
+use super::path::WorkspacePath;
+use crate::bridge::{Bridge, BridgeError, BridgeResult, NEXT_PIECE_WITHIN, SMALL_WITHIN};
+
+/// An open file of a workspace.
+pub struct FileReader {
+    entry: FileEntry,
+    chunks: Streaming<ReadChunk>,
+    first: Option<Bytes>,
+}
+
+/// Opens a regular file at `offset`, for `length` bytes (0: to its end).
+///
+/// # Errors
+/// `InvalidPath` for anything but a regular file, `NotFound`, `PermissionDenied`, `Unreachable`.
+pub async fn read(bridge: &Bridge, path: &WorkspacePath, offset: u64, length: u64) -> BridgeResult<FileReader> {
+    let mut client = bridge.workspace("files")?;
+    let request = ReadRequest {
+        path: path.to_bytes(),
+        offset,
+        length,
+        confine_below: Vec::new(),
+    };
+    let mut chunks = Bridge::answer(SMALL_WITHIN, client.read(request)).await?;
+    let first = next(&mut chunks).await?;
+    let first = first.ok_or_else(|| BridgeError::Untrustworthy("a file without a state".to_owned()))?;
+    let info = first.info.as_ref();
+    let info = info.ok_or_else(|| BridgeError::Untrustworthy("a file without a state".to_owned()))?;
+    Ok(FileReader {
+        entry: FileEntry::of_path(info, path)?,
+        first: Some(Bytes::from(first.data)).filter(|data| !data.is_empty()),
+        chunks,
+    })
+}
+
+impl FileReader {
+    /// The state of the file that was opened.
+    pub fn entry(&self) -> &FileEntry {
+        &self.entry
+    }
+
+    /// The next bytes; `None` at the end. How many come in all is for the caller to check: a file may shrink or
+    /// grow while it is read.
+    ///
+    /// # Errors
+    /// What the bridge met with, or that it stood still for too long.
+    pub async fn next_piece(&mut self) -> BridgeResult<Option<Bytes>> {
+        if let Some(first) = self.first.take() {
+            return Ok(Some(first));
+        }
+        while let Some(chunk) = next(&mut self.chunks).await? {
+            if !chunk.data.is_empty() {
+                return Ok(Some(Bytes::from(chunk.data)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The whole rest, at most `most` bytes.
+    ///
+    /// # Errors
+    /// `TooLarge` when there is more.
+    pub async fn collect(mut self, most: usize) -> BridgeResult<Vec<u8>> {
+        let mut bytes = Vec::with_capacity(usize::try_from(self.entry.size_bytes).unwrap_or(most).min(most));
+        while let Some(piece) = self.next_piece().await? {
+            if bytes.len() + piece.len() > most {
+                return Err(BridgeError::TooLarge(format!(
+                    "{} has more than {most} bytes; use download",
+                    self.entry.path
+                )));
+            }
+            bytes.extend_from_slice(&piece);
+        }
+        Ok(bytes)
+    }
+}
+
+async fn next(chunks: &mut Streaming<ReadChunk>) -> BridgeResult<Option<ReadChunk>> {
+    match timeout(NEXT_PIECE_WITHIN, chunks.message()).await {
+        Ok(chunk) => Ok(chunk?),
+        Err(_) => Err(BridgeError::late("the next bytes of the file")),
+    }
+}
