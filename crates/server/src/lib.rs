@@ -4,5 +4,6 @@
 //! its status; `http/access.rs` is the only way to a bot.
 
 pub mod app;
+pub mod auth;
 pub mod config;
 pub mod http;

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use axum::extract::{ConnectInfo, FromRequestParts, MatchedPath, Request, State};
@@ -12,6 +13,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures::FutureExt;
 use ipnet::IpNet;
+use skep_names::BotId;
 
 use crate::app::App;
 use crate::http::error::{self, ApiError};
@@ -26,6 +28,26 @@ pub struct RequestContext {
     pub request_id: String,
     /// Who asked, trusted proxies taken away.
     pub from: IpAddr,
+    seen: Arc<Seen>,
+}
+
+/// What was found out on the way, for the audit trail.
+#[derive(Debug, Default)]
+struct Seen {
+    user_id: OnceLock<String>,
+    bot_id: OnceLock<String>,
+}
+
+impl RequestContext {
+    /// Remembers who the caller is. The first word counts: nobody becomes somebody else on the way.
+    pub(crate) fn note_user(&self, user_id: &str) {
+        self.seen.user_id.get_or_init(|| user_id.to_owned());
+    }
+
+    /// Remembers which bot it is about.
+    pub(crate) fn note_bot(&self, bot: &BotId) {
+        self.seen.bot_id.get_or_init(|| bot.to_string());
+    }
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for RequestContext {
@@ -51,6 +73,7 @@ pub(crate) async fn with_context(State(app): State<App>, mut request: Request, n
     request.extensions_mut().insert(RequestContext {
         request_id: request_id.clone(),
         from,
+        seen: Arc::default(),
     });
     let method = request.method().clone();
     let started = Instant::now();

@@ -14,6 +14,7 @@ use axum::http::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use axum::http::{HeaderName, StatusCode};
 use axum::response::{IntoResponse, Response};
 use skep_api::{ErrorBody, ErrorCode, StreamEvent};
+use skep_store::StoreError;
 
 /// What a handler returns.
 pub type ApiResult<T> = Result<T, ApiError>;
@@ -162,6 +163,17 @@ impl fmt::Display for ApiError {
 impl Error for ApiError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         self.source.as_deref().map(|source| source as _)
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Exists { .. } | StoreError::Damaged { .. } | StoreError::Newer { .. } => Self::internal(error),
+            StoreError::Failed { .. } | StoreError::Migrate(_) => {
+                Self::new(ErrorCode::StoreUnavailable, "the store is not reachable").caused_by(error)
+            }
+        }
     }
 }
 

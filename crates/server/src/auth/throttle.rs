@@ -1,0 +1,127 @@
+//! The brake on guessing passwords. Counts live in memory: a restart forgives, and that is cheap
+//! to nobody but the owner of the server.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Failures that a pair of name and address has in a window.
+const FAILURES: usize = 10;
+/// The window.
+const WINDOW: Duration = Duration::from_secs(60);
+/// What a login waits for whose name others guess at: slowed, not locked out.
+const SLOWED: Duration = Duration::from_secs(1);
+/// Pairs that are remembered; the stalest go first.
+const PAIRS: usize = 20_000;
+
+/// Whether a login may be tried now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// At once.
+    Go,
+    /// After this time.
+    Slowed(Duration),
+    /// Not before this time is over.
+    Refused(Duration),
+}
+
+/// Failures by name and address.
+#[derive(Default)]
+pub struct LoginThrottle {
+    failures: Mutex<HashMap<(String, IpAddr), Vec<Instant>>>,
+}
+
+impl LoginThrottle {
+    /// What a login for `name` from `from` may do now.
+    pub fn ask(&self, name: &str, from: IpAddr) -> Verdict {
+        self.ask_at(name, from, Instant::now())
+    }
+
+    /// Counts a failure.
+    pub fn failed(&self, name: &str, from: IpAddr) {
+        self.failed_at(name, from, Instant::now());
+    }
+
+    /// Forgets the failures of a pair.
+    pub fn succeeded(&self, name: &str, from: IpAddr) {
+        self.map().remove(&(name.to_lowercase(), from));
+    }
+
+    fn map(&self) -> std::sync::MutexGuard<'_, HashMap<(String, IpAddr), Vec<Instant>>> {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ask_at(&self, name: &str, from: IpAddr, now: Instant) -> Verdict {
+        let name = name.to_lowercase();
+        let map = self.map();
+        let recent = |times: &[Instant]| times.iter().filter(|at| now.duration_since(**at) < WINDOW).count();
+        if let Some(times) = map.get(&(name.clone(), from))
+            && recent(times) >= FAILURES
+        {
+            let first = times[times.len() - FAILURES];
+            return Verdict::Refused(WINDOW.saturating_sub(now.duration_since(first)));
+        }
+        let elsewhere: usize = map
+            .iter()
+            .filter(|((other, address), _)| *other == name && *address != from)
+            .map(|(_, times)| recent(times))
+            .sum();
+        if elsewhere >= FAILURES {
+            Verdict::Slowed(SLOWED)
+        } else {
+            Verdict::Go
+        }
+    }
+
+    fn failed_at(&self, name: &str, from: IpAddr, now: Instant) {
+        let mut map = self.map();
+        if map.len() >= PAIRS {
+            map.retain(|_, times| times.last().is_some_and(|at| now.duration_since(*at) < WINDOW));
+        }
+        if map.len() >= PAIRS
+            && let Some(stalest) = map
+                .iter()
+                .min_by_key(|(_, times)| times.last().copied())
+                .map(|(key, _)| key.clone())
+        {
+            map.remove(&stalest);
+        }
+        let times = map.entry((name.to_lowercase(), from)).or_default();
+        times.retain(|at| now.duration_since(*at) < WINDOW);
+        times.push(now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
+    const THERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 2));
+
+    #[test]
+    fn ten_failures_refuse_the_pair_and_slow_the_name() {
+        let throttle = LoginThrottle::default();
+        let now = Instant::now();
+        for _ in 0..9 {
+            throttle.failed_at("ada", HERE, now);
+        }
+        assert_eq!(throttle.ask_at("ADA", HERE, now), Verdict::Go);
+        throttle.failed_at("Ada", HERE, now);
+        assert_eq!(throttle.ask_at("ada", HERE, now), Verdict::Refused(WINDOW));
+        assert_eq!(throttle.ask_at("ada", THERE, now), Verdict::Slowed(SLOWED));
+        assert_eq!(throttle.ask_at("bob", HERE, now), Verdict::Go);
+        assert_eq!(throttle.ask_at("ada", HERE, now + WINDOW), Verdict::Go);
+    }
+
+    #[test]
+    fn a_success_resets_the_count() {
+        let throttle = LoginThrottle::default();
+        for _ in 0..10 {
+            throttle.failed("ada", HERE);
+        }
+        throttle.succeeded("ada", HERE);
+        assert_eq!(throttle.ask("ada", HERE), Verdict::Go);
+    }
+}

@@ -1,0 +1,391 @@
+//! Who asks, and whether they may: the only way a handler gets a caller or a bot.
+//!
+//! The order is that of the contract: credential (401), form of ids (400), existence (404),
+//! permission (403). Only then is the body read, because extractors that read it come last.
+
+use std::marker::PhantomData;
+
+use axum::extract::FromRequestParts;
+use axum::http::HeaderMap;
+use axum::http::header::AUTHORIZATION;
+use axum::http::request::Parts;
+use skep_api::ErrorCode;
+use skep_names::BotId;
+use skep_store::{BotRow, MemberRole, Scope, TicketPurpose, UserRole, UserRow};
+
+use crate::app::App;
+use crate::auth::{API_KEY_PREFIX, digest};
+use crate::http::context::RequestContext;
+use crate::http::error::ApiError;
+use crate::http::extract::path_part;
+
+/// What a route needs of its caller.
+pub trait Need: Send + Sync + 'static {
+    /// The least scope.
+    const SCOPE: Scope;
+    /// Tickets that stand in for a header, where a browser cannot send one.
+    const TICKET: Option<TicketPurpose> = None;
+    /// A bot with guest access lets any signed-in user in, below `/data/media` alone.
+    const GUESTS_BELOW_MEDIA: bool = false;
+}
+
+macro_rules! needs {
+    ($($(#[$doc:meta])* $name:ident: $scope:ident $(, $constant:ident = $value:expr)*;)*) => {$(
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy)]
+        pub struct $name;
+        impl Need for $name {
+            const SCOPE: Scope = Scope::$scope;
+            $(needs!(@ $constant $value);)*
+        }
+    )*};
+    (@ TICKET $value:expr) => { const TICKET: Option<TicketPurpose> = Some($value); };
+    (@ GUESTS $value:expr) => { const GUESTS_BELOW_MEDIA: bool = $value; };
+}
+
+needs! {
+    /// See.
+    Read: Read;
+    /// Files, exec, terminal, tools.
+    Operate: Operate;
+    /// Everything else.
+    Manage: Manage;
+    /// A download: also by ticket, also for guests below `/data/media`.
+    Download: Operate, TICKET = TicketPurpose::Download, GUESTS = true;
+    /// The terminal's socket: also by ticket.
+    Terminal: Operate, TICKET = TicketPurpose::Terminal;
+    /// A forwarded port: also by ticket.
+    Port: Operate, TICKET = TicketPurpose::Port;
+}
+
+/// By what a caller is known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Credential {
+    /// A token, by its id.
+    Token {
+        /// Its id.
+        jti: String,
+        /// When it ends by itself.
+        expires_at: chrono::DateTime<chrono::Utc>,
+    },
+    /// An API key, by its id.
+    Key(String),
+    /// A ticket, used up by now.
+    Ticket,
+}
+
+/// Somebody with a credential that counts.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    /// An active user.
+    pub user: UserRow,
+    /// What the credential may do at most.
+    pub scope: Scope,
+    /// The only bots the credential is for.
+    pub bots: Option<Vec<String>>,
+    /// By what the caller is known.
+    pub credential: Credential,
+}
+
+impl Caller {
+    /// Role `admin`, and a credential that is not narrowed to some bots.
+    pub fn is_admin(&self) -> bool {
+        self.user.role == UserRole::Admin && self.bots.is_none()
+    }
+
+    /// The credential's scope is at least this.
+    ///
+    /// # Errors
+    /// 403 `forbidden`.
+    pub fn require(&self, scope: Scope) -> Result<(), ApiError> {
+        if self.scope < scope {
+            return Err(ApiError::forbidden(format!("this key has no scope {}", scope.as_str())));
+        }
+        Ok(())
+    }
+
+    /// An admin with scope `manage`.
+    ///
+    /// # Errors
+    /// 403 "admin role required".
+    pub fn require_admin(&self) -> Result<(), ApiError> {
+        if !self.is_admin() {
+            return Err(ApiError::forbidden("admin role required"));
+        }
+        self.require(Scope::Manage)
+    }
+
+    /// What the caller may do with a bot; `None`: nothing.
+    ///
+    /// # Errors
+    /// 503 when the store is away.
+    pub async fn scope_on(&self, app: &App, bot: &BotRow) -> Result<Option<Scope>, ApiError> {
+        if self
+            .bots
+            .as_ref()
+            .is_some_and(|bots| !bots.iter().any(|id| id == bot.id.as_str()))
+        {
+            return Ok(None);
+        }
+        let by_user = if self.user.role == UserRole::Admin || bot.owner_user_id == self.user.id {
+            Some(Scope::Manage)
+        } else {
+            app.store()
+                .member(&bot.id, &self.user.id)
+                .await?
+                .map(|member| match member.role {
+                    MemberRole::Viewer => Scope::Read,
+                    MemberRole::Operator => Scope::Operate,
+                    MemberRole::Manager => Scope::Manage,
+                })
+        };
+        Ok(by_user.map(|scope| scope.min(self.scope)))
+    }
+}
+
+impl FromRequestParts<App> for Caller {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+        identify(parts, app, None).await
+    }
+}
+
+/// A caller with at least the scope `N`.
+pub struct SignedIn<N: Need>(pub Caller, PhantomData<N>);
+
+impl<N: Need> FromRequestParts<App> for SignedIn<N> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+        let caller = Caller::from_request_parts(parts, app).await?;
+        caller.require(N::SCOPE)?;
+        Ok(Self(caller, PhantomData))
+    }
+}
+
+/// An admin.
+pub struct Admin(pub Caller);
+
+impl FromRequestParts<App> for Admin {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+        let caller = Caller::from_request_parts(parts, app).await?;
+        caller.require_admin()?;
+        Ok(Self(caller))
+    }
+}
+
+/// The bot of the route, for a caller who may do `N` with it.
+pub struct BotAccess<N: Need> {
+    /// The bot.
+    pub bot: BotRow,
+    /// The caller.
+    pub caller: Caller,
+    /// What the caller may do with this bot.
+    pub scope: Scope,
+    /// Let in as a guest: only for what was asked, and no link that leads out may be followed.
+    pub as_guest: bool,
+    /// The request.
+    pub context: RequestContext,
+    need: PhantomData<N>,
+}
+
+impl<N: Need> BotAccess<N> {
+    /// The bot's id.
+    pub fn bot_id(&self) -> &BotId {
+        &self.bot.id
+    }
+}
+
+impl<N: Need> FromRequestParts<App> for BotAccess<N> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+        let context = RequestContext::from_request_parts(parts, app).await?;
+        let text = path_part(parts, "bot_id").await;
+        let ticket_for = text.as_deref().unwrap_or_default().to_owned();
+        let caller = identify(parts, app, N::TICKET.map(|purpose| (purpose, ticket_for.as_str()))).await?;
+        let id: BotId = text?.parse().map_err(|_| ApiError::invalid_id("bot"))?;
+        let bot = app
+            .store()
+            .bot(&id)
+            .await?
+            .ok_or_else(|| ApiError::new(ErrorCode::BotNotFound, "bot not found"))?;
+        context.note_bot(&id);
+        let granted = caller.scope_on(app, &bot).await?;
+        let as_guest = granted.is_none_or(|scope| scope < N::SCOPE) && is_guest::<N>(&caller, &bot, parts);
+        let scope = match granted {
+            Some(scope) if scope >= N::SCOPE => scope,
+            _ if as_guest => N::SCOPE,
+            _ => return Err(ApiError::new(ErrorCode::BotAccessDenied, "bot access denied")),
+        };
+        Ok(Self {
+            bot,
+            caller,
+            scope,
+            as_guest,
+            context,
+            need: PhantomData,
+        })
+    }
+}
+
+fn is_guest<N: Need>(caller: &Caller, bot: &BotRow, parts: &Parts) -> bool {
+    N::GUESTS_BELOW_MEDIA
+        && bot.guest_enabled
+        && caller.bots.is_none()
+        && query_part(parts, "path").is_some_and(|path| is_below_media(&path))
+}
+
+/// Whether a path, cleaned as the file routes clean it, lies below `/data/media`.
+fn is_below_media(path: &str) -> bool {
+    let mut clean: Vec<&str> = Vec::new();
+    for part in path.trim().split('/') {
+        match part {
+            "" | "." => {}
+            ".." => {
+                clean.pop();
+            }
+            part => clean.push(part),
+        }
+    }
+    clean.len() > 2 && clean[0] == "data" && clean[1] == "media"
+}
+
+/// One part of the query string, decoded.
+fn query_part(parts: &Parts, name: &str) -> Option<String> {
+    let query: axum::extract::Query<Vec<(String, String)>> = axum::extract::Query::try_from_uri(&parts.uri).ok()?;
+    query.0.into_iter().find(|(key, _)| key == name).map(|(_, value)| value)
+}
+
+async fn identify(parts: &mut Parts, app: &App, ticket: Option<(TicketPurpose, &str)>) -> Result<Caller, ApiError> {
+    if let Some(caller) = parts.extensions.get::<Caller>() {
+        return Ok(caller.clone());
+    }
+    let caller = match (bearer(&parts.headers), ticket) {
+        (Some(secret), _) => by_secret(app, &secret).await?,
+        (None, Some((purpose, bot_id))) => by_query(app, parts, purpose, bot_id).await?,
+        (None, None) => return Err(ApiError::unauthorized("a credential is required")),
+    };
+    if let Some(context) = parts.extensions.get::<RequestContext>() {
+        context.note_user(&caller.user.id);
+    }
+    parts.extensions.insert(caller.clone());
+    Ok(caller)
+}
+
+fn bearer(headers: &HeaderMap) -> Option<String> {
+    let value = headers.get(AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, secret) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| secret.trim().to_owned())
+}
+
+async fn by_query(app: &App, parts: &Parts, purpose: TicketPurpose, bot_id: &str) -> Result<Caller, ApiError> {
+    if let Some(ticket) = query_part(parts, "ticket") {
+        let refused = || ApiError::unauthorized("the ticket does not count, or not any more");
+        let taken = app
+            .store()
+            .take_ticket(&digest(&ticket), purpose)
+            .await?
+            .ok_or_else(refused)?;
+        let user = app
+            .store()
+            .user(&taken.user_id)
+            .await?
+            .filter(|user| user.is_active)
+            .ok_or_else(refused)?;
+        if taken.bot_id != bot_id {
+            return Err(refused());
+        }
+        return Ok(Caller {
+            user,
+            scope: taken.scope,
+            bots: Some(vec![taken.bot_id]),
+            credential: Credential::Ticket,
+        });
+    }
+    match query_part(parts, "token") {
+        Some(token) if app.config().auth.query_token => by_token(app, &token).await,
+        _ => Err(ApiError::unauthorized("a credential is required")),
+    }
+}
+
+async fn by_secret(app: &App, secret: &str) -> Result<Caller, ApiError> {
+    if !secret.starts_with(API_KEY_PREFIX) {
+        return by_token(app, secret).await;
+    }
+    let refused = || ApiError::unauthorized("the API key does not count, or not any more");
+    let (key, user) = app.store().api_key(&digest(secret)).await?.ok_or_else(refused)?;
+    if key.expires_at.is_some_and(|at| at <= chrono::Utc::now()) {
+        return Err(refused());
+    }
+    if !user.is_active {
+        return Err(ApiError::unauthorized("user is inactive"));
+    }
+    app.store().note_key_used(&key).await?;
+    Ok(Caller {
+        user,
+        scope: key.scope,
+        bots: key.bots,
+        credential: Credential::Key(key.id),
+    })
+}
+
+async fn by_token(app: &App, token: &str) -> Result<Caller, ApiError> {
+    let refused = || ApiError::unauthorized("the token does not count, or not any more");
+    let claims = app
+        .auth()
+        .tokens
+        .check(token)
+        .map_err(|error| refused().caused_by(error))?;
+    let found = app
+        .store()
+        .token_user(&claims.sub, &claims.jti)
+        .await?
+        .ok_or_else(refused)?;
+    if found.revoked {
+        return Err(refused());
+    }
+    if !found.user.is_active {
+        return Err(ApiError::unauthorized("user is inactive"));
+    }
+    Ok(Caller {
+        user: found.user,
+        scope: Scope::Manage,
+        bots: None,
+        credential: Credential::Token {
+            expires_at: claims.expires_at(),
+            jti: claims.jti,
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_paths_below_media_are_open_to_guests() {
+        for good in [
+            "/data/media/a.png",
+            "data/media/x/y",
+            "/data//media/./a",
+            "/data/x/../media/a",
+        ] {
+            assert!(is_below_media(good), "{good}");
+        }
+        for bad in [
+            "",
+            "/",
+            "/data/media",
+            "/data/media/",
+            "/data/mediakit/a",
+            "/data/media/../secret",
+            "/media/a",
+        ] {
+            assert!(!is_below_media(bad), "{bad}");
+        }
+    }
+}
