@@ -3,4 +3,6 @@
 //! No HTTP and no SQL text here.
 
 pub mod bridge;
+pub mod exec;
 pub mod files;
+pub mod terminal;

@@ -38,7 +38,7 @@ pub async fn read_archive(
     let chunks = Bridge::answer(SMALL_WITHIN, client.archive_out(request)).await?;
     Ok(futures::stream::try_unfold(chunks, |mut chunks| async move {
         match timeout(NEXT_PIECE_WITHIN, chunks.message()).await {
-            Ok(Ok(Some(chunk))) => Ok(Some((Bytes::from(chunk.data), chunks))),
+            Ok(Ok(Some(chunk))) => Ok(Some((chunk.data, chunks))),
             Ok(Ok(None)) => Ok(None),
             Ok(Err(status)) => Err(status.into()),
             Err(_) => Err(BridgeError::late("the next piece of the archive")),
@@ -105,7 +105,7 @@ async fn feed(
             Some(bytes) => {
                 for piece in pieces(bytes) {
                     let chunk = ArchiveInChunk {
-                        data: piece.into(),
+                        data: piece,
                         ..ArchiveInChunk::default()
                     };
                     match timeout(NEXT_PIECE_WITHIN, sender.send(chunk)).await {

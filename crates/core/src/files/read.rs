@@ -35,7 +35,7 @@ pub async fn read(bridge: &Bridge, path: &WorkspacePath, offset: u64, length: u6
     let info = info.ok_or_else(|| BridgeError::Untrustworthy("a file without a state".to_owned()))?;
     Ok(FileReader {
         entry: FileEntry::of_path(info, path)?,
-        first: Some(Bytes::from(first.data)).filter(|data| !data.is_empty()),
+        first: Some(first.data).filter(|data| !data.is_empty()),
         chunks,
     })
 }
@@ -57,7 +57,7 @@ impl FileReader {
         }
         while let Some(chunk) = next(&mut self.chunks).await? {
             if !chunk.data.is_empty() {
-                return Ok(Some(Bytes::from(chunk.data)));
+                return Ok(Some(chunk.data));
             }
         }
         Ok(None)

@@ -70,7 +70,7 @@ impl FileWriter {
         while !bytes.is_empty() {
             let piece = bytes.split_to(bytes.len().min(STREAM_CHUNK_BYTES));
             let chunk = WriteChunk {
-                data: piece.into(),
+                data: piece,
                 ..WriteChunk::default()
             };
             self.send(chunk).await?;

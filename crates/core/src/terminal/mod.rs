@@ -1,0 +1,84 @@
+//! Terminals: a shell, or a process that was started with a terminal, as a person's window shows it.
+//!
+//! The window's own protocol is the server's; here is what a terminal is to a workspace.
+
+use crate::bridge::{Bridge, BridgeError, BridgeResult};
+use crate::exec::{
+    self, ExecEvents, ExecId, ExecRequest, ExecStdin, OutputRange, Program, TerminalSize, WhenStreamEnds,
+};
+
+/// The largest size either way; more is cut to it.
+pub const LARGEST_SIZE: u16 = 1000;
+
+/// A terminal that a window is open on.
+pub struct Terminal {
+    /// The process behind it.
+    pub id: ExecId,
+    /// What it shows. Dropped, it ends a shell with its whole session, and leaves an attached process running.
+    pub events: ExecEvents,
+}
+
+/// A size within its limits: 0 and nothing mean the default.
+pub fn size(cols: Option<u32>, rows: Option<u32>) -> TerminalSize {
+    let default = TerminalSize::default();
+    let limited = |given: Option<u32>, default: u16| match given {
+        None | Some(0) => default,
+        Some(given) => u16::try_from(given).unwrap_or(LARGEST_SIZE).min(LARGEST_SIZE),
+    };
+    TerminalSize {
+        cols: limited(cols, default.cols),
+        rows: limited(rows, default.rows),
+    }
+}
+
+/// Starts the workspace's shell in `/data`; it lives as long as the window.
+///
+/// # Errors
+/// `NotStarted`, `Unreachable`.
+pub async fn open(bridge: &Bridge, size: TerminalSize) -> BridgeResult<Terminal> {
+    let shell = exec::shell(bridge).await?;
+    let request = ExecRequest {
+        stdin: ExecStdin::Open(bytes::Bytes::new()),
+        terminal: Some(size),
+        when_stream_ends: WhenStreamEnds::Ends,
+        env: vec![("TERM".to_owned(), "xterm-256color".to_owned())],
+        ..ExecRequest::of(Program::Argv(vec![shell]))
+    };
+    let id = ExecId::random();
+    let events = exec::run(bridge, &id, request).await?;
+    Ok(Terminal { id, events })
+}
+
+/// Opens a window on a process that has a terminal, from the byte `offset` of its output on.
+///
+/// # Errors
+/// `NotFound`; `InvalidArgument` when it has no terminal.
+pub async fn attach(bridge: &Bridge, id: ExecId, offset: u64) -> BridgeResult<Terminal> {
+    let status = exec::status(bridge, &id).await?;
+    if !status.has_terminal {
+        return Err(BridgeError::InvalidArgument("this process has no terminal".to_owned()));
+    }
+    let range = OutputRange {
+        stdout: Some(offset),
+        stderr: None,
+        follow: true,
+    };
+    let events = exec::output(bridge, &id, range).await?;
+    Ok(Terminal { id, events })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_stay_within_their_limits() {
+        let shown = |cols, rows| {
+            let size = size(cols, rows);
+            (size.cols, size.rows)
+        };
+        assert_eq!(shown(None, Some(0)), (80, 24));
+        assert_eq!(shown(Some(5000), Some(u32::MAX)), (1000, 1000));
+        assert_eq!(shown(Some(1), Some(50)), (1, 50));
+    }
+}
