@@ -1,8 +1,34 @@
-//! The rules of Skep: what a workspace is, what may be done with it, and how files and processes in it are reached.
+//! The rules: what may happen to a bot and its workspace, in which order, and what is remembered of it.
 //!
-//! No HTTP and no SQL text here.
+//! [`Skep`] is the handle of everything. No HTTP and no SQL here: requests come as plain values, whether the
+//! caller may use the bot at all was checked before, and rows come from `skep-store`.
+//!
+//! The heart is `workspace/`: one driver task per workspace that has work, fed by `workspace/lanes.rs` alone,
+//! whose rules are pure (`admission.rs`, `state.rs`).
 
+mod bots;
 pub mod bridge;
+mod checks;
+mod error;
 pub mod exec;
 pub mod files;
+mod images;
+mod operations;
+mod requester;
+mod settings;
+mod skep;
 pub mod terminal;
+mod workspace;
+
+pub use bots::{Bot, BotChange, BotList, CreateBot, DeletedBot};
+pub use checks::{CheckItem, CheckState, CheckStatus, CheckType};
+pub use error::{Cause, Code, Error, Result};
+pub use operations::{
+    CompletedWorkspace, EventBody, Layer, LimitsReport, Operation, OperationEvent, OperationHandle, OperationKind,
+    Outcome,
+};
+pub use requester::{Patience, Requester};
+pub use settings::{ImagePullPolicy, Settings};
+pub use skep::{Parts, Readiness, Skep};
+pub use skep_store::{BotStatus, BotVisibility, Desired, LimitsColumn, OperationState};
+pub use workspace::{CreateRequest, DeleteData, WhenStopped, WorkspaceInfo, WorkspaceState, WorkspaceStatus};

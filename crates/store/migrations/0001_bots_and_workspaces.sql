@@ -73,6 +73,7 @@ CREATE TABLE operations (
     outcome        TEXT,
     requested_by   TEXT,
     request_id     TEXT,
+    events_from    INTEGER NOT NULL DEFAULT 1,
     error_code     TEXT,
     error_message  TEXT,
     started_at     INTEGER NOT NULL,

@@ -330,6 +330,19 @@ impl Store {
         Ok(())
     }
 
+    /// Moves a bot from one state to the next; one that is in another state, or gone, stays so.
+    pub async fn advance_bot_status(&self, id: &BotId, from: BotStatus, to: BotStatus) -> Result<()> {
+        sqlx::query("UPDATE bots SET status = ?1, updated_at = ?2 WHERE id = ?3 AND status = ?4")
+            .bind(to.as_str())
+            .bind(now().timestamp_micros())
+            .bind(id.as_str())
+            .bind(from.as_str())
+            .execute(self.writer())
+            .await
+            .map_err(StoreError::on("changing a bot's status"))?;
+        Ok(())
+    }
+
     /// Removes a bot with its members, faults and containers; a missing one is a success.
     /// Its operations stay.
     pub async fn delete_bot(&self, id: &BotId) -> Result<()> {

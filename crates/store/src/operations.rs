@@ -275,6 +275,29 @@ impl Store {
         Ok(())
     }
 
+    /// Forgets the events of an operation that is begun anew; returns the number of the first to come, which no
+    /// event of it ever had.
+    pub async fn restart_events(&self, operation_id: &str) -> Result<u64> {
+        let failed = StoreError::on("restarting events");
+        let mut transaction = self.writer().begin_with("BEGIN IMMEDIATE").await.map_err(&failed)?;
+        let first: i64 = sqlx::query_scalar(
+            "UPDATE operations SET events_from = MAX(events_from, \
+             (SELECT COALESCE(MAX(id), 0) + 1 FROM operation_events WHERE operation_id = ?1)) \
+             WHERE id = ?1 RETURNING events_from",
+        )
+        .bind(operation_id)
+        .fetch_one(&mut *transaction)
+        .await
+        .map_err(&failed)?;
+        sqlx::query("DELETE FROM operation_events WHERE operation_id = ?1")
+            .bind(operation_id)
+            .execute(&mut *transaction)
+            .await
+            .map_err(&failed)?;
+        transaction.commit().await.map_err(&failed)?;
+        Ok(first.cast_unsigned())
+    }
+
     /// The kept events of an operation, in their order.
     pub async fn events(&self, operation_id: &str) -> Result<Vec<EventRow>> {
         let column = StoreError::on("reading events");

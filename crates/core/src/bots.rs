@@ -1,0 +1,312 @@
+//! Bots: their rows, and how a bot comes and goes.
+
+use std::collections::HashMap;
+
+use serde_json::{Map, Value};
+use skep_names::BotId;
+use skep_store::{BotRow, BotStatus, BotUpdate, BotVisibility, NewBot};
+
+use crate::checks::{CheckState, CheckType};
+use crate::error::{Error, Result};
+use crate::operations::OperationHandle;
+use crate::requester::Requester;
+use crate::skep::Skep;
+use crate::workspace::{CreateRequest, DeleteData, Request};
+
+/// The longest metadata of a bot, as JSON text.
+const METADATA_BYTES: usize = 256 * 1024;
+/// The longest display name, avatar URL or time zone.
+const FIELD_BYTES: usize = 4096;
+
+/// A bot as it is shown.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Bot {
+    pub row: BotRow,
+    /// From what is known without asking anybody; [`Skep::checks`] asks.
+    pub check_state: CheckState,
+    pub check_issue_count: u32,
+}
+
+/// One page of bots, newest first.
+#[derive(Debug, Clone)]
+pub struct BotList {
+    pub bots: Vec<Bot>,
+    /// For the next page; `None` at the end.
+    pub next_cursor: Option<String>,
+}
+
+/// A bot to be.
+#[derive(Debug, Clone, Default)]
+pub struct CreateBot {
+    pub owner_user_id: String,
+    pub display_name: String,
+    pub avatar_url: Option<String>,
+    pub timezone: Option<String>,
+    pub is_active: Option<bool>,
+    pub metadata: Option<Map<String, Value>>,
+    /// Its workspace is set up in the background; else the bot is `ready` at once and has none.
+    pub with_workspace: bool,
+}
+
+/// A change of a bot; `None` leaves a field as it is, `Some(None)` empties it.
+#[derive(Debug, Clone, Default)]
+pub struct BotChange {
+    pub display_name: Option<String>,
+    pub avatar_url: Option<Option<String>>,
+    pub timezone: Option<Option<String>>,
+    pub is_active: Option<bool>,
+    /// `PUT`: takes the place of the whole; `PATCH`: is merged into it (RFC 7396).
+    pub metadata: Option<Map<String, Value>>,
+}
+
+/// A removal under way.
+#[derive(Debug, Clone)]
+pub struct DeletedBot {
+    pub id: BotId,
+    pub operation: OperationHandle,
+}
+
+fn check_fields(name: Option<&str>, others: [Option<&str>; 2], metadata: Option<&Map<String, Value>>) -> Result<()> {
+    let too_long = |text: &str| text.len() > FIELD_BYTES;
+    if name.is_some_and(too_long) || others.into_iter().flatten().any(too_long) {
+        return Err(Error::InvalidArgument(format!("a field may have {FIELD_BYTES} bytes")));
+    }
+    if name.is_some_and(|name| name.contains(['\0', '\n', '\r'])) {
+        return Err(Error::InvalidArgument("a display name is one line of text".to_owned()));
+    }
+    let size = metadata.map_or(0, |metadata| Value::Object(metadata.clone()).to_string().len());
+    if size > METADATA_BYTES {
+        return Err(Error::InvalidArgument(format!(
+            "the metadata of a bot may have {METADATA_BYTES} bytes"
+        )));
+    }
+    Ok(())
+}
+
+/// RFC 7396: `null` removes, objects are merged, everything else takes the place of what was there.
+pub(crate) fn merge_patch(target: &mut Map<String, Value>, patch: &Map<String, Value>) {
+    for (key, value) in patch {
+        match value {
+            Value::Null => {
+                target.remove(key);
+            }
+            Value::Object(patch) => {
+                let entry = target.entry(key.clone()).or_insert_with(|| Value::Object(Map::new()));
+                if !entry.is_object() {
+                    *entry = Value::Object(Map::new());
+                }
+                if let Value::Object(inner) = entry {
+                    merge_patch(inner, patch);
+                }
+            }
+            other => {
+                target.insert(key.clone(), other.clone());
+            }
+        }
+    }
+}
+
+impl Skep {
+    /// Makes a bot, and begins to set up its workspace when that is asked for: then the status is `creating` and
+    /// the operation is returned.
+    ///
+    /// # Errors
+    /// What its workspace is refused for (an image that is not allowed, say), before anything is kept.
+    pub async fn create_bot(&self, new: CreateBot, requester: &Requester) -> Result<(Bot, Option<OperationHandle>)> {
+        let others = [new.avatar_url.as_deref(), new.timezone.as_deref()];
+        check_fields(Some(&new.display_name), others, new.metadata.as_ref())?;
+        let metadata = new.metadata.unwrap_or_default();
+        let plan = if new.with_workspace {
+            Some(self.plan_first_create(&metadata, requester)?)
+        } else {
+            None
+        };
+        let row = self
+            .store()
+            .insert_bot(NewBot {
+                id: BotId::random(),
+                owner_user_id: new.owner_user_id,
+                display_name: new.display_name,
+                avatar_url: new.avatar_url,
+                timezone: new.timezone,
+                is_active: new.is_active.unwrap_or(true),
+                status: match plan {
+                    Some(_) => BotStatus::Creating,
+                    None => BotStatus::Ready,
+                },
+                metadata,
+            })
+            .await?;
+        let operation = match plan {
+            Some(plan) => Some(self.submit(&row.id, Request::Create(plan), requester).await?),
+            None => None,
+        };
+        Ok((self.shown(row, &HashMap::new()), operation))
+    }
+
+    /// One bot.
+    ///
+    /// # Errors
+    /// [`Error::BotNotFound`].
+    pub async fn bot(&self, id: &BotId) -> Result<Bot> {
+        let row = self.store().bot(id).await?.ok_or(Error::BotNotFound)?;
+        let count = u32::try_from(self.store().faults(id).await?.len()).unwrap_or(u32::MAX);
+        Ok(self.shown(row, &HashMap::from([(id.to_string(), count)])))
+    }
+
+    /// One page of the bots of `visible`, newest first; `cursor` is the `next_cursor` of the page before.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a cursor that is none of ours.
+    pub async fn bots(&self, visible: &BotVisibility, cursor: Option<&str>, limit: u32) -> Result<BotList> {
+        let before = cursor
+            .map(|cursor| cursor.parse::<i64>().ok().filter(|seq| *seq > 0))
+            .map(|seq| seq.ok_or_else(|| Error::InvalidArgument("the cursor is not one of ours".to_owned())))
+            .transpose()?;
+        let page = self.store().bots(visible, before, limit.clamp(1, 1000)).await?;
+        let faults = self.store().fault_counts().await?;
+        Ok(BotList {
+            bots: page.bots.into_iter().map(|row| self.shown(row, &faults)).collect(),
+            next_cursor: page.next_before.map(|seq| seq.to_string()),
+        })
+    }
+
+    /// Changes a bot; its metadata is replaced as a whole (`PUT`).
+    ///
+    /// # Errors
+    /// [`Error::BotNotFound`].
+    pub async fn replace_bot(&self, id: &BotId, change: BotChange) -> Result<Bot> {
+        self.change_bot(id, change).await?;
+        self.bot(id).await
+    }
+
+    /// Changes a bot; its metadata is merged (`PATCH`, RFC 7396).
+    ///
+    /// # Errors
+    /// [`Error::BotNotFound`].
+    pub async fn patch_bot(&self, id: &BotId, mut change: BotChange) -> Result<Bot> {
+        let patch = change.metadata.take();
+        if let Some(patch) = &patch {
+            check_fields(None, [None, None], Some(patch))?;
+        }
+        self.change_bot(id, change).await?;
+        if let Some(patch) = patch {
+            self.store()
+                .merge_bot_metadata(id, move |metadata| merge_patch(metadata, &patch))
+                .await?;
+        }
+        self.bot(id).await
+    }
+
+    async fn change_bot(&self, id: &BotId, change: BotChange) -> Result<()> {
+        let others = [
+            change.avatar_url.as_ref().and_then(Option::as_deref),
+            change.timezone.as_ref().and_then(Option::as_deref),
+        ];
+        check_fields(change.display_name.as_deref(), others, change.metadata.as_ref())?;
+        let update = BotUpdate {
+            display_name: change.display_name,
+            avatar_url: change.avatar_url,
+            timezone: change.timezone,
+            is_active: change.is_active,
+            metadata: change.metadata,
+        };
+        self.store().update_bot(id, update).await?.ok_or(Error::BotNotFound)?;
+        Ok(())
+    }
+
+    /// Gives a bot to another user, who must exist (the caller checked).
+    ///
+    /// # Errors
+    /// [`Error::BotNotFound`].
+    pub async fn set_bot_owner(&self, id: &BotId, owner_user_id: &str) -> Result<Bot> {
+        self.store()
+            .set_bot_owner(id, owner_user_id)
+            .await?
+            .ok_or(Error::BotNotFound)?;
+        self.bot(id).await
+    }
+
+    /// Begins to remove a bot with all it has; its status is `deleting` when this returns. A repeat joins.
+    /// A removal that fails leaves the bot `ready`, with the cause in the check `bot.delete`.
+    ///
+    /// # Errors
+    /// [`Error::BotNotFound`].
+    pub async fn delete_bot(&self, id: &BotId, data: DeleteData, requester: &Requester) -> Result<DeletedBot> {
+        self.store().bot(id).await?.ok_or(Error::BotNotFound)?;
+        refuse_preserve(data)?;
+        let operation = self.submit(id, Request::DeleteBot, requester).await?;
+        Ok(DeletedBot {
+            id: id.clone(),
+            operation,
+        })
+    }
+
+    /// What a first create of a new bot needs, decided before the bot is kept.
+    fn plan_first_create(
+        &self,
+        metadata: &Map<String, Value>,
+        requester: &Requester,
+    ) -> Result<crate::workspace::CreatePlan> {
+        let mut plan = self.plan_new_workspace(metadata, &CreateRequest::default(), requester)?;
+        plan.of_new_bot = true;
+        Ok(plan)
+    }
+
+    fn shown(&self, row: BotRow, faults: &HashMap<String, u32>) -> Bot {
+        let count = faults.get(row.id.as_str()).copied().unwrap_or(0);
+        Bot {
+            check_state: CheckState::of_known(&row, count),
+            check_issue_count: count,
+            row,
+        }
+    }
+
+    /// The check that shows why a removal failed.
+    pub(crate) async fn removal_failed(&self, bot: &BotId, error: &Error) -> Result<()> {
+        self.store()
+            .put_fault(bot, CheckType::BotDelete.as_str(), &error.to_string())
+            .await?;
+        Ok(self.store().set_bot_status(bot, BotStatus::Ready).await?)
+    }
+}
+
+/// Backups come with the snapshots; until then they are refused, never silently left out.
+pub(crate) fn refuse_preserve(data: DeleteData) -> Result<()> {
+    match data {
+        DeleteData::Remove => Ok(()),
+        DeleteData::Preserve => Err(Error::Unsupported("preserve_data is not supported yet".to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_examples_of_rfc_7396_hold() {
+        for (target, patch, expected) in [
+            (json!({"a":"b"}), json!({"a":"c"}), json!({"a":"c"})),
+            (json!({"a":"b"}), json!({"b":"c"}), json!({"a":"b","b":"c"})),
+            (json!({"a":"b","b":"c"}), json!({"a":null}), json!({"b":"c"})),
+            (json!({"a":["b"]}), json!({"a":"c"}), json!({"a":"c"})),
+            (
+                json!({"a":{"b":"c"}}),
+                json!({"a":{"b":"d","c":null}}),
+                json!({"a":{"b":"d"}}),
+            ),
+            (
+                json!({"a":"foo"}),
+                json!({"a":{"bb":{"ccc":null}}}),
+                json!({"a":{"bb":{}}}),
+            ),
+        ] {
+            let (Value::Object(mut target), Value::Object(patch)) = (target, patch) else {
+                panic!("the cases are objects");
+            };
+            merge_patch(&mut target, &patch);
+            assert_eq!(Value::Object(target), expected);
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! The checks of a bot: real probes, each with a word and a sentence.
+
+use bytes::Bytes;
+use skep_names::{BotId, DATA_DIRECTORY_INSIDE};
+use skep_runtime::TaskState;
+use skep_store::{BotRow, BotStatus, ContainerRow, Desired, FaultRow};
+
+use crate::error::{Error, Result};
+use crate::files::{self, Depth, FileWriter, NewFile, WorkspacePath};
+use crate::skep::Skep;
+
+macro_rules! check_types {
+    ($($(#[$doc:meta])* $variant:ident = $text:literal, $title:literal;)*) => {
+        /// What a check looks at.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum CheckType { $($(#[$doc])* $variant,)* }
+
+        impl CheckType {
+            /// The word on the wire.
+            pub fn as_str(self) -> &'static str {
+                match self { $(CheckType::$variant => $text,)* }
+            }
+
+            /// The key of its title in a client's own texts.
+            pub fn title_key(self) -> &'static str {
+                match self { $(CheckType::$variant => $title,)* }
+            }
+        }
+    };
+}
+
+check_types! {
+    /// The last set-up of the workspace went well.
+    ContainerInit = "container.init", "bots.checks.container_init";
+    /// The store knows a container.
+    ContainerRecord = "container.record", "bots.checks.container_record";
+    /// Its task is as it should be.
+    ContainerTask = "container.task", "bots.checks.container_task";
+    /// A file below `/data` can be written and read.
+    ContainerDataPath = "container.data_path", "bots.checks.container_data_path";
+    /// A removal that was asked for went well.
+    BotDelete = "bot.delete", "bots.checks.bot_delete";
+}
+
+/// How one check went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum CheckStatus {
+    Ok,
+    Warn,
+    Error,
+    Unknown,
+}
+
+impl CheckStatus {
+    /// `ok`, `warn`, `error` or `unknown`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Warn => "warn",
+            Self::Error => "error",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// All checks of a bot in one word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum CheckState {
+    /// None is `warn` or `error`.
+    Ok,
+    /// One is.
+    Issue,
+    /// All are `unknown`.
+    Unknown,
+}
+
+impl CheckState {
+    /// `ok`, `issue` or `unknown`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Issue => "issue",
+            Self::Unknown => "unknown",
+        }
+    }
+
+    /// The state that checks add up to.
+    pub fn of(checks: &[CheckItem]) -> Self {
+        let any = |status| checks.iter().any(|check| check.status == status);
+        if any(CheckStatus::Warn) || any(CheckStatus::Error) {
+            Self::Issue
+        } else if checks.iter().all(|check| check.status == CheckStatus::Unknown) {
+            Self::Unknown
+        } else {
+            Self::Ok
+        }
+    }
+
+    /// Without asking anybody: kept failures are issues, a bot that is being made is not known yet.
+    pub(crate) fn of_known(bot: &BotRow, faults: u32) -> Self {
+        match (bot.status, faults) {
+            (_, 1..) => Self::Issue,
+            (BotStatus::Creating, 0) => Self::Unknown,
+            (BotStatus::Ready | BotStatus::Deleting, 0) => Self::Ok,
+        }
+    }
+}
+
+/// One check.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckItem {
+    pub check_type: CheckType,
+    pub status: CheckStatus,
+    /// A few words.
+    pub summary: String,
+    /// The cause, when there is one.
+    pub detail: Option<String>,
+}
+
+impl CheckItem {
+    fn new(check_type: CheckType, status: CheckStatus, summary: &str) -> Self {
+        Self {
+            check_type,
+            status,
+            summary: summary.to_owned(),
+            detail: None,
+        }
+    }
+
+    fn because(mut self, detail: impl Into<String>) -> Self {
+        self.detail = Some(detail.into());
+        self
+    }
+}
+
+fn of_fault(check_type: CheckType, faults: &[FaultRow], fine: (CheckStatus, &str), failed: &str) -> CheckItem {
+    match faults.iter().find(|fault| fault.check_type == check_type.as_str()) {
+        Some(fault) => CheckItem::new(check_type, CheckStatus::Error, failed).because(fault.message.clone()),
+        None => CheckItem::new(check_type, fine.0, fine.1),
+    }
+}
+
+fn of_record(row: Option<&ContainerRow>) -> CheckItem {
+    match row {
+        Some(row) => CheckItem::new(CheckType::ContainerRecord, CheckStatus::Ok, "the container is recorded")
+            .because(row.container_id.clone()),
+        None => CheckItem::new(
+            CheckType::ContainerRecord,
+            CheckStatus::Unknown,
+            "the bot has no workspace",
+        ),
+    }
+}
+
+fn of_task(row: &ContainerRow, task: &Result<Option<TaskState>>) -> CheckItem {
+    let item = |status, summary| CheckItem::new(CheckType::ContainerTask, status, summary);
+    match (task, row.desired) {
+        (Err(error), _) => item(CheckStatus::Unknown, "the runtime does not answer").because(error.to_string()),
+        (Ok(None), _) => item(CheckStatus::Error, "the container is gone"),
+        (Ok(Some(TaskState::Running)), Desired::Running) => item(CheckStatus::Ok, "running"),
+        (Ok(Some(TaskState::Running)), Desired::Stopped) => item(CheckStatus::Warn, "running, but should be stopped"),
+        (Ok(Some(_)), Desired::Stopped) => item(CheckStatus::Ok, "stopped"),
+        (Ok(Some(_)), Desired::Running) => item(CheckStatus::Error, "not running, but should be")
+            .because(row.reason.clone().unwrap_or_else(|| "it ended".to_owned())),
+    }
+}
+
+impl Skep {
+    /// All checks of a bot, probed now. A runtime or bridge that does not answer makes a check `unknown` or
+    /// `error`, never this call fail.
+    ///
+    /// # Errors
+    /// [`Error::BotNotFound`], [`Error::StoreUnavailable`].
+    pub async fn checks(&self, bot: &BotId) -> Result<Vec<CheckItem>> {
+        let bot_row = self.store().bot(bot).await?.ok_or(Error::BotNotFound)?;
+        let row = self.store().container(bot).await?;
+        let faults = self.store().faults(bot).await?;
+        let init = match (&row, bot_row.status) {
+            (Some(_), _) => (CheckStatus::Ok, "the workspace was set up"),
+            (None, BotStatus::Creating) => (CheckStatus::Unknown, "the workspace is being set up"),
+            (None, _) => (CheckStatus::Unknown, "the bot has no workspace"),
+        };
+        let mut checks = vec![
+            of_fault(
+                CheckType::ContainerInit,
+                &faults,
+                init,
+                "the workspace could not be set up",
+            ),
+            of_record(row.as_ref()),
+        ];
+        if let Some(row) = &row {
+            let task = self.runtime().inspect(bot).await;
+            let task = task
+                .map(|instance| instance.map(|instance| instance.task))
+                .map_err(Error::from);
+            checks.push(of_task(row, &task));
+            checks.push(self.check_data_path(bot, row).await);
+        }
+        let removal = (CheckStatus::Ok, "no removal has failed");
+        checks.push(of_fault(
+            CheckType::BotDelete,
+            &faults,
+            removal,
+            "the bot could not be removed",
+        ));
+        Ok(checks)
+    }
+
+    /// Writes a small file below `/data`, reads it back and removes it, over the bridge.
+    async fn probe_data_path(&self, bot: &BotId) -> Result<()> {
+        let bridge = self.bridges().bridge(bot).await?;
+        let mark = uuid::Uuid::new_v4().to_string();
+        let path = WorkspacePath::parse(&format!("{DATA_DIRECTORY_INSIDE}/.skep-check-{mark}"))?;
+        let mut writer = FileWriter::begin(
+            &bridge,
+            &path,
+            NewFile {
+                mode: 0o600,
+                ..NewFile::default()
+            },
+        )
+        .await?;
+        writer.write(Bytes::from(mark.clone())).await?;
+        writer.finish().await?;
+        let read = files::read(&bridge, &path, 0, 0).await?.collect(mark.len()).await;
+        files::remove(&bridge, &path, Depth::EmptyOnly).await?;
+        match read?.as_slice() == mark.as_bytes() {
+            true => Ok(()),
+            false => Err(Error::BridgeUnavailable(
+                "the file that was read is not the one written".to_owned(),
+            )),
+        }
+    }
+
+    async fn check_data_path(&self, bot: &BotId, row: &ContainerRow) -> CheckItem {
+        let item = |status, summary| CheckItem::new(CheckType::ContainerDataPath, status, summary);
+        if row.desired == Desired::Stopped {
+            return item(CheckStatus::Unknown, "the workspace is stopped");
+        }
+        match self.probe_data_path(bot).await {
+            Ok(()) => item(CheckStatus::Ok, "a file was written and read"),
+            Err(error) => item(CheckStatus::Error, "no file could be written and read").because(error.to_string()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checks_add_up() {
+        use CheckStatus::{Error, Ok, Unknown, Warn};
+        for (statuses, expected) in [
+            (vec![Ok, Unknown], CheckState::Ok),
+            (vec![Ok, Warn], CheckState::Issue),
+            (vec![Unknown, Error], CheckState::Issue),
+            (vec![Unknown, Unknown], CheckState::Unknown),
+        ] {
+            let checks: Vec<_> = statuses
+                .iter()
+                .map(|status| CheckItem::new(CheckType::ContainerTask, *status, ""))
+                .collect();
+            assert_eq!(CheckState::of(&checks), expected, "{statuses:?}");
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! Images: which may be used, and how they come and go.
+
+use std::sync::Arc;
+
+use futures::stream::BoxStream;
+use skep_names::ImageReference;
+use skep_runtime::{ImageArchive, ImageRecord, RuntimeError};
+
+use crate::error::{Error, Result};
+use crate::operations::{EventBody, Hub, OperationEvent, Outcome};
+use crate::requester::Requester;
+use crate::skep::Skep;
+use crate::workspace::pull_image;
+
+/// An image whose registry has this host may be asked for by name.
+fn host_allowed(allow: &[String], host: &str) -> bool {
+    allow.iter().any(|allowed| {
+        allowed == "*"
+            || allowed.eq_ignore_ascii_case(host)
+            || allowed
+                .strip_prefix("*.")
+                .is_some_and(|domain| host.strip_suffix(domain).is_some_and(|rest| rest.ends_with('.')))
+    })
+}
+
+impl Skep {
+    /// Whether this caller may have a workspace of that image, or pull it.
+    ///
+    /// # Errors
+    /// [`Error::ImageNotAllowed`].
+    pub(crate) fn check_image_allowed(&self, image: &ImageReference, requester: &Requester) -> Result<()> {
+        if !requester.may_manage {
+            return Err(Error::ImageNotAllowed(
+                "choosing an image needs the right to manage the bot".to_owned(),
+            ));
+        }
+        let settings = self.settings();
+        let allowed = match (settings.images_allow.is_empty(), requester.is_admin) {
+            (true, true) => true,
+            (true, false) => image.host() == settings.default_image.host(),
+            (false, _) => host_allowed(&settings.images_allow, image.host()),
+        };
+        if allowed {
+            return Ok(());
+        }
+        Err(Error::ImageNotAllowed(format!(
+            "images of {} are not allowed here (images.allow)",
+            image.host()
+        )))
+    }
+
+    /// Every stored image.
+    pub async fn images(&self) -> Result<Vec<ImageRecord>> {
+        Ok(self.runtime().images().await?)
+    }
+
+    /// Fetches an image; the events are those of a create: `Pulling`, `PullProgress`*, then `Complete` or `Error`.
+    /// It is finished also when nobody listens.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`], [`Error::ImageNotAllowed`].
+    pub fn pull_image(&self, image: &str, requester: &Requester) -> Result<BoxStream<'static, OperationEvent>> {
+        let image: ImageReference = image
+            .trim()
+            .parse()
+            .map_err(|error: skep_names::InvalidImageReference| Error::InvalidArgument(error.to_string()))?;
+        self.check_image_allowed(&image, requester)?;
+        let hub = Hub::new(uuid::Uuid::now_v7().to_string(), None, None, 1);
+        let (skep, told, request_id) = (self.clone(), hub.clone(), requester.request_id.clone());
+        self.tasks()
+            .spawn(async move { skep.pull_to_end(&image, &told, request_id).await });
+        Ok(hub.events(0))
+    }
+
+    async fn pull_to_end(&self, image: &ImageReference, hub: &Arc<Hub>, request_id: Option<String>) {
+        hub.tell(EventBody::Pulling {
+            image: image.to_string(),
+        });
+        let tell = |event| {
+            hub.tell(event);
+        };
+        let pulled = tokio::select! {
+            pulled = pull_image(&**self.runtime(), image, tell) => pulled,
+            () = self.letting_go().cancelled() => Err(Error::GoingDown),
+        };
+        let result = pulled
+            .map(|(record, complete)| {
+                complete.map(tell);
+                Outcome::from(&record)
+            })
+            .map_err(|error| error.at("image pull failed"));
+        let last = match &result {
+            Ok(outcome) => EventBody::Complete {
+                outcome: outcome.clone(),
+            },
+            Err(error) => {
+                tracing::warn!(%image, error = error.with_causes(), "an image was not pulled");
+                EventBody::Error {
+                    code: error.code().as_str().to_owned(),
+                    message: error.to_string(),
+                    request_id,
+                }
+            }
+        };
+        let last = hub.last_event(&result, last);
+        hub.end(result, last);
+    }
+
+    /// Stores the images of an archive, read once from its start; `name` overrides the name in it.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for an archive that is none.
+    pub async fn import_image(&self, archive: ImageArchive, name: Option<&str>) -> Result<Vec<ImageRecord>> {
+        let name = name
+            .map(str::parse::<ImageReference>)
+            .transpose()
+            .map_err(|error| Error::InvalidArgument(error.to_string()))?;
+        Ok(self.runtime().import(archive, name.as_ref()).await?)
+    }
+
+    /// Removes a stored image.
+    ///
+    /// # Errors
+    /// [`Error::ImageNotFound`]; [`Error::Conflict`] while a workspace uses it.
+    pub async fn remove_image(&self, image: &str) -> Result<()> {
+        let image: ImageReference = image
+            .parse()
+            .map_err(|error: skep_names::InvalidImageReference| Error::InvalidArgument(error.to_string()))?;
+        let record = self.runtime().image(&image).await?;
+        if record.is_none() {
+            return Err(Error::ImageNotFound(image.to_string()));
+        }
+        self.runtime().remove_image(&image).await.map_err(|error| match error {
+            RuntimeError::Rejected { reason } => Error::Conflict(reason),
+            other => other.into(),
+        })
+    }
+
+    /// Removes every stored image that no workspace uses, the default image excepted. Returns what went.
+    pub async fn prune_images(&self) -> Result<Vec<ImageRecord>> {
+        let mut removed = Vec::new();
+        for image in self.runtime().images().await? {
+            if image.in_use || image.name == self.settings().default_image {
+                continue;
+            }
+            match self.runtime().remove_image(&image.name).await {
+                Ok(()) => removed.push(image),
+                // It came into use since the listing.
+                Err(RuntimeError::Rejected { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(removed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_are_matched_whole() {
+        let allow = |pattern: &str, host: &str| host_allowed(&[pattern.to_owned()], host);
+        assert!(allow("ghcr.io", "ghcr.io"));
+        assert!(allow("*.example.com", "a.example.com"));
+        assert!(allow("*", "anything:5000"));
+        for (pattern, host) in [
+            ("ghcr.io", "ghcr.io.evil.com"),
+            ("ghcr.io", "xghcr.io"),
+            ("*.example.com", "example.com"),
+            ("*.example.com", "evilexample.com"),
+            ("127.0.0.1", "127.0.0.1:5000"),
+        ] {
+            assert!(!allow(pattern, host), "{pattern} let {host} pass");
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! The kinds of operations.
+
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $variant:ident = $text:literal,)*) => {
+        /// What an operation does to a workspace.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum OperationKind { $($(#[$doc])* $variant,)* }
+
+        impl OperationKind {
+            /// Every kind there is.
+            pub const ALL: &'static [OperationKind] = &[$(OperationKind::$variant,)*];
+
+            /// The word on the wire and in the journal.
+            pub fn as_str(self) -> &'static str {
+                match self { $(OperationKind::$variant => $text,)* }
+            }
+
+            /// The kind of that word.
+            pub fn parse(text: &str) -> Option<Self> {
+                match text { $($text => Some(OperationKind::$variant),)* _ => None }
+            }
+        }
+    };
+}
+
+kinds! {
+    /// Makes the workspace, or starts the one there is.
+    Create = "create",
+    /// Ensures that it runs.
+    Start = "start",
+    /// Ends its processes; it stays stopped.
+    Stop = "stop",
+    /// Stop and start.
+    Restart = "restart",
+    /// Removes the workspace, not the bot.
+    Delete = "delete",
+    /// Changes its limits.
+    Limits = "limits",
+    /// Brings what there is back to what is wanted, unasked.
+    Recover = "recover",
+    /// Removes the bot and all it has.
+    DeleteBot = "delete_bot",
+}
+
+impl OperationKind {
+    /// It overtakes and cancels what runs and waits.
+    pub fn overtakes(self) -> bool {
+        matches!(self, Self::Delete | Self::DeleteBot)
+    }
+
+    /// A caller may cancel it: what it did so far can be undone, or done again.
+    pub fn can_be_cancelled(self) -> bool {
+        !self.overtakes()
+    }
+
+    /// Processes of the workspace may be away while it runs.
+    pub fn takes_the_task_down(self) -> bool {
+        !matches!(self, Self::Limits)
+    }
+}

@@ -1,0 +1,175 @@
+//! The handle of the rules, and what it holds.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use skep_runtime::{Capabilities, Check, CheckStatus, Runtime};
+use skep_store::Store;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::bridge::BridgePool;
+use crate::error::Result;
+use crate::operations::Hub;
+use crate::settings::Settings;
+use crate::workspace::{Lanes, Observations};
+
+/// What the rules are built from.
+pub struct Parts {
+    pub store: Store,
+    pub runtime: Arc<dyn Runtime>,
+    pub bridges: Arc<BridgePool>,
+    pub settings: Settings,
+}
+
+/// The rules of one server. Clones are the same server.
+#[derive(Clone)]
+pub struct Skep {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    store: Store,
+    runtime: Arc<dyn Runtime>,
+    bridges: Arc<BridgePool>,
+    settings: Settings,
+    lanes: Lanes,
+    hubs: Mutex<HashMap<String, Arc<Hub>>>,
+    observations: Observations,
+    tasks: TaskTracker,
+    /// Nothing new is begun.
+    going_down: CancellationToken,
+    /// What still runs is left for the next start.
+    letting_go: CancellationToken,
+}
+
+/// Whether the server can do its work.
+#[derive(Debug, Clone)]
+pub struct Readiness {
+    /// `store`, `runtime`, `network`, …
+    pub checks: Vec<Check>,
+}
+
+impl Readiness {
+    /// No check failed.
+    pub fn is_ready(&self) -> bool {
+        self.checks.iter().all(|check| check.status != CheckStatus::Error)
+    }
+}
+
+impl Skep {
+    /// Takes up the work: operations that were not finished are carried on, and from now on what is wanted is
+    /// compared with what there is. A runtime that is down is waited for in the background.
+    ///
+    /// # Errors
+    /// [`crate::Error::StoreUnavailable`].
+    pub async fn start(parts: Parts) -> Result<Self> {
+        let skep = Self {
+            inner: Arc::new(Inner {
+                store: parts.store,
+                runtime: parts.runtime,
+                bridges: parts.bridges,
+                settings: parts.settings,
+                lanes: Lanes::default(),
+                hubs: Mutex::default(),
+                observations: Observations::default(),
+                tasks: TaskTracker::new(),
+                going_down: CancellationToken::new(),
+                letting_go: CancellationToken::new(),
+            }),
+        };
+        skep.carry_on_unfinished().await?;
+        skep.spawn_followers();
+        Ok(skep)
+    }
+
+    /// Begins nothing new, lets what runs come to its end for at most `limit`, then lets go of it: the next start
+    /// carries it on. Workspaces stay running.
+    pub async fn shut_down(&self, limit: Duration) {
+        self.inner.going_down.cancel();
+        self.inner.tasks.close();
+        if tokio::time::timeout(limit, self.inner.tasks.wait()).await.is_err() {
+            tracing::warn!("operations did not come to an end in time; the next start carries them on");
+            self.inner.letting_go.cancel();
+            self.inner.tasks.wait().await;
+        }
+    }
+
+    /// Probes store, runtime and network now.
+    pub async fn readiness(&self) -> Readiness {
+        let store = match self.inner.store.check().await {
+            Ok(()) => Check {
+                name: "store",
+                status: CheckStatus::Ok,
+                detail: "the store answers".to_owned(),
+            },
+            Err(error) => Check {
+                name: "store",
+                status: CheckStatus::Error,
+                detail: error.to_string(),
+            },
+        };
+        let mut checks = vec![store];
+        checks.extend(self.inner.runtime.checks().await);
+        Readiness { checks }
+    }
+
+    /// What the runtime can do.
+    pub fn capabilities(&self) -> Capabilities {
+        self.inner.runtime.capabilities()
+    }
+
+    /// The configuration in force.
+    pub fn settings(&self) -> &Settings {
+        &self.inner.settings
+    }
+
+    /// The store, for what is no matter of the rules (users, keys, members).
+    pub fn store(&self) -> &Store {
+        &self.inner.store
+    }
+
+    pub(crate) fn runtime(&self) -> &Arc<dyn Runtime> {
+        &self.inner.runtime
+    }
+
+    pub(crate) fn bridges(&self) -> &BridgePool {
+        &self.inner.bridges
+    }
+
+    pub(crate) fn lanes(&self) -> &Lanes {
+        &self.inner.lanes
+    }
+
+    pub(crate) fn observations(&self) -> &Observations {
+        &self.inner.observations
+    }
+
+    pub(crate) fn tasks(&self) -> &TaskTracker {
+        &self.inner.tasks
+    }
+
+    pub(crate) fn going_down(&self) -> &CancellationToken {
+        &self.inner.going_down
+    }
+
+    pub(crate) fn letting_go(&self) -> &CancellationToken {
+        &self.inner.letting_go
+    }
+
+    pub(crate) fn live_hub(&self, id: &str) -> Option<Arc<Hub>> {
+        let hubs = self.inner.hubs.lock().unwrap_or_else(PoisonError::into_inner);
+        hubs.get(id).cloned()
+    }
+
+    pub(crate) fn remember_hub(&self, hub: &Arc<Hub>) {
+        let mut hubs = self.inner.hubs.lock().unwrap_or_else(PoisonError::into_inner);
+        hubs.insert(hub.id().to_owned(), hub.clone());
+    }
+
+    pub(crate) fn forget_hub(&self, id: &str) {
+        let mut hubs = self.inner.hubs.lock().unwrap_or_else(PoisonError::into_inner);
+        hubs.remove(id);
+    }
+}

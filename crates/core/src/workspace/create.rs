@@ -1,0 +1,241 @@
+//! The work of a create. What it makes is undone when it fails; what was there before is never touched.
+
+use serde_json::{Map, Value, json};
+use skep_names::ImageReference;
+use skep_runtime::{CreateOutcome, ImageRecord, InstanceSpec, LayerOutcome};
+use skep_store::{BotStatus, ContainerRow, ContainerStatus, Desired, LimitsColumn, NewContainer};
+
+use super::limits::{to_column, to_runtime};
+use super::plan::parse_image;
+use super::pull::pull_image;
+use super::request::CreatePlan;
+use super::state::Event;
+use super::work::Work;
+use crate::checks::CheckType;
+use crate::error::{Error, Result};
+use crate::operations::{CompletedWorkspace, EventBody, Outcome};
+use crate::settings::ImagePullPolicy;
+
+/// Stages of a create, as its error event names them.
+const PULL: &str = "image pull failed";
+const START: &str = "container start failed";
+/// Note: whether the bot had a layer or a container before this create.
+const HAD_LAYER: &str = "had_layer";
+
+impl Work {
+    /// The work of `create`.
+    pub(crate) async fn create(&self, plan: &CreatePlan) -> Result<Outcome> {
+        let completed = match self.row().await? {
+            Some(row) => self.keep(plan, &row).await?,
+            None => self.make(plan).await?,
+        };
+        self.store()
+            .clear_fault(self.bot(), CheckType::ContainerInit.as_str())
+            .await?;
+        self.bot_is_ready().await?;
+        Ok(Outcome::Workspace(completed))
+    }
+
+    /// The bot has a workspace: nothing of it is touched but its limits, and it is started.
+    async fn keep(&self, plan: &CreatePlan, row: &ContainerRow) -> Result<CompletedWorkspace> {
+        self.tell(EventBody::Pulling {
+            image: row.image.clone(),
+        })
+        .await?;
+        self.tell(EventBody::Creating).await?;
+        self.step("wanted", self.want(Desired::Running)).await?;
+        if let Some(limits) = &plan.limits {
+            self.step("limits", async {
+                self.store()
+                    .set_container_limits(self.bot(), limits, row.limits_applied.as_ref())
+                    .await?;
+                self.apply_limits(limits).await
+            })
+            .await?;
+        }
+        let row = self.row().await?.ok_or(Error::ContainerNotFound)?;
+        self.bring_up(&row).await.map_err(|error| error.at(START))?;
+        Ok(completed(&row))
+    }
+
+    async fn make(&self, plan: &CreatePlan) -> Result<CompletedWorkspace> {
+        self.tell(EventBody::Pulling {
+            image: plan.image.clone(),
+        })
+        .await?;
+        let image = parse_image(&plan.image)?;
+        self.note_layer().await?;
+        let record = self
+            .step("pull", self.have_image(&image))
+            .await
+            .map_err(|error| error.at(PULL))?;
+        self.tell(EventBody::Creating).await?;
+        let spec = self.spec(&image, plan);
+        let made = self
+            .step("create", async { Ok(self.runtime().create(&spec).await?) })
+            .await
+            .map_err(|error| error.at(START))?;
+        let applied = self
+            .start_and_answer(&plan.limits.unwrap_or_default())
+            .await
+            .map_err(|error| error.at(START))?;
+        let row = self.step("record", self.record(plan, &made, (record, applied))).await?;
+        self.skep().observations().wanted(self.bot(), Desired::Running);
+        self.skep().observations().happened(self.bot(), &Event::Answered);
+        Ok(completed(&row))
+    }
+
+    /// Notes, before anything is made, whether there is a layer: after a crash, the note of the first try counts.
+    async fn note_layer(&self) -> Result<()> {
+        if self.noted(HAD_LAYER).is_none() {
+            let had = self.runtime().inspect(self.bot()).await?.is_some()
+                || self.runtime().layers().await?.contains(self.bot());
+            self.note(HAD_LAYER, had);
+        }
+        Ok(())
+    }
+
+    fn spec(&self, image: &ImageReference, plan: &CreatePlan) -> InstanceSpec {
+        let mut env = self.skep().settings().workspace_env.clone();
+        env.extend(plan.env.clone());
+        InstanceSpec {
+            bot: self.bot().clone(),
+            image: image.clone(),
+            snapshotter: plan.snapshotter.clone(),
+            env,
+            cdi_devices: plan.cdi_devices.clone(),
+            labels: std::collections::BTreeMap::new(),
+        }
+    }
+
+    /// The image, fetched when the policy says so; progress is told as it goes.
+    pub(crate) async fn have_image(&self, image: &ImageReference) -> Result<ImageRecord> {
+        let policy = self.skep().settings().image_pull_policy;
+        if policy != ImagePullPolicy::Always
+            && let Some(record) = self.runtime().image(image).await?
+        {
+            return Ok(record);
+        }
+        if policy == ImagePullPolicy::Never {
+            return Err(Error::ImageNotFound(image.to_string()));
+        }
+        let (record, complete) = pull_image(self.runtime(), image, |event| {
+            self.hub().tell(event);
+        })
+        .await?;
+        if let Some(complete) = complete {
+            self.tell(complete).await?;
+        }
+        Ok(record)
+    }
+
+    async fn start_and_answer(&self, limits: &LimitsColumn) -> Result<LimitsColumn> {
+        let effective = self.skep().settings().effective_limits(&to_runtime(limits));
+        self.skep().observations().happened(self.bot(), &Event::Begun);
+        self.step("start", self.start_task(&effective)).await?;
+        self.step("answer", self.wait_for_bridge()).await?;
+        Ok(to_column(&effective))
+    }
+
+    async fn record(
+        &self,
+        plan: &CreatePlan,
+        made: &CreateOutcome,
+        had: (ImageRecord, LimitsColumn),
+    ) -> Result<ContainerRow> {
+        let (image, applied) = had;
+        let remembered = (plan.image.clone(), plan.devices_given.then(|| plan.cdi_devices.clone()));
+        self.store()
+            .merge_bot_metadata(self.bot(), move |metadata| {
+                remember(metadata, &remembered.0, remembered.1)
+            })
+            .await?;
+        let row = self
+            .store()
+            .put_container(&NewContainer {
+                bot_id: self.bot().clone(),
+                container_id: made.instance.container_id.clone(),
+                image: plan.image.clone(),
+                image_digest: Some(made.instance.image_digest.clone().unwrap_or(image.digest)),
+                snapshotter: made.instance.snapshotter.clone(),
+                status: ContainerStatus::Running,
+                desired: Desired::Running,
+                namespace: made.instance.namespace.clone(),
+                cdi_devices: made.instance.cdi_devices.clone(),
+                env: plan.env.clone(),
+                limits_wanted: plan.limits.unwrap_or_default(),
+                limits_applied: Some(applied),
+            })
+            .await?;
+        let kept = made.layer == LayerOutcome::Kept;
+        self.lived("create", &json!({ "image": plan.image, "layer_kept": kept }))
+            .await?;
+        Ok(row)
+    }
+
+    /// Undoes what this very create made, and says on the bot why it came to nothing.
+    pub(crate) async fn undo_create(&self, plan: &CreatePlan, error: &Error) -> Result<()> {
+        let cancelled = matches!(error, Error::OperationCancelled(_));
+        if self.row().await?.is_some() {
+            self.note_not_running(error).await?;
+        } else {
+            self.undo_make().await?;
+        }
+        if !cancelled {
+            self.store()
+                .put_fault(self.bot(), CheckType::ContainerInit.as_str(), &error.to_string())
+                .await?;
+        }
+        if plan.of_new_bot {
+            self.bot_is_ready().await?;
+        }
+        Ok(())
+    }
+
+    async fn undo_make(&self) -> Result<()> {
+        self.skep().bridges().evict(self.bot());
+        match self.noted(HAD_LAYER).and_then(|had| had.as_bool()) {
+            // Nothing was made yet.
+            None => Ok(()),
+            // The layer was there before: it may hold data, so only the processes go.
+            Some(true) => self.end_task(std::time::Duration::ZERO).await,
+            Some(false) => {
+                self.runtime().remove(self.bot()).await?;
+                self.skep().observations().happened(self.bot(), &Event::Removed);
+                Ok(())
+            }
+        }
+    }
+
+    /// The first set-up is over, well or not; a bot that is being removed stays so.
+    async fn bot_is_ready(&self) -> Result<()> {
+        Ok(self
+            .store()
+            .advance_bot_status(self.bot(), BotStatus::Creating, BotStatus::Ready)
+            .await?)
+    }
+}
+
+fn completed(row: &ContainerRow) -> CompletedWorkspace {
+    CompletedWorkspace {
+        container_id: row.container_id.clone(),
+        image: row.image.clone(),
+        snapshotter: row.snapshotter.clone(),
+        cdi_devices: row.cdi_devices.clone(),
+        started: true,
+        data_restored: false,
+        has_preserved_data: false,
+        warnings: Vec::new(),
+    }
+}
+
+fn remember(metadata: &mut Map<String, Value>, image: &str, devices: Option<Vec<String>>) {
+    let mut workspace = json!({ "image": image });
+    if let Some(devices) = devices {
+        workspace["gpu"] = json!({ "devices": devices });
+    }
+    let patch = json!({ "workspace": workspace });
+    if let Value::Object(patch) = patch {
+        crate::bots::merge_patch(metadata, &patch);
+    }
+}

@@ -1,0 +1,346 @@
+//! The driver of one workspace: takes what waits in its lane, one after the other, and brings each to its end.
+//!
+//! It belongs to the server. Nobody who waits for an operation can cancel it by going away.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::Map;
+use skep_names::BotId;
+use skep_store::{BotStatus, EventRow, NewOperation, OperationEnd, OperationRow};
+
+use super::admission::{QUEUE_LENGTH, Refusal};
+use super::lanes::{Admitted, Next, Pending};
+use super::request::Request;
+use super::work::Work;
+use crate::error::{Error, Result};
+use crate::operations::{EventBody, Hub, OperationHandle, Outcome};
+use crate::requester::Requester;
+use crate::skep::Skep;
+
+/// The longest a driver waits for the journal to take a row before it looks again.
+const JOURNAL_WAIT: Duration = Duration::from_secs(1);
+/// How long the undoing of a failed operation may take.
+const UNDO_LIMIT: Duration = Duration::from_secs(60);
+/// Between two looks for a runtime that is down, for work carried on after a start: from, to.
+const RUNTIME_BACK_OFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+
+impl Skep {
+    /// Accepts, joins or refuses a request. When this returns, its operation is in the journal.
+    pub(crate) async fn submit(&self, bot: &BotId, request: Request, requester: &Requester) -> Result<OperationHandle> {
+        if self.going_down().is_cancelled() {
+            return Err(Error::GoingDown);
+        }
+        let id = uuid::Uuid::now_v7().to_string();
+        let hub = Hub::new(id.clone(), Some(bot.clone()), Some(request.kind()), 1);
+        let pending = Arc::new(Pending::new(hub.clone(), request, requester.request_id.clone(), false));
+        match self.lanes().admit(bot, &pending, requester.patience) {
+            Admitted::Joined(joined) => return Ok(OperationHandle::new(joined)),
+            Admitted::Refused(refusal) => return Err(refused(refusal)),
+            Admitted::Enqueued { spawn_driver } => {
+                self.remember_hub(&hub);
+                if spawn_driver {
+                    self.spawn_driver(bot);
+                }
+            }
+        }
+        // In a task of its own: a caller that goes away here must not leave a place that is never journaled.
+        let (skep, bot, user) = (self.clone(), bot.clone(), requester.user_id.clone());
+        let journaling = self
+            .tasks()
+            .spawn(async move { skep.journal(&bot, &pending, user).await });
+        match journaling.await {
+            Ok(Ok(())) => Ok(OperationHandle::new(hub)),
+            Ok(Err(error)) => Err(error),
+            Err(panic) => Err(Error::internal("journaling an operation", panic)),
+        }
+    }
+
+    async fn journal(&self, bot: &BotId, pending: &Arc<Pending>, user: Option<String>) -> Result<()> {
+        let hub = &pending.hub;
+        match self.insert_operation(bot, pending, user).await {
+            Ok(()) => {
+                self.lanes().journaled(bot, hub.id());
+                Ok(())
+            }
+            Err(error) => {
+                self.lanes().withdraw(bot, hub.id());
+                // Whoever joined it meanwhile gets the same answer.
+                let result = Err(error.clone());
+                let last = hub.last_event(&result, error_event(&error, pending));
+                hub.end(result, last);
+                self.forget_hub(hub.id());
+                Err(error)
+            }
+        }
+    }
+
+    async fn insert_operation(&self, bot: &BotId, pending: &Arc<Pending>, user: Option<String>) -> Result<()> {
+        let request =
+            serde_json::to_value(&pending.request).map_err(|error| Error::internal("writing a request", error))?;
+        self.store()
+            .insert_operation(&NewOperation {
+                id: pending.hub.id().to_owned(),
+                bot_id: bot.clone(),
+                kind: pending.request.kind().as_str().to_owned(),
+                request,
+                requested_by: user,
+                request_id: pending.request_id.clone(),
+            })
+            .await?;
+        if pending.request == Request::DeleteBot {
+            self.store().set_bot_status(bot, BotStatus::Deleting).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes up every operation that the journal shows as unfinished, in the order they came.
+    pub(crate) async fn carry_on_unfinished(&self) -> Result<()> {
+        for row in self.store().unfinished_operations().await? {
+            let request: Request = match serde_json::from_value(row.request.clone()) {
+                Ok(request) => request,
+                Err(error) => {
+                    self.give_up_unreadable(&row, &error).await?;
+                    continue;
+                }
+            };
+            tracing::info!(bot = %row.bot_id, operation = row.id, kind = row.kind, step = row.step, "carried on");
+            // Its listeners hear it from the start again, under new numbers.
+            let first_id = self.store().restart_events(&row.id).await?;
+            let hub = Hub::new(row.id.clone(), Some(row.bot_id.clone()), Some(request.kind()), first_id);
+            self.remember_hub(&hub);
+            let pending = Arc::new(Pending::new(hub, request, row.request_id, true));
+            if self.lanes().put_back(&row.bot_id, pending) {
+                self.spawn_driver(&row.bot_id);
+            }
+        }
+        Ok(())
+    }
+
+    async fn give_up_unreadable(&self, row: &OperationRow, error: &serde_json::Error) -> Result<()> {
+        tracing::error!(bot = %row.bot_id, operation = row.id, kind = row.kind, %error, "cannot be carried on");
+        let end = OperationEnd::Failed {
+            code: crate::Code::Internal.as_str().to_owned(),
+            message: "this release cannot carry on what an older one began".to_owned(),
+        };
+        Ok(self.store().finish_operation(&row.id, &end, None).await?)
+    }
+
+    fn spawn_driver(&self, bot: &BotId) {
+        let (skep, bot) = (self.clone(), bot.clone());
+        self.tasks().spawn(async move { skep.drive(&bot).await });
+    }
+
+    async fn drive(&self, bot: &BotId) {
+        loop {
+            if self.going_down().is_cancelled() {
+                self.abandon_lane(bot);
+                return;
+            }
+            match self.lanes().next(bot) {
+                Next::Nothing => return,
+                Next::Wait(changed) => {
+                    // A lost wake-up costs this long, never the operation.
+                    match tokio::time::timeout(JOURNAL_WAIT, changed.notified()).await {
+                        Ok(()) | Err(_) => {}
+                    }
+                }
+                Next::Run(pending) => self.run(bot, &pending).await,
+            }
+        }
+    }
+
+    /// What waits is in the journal; those who listen are told that the server goes down.
+    fn abandon_lane(&self, bot: &BotId) {
+        for pending in self.lanes().abandon(bot) {
+            self.let_go(&pending);
+        }
+    }
+
+    /// Ends it for those who listen, not in the journal: the next start carries it on.
+    fn let_go(&self, pending: &Arc<Pending>) {
+        let result = Err(Error::GoingDown);
+        let last = pending.hub.last_event(&result, error_event(&Error::GoingDown, pending));
+        pending.hub.end(result, last);
+        self.forget_hub(pending.hub.id());
+    }
+
+    async fn run(&self, bot: &BotId, pending: &Arc<Pending>) {
+        let notes = match self.store().operation(pending.hub.id()).await {
+            Ok(Some(row)) => row.notes.as_object().cloned().unwrap_or_default(),
+            Ok(None) => Map::new(),
+            Err(error) => return self.finish(bot, pending, Err(error.into())).await,
+        };
+        let work = Work::new(self.clone(), bot.clone(), pending.clone(), notes);
+        let kind = pending.request.kind();
+        tracing::info!(%bot, operation = pending.hub.id(), kind = kind.as_str(), "begun");
+        let (result, let_go) = self.do_work(&work).await;
+        if let_go {
+            return self.let_go(pending);
+        }
+        if let Err(error) = &result {
+            self.undo(&work, error).await;
+        }
+        self.finish(bot, pending, result).await;
+    }
+
+    /// Runs the work in a task of its own, so that a panic ends this operation and not the driver; a cancelled one
+    /// is aborted and waited for. True: the server lets go of it.
+    async fn do_work(&self, work: &Work) -> (Result<Outcome>, bool) {
+        let pending = work.pending().clone();
+        let doing = work.clone();
+        let mut task = tokio::spawn(async move { doing.run().await });
+        let finished = tokio::select! {
+            biased;
+            () = self.letting_go().cancelled() => {
+                abort(&mut task).await;
+                return (Err(Error::GoingDown), true);
+            }
+            () = pending.cancelled() => {
+                abort(&mut task).await;
+                let by = pending.cancelled_by().unwrap_or("a request").to_owned();
+                return (Err(Error::OperationCancelled(by)), false);
+            }
+            finished = &mut task => finished,
+        };
+        let result = match finished {
+            Ok(result) => result,
+            Err(panic) => Err(Error::internal("the work of an operation", panic)),
+        };
+        (result, false)
+    }
+
+    async fn undo(&self, work: &Work, error: &Error) {
+        match tokio::time::timeout(UNDO_LIMIT, work.undo(error)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(undo)) => tracing::error!(
+                bot = %work.bot(),
+                operation = work.hub().id(),
+                error = undo.with_causes(),
+                "could not be undone; reconcile takes it up"
+            ),
+            Err(_) => tracing::error!(
+                bot = %work.bot(),
+                operation = work.hub().id(),
+                "was not undone in time; reconcile takes it up"
+            ),
+        }
+    }
+
+    /// Journals the end, then tells it.
+    async fn finish(&self, bot: &BotId, pending: &Arc<Pending>, result: Result<Outcome>) {
+        let hub = &pending.hub;
+        let kind = pending.request.kind().as_str();
+        match &result {
+            Ok(_) => tracing::info!(%bot, operation = hub.id(), kind, "done"),
+            Err(error) => {
+                tracing::warn!(%bot, operation = hub.id(), kind, code = error.code().as_str(), error = error.with_causes(), "failed");
+            }
+        }
+        let result = match self.journal_end(pending, &result).await {
+            Ok(()) => result,
+            Err(error) => {
+                // Not durable, so not done: the next start does it again.
+                tracing::error!(%bot, operation = hub.id(), error = error.with_causes(), "its end was not journaled");
+                result.and(Err(error))
+            }
+        };
+        let last = hub.last_event(&result, end_event(&result, pending));
+        hub.end(result, last);
+        self.forget_hub(hub.id());
+    }
+
+    async fn journal_end(&self, pending: &Arc<Pending>, result: &Result<Outcome>) -> Result<()> {
+        let last = pending.hub.last_event(result, end_event(result, pending));
+        let written = |error| Error::internal("writing an event", error);
+        let event = EventRow {
+            id: last.id,
+            data: serde_json::to_value(&last.body).map_err(written)?,
+        };
+        let end = match (result, &last.body) {
+            (Ok(outcome), _) => OperationEnd::Succeeded {
+                outcome: serde_json::to_value(outcome).map_err(written)?,
+            },
+            (Err(error @ Error::OperationCancelled(_)), _) => OperationEnd::Cancelled {
+                message: error.to_string(),
+            },
+            (Err(error), _) => OperationEnd::Failed {
+                code: error.code().as_str().to_owned(),
+                message: error.to_string(),
+            },
+        };
+        Ok(self
+            .store()
+            .finish_operation(pending.hub.id(), &end, Some(&event))
+            .await?)
+    }
+
+    /// Waits, with back-off, until the runtime answers.
+    pub(crate) async fn runtime_answers(&self) {
+        let mut pause = RUNTIME_BACK_OFF.0;
+        while let Err(error) = self.runtime().list().await {
+            tracing::warn!(error = Error::from(error).with_causes(), "the runtime does not answer");
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(RUNTIME_BACK_OFF.1);
+        }
+    }
+}
+
+impl Work {
+    async fn run(&self) -> Result<Outcome> {
+        if self.pending().carried_on {
+            self.skep().runtime_answers().await;
+        }
+        match &self.pending().request {
+            Request::Create(plan) => self.create(plan).await,
+            Request::Start => self.start().await,
+            Request::Stop { grace } => self.stop(*grace).await,
+            Request::Restart { grace } => self.restart(*grace).await,
+            Request::Recover => self.recover().await,
+            Request::Limits { limits } => self.change_limits(*limits).await,
+            Request::Delete => self.delete().await,
+            Request::DeleteBot => self.delete_bot().await,
+        }
+    }
+
+    async fn undo(&self, error: &Error) -> Result<()> {
+        match &self.pending().request {
+            Request::Create(plan) => self.undo_create(plan, error).await,
+            Request::DeleteBot => self.skep().removal_failed(self.bot(), error).await,
+            Request::Start | Request::Restart { .. } | Request::Recover => self.note_not_running(error).await,
+            Request::Stop { .. } | Request::Limits { .. } | Request::Delete => Ok(()),
+        }
+    }
+}
+
+async fn abort<T>(task: &mut tokio::task::JoinHandle<T>) {
+    task.abort();
+    // Aborted, or it came to its end just before: both are an end.
+    match task.await {
+        Ok(_) | Err(_) => {}
+    }
+}
+
+fn end_event(result: &Result<Outcome>, pending: &Pending) -> EventBody {
+    match result {
+        Ok(outcome) => EventBody::Complete {
+            outcome: outcome.clone(),
+        },
+        Err(error) => error_event(error, pending),
+    }
+}
+
+fn error_event(error: &Error, pending: &Pending) -> EventBody {
+    EventBody::Error {
+        code: error.code().as_str().to_owned(),
+        message: error.to_string(),
+        request_id: pending.request_id.clone(),
+    }
+}
+
+fn refused(refusal: Refusal) -> Error {
+    match refusal {
+        Refusal::InProgress(id) | Refusal::Removing(id) => Error::OperationInProgress(id),
+        Refusal::QueueFull => Error::QueueFull(QUEUE_LENGTH),
+    }
+}

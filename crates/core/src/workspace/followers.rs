@@ -1,0 +1,155 @@
+//! What happens by itself: the runtime's events, and the comparison of what is wanted with what there is.
+
+use std::time::Duration;
+
+use serde_json::json;
+use skep_names::{BotId, container_id_for};
+use skep_runtime::RuntimeEvent;
+use skep_store::Desired;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::mpsc;
+
+use super::request::Request;
+use super::state::{Event, Retry};
+use crate::error::{Error, Result};
+use crate::requester::{Patience, Requester};
+use crate::skep::Skep;
+
+/// After a comparison that failed: from, to.
+const BACK_OFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+impl Skep {
+    /// Both run until the server goes down.
+    pub(crate) fn spawn_followers(&self) {
+        // One place: a comparison that is asked for twice is made once.
+        let (ask, asked) = mpsc::channel(1);
+        let skep = self.clone();
+        let mut events = self.runtime().events();
+        self.tasks().spawn(async move {
+            loop {
+                tokio::select! {
+                    () = skep.going_down().cancelled() => return,
+                    event = events.recv() => match event {
+                        Ok(event) => skep.follow(event, &ask).await,
+                        Err(RecvError::Lagged(_)) => ask_once(&ask),
+                        Err(RecvError::Closed) => {
+                            tracing::error!("the runtime tells no more events");
+                            return;
+                        }
+                    },
+                }
+            }
+        });
+        let skep = self.clone();
+        self.tasks().spawn(async move { skep.reconcile_for_ever(asked).await });
+    }
+
+    async fn follow(&self, event: RuntimeEvent, ask: &mpsc::Sender<()>) {
+        let followed = match event {
+            RuntimeEvent::TaskExited { bot, exit_status } => self.task_exited(&bot, exit_status).await,
+            RuntimeEvent::OutOfMemory { bot } => self.out_of_memory(&bot).await,
+            RuntimeEvent::Reconnected => {
+                tracing::info!("the runtime is back");
+                ask_once(ask);
+                Ok(())
+            }
+            RuntimeEvent::Disconnected => {
+                tracing::warn!("the runtime does not answer any more");
+                Ok(())
+            }
+        };
+        if let Err(error) = followed {
+            tracing::error!(
+                error = error.with_causes(),
+                "an event of the runtime could not be followed"
+            );
+            ask_once(ask);
+        }
+    }
+
+    /// Process 1 ended. While an operation has the task in hand that is its own doing; else the workspace died.
+    async fn task_exited(&self, bot: &BotId, exit_status: u32) -> Result<()> {
+        if self.lanes().task_down(bot).is_some() {
+            return Ok(());
+        }
+        let Some(row) = self.store().container(bot).await? else {
+            return Ok(());
+        };
+        self.bridges().evict(bot);
+        if row.desired == Desired::Stopped {
+            return Ok(());
+        }
+        let why = format!("its first process ended with status {exit_status}");
+        tracing::warn!(%bot, exit_status, "a workspace died");
+        let payload = json!({ "exit_status": exit_status });
+        self.store()
+            .insert_lifecycle_event(bot, &container_id_for(bot), "exit", &payload)
+            .await?;
+        self.store().set_container_error(bot, &why).await?;
+        self.observations().happened(bot, &Event::Died { why });
+        match self.observations().died(bot) {
+            Retry::Now => self.recover_workspace(bot).await,
+            Retry::After(pause) => {
+                tracing::warn!(%bot, pause = ?pause, "it is not started again before that time");
+                Ok(())
+            }
+        }
+    }
+
+    async fn out_of_memory(&self, bot: &BotId) -> Result<()> {
+        tracing::warn!(%bot, "the kernel killed a process of a workspace for want of memory");
+        Ok(self
+            .store()
+            .insert_lifecycle_event(bot, &container_id_for(bot), "oom", &json!({}))
+            .await?)
+    }
+
+    /// Asks the driver to look. A workspace that is busy is left to what is under way.
+    pub(crate) async fn recover_workspace(&self, bot: &BotId) -> Result<()> {
+        let requester = Requester {
+            patience: Patience::Refuse,
+            ..Requester::server()
+        };
+        match self.submit(bot, Request::Recover, &requester).await {
+            Ok(_) | Err(Error::OperationInProgress(_) | Error::GoingDown) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn reconcile_for_ever(&self, mut asked: mpsc::Receiver<()>) {
+        let mut back_off = BACK_OFF.0;
+        loop {
+            let pause = match self.reconcile().await {
+                Ok(()) => {
+                    back_off = BACK_OFF.0;
+                    self.settings().reconcile_interval
+                }
+                Err(error) => {
+                    tracing::warn!(
+                        error = error.with_causes(),
+                        "what is wanted was not compared with what there is"
+                    );
+                    back_off = (back_off * 2).min(BACK_OFF.1);
+                    back_off
+                }
+            };
+            tokio::select! {
+                () = self.going_down().cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+                asked = asked.recv() => {
+                    // The other follower ended: the clock alone remains.
+                    if asked.is_none() {
+                        tokio::time::sleep(pause).await;
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn ask_once(ask: &mpsc::Sender<()>) {
+    match ask.try_send(()) {
+        // Full: one is asked for already. Closed: the server goes down.
+        Ok(()) | Err(_) => {}
+    }
+}

@@ -1,0 +1,274 @@
+//! The one way to a workspace: what runs, what waits, and the driver task of each bot that has work.
+//!
+//! A lane is plain data under one short lock; the driver is spawned with the first request and ends with the last,
+//! both under that lock, so that no request is ever left without a driver.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use skep_names::BotId;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::admission::{Asked, Decision, Present, admit};
+use super::request::Request;
+use crate::operations::Hub;
+
+/// An operation that waits or runs.
+#[derive(Debug)]
+pub(crate) struct Pending {
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) request: Request,
+    pub(crate) request_id: Option<String>,
+    /// Found unfinished at the start of the server.
+    pub(crate) carried_on: bool,
+    cancel: CancellationToken,
+    /// By what, for the message.
+    cancelled_by: OnceLock<String>,
+    fingerprint: String,
+}
+
+impl Pending {
+    pub(crate) fn new(hub: Arc<Hub>, request: Request, request_id: Option<String>, carried_on: bool) -> Self {
+        Self {
+            fingerprint: fingerprint(&request),
+            hub,
+            request,
+            request_id,
+            carried_on,
+            cancel: CancellationToken::new(),
+            cancelled_by: OnceLock::new(),
+        }
+    }
+
+    /// Resolves when somebody cancels it.
+    pub(crate) async fn cancelled(&self) {
+        self.cancel.cancelled().await;
+    }
+
+    /// What cancelled it.
+    pub(crate) fn cancelled_by(&self) -> Option<&str> {
+        self.cancel
+            .is_cancelled()
+            .then(|| self.cancelled_by.get().map_or("a request", String::as_str))
+    }
+
+    fn cancel(&self, by: &str) {
+        // Whoever comes second changes nothing: the first one is the reason.
+        self.cancelled_by.get_or_init(|| by.to_owned());
+        self.cancel.cancel();
+    }
+}
+
+/// Equal for requests that ask for the very same. A create is the same when it asks for the same image: limits and
+/// environment of one that joins are those of the one under way.
+pub(crate) fn fingerprint(request: &Request) -> String {
+    match request {
+        Request::Create(plan) => format!("{}\n{:?}\n{:?}", plan.image, plan.snapshotter, plan.cdi_devices),
+        other => format!("{other:?}"),
+    }
+}
+
+#[derive(Debug)]
+struct Waiting {
+    pending: Arc<Pending>,
+    /// Its row is in the journal.
+    journaled: bool,
+}
+
+#[derive(Debug, Default)]
+struct Lane {
+    running: Option<Arc<Pending>>,
+    waiting: VecDeque<Waiting>,
+    changed: Arc<Notify>,
+}
+
+/// What a driver does next.
+pub(crate) enum Next {
+    /// This one, which is now what runs.
+    Run(Arc<Pending>),
+    /// The first one is not in the journal yet.
+    Wait(Arc<Notify>),
+    /// Nothing is left; the lane is gone and so must be the driver.
+    Nothing,
+}
+
+/// What became of a request.
+pub(crate) enum Admitted {
+    /// It waits; the caller journals it. With `true` the caller also spawns the driver.
+    Enqueued { spawn_driver: bool },
+    /// That one does it.
+    Joined(Arc<Hub>),
+    /// No.
+    Refused(super::admission::Refusal),
+}
+
+/// The lanes of all bots that have work.
+#[derive(Debug, Default)]
+pub(crate) struct Lanes {
+    lanes: Mutex<HashMap<BotId, Lane>>,
+}
+
+impl Lanes {
+    fn lock(&self) -> MutexGuard<'_, HashMap<BotId, Lane>> {
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Decides on a request and, when it is accepted, gives it its place.
+    pub(crate) fn admit(&self, bot: &BotId, pending: &Arc<Pending>, patience: crate::Patience) -> Admitted {
+        let mut lanes = self.lock();
+        let lane = lanes.get(bot);
+        let present = lane.map(Lane::present).unwrap_or_default();
+        let running = lane
+            .and_then(|lane| lane.running.as_ref())
+            .is_some_and(|running| running.cancelled_by().is_none());
+        let asked = Asked {
+            kind: pending.request.kind(),
+            fingerprint: pending.fingerprint.clone(),
+            patience,
+        };
+        match admit(&present, running, &asked) {
+            Decision::Refuse(refusal) => Admitted::Refused(refusal),
+            Decision::Join(id) => match lane.and_then(|lane| lane.find(&id)) {
+                Some(found) => Admitted::Joined(found.hub.clone()),
+                None => enqueue(&mut lanes, bot, pending),
+            },
+            Decision::Enqueue => enqueue(&mut lanes, bot, pending),
+            Decision::Overtake { cancelled } => {
+                let by = format!("operation {}", pending.hub.id());
+                if let Some(lane) = lane {
+                    for id in &cancelled {
+                        lane.find(id).inspect(|found| found.cancel(&by));
+                    }
+                }
+                enqueue(&mut lanes, bot, pending)
+            }
+        }
+    }
+
+    /// Takes an operation of the journal up again, whatever is there. True: the caller spawns the driver.
+    pub(crate) fn put_back(&self, bot: &BotId, pending: Arc<Pending>) -> bool {
+        let mut lanes = self.lock();
+        let spawn_driver = !lanes.contains_key(bot);
+        lanes.entry(bot.clone()).or_default().waiting.push_back(Waiting {
+            pending,
+            journaled: true,
+        });
+        spawn_driver
+    }
+
+    /// Its row is in the journal: it may run.
+    pub(crate) fn journaled(&self, bot: &BotId, id: &str) {
+        if let Some(lane) = self.lock().get_mut(bot) {
+            for waiting in lane.waiting.iter_mut().filter(|waiting| waiting.pending.hub.id() == id) {
+                waiting.journaled = true;
+            }
+            lane.changed.notify_one();
+        }
+    }
+
+    /// It could not be journaled: it never was.
+    pub(crate) fn withdraw(&self, bot: &BotId, id: &str) {
+        if let Some(lane) = self.lock().get_mut(bot) {
+            lane.waiting.retain(|waiting| waiting.pending.hub.id() != id);
+            lane.changed.notify_one();
+        }
+    }
+
+    /// Cancels an operation that waits or runs; one that is not there is done already.
+    pub(crate) fn cancel(&self, bot: &BotId, id: &str, by: &str) {
+        if let Some(found) = self.lock().get(bot).and_then(|lane| lane.find(id)) {
+            found.cancel(by);
+        }
+    }
+
+    /// For the driver: what it ran is done, what comes next?
+    pub(crate) fn next(&self, bot: &BotId) -> Next {
+        let mut lanes = self.lock();
+        let Some(lane) = lanes.get_mut(bot) else {
+            return Next::Nothing;
+        };
+        lane.running = None;
+        match lane.waiting.front().map(|first| first.journaled) {
+            Some(true) => match lane.waiting.pop_front() {
+                Some(first) => {
+                    lane.running = Some(first.pending.clone());
+                    Next::Run(first.pending)
+                }
+                None => Next::Nothing,
+            },
+            Some(false) => Next::Wait(lane.changed.clone()),
+            None => {
+                lanes.remove(bot);
+                Next::Nothing
+            }
+        }
+    }
+
+    /// For the driver of a server that goes down: the lane and what waits in it, left to the journal.
+    pub(crate) fn abandon(&self, bot: &BotId) -> Vec<Arc<Pending>> {
+        let lane = self.lock().remove(bot).unwrap_or_default();
+        lane.waiting.into_iter().map(|waiting| waiting.pending).collect()
+    }
+
+    /// What runs of a bot and may have its task down.
+    pub(crate) fn task_down(&self, bot: &BotId) -> Option<Arc<Hub>> {
+        let lanes = self.lock();
+        let running = lanes.get(bot)?.running.as_ref()?;
+        running
+            .request
+            .kind()
+            .takes_the_task_down()
+            .then(|| running.hub.clone())
+    }
+
+    /// A create of that bot that runs or waits.
+    pub(crate) fn create_under_way(&self, bot: &BotId) -> Option<(Arc<Hub>, super::request::CreatePlan)> {
+        let lanes = self.lock();
+        let lane = lanes.get(bot)?;
+        let all = lane.running.iter().chain(lane.waiting.iter().map(|one| &one.pending));
+        let mut creates = all.filter_map(|one| match &one.request {
+            Request::Create(plan) => Some((one.hub.clone(), plan.clone())),
+            _ => None,
+        });
+        creates.next()
+    }
+
+    /// Something runs or waits for that bot.
+    pub(crate) fn is_busy(&self, bot: &BotId) -> bool {
+        self.lock().contains_key(bot)
+    }
+}
+
+fn enqueue(lanes: &mut HashMap<BotId, Lane>, bot: &BotId, pending: &Arc<Pending>) -> Admitted {
+    let spawn_driver = !lanes.contains_key(bot);
+    lanes.entry(bot.clone()).or_default().waiting.push_back(Waiting {
+        pending: pending.clone(),
+        journaled: false,
+    });
+    Admitted::Enqueued { spawn_driver }
+}
+
+impl Lane {
+    fn all(&self) -> impl Iterator<Item = &Arc<Pending>> {
+        self.running
+            .iter()
+            .chain(self.waiting.iter().map(|waiting| &waiting.pending))
+    }
+
+    /// What was cancelled is as good as gone: nobody joins it, and it does not fill the queue.
+    fn present(&self) -> Vec<Present> {
+        self.all()
+            .filter(|pending| pending.cancelled_by().is_none())
+            .map(|pending| Present {
+                id: pending.hub.id().to_owned(),
+                kind: pending.request.kind(),
+                fingerprint: pending.fingerprint.clone(),
+            })
+            .collect()
+    }
+
+    fn find(&self, id: &str) -> Option<&Arc<Pending>> {
+        self.all().find(|pending| pending.hub.id() == id)
+    }
+}

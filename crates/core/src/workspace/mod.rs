@@ -1,0 +1,157 @@
+//! One bot's workspace: what can be asked of it, and the one driver that does it.
+//!
+//! A request passes `admission` (pure) into its bot's lane (`lanes`), is journaled, and is run by the bot's driver
+//! (`driver`) as the work of its kind (`create`, `running`, `removal`). What is seen is kept in `observed`;
+//! `reconcile` and the runtime's events feed the same lanes.
+
+mod admission;
+mod create;
+mod driver;
+mod followers;
+mod info;
+mod lanes;
+mod limits;
+mod mend;
+mod observed;
+mod plan;
+mod pull;
+mod reconcile;
+mod removal;
+mod request;
+mod running;
+mod state;
+mod usable;
+mod work;
+
+pub use info::{WorkspaceInfo, WorkspaceState, WorkspaceStatus};
+pub use request::{CreateRequest, DeleteData, WhenStopped};
+
+pub(crate) use lanes::Lanes;
+pub(crate) use observed::Observations;
+pub(crate) use pull::pull_image;
+pub(crate) use request::{CreatePlan, Request};
+
+use std::time::Duration;
+
+use skep_names::BotId;
+use skep_store::LimitsColumn;
+
+use crate::bots::refuse_preserve;
+use crate::error::{Error, Result};
+use crate::operations::OperationHandle;
+use crate::requester::Requester;
+use crate::skep::Skep;
+
+/// The longest grace of a stop.
+const LONGEST_GRACE: Duration = Duration::from_secs(300);
+
+impl Skep {
+    /// Makes the workspace of a bot, or starts the one it has, which is never touched otherwise. A create of the
+    /// same image that is under way is joined.
+    ///
+    /// # Errors
+    /// Everything that can be known before the first event: [`Error::InvalidArgument`], [`Error::ImageNotAllowed`],
+    /// [`Error::WorkspaceExists`] for another image, devices or snapshotter than the workspace has,
+    /// [`Error::Unsupported`].
+    pub async fn create_workspace(
+        &self,
+        bot: &BotId,
+        request: CreateRequest,
+        requester: &Requester,
+    ) -> Result<OperationHandle> {
+        let plan = self.plan_create(bot, &request, requester).await?;
+        self.submit(bot, Request::Create(plan), requester).await
+    }
+
+    /// Ensures that the workspace runs, and writes down that it should.
+    ///
+    /// # Errors
+    /// [`Error::ContainerNotFound`] when the bot has no workspace.
+    pub async fn start_workspace(&self, bot: &BotId, requester: &Requester) -> Result<OperationHandle> {
+        self.require_workspace(bot).await?;
+        self.submit(bot, Request::Start, requester).await
+    }
+
+    /// Ends the workspace's processes, with `grace` (`None`: as configured) between SIGTERM and SIGKILL, and writes
+    /// down that it should be stopped: it stays so until somebody starts it.
+    ///
+    /// # Errors
+    /// [`Error::ContainerNotFound`]; [`Error::InvalidArgument`] for a grace over 300 s.
+    pub async fn stop_workspace(
+        &self,
+        bot: &BotId,
+        grace: Option<Duration>,
+        requester: &Requester,
+    ) -> Result<OperationHandle> {
+        check_grace(grace)?;
+        self.require_workspace(bot).await?;
+        self.submit(bot, Request::Stop { grace }, requester).await
+    }
+
+    /// Stops and starts the workspace.
+    ///
+    /// # Errors
+    /// As [`Skep::stop_workspace`].
+    pub async fn restart_workspace(
+        &self,
+        bot: &BotId,
+        grace: Option<Duration>,
+        requester: &Requester,
+    ) -> Result<OperationHandle> {
+        check_grace(grace)?;
+        self.require_workspace(bot).await?;
+        self.submit(bot, Request::Restart { grace }, requester).await
+    }
+
+    /// Removes the workspace with its layers, overtaking and cancelling what is under way. A bot without one: fine.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for [`DeleteData::Preserve`], for now.
+    pub async fn delete_workspace(
+        &self,
+        bot: &BotId,
+        data: DeleteData,
+        requester: &Requester,
+    ) -> Result<OperationHandle> {
+        refuse_preserve(data)?;
+        self.store().bot(bot).await?.ok_or(Error::BotNotFound)?;
+        self.submit(bot, Request::Delete, requester).await
+    }
+
+    /// Sets the limits of a workspace (zero: the default) and applies them at once when it runs.
+    ///
+    /// # Errors
+    /// [`Error::ContainerNotFound`].
+    pub async fn set_workspace_limits(
+        &self,
+        bot: &BotId,
+        limits: LimitsColumn,
+        requester: &Requester,
+    ) -> Result<OperationHandle> {
+        limits::check(&limits)?;
+        self.require_workspace(bot).await?;
+        self.submit(bot, Request::Limits { limits }, requester).await
+    }
+
+    /// The bot has a row, a container or a layer; a runtime that does not answer is not asked for what the store
+    /// knows already.
+    async fn require_workspace(&self, bot: &BotId) -> Result<()> {
+        if self.store().container(bot).await?.is_some() || self.lanes().create_under_way(bot).is_some() {
+            return Ok(());
+        }
+        match self.runtime().inspect(bot).await? {
+            Some(_) => Ok(()),
+            None => Err(Error::ContainerNotFound),
+        }
+    }
+}
+
+fn check_grace(grace: Option<Duration>) -> Result<()> {
+    match grace {
+        Some(grace) if grace > LONGEST_GRACE => Err(Error::InvalidArgument(format!(
+            "timeout may be 0 to {} seconds",
+            LONGEST_GRACE.as_secs()
+        ))),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,151 @@
+//! What was last seen of every workspace, for those who watch, and how often each died.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use chrono::Utc;
+use skep_names::BotId;
+use skep_store::Desired;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::info::WorkspaceState;
+use super::state::{Deaths, Event, Retry, State, next};
+
+#[derive(Debug)]
+struct One {
+    state: State,
+    desired: Option<Desired>,
+    deaths: Deaths,
+    shown: watch::Sender<WorkspaceState>,
+}
+
+/// All of them. Nothing here is the truth: that is the store's and the runtime's.
+#[derive(Debug)]
+pub(crate) struct Observations {
+    bots: Mutex<HashMap<BotId, One>>,
+    since: Instant,
+}
+
+impl Default for Observations {
+    fn default() -> Self {
+        Self {
+            bots: Mutex::default(),
+            since: Instant::now(),
+        }
+    }
+}
+
+fn shown(state: &State, desired: Option<Desired>) -> WorkspaceState {
+    let (status, task_running, reason) = state.shown();
+    WorkspaceState {
+        status,
+        task_running,
+        desired: desired.filter(|_| status.is_some()),
+        reason,
+        at: Utc::now(),
+    }
+}
+
+impl One {
+    fn new() -> Self {
+        Self {
+            state: State::Absent,
+            desired: None,
+            deaths: Deaths::default(),
+            shown: watch::Sender::new(shown(&State::Absent, None)),
+        }
+    }
+
+    fn publish(&self) {
+        let new = shown(&self.state, self.desired);
+        self.shown.send_if_modified(|old| {
+            let same = (old.status, old.task_running, old.desired, &old.reason)
+                == (new.status, new.task_running, new.desired, &new.reason);
+            if !same {
+                *old = new;
+            }
+            !same
+        });
+    }
+}
+
+impl Observations {
+    fn lock(&self) -> MutexGuard<'_, HashMap<BotId, One>> {
+        self.bots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now(&self) -> Duration {
+        self.since.elapsed()
+    }
+
+    /// Something happened.
+    pub(crate) fn happened(&self, bot: &BotId, event: &Event) {
+        let now = self.now();
+        let mut bots = self.lock();
+        let one = bots.entry(bot.clone()).or_insert_with(One::new);
+        one.state = next(&one.state, event);
+        if *event == Event::Answered {
+            one.deaths.answered(now);
+        }
+        one.publish();
+    }
+
+    /// Something was seen, whatever was known before.
+    pub(crate) fn seen(&self, bot: &BotId, state: State, desired: Desired) {
+        let now = self.now();
+        let mut bots = self.lock();
+        let one = bots.entry(bot.clone()).or_insert_with(One::new);
+        if state == State::Running {
+            one.deaths.answered(now);
+        }
+        one.state = state;
+        one.desired = Some(desired);
+        one.publish();
+    }
+
+    /// Something is wanted.
+    pub(crate) fn wanted(&self, bot: &BotId, desired: Desired) {
+        let mut bots = self.lock();
+        let one = bots.entry(bot.clone()).or_insert_with(One::new);
+        one.desired = Some(desired);
+        one.publish();
+    }
+
+    /// It is known to run.
+    pub(crate) fn is_running(&self, bot: &BotId) -> bool {
+        self.lock().get(bot).is_some_and(|one| one.state == State::Running)
+    }
+
+    /// Counts a death, or a start that came to nothing.
+    pub(crate) fn died(&self, bot: &BotId) -> Retry {
+        let now = self.now();
+        self.lock().entry(bot.clone()).or_insert_with(One::new).deaths.died(now)
+    }
+
+    /// Somebody asked for a start: what was before does not count.
+    pub(crate) fn forgive(&self, bot: &BotId) {
+        if let Some(one) = self.lock().get_mut(bot) {
+            one.deaths = Deaths::default();
+        }
+    }
+
+    /// The server may start it by itself.
+    pub(crate) fn may_try(&self, bot: &BotId) -> bool {
+        let now = self.now();
+        self.lock().get(bot).is_none_or(|one| one.deaths.may_try(now))
+    }
+
+    /// Every change from now on; the present value is marked as seen.
+    pub(crate) fn watch(&self, bot: &BotId) -> watch::Receiver<WorkspaceState> {
+        let mut bots = self.lock();
+        let one = bots.entry(bot.clone()).or_insert_with(One::new);
+        one.shown.subscribe()
+    }
+
+    /// The bot is gone; those who watch see the end.
+    pub(crate) fn forget(&self, bot: &BotId) {
+        self.lock().remove(bot);
+    }
+}

@@ -1,0 +1,250 @@
+//! What a create is about, decided before its stream begins: image, devices, snapshotter, and whether all of that
+//! is allowed.
+
+use serde_json::{Map, Value};
+use skep_names::{BotId, ImageReference};
+use skep_store::ContainerRow;
+
+use super::limits;
+use super::request::{CreatePlan, CreateRequest};
+use crate::error::{Error, Result};
+use crate::requester::Requester;
+use crate::skep::Skep;
+
+/// The most environment variables a create may bring, and the most bytes of all of them.
+const ENV_LIMITS: (usize, usize) = (256, 64 * 1024);
+
+/// Where the image of a new workspace comes from.
+enum Named {
+    /// The caller or the bot's metadata: it has to be allowed.
+    ByName(ImageReference),
+    /// The default, or what the workspace has.
+    Given(ImageReference),
+}
+
+impl Skep {
+    /// Decides on a create for a bot that may have a workspace, or one under way.
+    pub(crate) async fn plan_create(
+        &self,
+        bot: &BotId,
+        request: &CreateRequest,
+        requester: &Requester,
+    ) -> Result<CreatePlan> {
+        let bot_row = self.store().bot(bot).await?.ok_or(Error::BotNotFound)?;
+        if let Some((_, under_way)) = self.lanes().create_under_way(bot) {
+            check_request(request)?;
+            differs(
+                request,
+                &under_way.image,
+                &under_way.cdi_devices,
+                under_way.snapshotter.as_deref(),
+            )?;
+            return Ok(under_way);
+        }
+        match self.store().container(bot).await? {
+            Some(row) => self.plan_kept(&row, request),
+            None => self.plan_new_workspace(&bot_row.metadata, request, requester),
+        }
+    }
+
+    /// A workspace that exists is kept as it is.
+    fn plan_kept(&self, row: &ContainerRow, request: &CreateRequest) -> Result<CreatePlan> {
+        check_request(request)?;
+        differs(request, &row.image, &row.cdi_devices, Some(&row.snapshotter))?;
+        Ok(CreatePlan {
+            image: row.image.clone(),
+            snapshotter: Some(row.snapshotter.clone()),
+            cdi_devices: row.cdi_devices.clone(),
+            devices_given: false,
+            limits: request.limits,
+            env: row.env.clone(),
+            of_new_bot: false,
+        })
+    }
+
+    /// Decides on a create for a bot without a workspace.
+    pub(crate) fn plan_new_workspace(
+        &self,
+        metadata: &Map<String, Value>,
+        request: &CreateRequest,
+        requester: &Requester,
+    ) -> Result<CreatePlan> {
+        check_request(request)?;
+        let image = match self.named_image(metadata, request)? {
+            Named::Given(image) => image,
+            Named::ByName(image) => {
+                self.check_image_allowed(&image, requester)?;
+                image
+            }
+        };
+        let remembered = devices_in(metadata);
+        let devices = tidy_devices(request.gpu_devices.as_ref().unwrap_or(&remembered));
+        if !devices.is_empty() {
+            return Err(Error::Unsupported("gpu devices are not supported yet".to_owned()));
+        }
+        if let Some(snapshotter) = &request.snapshotter {
+            let known = self.capabilities().snapshotters;
+            if !known.contains(snapshotter) {
+                return Err(Error::InvalidArgument(format!(
+                    "snapshotter {snapshotter:?} is not known; there are {}",
+                    known.join(", ")
+                )));
+            }
+        }
+        Ok(CreatePlan {
+            image: image.to_string(),
+            snapshotter: request.snapshotter.clone(),
+            cdi_devices: devices,
+            devices_given: request.gpu_devices.is_some(),
+            limits: request.limits,
+            env: request.env.clone(),
+            of_new_bot: false,
+        })
+    }
+
+    fn named_image(&self, metadata: &Map<String, Value>, request: &CreateRequest) -> Result<Named> {
+        let asked = request
+            .image
+            .as_deref()
+            .map(str::trim)
+            .filter(|image| !image.is_empty());
+        let remembered = metadata
+            .get("workspace")
+            .and_then(|workspace| workspace.get("image"))
+            .and_then(Value::as_str)
+            .map(str::trim)
+            .filter(|image| !image.is_empty());
+        match asked.or(remembered) {
+            Some(image) => {
+                let image = parse_image(image)?;
+                if image == self.settings().default_image {
+                    return Ok(Named::Given(image));
+                }
+                Ok(Named::ByName(image))
+            }
+            None => Ok(Named::Given(self.settings().default_image.clone())),
+        }
+    }
+}
+
+/// A reference as a caller wrote it.
+pub(crate) fn parse_image(image: &str) -> Result<ImageReference> {
+    image
+        .trim()
+        .parse()
+        .map_err(|error: skep_names::InvalidImageReference| Error::InvalidArgument(error.to_string()))
+}
+
+fn check_request(request: &CreateRequest) -> Result<()> {
+    if request.restore_data == Some(true) {
+        return Err(Error::Unsupported("restore_data is not supported yet".to_owned()));
+    }
+    if let Some(limits) = &request.limits {
+        limits::check(limits)?;
+    }
+    let bytes: usize = request.env.iter().map(|(name, value)| name.len() + value.len()).sum();
+    if request.env.len() > ENV_LIMITS.0 || bytes > ENV_LIMITS.1 {
+        return Err(Error::InvalidArgument(format!(
+            "env may have {} variables and {} bytes",
+            ENV_LIMITS.0, ENV_LIMITS.1
+        )));
+    }
+    // The value is not shown: it may be a secret.
+    let bad =
+        |(name, value): &(&String, &String)| name.is_empty() || name.contains(['=', '\0']) || value.contains('\0');
+    match request.env.iter().find(bad) {
+        Some((name, _)) => Err(Error::InvalidArgument(format!("env variable {name:?} cannot be set"))),
+        None => Ok(()),
+    }
+}
+
+/// Refuses what the workspace that exists, or is being made, is not made from.
+fn differs(request: &CreateRequest, image: &str, devices: &[String], snapshotter: Option<&str>) -> Result<()> {
+    let exists = |what: &str| {
+        Error::WorkspaceExists(format!(
+            "the bot has a workspace with another {what}; delete it with preserve_data=true, then create it anew"
+        ))
+    };
+    if let Some(asked) = request.image.as_deref().filter(|asked| !asked.trim().is_empty()) {
+        // A row of another system may hold a short name.
+        let present = image
+            .parse::<ImageReference>()
+            .map_or_else(|_| image.to_owned(), |one| one.to_string());
+        if parse_image(asked)?.as_str() != present {
+            return Err(exists("image"));
+        }
+    }
+    if request
+        .gpu_devices
+        .as_ref()
+        .is_some_and(|asked| tidy_devices(asked) != devices)
+    {
+        return Err(exists("gpu"));
+    }
+    match (&request.snapshotter, snapshotter) {
+        (Some(asked), Some(present)) if asked != present => Err(exists("snapshotter")),
+        _ => Ok(()),
+    }
+}
+
+fn devices_in(metadata: &Map<String, Value>) -> Vec<String> {
+    let devices = metadata
+        .get("workspace")
+        .and_then(|workspace| workspace.get("gpu"))
+        .and_then(|gpu| gpu.get("devices"))
+        .and_then(Value::as_array);
+    let names = devices.into_iter().flatten().filter_map(Value::as_str);
+    names.map(str::to_owned).collect()
+}
+
+/// Trimmed, without blank and double ones, in the order given.
+fn tidy_devices(devices: &[String]) -> Vec<String> {
+    let mut tidy: Vec<String> = Vec::new();
+    for device in devices
+        .iter()
+        .map(|device| device.trim())
+        .filter(|device| !device.is_empty())
+    {
+        if !tidy.iter().any(|there| there == device) {
+            tidy.push(device.to_owned());
+        }
+    }
+    tidy
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_tidied_in_their_order() {
+        let given = [" b/x=1 ", "", "a/x=0", "b/x=1"].map(str::to_owned);
+        assert_eq!(tidy_devices(&given), ["b/x=1", "a/x=0"]);
+    }
+
+    #[test]
+    fn the_same_image_in_another_form_does_not_differ() {
+        let ask = |image: &str| {
+            let request = CreateRequest {
+                image: Some(image.to_owned()),
+                ..CreateRequest::default()
+            };
+            differs(&request, "docker.io/library/debian:latest", &[], None)
+        };
+        assert!(ask("debian").is_ok());
+        assert!(ask("docker.io/library/debian").is_ok());
+        assert!(matches!(ask("debian:12"), Err(Error::WorkspaceExists(_))));
+        assert!(matches!(ask("NOT VALID"), Err(Error::InvalidArgument(_))));
+    }
+
+    #[test]
+    fn an_environment_that_cannot_be_set_is_refused_without_its_value() {
+        let env = [("A=B".to_owned(), "secret".to_owned())].into();
+        let request = CreateRequest {
+            env,
+            ..CreateRequest::default()
+        };
+        let error = check_request(&request).unwrap_err().to_string();
+        assert!(!error.contains("secret"), "{error}");
+    }
+}

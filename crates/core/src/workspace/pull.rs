@@ -1,0 +1,131 @@
+//! The pull of an image as events: paced, monotone, complete at its end.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use skep_names::ImageReference;
+use skep_runtime::{ImageRecord, LayerPhase, LayerProgress, PullProgress, Runtime};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::error::{Error, Result};
+use crate::operations::{EventBody, Layer};
+
+/// Between two events while bytes move: the contract says at least 200 ms and at most 500 ms.
+const PACE: Duration = Duration::from_millis(300);
+
+/// Collects what the runtime tells; whoever is told is never waited for.
+#[derive(Default)]
+struct Collected {
+    layers: Mutex<Vec<LayerProgress>>,
+    changed: Notify,
+}
+
+impl Collected {
+    fn lock(&self) -> MutexGuard<'_, Vec<LayerProgress>> {
+        self.layers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn event(&self) -> Option<EventBody> {
+        let layers = self.lock();
+        (!layers.is_empty()).then(|| EventBody::PullProgress {
+            layers: layers.iter().map(Layer::from).collect(),
+        })
+    }
+
+    /// Every layer is here: said so whatever the last word of the runtime was.
+    fn complete(&self) -> Option<EventBody> {
+        for layer in self.lock().iter_mut() {
+            layer.offset = layer.total;
+            layer.phase = LayerPhase::Done;
+        }
+        self.event()
+    }
+}
+
+impl PullProgress for Collected {
+    fn layers(&self, layers: &[LayerProgress]) {
+        *self.lock() = layers.to_vec();
+        self.changed.notify_one();
+    }
+
+    fn layer(&self, told: &LayerProgress) {
+        {
+            let mut layers = self.lock();
+            let Some(known) = layers.iter_mut().find(|known| known.digest == told.digest) else {
+                return;
+            };
+            // A retry begins anew; what is shown never goes backwards, nor past its end.
+            known.offset = known.offset.max(told.offset.min(known.total));
+            known.phase = told.phase;
+        }
+        self.changed.notify_one();
+    }
+}
+
+/// Pulls an image and gives each passing event to `tell`, which must not wait. The last event, when there were any,
+/// is returned: every layer complete.
+pub(crate) async fn pull_image<F>(
+    runtime: &dyn Runtime,
+    image: &ImageReference,
+    tell: F,
+) -> Result<(ImageRecord, Option<EventBody>)>
+where
+    F: Fn(EventBody),
+{
+    let collected = Arc::new(Collected::default());
+    let pull = runtime.pull(image, collected.clone());
+    tokio::pin!(pull);
+    let mut next_at = Instant::now();
+    let pulled = loop {
+        let tick = async {
+            collected.changed.notified().await;
+            tokio::time::sleep_until(next_at).await;
+        };
+        tokio::select! {
+            biased;
+            pulled = &mut pull => break pulled,
+            () = tick => {
+                if let Some(event) = collected.event() {
+                    tell(event);
+                    next_at = Instant::now() + PACE;
+                }
+            }
+        }
+    };
+    let record = pulled.map_err(Error::from)?;
+    Ok((record, collected.complete()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layer(digest: &str, offset: u64) -> LayerProgress {
+        LayerProgress {
+            digest: digest.to_owned(),
+            offset,
+            total: 100,
+            phase: LayerPhase::Downloading,
+        }
+    }
+
+    #[test]
+    fn offsets_never_go_backwards_and_end_at_their_totals() {
+        let collected = Collected::default();
+        assert_eq!(collected.complete(), None);
+        collected.layers(&[layer("a", 0), layer("b", 100)]);
+        collected.layer(&layer("a", 60));
+        collected.layer(&layer("a", 10));
+        collected.layer(&layer("a", 500));
+        collected.layer(&layer("unknown", 5));
+        let Some(EventBody::PullProgress { layers }) = collected.event() else {
+            panic!("there are layers");
+        };
+        assert_eq!(layers.iter().map(|one| one.offset).collect::<Vec<_>>(), [100, 100]);
+        let Some(EventBody::PullProgress { layers }) = collected.complete() else {
+            panic!("there are layers");
+        };
+        assert!(layers.iter().all(|one| one.offset == one.total && one.phase == "done"));
+    }
+}

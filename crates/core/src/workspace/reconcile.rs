@@ -1,0 +1,176 @@
+//! What the store wants against what the runtime has, all bots, a few at a time. It only decides who needs a look:
+//! the look and the work are the driver's.
+
+use std::collections::{HashMap, HashSet};
+
+use chrono::{TimeDelta, Utc};
+use futures::StreamExt;
+use skep_names::BotId;
+use skep_runtime::{Instance, TaskState};
+use skep_store::{BotRow, BotStatus, ContainerRow, ContainerStatus};
+
+use super::mend::{Mend, Seen, mend};
+use super::request::Request;
+use super::state::State;
+use crate::error::{Error, Result};
+use crate::requester::{Patience, Requester};
+use crate::skep::Skep;
+
+/// Workspaces that are brought back at a time.
+const AT_A_TIME: usize = 8;
+/// How long the operations of a bot that is gone are kept, and those of all bots.
+const KEPT_DAYS: (i64, i64) = (7, 90);
+
+/// What the runtime has.
+struct There {
+    instances: HashMap<BotId, Instance>,
+    layers: HashSet<BotId>,
+}
+
+impl Skep {
+    /// One comparison.
+    ///
+    /// # Errors
+    /// [`Error::RuntimeUnavailable`], [`Error::StoreUnavailable`]; what fails for one workspace is logged and does
+    /// not keep the others waiting.
+    pub(crate) async fn reconcile(&self) -> Result<()> {
+        if let Err(error) = self.runtime().sweep().await {
+            let error = Error::from(error);
+            tracing::warn!(error = error.with_causes(), "what a crash left was not swept");
+        }
+        let instances = self.runtime().list().await?;
+        let there = There {
+            layers: self.runtime().layers().await?.into_iter().collect(),
+            instances: instances.into_iter().map(|one| (one.bot.clone(), one)).collect(),
+        };
+        let rows = self.store().containers().await?;
+        let known: HashSet<BotId> = rows.iter().map(|row| row.bot_id.clone()).collect();
+        futures::stream::iter(rows)
+            .for_each_concurrent(AT_A_TIME, |row| self.reconcile_one(row, &there))
+            .await;
+        let strangers = there.instances.keys().filter(|bot| !known.contains(bot));
+        for bot in strangers {
+            self.meet(bot).await?;
+        }
+        self.carry_on_bots().await?;
+        let now = Utc::now();
+        let days = |days| now - TimeDelta::days(days);
+        self.store()
+            .forget_operations(days(KEPT_DAYS.0), days(KEPT_DAYS.1))
+            .await?;
+        Ok(())
+    }
+
+    async fn reconcile_one(&self, row: ContainerRow, there: &There) {
+        let bot = row.bot_id.clone();
+        if let Err(error) = self.compare(row, there).await {
+            tracing::warn!(%bot, error = error.with_causes(), "a workspace could not be brought back");
+        }
+    }
+
+    async fn compare(&self, row: ContainerRow, there: &There) -> Result<()> {
+        let bot = &row.bot_id;
+        if self.lanes().is_busy(bot) {
+            return Ok(());
+        }
+        let task = there.instances.get(bot).map(|instance| instance.task);
+        let mend = mend(&Seen {
+            desired: row.desired,
+            recorded: row.status,
+            task,
+            has_layer: there.layers.contains(bot),
+            has_backup: self.has_preserved_data(bot).await?,
+            may_try: self.observations().may_try(bot),
+        });
+        match mend {
+            Mend::Nothing => self.observations().seen(bot, as_it_is(task), row.desired),
+            Mend::Wait => self.observations().seen(bot, down(&row), row.desired),
+            Mend::LeaveMissing => self.observations().seen(bot, State::Missing, row.desired),
+            _ => {
+                tracing::info!(%bot, mend = ?mend, "a workspace is not as it should be");
+                let requester = Requester {
+                    patience: Patience::Refuse,
+                    ..Requester::server()
+                };
+                match self.submit(bot, Request::Recover, &requester).await {
+                    Ok(operation) => {
+                        operation.outcome().await?;
+                    }
+                    Err(Error::OperationInProgress(_) | Error::GoingDown) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A container of ours without a row: adopted as it is when its bot exists, else only told.
+    async fn meet(&self, bot: &BotId) -> Result<()> {
+        if self.lanes().is_busy(bot) {
+            return Ok(());
+        }
+        if self.store().bot(bot).await?.is_none() {
+            tracing::warn!(%bot, "a container of ours belongs to no bot; it is left alone");
+            return Ok(());
+        }
+        let requester = Requester {
+            patience: Patience::Refuse,
+            ..Requester::server()
+        };
+        match self.submit(bot, Request::Recover, &requester).await {
+            Ok(operation) => operation.outcome().await.map(|_| ()),
+            Err(Error::OperationInProgress(_) | Error::GoingDown) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Bots that were being made or removed and for which nothing is under way: carried on, never left.
+    async fn carry_on_bots(&self) -> Result<()> {
+        for bot in self.store().bots_with_status(BotStatus::Creating).await? {
+            if !self.lanes().is_busy(&bot.id) {
+                self.carry_on_creating(&bot).await?;
+            }
+        }
+        for bot in self.store().bots_with_status(BotStatus::Deleting).await? {
+            if !self.lanes().is_busy(&bot.id) {
+                self.submit(&bot.id, Request::DeleteBot, &Requester::server()).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn carry_on_creating(&self, bot: &BotRow) -> Result<()> {
+        let requester = Requester::server();
+        let planned = self.plan_new_workspace(&bot.metadata, &super::CreateRequest::default(), &requester);
+        match planned {
+            Ok(mut plan) => {
+                plan.of_new_bot = true;
+                self.submit(&bot.id, Request::Create(plan), &requester).await?;
+            }
+            // It was let in once and cannot be made now, after a change of the configuration, say.
+            Err(error) => {
+                let check = crate::CheckType::ContainerInit.as_str();
+                self.store().put_fault(&bot.id, check, &error.to_string()).await?;
+                self.store()
+                    .advance_bot_status(&bot.id, BotStatus::Creating, BotStatus::Ready)
+                    .await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn as_it_is(task: Option<TaskState>) -> State {
+    match task {
+        Some(TaskState::Running) => State::Running,
+        Some(TaskState::Dead | TaskState::None) => State::Stopped,
+        None => State::Missing,
+    }
+}
+
+fn down(row: &ContainerRow) -> State {
+    let why = row.reason.clone().filter(|_| row.status == ContainerStatus::Error);
+    State::Down {
+        why: why.unwrap_or_else(|| "it ended".to_owned()),
+    }
+}

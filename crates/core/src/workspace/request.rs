@@ -1,0 +1,86 @@
+//! What can be asked of a workspace, as its caller says it and as the journal keeps it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use skep_store::LimitsColumn;
+
+use crate::operations::OperationKind;
+
+/// The body of a create; everything may be left out.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CreateRequest {
+    /// A reference in any form.
+    pub image: Option<String>,
+    pub snapshotter: Option<String>,
+    /// CDI devices as given; present and empty: none.
+    pub gpu_devices: Option<Vec<String>>,
+    /// Whether preserved data is put back; not said: yes.
+    pub restore_data: Option<bool>,
+    pub limits: Option<LimitsColumn>,
+    /// For every process of the workspace. Values are never logged.
+    pub env: BTreeMap<String, String>,
+}
+
+/// What becomes of the data when a workspace is deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeleteData {
+    /// It goes too.
+    Remove,
+    /// It is backed up first.
+    Preserve,
+}
+
+/// What a caller of files, exec or terminal wants of a workspace that is stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WhenStopped {
+    /// `workspace_stopped`.
+    Refuse,
+    /// It is started first (`?start=true`).
+    Start,
+}
+
+/// A create whose image and devices are decided.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct CreatePlan {
+    /// Full name.
+    pub(crate) image: String,
+    pub(crate) snapshotter: Option<String>,
+    pub(crate) cdi_devices: Vec<String>,
+    /// The caller named devices: they are remembered in the bot's metadata.
+    pub(crate) devices_given: bool,
+    pub(crate) limits: Option<LimitsColumn>,
+    pub(crate) env: BTreeMap<String, String>,
+    /// It is the first set-up of a new bot, whose status becomes `ready` at its end.
+    pub(crate) of_new_bot: bool,
+}
+
+/// One operation as the journal keeps it: enough to do it, and to do it again after a crash.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub(crate) enum Request {
+    Create(CreatePlan),
+    Start,
+    Stop { grace: Option<Duration> },
+    Restart { grace: Option<Duration> },
+    Delete,
+    Limits { limits: LimitsColumn },
+    Recover,
+    DeleteBot,
+}
+
+impl Request {
+    pub(crate) fn kind(&self) -> OperationKind {
+        match self {
+            Self::Create(_) => OperationKind::Create,
+            Self::Start => OperationKind::Start,
+            Self::Stop { .. } => OperationKind::Stop,
+            Self::Restart { .. } => OperationKind::Restart,
+            Self::Delete => OperationKind::Delete,
+            Self::Limits { .. } => OperationKind::Limits,
+            Self::Recover => OperationKind::Recover,
+            Self::DeleteBot => OperationKind::DeleteBot,
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! The work of start, stop and restart, and of bringing a workspace back to what is wanted.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use skep_names::container_id_for;
+use skep_runtime::{InstanceSpec, Limits, RuntimeError, Started, TaskState};
+use skep_store::{ContainerRow, ContainerStatus, Desired, NewContainer};
+use tokio::time::Instant;
+
+use super::limits::{to_column, to_runtime};
+use super::mend::{Mend, Seen, mend};
+use super::plan::parse_image;
+use super::state::{Event, State};
+use super::work::Work;
+use crate::error::{Error, Result};
+use crate::operations::Outcome;
+
+/// How long a bridge may take to answer after its process was started.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+/// Between two looks at a process whose bridge has not answered.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
+
+impl Work {
+    /// The work of `start`.
+    pub(crate) async fn start(&self) -> Result<Outcome> {
+        self.skep().observations().forgive(self.bot());
+        let row = self.step("wanted", self.want(Desired::Running)).await?;
+        self.bring_up(&row).await?;
+        Ok(Outcome::Done)
+    }
+
+    /// The work of `stop`.
+    pub(crate) async fn stop(&self, grace: Option<Duration>) -> Result<Outcome> {
+        self.step("wanted", self.want(Desired::Stopped)).await?;
+        self.take_down(grace).await?;
+        Ok(Outcome::Done)
+    }
+
+    /// The work of `restart`.
+    pub(crate) async fn restart(&self, grace: Option<Duration>) -> Result<Outcome> {
+        self.skep().observations().forgive(self.bot());
+        let row = self.step("wanted", self.want(Desired::Running)).await?;
+        self.take_down(grace).await?;
+        self.bring_up(&row).await?;
+        Ok(Outcome::Done)
+    }
+
+    /// The work of `recover`: looks, and does what the table of mends says.
+    pub(crate) async fn recover(&self) -> Result<Outcome> {
+        if self.row().await?.is_none() {
+            self.step("adopt", self.adopt_as_it_is()).await?;
+        }
+        let Some(row) = self.row().await? else {
+            return Ok(Outcome::Done);
+        };
+        match mend(&self.look(&row).await?) {
+            Mend::Nothing | Mend::Wait => {}
+            Mend::RecordRunning | Mend::Start => self.bring_up(&row).await?,
+            Mend::RecordStopped | Mend::Stop => self.take_down(None).await?,
+            Mend::PutBack => self.step("container", self.ensure_container(&row)).await?,
+            Mend::Rebuild if row.desired == Desired::Running => self.bring_up(&row).await?,
+            Mend::Rebuild => self.step("container", self.ensure_container(&row)).await?,
+            Mend::LeaveMissing => self.skep().observations().seen(self.bot(), State::Missing, row.desired),
+        }
+        Ok(Outcome::Done)
+    }
+
+    /// A container without a row is wanted as it was found.
+    async fn adopt_as_it_is(&self) -> Result<()> {
+        let Some(instance) = self.runtime().inspect(self.bot()).await? else {
+            return Ok(());
+        };
+        self.adopt(match instance.task {
+            TaskState::Running => Desired::Running,
+            TaskState::Dead | TaskState::None => Desired::Stopped,
+        })
+        .await
+    }
+
+    async fn look(&self, row: &ContainerRow) -> Result<Seen> {
+        let instance = self.runtime().inspect(self.bot()).await?;
+        Ok(Seen {
+            desired: row.desired,
+            recorded: row.status,
+            task: instance.map(|instance| instance.task),
+            has_layer: self.runtime().layers().await?.contains(self.bot()),
+            has_backup: self.skep().has_preserved_data(self.bot()).await?,
+            may_try: self.skep().observations().may_try(self.bot()),
+        })
+    }
+
+    /// Writes what is wanted, before anything is done about it. A container that has no row gets one.
+    pub(crate) async fn want(&self, desired: Desired) -> Result<ContainerRow> {
+        if !self.store().set_desired(self.bot(), desired).await? {
+            self.adopt(desired).await?;
+        }
+        self.skep().observations().wanted(self.bot(), desired);
+        self.row().await?.ok_or(Error::ContainerNotFound)
+    }
+
+    /// Makes a row for a container of this bot that the runtime has and the store does not.
+    pub(crate) async fn adopt(&self, desired: Desired) -> Result<()> {
+        let instance = self
+            .runtime()
+            .inspect(self.bot())
+            .await?
+            .ok_or(Error::ContainerNotFound)?;
+        let running = instance.task == TaskState::Running;
+        self.store()
+            .put_container(&NewContainer {
+                bot_id: self.bot().clone(),
+                container_id: instance.container_id,
+                image: instance.image,
+                image_digest: instance.image_digest,
+                snapshotter: instance.snapshotter,
+                status: match running {
+                    true => ContainerStatus::Running,
+                    false => ContainerStatus::Stopped,
+                },
+                desired,
+                namespace: instance.namespace,
+                cdi_devices: instance.cdi_devices,
+                env: std::collections::BTreeMap::new(),
+                limits_wanted: skep_store::LimitsColumn::default(),
+                limits_applied: None,
+            })
+            .await?;
+        self.lived("adopt", &json!({})).await
+    }
+
+    /// Container, task, network, bridge: whatever of them is missing.
+    pub(crate) async fn bring_up(&self, row: &ContainerRow) -> Result<()> {
+        let wanted = to_runtime(&row.limits_wanted);
+        let effective = self.skep().settings().effective_limits(&wanted);
+        self.skep().observations().happened(self.bot(), &Event::Begun);
+        self.step("container", self.ensure_container(row)).await?;
+        let started = self.step("start", self.start_task(&effective)).await?;
+        self.step("answer", self.wait_for_bridge()).await?;
+        self.step("record", async {
+            if !started.already_running || row.status != ContainerStatus::Running {
+                self.store()
+                    .set_container_running(self.bot(), &to_column(&effective))
+                    .await?;
+                self.lived("start", &json!({})).await?;
+            }
+            Ok(())
+        })
+        .await?;
+        self.skep().observations().happened(self.bot(), &Event::Answered);
+        Ok(())
+    }
+
+    /// A container that is gone is put back on its own layer; an empty one takes its place only when no data of the
+    /// bot is anywhere.
+    async fn ensure_container(&self, row: &ContainerRow) -> Result<()> {
+        if self.runtime().inspect(self.bot()).await?.is_some() {
+            return Ok(());
+        }
+        let has_layer = self.runtime().layers().await?.contains(self.bot());
+        if !has_layer && self.skep().has_preserved_data(self.bot()).await? {
+            return Err(Error::Conflict(
+                "the workspace's layer is gone and preserved data is kept: a create decides".to_owned(),
+            ));
+        }
+        let image = parse_image(&row.image)?;
+        self.have_image(&image).await?;
+        let mut env = self.skep().settings().workspace_env.clone();
+        env.extend(row.env.clone());
+        let made = self
+            .runtime()
+            .create(&InstanceSpec {
+                bot: self.bot().clone(),
+                image,
+                snapshotter: Some(row.snapshotter.clone()),
+                env,
+                cdi_devices: row.cdi_devices.clone(),
+                labels: std::collections::BTreeMap::new(),
+            })
+            .await?;
+        tracing::warn!(bot = %self.bot(), layer = ?made.layer, "its container was gone and was made again");
+        self.lived("recover", &json!({ "layer_kept": has_layer })).await
+    }
+
+    /// Starts process 1, after clearing away a dead one. One that runs is left running.
+    pub(crate) async fn start_task(&self, limits: &Limits) -> Result<Started> {
+        let task = self.runtime().inspect(self.bot()).await?.map(|instance| instance.task);
+        if task == Some(TaskState::Dead) {
+            self.end_task(Duration::ZERO).await?;
+        }
+        if task != Some(TaskState::Running) {
+            self.skep().bridges().evict(self.bot());
+        }
+        Ok(self.runtime().start(self.bot(), limits).await?)
+    }
+
+    /// Returns when the bridge answers; at once with the reason when its process ends instead.
+    pub(crate) async fn wait_for_bridge(&self) -> Result<()> {
+        let deadline = Instant::now() + ANSWER_LIMIT;
+        let answer = self.skep().bridges().wait_until_answering(self.bot(), deadline);
+        tokio::pin!(answer);
+        loop {
+            tokio::select! {
+                biased;
+                answered = &mut answer => return Ok(answered.map(|_| ())?),
+                () = tokio::time::sleep(LOOK_AGAIN) => {}
+            }
+            let instance = self.runtime().inspect(self.bot()).await?;
+            if instance.is_none_or(|instance| instance.task != TaskState::Running) {
+                return Err(Error::ContainerStartFailed {
+                    reason: "its first process ended before the bridge answered".to_owned(),
+                    source: None,
+                });
+            }
+        }
+    }
+
+    async fn take_down(&self, grace: Option<Duration>) -> Result<()> {
+        let grace = grace.unwrap_or(self.skep().settings().stop_grace);
+        self.skep().observations().happened(self.bot(), &Event::Ending);
+        self.step("stop", self.end_task(grace)).await?;
+        self.step("record", async {
+            self.store().set_container_stopped(self.bot(), None).await?;
+            self.lived("stop", &json!({})).await
+        })
+        .await?;
+        self.skep().observations().happened(self.bot(), &Event::Ended);
+        Ok(())
+    }
+
+    /// Ends every process; a container that is not there has none.
+    pub(crate) async fn end_task(&self, grace: Duration) -> Result<()> {
+        self.skep().bridges().evict(self.bot());
+        let stopped = match self.runtime().stop(self.bot(), grace).await {
+            Ok(()) | Err(RuntimeError::NotFound { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        };
+        self.skep().bridges().evict(self.bot());
+        stopped
+    }
+
+    /// After a start that came to nothing: no half of it stays, and the reason is kept. What cannot be known while
+    /// the runtime or the store is away is left as it is, for reconcile.
+    pub(crate) async fn note_not_running(&self, error: &Error) -> Result<()> {
+        use crate::Code::{OperationCancelled, RuntimeUnavailable, StoreUnavailable};
+        if matches!(error.code(), OperationCancelled | RuntimeUnavailable | StoreUnavailable) {
+            return Ok(());
+        }
+        let why = error.to_string();
+        let event = Event::NotStarted { why: why.clone() };
+        self.end_task(Duration::ZERO).await?;
+        self.store().set_container_error(self.bot(), &why).await?;
+        self.skep().observations().died(self.bot());
+        self.skep().observations().happened(self.bot(), &event);
+        Ok(())
+    }
+
+    /// Writes a change of the workspace down, for its history.
+    pub(crate) async fn lived(&self, event: &str, payload: &Value) -> Result<()> {
+        let container = container_id_for(self.bot());
+        Ok(self
+            .store()
+            .insert_lifecycle_event(self.bot(), &container, event, payload)
+            .await?)
+    }
+}

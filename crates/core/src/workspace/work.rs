@@ -1,0 +1,119 @@
+//! What the work of every kind has in hand: the operation it belongs to, and its steps.
+
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde_json::{Map, Value};
+use skep_names::BotId;
+use skep_runtime::Runtime;
+use skep_store::{ContainerRow, EventRow, Store};
+
+use super::lanes::Pending;
+use crate::error::{Error, Result};
+use crate::operations::{EventBody, Hub};
+use crate::skep::Skep;
+
+/// One operation while it is done. Clones are the same operation.
+#[derive(Clone)]
+pub(crate) struct Work {
+    skep: Skep,
+    bot: BotId,
+    pending: Arc<Pending>,
+    notes: Arc<Mutex<Map<String, Value>>>,
+}
+
+impl Work {
+    pub(crate) fn new(skep: Skep, bot: BotId, pending: Arc<Pending>, notes: Map<String, Value>) -> Self {
+        Self {
+            skep,
+            bot,
+            pending,
+            notes: Arc::new(Mutex::new(notes)),
+        }
+    }
+
+    pub(crate) fn skep(&self) -> &Skep {
+        &self.skep
+    }
+
+    pub(crate) fn bot(&self) -> &BotId {
+        &self.bot
+    }
+
+    pub(crate) fn store(&self) -> &Store {
+        self.skep.store()
+    }
+
+    pub(crate) fn runtime(&self) -> &dyn Runtime {
+        &**self.skep.runtime()
+    }
+
+    pub(crate) fn hub(&self) -> &Arc<Hub> {
+        &self.pending.hub
+    }
+
+    pub(crate) fn pending(&self) -> &Arc<Pending> {
+        &self.pending
+    }
+
+    /// The newest row of the bot's container.
+    pub(crate) async fn row(&self) -> Result<Option<ContainerRow>> {
+        Ok(self.store().container(&self.bot).await?)
+    }
+
+    /// Writes something down for whoever undoes or repeats this operation; journaled with the next step.
+    pub(crate) fn note(&self, name: &str, value: impl Into<Value>) {
+        let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        notes.insert(name.to_owned(), value.into());
+    }
+
+    /// What was written down, also before a crash.
+    pub(crate) fn noted(&self, name: &str) -> Option<Value> {
+        let notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        notes.get(name).cloned()
+    }
+
+    fn all_notes(&self) -> Value {
+        Value::Object(self.notes.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+
+    /// Tells and journals an event.
+    pub(crate) async fn tell(&self, body: EventBody) -> Result<()> {
+        if let Some(event) = self.hub().tell(body) {
+            let data = serde_json::to_value(&event.body).map_err(|error| Error::internal("writing an event", error))?;
+            self.store()
+                .insert_event(self.hub().id(), &EventRow { id: event.id, data })
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Does a step: journaled, told (except by a create, whose events are fixed), with a failpoint on either side.
+    /// Every step may be done again.
+    pub(crate) async fn step<T>(&self, name: &str, doing: impl Future<Output = Result<T>>) -> Result<T> {
+        let kind = self.pending.request.kind();
+        self.store()
+            .set_operation_step(self.hub().id(), name, &self.all_notes())
+            .await?;
+        if kind != crate::OperationKind::Create {
+            self.tell(EventBody::Step { step: name.to_owned() }).await?;
+        }
+        failpoint(&format!("{}.{name}.before", kind.as_str()))?;
+        let done = doing.await?;
+        failpoint(&format!("{}.{name}.after", kind.as_str()))?;
+        Ok(done)
+    }
+}
+
+/// Where a test stops the server: `return(abort)` ends the process on the spot, `return` fails the step.
+fn failpoint(name: &str) -> Result<()> {
+    fail::fail_point!(name, |action| match action.as_deref() {
+        Some("abort") => std::process::abort(),
+        _ => Err(Error::Internal {
+            operation: format!("failpoint {name}"),
+            source: None,
+        }),
+    });
+    tracing::trace!(failpoint = name, "passed");
+    Ok(())
+}
