@@ -73,7 +73,7 @@ pub(crate) fn admit(present: &[Present], running: bool, asked: &Asked) -> Decisi
         // A create is joined even by those who will not wait: they get its events, from the start.
         (Some(last), _, Patience::Refuse) if last.kind == OperationKind::Create => Decision::Join(last.id.clone()),
         (_, Some(first), Patience::Refuse) => Decision::Refuse(Refusal::InProgress(first.id.clone())),
-        _ if present.len() - usize::from(running) >= QUEUE_LENGTH => Decision::Refuse(Refusal::QueueFull),
+        _ if present.len().saturating_sub(usize::from(running)) >= QUEUE_LENGTH => Decision::Refuse(Refusal::QueueFull),
         _ => Decision::Enqueue,
     }
 }
