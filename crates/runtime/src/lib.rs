@@ -8,6 +8,7 @@ pub mod containerd;
 mod error;
 pub mod host;
 mod image;
+pub mod images;
 mod instance;
 pub mod network;
 mod system_calls;

@@ -1,0 +1,186 @@
+//! Unpacks layers into a snapshotter, each as soon as it and all below it are there.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+
+use containerd_client::services::v1::ApplyRequest;
+use containerd_client::services::v1::snapshots::{
+    CommitSnapshotRequest, PrepareSnapshotRequest, RemoveSnapshotRequest,
+};
+use containerd_client::types::Mount;
+use tonic::Code;
+
+use super::daemon::{Daemon, Lease, UNPACK_LIMIT, failed, under, wire_descriptor};
+use super::keyed_lock::KeyedLock;
+use super::manifest::{Descriptor, Digest};
+use super::owners;
+use crate::{Result, RuntimeError};
+
+/// Names the stack that a prepared layer is meant to become.
+const LABEL_TARGET: &str = "containerd.io/snapshot.ref";
+/// On a layer's blob: the digest of its bare tar.
+const LABEL_UNCOMPRESSED: &str = "containerd.io/uncompressed";
+
+/// Where and in whose name layers are unpacked.
+pub(super) struct Unpacker<'a> {
+    pub(super) daemon: &'a Daemon,
+    pub(super) lease: &'a Lease,
+    pub(super) snapshotter: &'a str,
+    pub(super) locks: &'a KeyedLock,
+}
+
+/// One layer and its place in the stack.
+pub(super) struct Step<'a> {
+    pub(super) layer: &'a Descriptor,
+    /// Digest of its bare tar, as the configuration says.
+    pub(super) diff_id: &'a Digest,
+    /// The stack it completes.
+    pub(super) chain_id: &'a str,
+    /// The stack below it; empty for the lowest.
+    pub(super) parent: &'a str,
+}
+
+impl Unpacker<'_> {
+    /// Unpacks one layer on the stack below it; one that is there is left alone.
+    pub(super) async fn unpack(&self, step: &Step<'_>) -> Result<()> {
+        let _only_one = self
+            .locks
+            .lock(&format!("{} {}", self.snapshotter, step.chain_id))
+            .await;
+        // Held before it is looked up: what is found then cannot be collected any more.
+        self.daemon
+            .hold_snapshot(self.lease, self.snapshotter, step.chain_id)
+            .await?;
+        if !self.daemon.has_snapshot(self.snapshotter, step.chain_id).await? {
+            self.extract(step).await?;
+        }
+        let label = BTreeMap::from([(LABEL_UNCOMPRESSED.to_owned(), step.diff_id.to_string())]);
+        self.daemon.label_blob(&step.layer.digest, &label).await
+    }
+
+    async fn extract(&self, step: &Step<'_>) -> Result<()> {
+        let key = format!("extract-{} {}", uuid::Uuid::new_v4().simple(), step.chain_id);
+        let operation = format!("unpack layer {}", step.layer.digest);
+        let message = PrepareSnapshotRequest {
+            snapshotter: self.snapshotter.to_owned(),
+            key: key.clone(),
+            parent: step.parent.to_owned(),
+            labels: target_label(step),
+        };
+        let request = self.daemon.leased_request(message, self.lease);
+        let mounts = match self.daemon.snapshots().prepare(request).await {
+            Ok(answer) => answer.into_inner().mounts,
+            // Another program has finished the same stack meanwhile.
+            Err(status) if status.code() == Code::AlreadyExists => {
+                return if self.daemon.has_snapshot(self.snapshotter, step.chain_id).await? {
+                    Ok(())
+                } else {
+                    Err(failed(&operation, status))
+                };
+            }
+            Err(status) => return Err(failed(&operation, status)),
+        };
+        let upper = upper_directory(&mounts);
+        let applied = match self.apply(step, mounts).await {
+            Ok(()) => self.commit(step, &key).await,
+            Err(error) => Err(error),
+        };
+        if applied.is_err() {
+            self.discard(&key).await;
+        } else if let Some(upper) = upper {
+            owners::warn_of_foreign_ids(upper, step.layer.digest.to_string()).await;
+        }
+        applied
+    }
+
+    async fn apply(&self, step: &Step<'_>, mounts: Vec<Mount>) -> Result<()> {
+        let mut diff = wire_descriptor(step.layer);
+        if let Some(known) = known_to_every_version(&diff.media_type) {
+            known.clone_into(&mut diff.media_type);
+        }
+        let message = ApplyRequest {
+            diff: Some(diff),
+            mounts,
+            ..Default::default()
+        };
+        let mut request = under(self.daemon.unlimited_request(message), self.lease);
+        request.set_timeout(UNPACK_LIMIT);
+        let applied = self.daemon.diff().apply(request).await;
+        let applied = applied.map_err(|status| not_unpacked(step, status))?;
+        let got = applied.into_inner().applied.unwrap_or_default().digest;
+        if got != step.diff_id.as_str() {
+            let (layer, promised) = (&step.layer.digest, step.diff_id);
+            return Err(RuntimeError::Rejected {
+                reason: format!("layer {layer} unpacks to {got}, the image's configuration says {promised}"),
+            });
+        }
+        Ok(())
+    }
+
+    async fn commit(&self, step: &Step<'_>, key: &str) -> Result<()> {
+        let message = CommitSnapshotRequest {
+            snapshotter: self.snapshotter.to_owned(),
+            name: step.chain_id.to_owned(),
+            key: key.to_owned(),
+            labels: target_label(step),
+        };
+        let request = self.daemon.leased_request(message, self.lease);
+        match self.daemon.snapshots().commit(request).await {
+            Ok(_) => Ok(()),
+            Err(status) if status.code() == Code::AlreadyExists => {
+                self.discard(key).await;
+                Ok(())
+            }
+            Err(status) => Err(failed(&format!("store unpacked layer {}", step.layer.digest), status)),
+        }
+    }
+
+    /// Removes a half-unpacked layer. Should it fail, garbage collection does it when the lease is gone.
+    async fn discard(&self, key: &str) {
+        let message = RemoveSnapshotRequest {
+            snapshotter: self.snapshotter.to_owned(),
+            key: key.to_owned(),
+        };
+        let removed = self.daemon.snapshots().remove(self.daemon.request(message)).await;
+        if let Err(status) = removed.map(drop)
+            && status.code() != Code::NotFound
+        {
+            tracing::warn!(key, %status, "a half-unpacked layer is left to garbage collection");
+        }
+    }
+}
+
+/// containerd 1.6 unpacks zstd, yet not under the name that docker gave it later.
+fn known_to_every_version(media_type: &str) -> Option<&'static str> {
+    (media_type == "application/vnd.docker.image.rootfs.diff.tar.zstd")
+        .then_some("application/vnd.oci.image.layer.v1.tar+zstd")
+}
+
+fn target_label(step: &Step<'_>) -> HashMap<String, String> {
+    HashMap::from([(LABEL_TARGET.to_owned(), step.chain_id.to_owned())])
+}
+
+/// What a layer holds is a stranger's work: a tar that cannot be unpacked is its fault, not containerd's.
+fn not_unpacked(step: &Step<'_>, status: tonic::Status) -> RuntimeError {
+    let operation = format!("unpack layer {}", step.layer.digest);
+    match failed(&operation, status) {
+        RuntimeError::Other { source, .. } => RuntimeError::Rejected {
+            reason: format!("layer {} cannot be unpacked: {source}", step.layer.digest),
+        },
+        known => known,
+    }
+}
+
+/// Where the layer's own files land, when the snapshotter keeps them in a directory.
+fn upper_directory(mounts: &[Mount]) -> Option<PathBuf> {
+    let [mount] = mounts else { return None };
+    match mount.r#type.as_str() {
+        "bind" => Some(PathBuf::from(&mount.source)),
+        "overlay" => mount
+            .options
+            .iter()
+            .find_map(|option| option.strip_prefix("upperdir="))
+            .map(PathBuf::from),
+        _ => None,
+    }
+}

@@ -1,0 +1,50 @@
+//! How fast a pull is beside containerd's own client, from the same registry. Run by hand:
+//! `cargo test --release -p skep-runtime --test images -- --ignored --nocapture pull_speed`.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use skep_testkit::images::random_image;
+use skep_testkit::registry::Registry;
+
+use crate::setting::{NAMESPACE, Setting, named};
+
+const ROUNDS: usize = 5;
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement, not a test"]
+async fn pull_speed_beside_ctr() {
+    let registry = Registry::start();
+    let image = random_image(5, 40 << 20);
+    let reference = image.push(&registry, "bench/big", "latest").await;
+    let setting = Setting::on(&registry).await;
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        let begun = Instant::now();
+        setting.pull(&reference).await.unwrap();
+        ours.push(begun.elapsed());
+        setting.store.remove(&named(&reference)).await.unwrap();
+        setting.assert_nothing_left().await;
+
+        let begun = Instant::now();
+        let status = Command::new("ctr")
+            .arg("--address")
+            .arg(setting.containerd.socket())
+            .args(["--namespace", NAMESPACE, "images", "pull", "--plain-http", &reference])
+            .stdout(std::process::Stdio::null())
+            .status()
+            .expect("run ctr");
+        assert!(status.success());
+        theirs.push(begun.elapsed());
+        setting.store.remove(&named(&reference)).await.unwrap();
+        setting.assert_nothing_left().await;
+    }
+    let (ours, theirs) = (median(ours), median(theirs));
+    let ratio = ours.as_secs_f64() / theirs.as_secs_f64();
+    println!("pull of 200 MiB in 5 layers: ours {ours:?}, ctr {theirs:?}, ratio {ratio:.2}");
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times[times.len() / 2]
+}

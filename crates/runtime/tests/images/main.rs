@@ -1,0 +1,8 @@
+//! Images on a real containerd, from real registries and archives.
+
+mod bench;
+mod imports;
+mod pulls;
+mod setting;
+mod stored;
+mod trouble;
