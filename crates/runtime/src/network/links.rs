@@ -50,6 +50,8 @@ pub(super) struct Link {
     pub(super) kind: String,
     /// As a bridge port: may not talk to other isolated ports.
     pub(super) isolated: bool,
+    /// Bytes.
+    pub(super) mtu: Option<u32>,
 }
 
 impl Links {
@@ -118,16 +120,6 @@ impl Links {
         }
     }
 
-    /// Every interface.
-    pub(super) async fn all(&self) -> Result<Vec<Link>> {
-        let operation = "listing interfaces";
-        let found = self.handle.link().get().execute().try_collect::<Vec<_>>();
-        let found = limited(operation, found)
-            .await?
-            .map_err(NetworkError::other(operation))?;
-        Ok(found.iter().map(Link::from).collect())
-    }
-
     /// Brings an interface up.
     pub(super) async fn set_up(&self, index: u32) -> Result<()> {
         self.change(
@@ -173,7 +165,11 @@ impl Links {
     /// Makes a bridge that is down and has no address; one that exists is a success.
     pub(super) async fn add_bridge(&self, name: &str) -> Result<()> {
         let operation = format!("making bridge {name}");
-        let request = self.handle.link().add(LinkBridge::new(name).down().build()).execute();
+        // Without one of its own it takes that of a port, and changes it whenever ports come and go.
+        let random = uuid::Uuid::new_v4().into_bytes();
+        let address = vec![0x02, random[0], random[1], random[2], random[3], random[4]];
+        let bridge = LinkBridge::new(name).down().address(address).build();
+        let request = self.handle.link().add(bridge).execute();
         match limited(&operation, request).await? {
             Err(error) if !is_errno(&error, rustix::io::Errno::EXIST) => Err(NetworkError::other(operation)(error)),
             Ok(()) | Err(_) => Ok(()),
@@ -258,6 +254,16 @@ impl Links {
             .collect())
     }
 
+    /// The MTU of the interface the default route leads to.
+    pub(super) async fn uplink_mtu(&self) -> Result<Option<u32>> {
+        let routes = self.routes().await?;
+        let default = routes.iter().find(|route| route.header.destination_prefix_length == 0);
+        let Some(index) = default.and_then(output_of) else {
+            return Ok(None);
+        };
+        Ok(self.by_index(index).await?.and_then(|link| link.mtu))
+    }
+
     /// Puts a route back; one that is there already is a success.
     pub(super) async fn restore_route(&self, route: RouteMessage) -> Result<()> {
         let operation = "putting a route back";
@@ -298,10 +304,12 @@ impl From<&LinkMessage> for Link {
             controller: None,
             kind: String::new(),
             isolated: false,
+            mtu: None,
         };
         for attribute in &message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => link.name.clone_from(name),
+                LinkAttribute::Mtu(mtu) => link.mtu = Some(*mtu),
                 LinkAttribute::Controller(index) => link.controller = Some(*index),
                 LinkAttribute::LinkInfo(infos) => link.read_info(infos),
                 _ => {}

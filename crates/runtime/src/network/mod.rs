@@ -5,9 +5,19 @@
 //! a bridge because of one workspace.
 
 mod allow;
+mod claim;
+mod cni;
 mod config;
 mod error;
+mod firewall;
+mod guard;
 mod links;
+mod nft;
+mod nft_events;
+mod own;
+mod program;
+mod rules;
+mod wired;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -21,6 +31,7 @@ pub use error::NetworkError;
 
 use crate::{Check, CheckStatus};
 use links::Links;
+use wired::Wired;
 
 type Result<T> = std::result::Result<T, NetworkError>;
 
@@ -52,33 +63,48 @@ pub enum RulesCheck {
 /// The network of all workspaces of one data root. Calls for one bot must not overlap; those for
 /// different bots may.
 pub struct Network {
-    config: NetworkConfig,
+    mode: NetworkMode,
+    /// `None` with mode `none`.
+    wired: Option<Box<Wired>>,
 }
 
 impl Network {
     /// Reads the configuration, a CNI one included, and changes nothing.
     ///
     /// # Errors
-    /// A configuration that can never work.
+    /// A configuration that can never work; names the key.
     pub fn new(config: NetworkConfig) -> Result<Self> {
-        if config.mode == NetworkMode::Bridge {
-            return Err(NetworkError::Configuration(
-                "network.mode = \"bridge\" is not built yet".into(),
-            ));
-        }
-        Ok(Self { config })
+        let mode = config.mode;
+        let wired = match mode {
+            NetworkMode::Bridge => Some(Box::new(Wired::new(config)?)),
+            NetworkMode::None => None,
+        };
+        Ok(Self { mode, wired })
     }
 
     /// Claims bridge and table, loads the rules, turns forwarding on and makes the bridge; must have
     /// succeeded before the first `attach`. Returns what a person should know (another firewall in the way,
     /// and the mend), a sentence each. May be repeated.
+    ///
+    /// # Errors
+    /// [`NetworkError::Claimed`] when another data root uses bridge or table; the server must not start then.
     pub async fn prepare(&self) -> Result<Vec<String>> {
-        Ok(Vec::new())
+        match &self.wired {
+            Some(wired) => wired.prepare().await,
+            None => Ok(Vec::new()),
+        }
     }
 
     /// Attaches a namespace that exists and has no process yet: `lo` up, address, routes, isolation.
-    /// What an earlier attachment of this bot left is removed first. On failure nothing is left.
-    pub async fn attach(&self, _bot: &BotId, netns: &Path) -> Result<Attachment> {
+    /// What an earlier attachment of this bot left is released first. On failure nothing is left; what a
+    /// dropped call leaves, the next `attach`, `detach` or a sweep releases.
+    ///
+    /// # Errors
+    /// [`NetworkError::RulesMissing`] while the rules are not in force; else why both tries failed.
+    pub async fn attach(&self, bot: &BotId, netns: &Path) -> Result<Attachment> {
+        if let Some(wired) = &self.wired {
+            return wired.attach(bot, netns).await;
+        }
         Links::inside(netns).await?.loopback_up().await?;
         Ok(Attachment {
             address: None,
@@ -87,57 +113,90 @@ impl Network {
     }
 
     /// Releases what `attach` made, also when the namespace is gone, and also when nothing was attached.
-    /// Call it when no process of the workspace is left and before its namespace is removed, or after.
-    pub async fn detach(&self, _bot: &BotId, _netns: &Path) -> Result<()> {
-        Ok(())
-    }
-
-    /// Whether a running workspace is still attached as `attach` left it.
+    /// Call it when no process of the workspace is left, before its namespace is removed or after.
     ///
     /// # Errors
-    /// [`NetworkError::Broken`] says what is missing.
-    pub async fn check(&self, _bot: &BotId, _netns: &Path) -> Result<()> {
-        Ok(())
+    /// Why it is still held; a repeat, or a sweep, tries again.
+    pub async fn detach(&self, bot: &BotId, netns: &Path) -> Result<()> {
+        match &self.wired {
+            Some(wired) => wired.detach(bot, netns).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a running workspace is still attached as `attach` left it. A bridge port that lost its
+    /// isolation gets it back.
+    ///
+    /// # Errors
+    /// [`NetworkError::Broken`] says what is missing: stop the workspace and start it again.
+    pub async fn check(&self, bot: &BotId, netns: &Path) -> Result<()> {
+        match &self.wired {
+            Some(wired) => wired.check(bot, netns).await,
+            None => Ok(()),
+        }
     }
 
     /// Releases what bots outside `live` hold: addresses, interfaces, records. Attachments made within
-    /// the last minute by this server are left alone, as their task may not be there yet.
-    pub async fn sweep(&self, _live: &BTreeSet<BotId>) -> Result<()> {
-        Ok(())
+    /// the last minute are left alone, as their task may not be there yet.
+    pub async fn sweep(&self, live: &BTreeSet<BotId>) -> Result<()> {
+        match &self.wired {
+            Some(wired) => wired.sweep(live).await,
+            None => Ok(()),
+        }
     }
 
-    /// Compares the rules in the kernel with ours and puts them back when they differ. For reconcile;
-    /// nftables' own events do the same at once.
+    /// Compares the rules in the kernel with ours and puts them back when they differ, with the network
+    /// closed meanwhile. For reconcile; nftables' own events do the same at once.
     pub async fn check_rules(&self) -> Result<RulesCheck> {
-        Ok(RulesCheck::NotUsed)
+        match &self.wired {
+            Some(wired) => wired.check_rules().await,
+            None => Ok(RulesCheck::NotUsed),
+        }
     }
 
     /// Opens port 53 to these resolvers in place of those known so far.
-    pub async fn set_resolvers(&self, _resolvers: Vec<IpAddr>) -> Result<()> {
-        Ok(())
+    pub async fn set_resolvers(&self, resolvers: Vec<IpAddr>) -> Result<()> {
+        match &self.wired {
+            Some(wired) => wired.set_resolvers(resolvers).await,
+            None => Ok(()),
+        }
     }
 
     /// The address of an attached workspace. Local state only.
-    pub fn address(&self, _bot: &BotId) -> Result<Option<IpAddr>> {
-        Ok(None)
+    pub fn address(&self, bot: &BotId) -> Result<Option<IpAddr>> {
+        self.wired.as_ref().map_or(Ok(None), |wired| wired.address(bot))
     }
 
     /// As configured; `as_str` is what `isolation.network` shows.
     pub fn mode(&self) -> NetworkMode {
-        self.config.mode
+        self.mode
     }
 
     /// The check `network` of `/ready`.
     pub async fn readiness(&self) -> Check {
+        let (status, detail) = match &self.wired {
+            None => (CheckStatus::Ok, "loopback only, as network.mode says".to_owned()),
+            Some(wired) => match wired.ready().await {
+                Ok(detail) => (CheckStatus::Ok, detail),
+                Err(error) => (CheckStatus::Error, error.chain()),
+            },
+        };
         Check {
             name: "network",
-            status: CheckStatus::Ok,
-            detail: "loopback only, as network.mode says".into(),
+            status,
+            detail,
         }
     }
 
-    /// Removes rules, bridge and claims of this data root. For `skep down`, when no workspace is left.
+    /// Removes rules, bridge and claims of this data root, for `skep down`; nothing can be attached
+    /// afterwards.
+    ///
+    /// # Errors
+    /// Refused while a workspace is attached.
     pub async fn teardown(&self) -> Result<()> {
-        Ok(())
+        match &self.wired {
+            Some(wired) => wired.teardown().await,
+            None => Ok(()),
+        }
     }
 }

@@ -1,0 +1,118 @@
+//! The `nft` program.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::error::NetworkError;
+use super::program::Program;
+
+/// Replacing our table takes about 20 ms.
+const LIMIT: Duration = Duration::from_secs(15);
+
+/// A table and the program to change it with.
+#[derive(Debug, Clone)]
+pub(super) struct Nft {
+    pub(super) program: PathBuf,
+    pub(super) table: String,
+}
+
+impl Nft {
+    /// Runs a text of commands: all of them take effect, or none.
+    pub(super) async fn apply(&self, operation: &'static str, text: &str) -> Result<(), NetworkError> {
+        self.run(operation, &["-f", "-"], text).await.map(drop)
+    }
+
+    /// Our table as the kernel has it, in a form that is equal when the rules are.
+    pub(super) async fn listing(&self) -> Result<Value, NetworkError> {
+        let operation = "list the table";
+        let output = self
+            .run(operation, &["-j", "-s", "list", "table", "inet", &self.table], "")
+            .await?;
+        parse(operation, &output).map(canonical)
+    }
+
+    /// Every chain of every table.
+    pub(super) async fn chains(&self) -> Result<Value, NetworkError> {
+        let operation = "list chains";
+        let output = self.run(operation, &["-j", "list", "chains"], "").await?;
+        parse(operation, &output)
+    }
+
+    /// The rules of one chain, as text.
+    pub(super) async fn chain(&self, family: &str, table: &str, chain: &str) -> Result<String, NetworkError> {
+        let output = self
+            .run("list a chain", &["list", "chain", family, table, chain], "")
+            .await?;
+        Ok(String::from_utf8_lossy(&output).into_owned())
+    }
+
+    async fn run(&self, operation: &'static str, arguments: &[&str], input: &str) -> Result<Vec<u8>, NetworkError> {
+        let program = Program {
+            path: self.program.clone(),
+            arguments,
+            environment: &[],
+            input: input.as_bytes(),
+            limit: LIMIT,
+        };
+        let finished = program.run().await?;
+        if finished.succeeded {
+            return Ok(finished.output);
+        }
+        Err(NetworkError::Nft {
+            operation,
+            reason: finished.errors.lines().take(5).collect::<Vec<_>>().join("; "),
+        })
+    }
+}
+
+fn parse(operation: &'static str, output: &[u8]) -> Result<Value, NetworkError> {
+    serde_json::from_slice(output).map_err(|error| NetworkError::Nft {
+        operation,
+        reason: format!("its answer is not JSON: {error}"),
+    })
+}
+
+/// Sets are listed in no fixed order, and handles change with each load.
+fn canonical(mut listing: Value) -> Value {
+    strip(&mut listing);
+    listing
+}
+
+fn strip(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            fields.remove("handle");
+            fields.remove("metainfo");
+            fields.values_mut().for_each(strip);
+            for name in ["elem", "set"] {
+                if let Some(Value::Array(elements)) = fields.get_mut(name) {
+                    elements.sort_by_cached_key(Value::to_string);
+                }
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(strip),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn handles_and_the_order_of_sets_make_no_difference() {
+        let one = json!({"nftables": [{"metainfo": {"version": "1"}}, {"set": {"handle": 1, "elem": ["a", "b"]}}]});
+        let other = json!({"nftables": [{"metainfo": {"version": "2"}}, {"set": {"handle": 9, "elem": ["b", "a"]}}]});
+        assert_eq!(canonical(one), canonical(other));
+    }
+
+    #[test]
+    fn the_order_of_rules_makes_one() {
+        let one = json!({"nftables": [{"rule": {"expr": [{"accept": null}]}}, {"rule": {"expr": [{"drop": null}]}}]});
+        let other = json!({"nftables": [{"rule": {"expr": [{"drop": null}]}}, {"rule": {"expr": [{"accept": null}]}}]});
+        assert_ne!(canonical(one), canonical(other));
+    }
+}

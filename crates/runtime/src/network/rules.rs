@@ -1,0 +1,227 @@
+//! The rules that isolate workspaces, as text for nftables. Pure: it only writes.
+//!
+//! ```text
+//!   workspace ──▶ host                 input:   answers, resolvers and allowed only
+//!   workspace ──▶ other workspace      forward: closed (and each bridge port is isolated)
+//!   workspace ──▶ private, link-local  forward: closed, unless allowed or a resolver's port 53
+//!   workspace ──▶ internet             forward: open; masqueraded in our own network
+//!   host      ──▶ workspace            open: nothing is said about output
+//!   outside   ──▶ workspace            forward: closed
+//! ```
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+use std::net::IpAddr;
+
+use ipnet::Ipv4Net;
+
+use super::allow::AllowEntry;
+
+/// "This network", private, shared, loopback, link-local, protocol assignments, benchmarking, multicast, reserved
+/// and broadcast.
+const PRIVATE_IPV4: &str = "0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 169.254.0.0/16, 172.16.0.0/12, \
+                            192.0.0.0/24, 192.168.0.0/16, 198.18.0.0/15, 224.0.0.0/4, 240.0.0.0/4";
+
+/// Unspecified, loopback, mapped IPv4, local NAT64, Teredo, 6to4, unique local, link-local, site-local, multicast; and
+/// of the well-known NAT64 prefix the parts that hide 10/8, 100.64/10, 127/8, 169.254/16, 172.16/12 and 192.168/16.
+const PRIVATE_IPV6: &str = "::/127, ::ffff:0:0/96, 64:ff9b:1::/48, 2001::/32, 2002::/16, fc00::/7, fe80::/10, \
+                            fec0::/10, ff00::/8, 64:ff9b::a00:0/104, 64:ff9b::6440:0/106, 64:ff9b::7f00:0/104, \
+                            64:ff9b::a9fe:0/112, 64:ff9b::ac10:0/108, 64:ff9b::c0a8:0/112";
+
+/// What the table says, but for the interfaces it holds for.
+#[derive(Debug, Clone)]
+pub(super) struct Rules {
+    pub(super) table: String,
+    /// Of our own network; a CNI configuration of the user's masquerades by itself.
+    pub(super) subnet: Option<Ipv4Net>,
+    pub(super) allow: Vec<AllowEntry>,
+    pub(super) resolvers: BTreeSet<IpAddr>,
+}
+
+impl Rules {
+    /// Text that replaces the table in one step, also when there is none yet. `ports` are host-side interfaces.
+    pub(super) fn replacement(&self, ports: &BTreeSet<String>) -> String {
+        let table = &self.table;
+        format!(
+            "table inet {table}\ndelete table inet {table}\ntable inet {table} {{\n{}{}{}{}{}}}\n",
+            sets(ports),
+            self.allowed(),
+            INPUT,
+            self.forward(),
+            self.postrouting()
+        )
+    }
+
+    /// Text that removes the table, also when there is none.
+    pub(super) fn removal(&self) -> String {
+        format!("table inet {0}\ndelete table inet {0}\n", self.table)
+    }
+
+    fn allowed(&self) -> String {
+        let mut chain = String::from("  chain allowed {\n");
+        for resolver in &self.resolvers {
+            let family = if resolver.is_ipv4() { "ip" } else { "ip6" };
+            line(
+                &mut chain,
+                &format!("{family} daddr {resolver} meta l4proto {{ tcp, udp }} th dport 53 accept"),
+            );
+        }
+        for entry in &self.allow {
+            line(&mut chain, &entry.rule());
+        }
+        chain + "  }\n"
+    }
+
+    fn forward(&self) -> String {
+        let mut chain = String::from("  chain forward {\n    type filter hook forward priority -10; policy accept;\n");
+        line(&mut chain, "iifname != @ports oifname != @ports accept");
+        line(&mut chain, "ct state established,related accept");
+        line(&mut chain, "oifname @ports drop");
+        if let Some(subnet) = self.subnet {
+            // An address that is not its own would not be masqueraded and could be taken for a neighbour's.
+            line(&mut chain, &format!("ip saddr != {subnet} drop"));
+        }
+        line(&mut chain, "jump allowed");
+        line(&mut chain, "ip daddr @private4 reject with icmpx admin-prohibited");
+        line(&mut chain, "ip6 daddr @private6 reject with icmpx admin-prohibited");
+        chain + "  }\n"
+    }
+
+    fn postrouting(&self) -> String {
+        let Some(subnet) = self.subnet else {
+            return String::new();
+        };
+        let mut chain =
+            String::from("  chain postrouting {\n    type nat hook postrouting priority 100; policy accept;\n");
+        line(&mut chain, &format!("ip saddr {subnet} oifname != @ports masquerade"));
+        chain + "  }\n"
+    }
+}
+
+const INPUT: &str = "  chain input {
+    type filter hook input priority -10; policy accept;
+    iifname != @ports accept
+    ct state established,related accept
+    icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept
+    jump allowed
+    reject with icmpx admin-prohibited
+  }
+";
+
+fn sets(ports: &BTreeSet<String>) -> String {
+    let mut text = String::from("  set ports {\n    type ifname;\n");
+    if !ports.is_empty() {
+        let names: Vec<String> = ports.iter().map(|name| format!("\"{name}\"")).collect();
+        line(&mut text, &format!("elements = {{ {} }}", names.join(", ")));
+    }
+    text.push_str("  }\n");
+    for (name, kind, elements) in [
+        ("private4", "ipv4_addr", PRIVATE_IPV4),
+        ("private6", "ipv6_addr", PRIVATE_IPV6),
+    ] {
+        // Writing into a String cannot fail.
+        write!(
+            text,
+            "  set {name} {{\n    type {kind}; flags interval;\n    elements = {{ {elements} }}\n  }}\n"
+        )
+        .unwrap_or_default();
+    }
+    text
+}
+
+fn line(text: &mut String, rule: &str) {
+    text.push_str("    ");
+    text.push_str(rule);
+    text.push('\n');
+}
+
+/// Whether a name can be an interface's and stand in a rule.
+pub(super) fn is_interface_name(name: &str) -> bool {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"._-@".contains(&byte);
+    (1..=15).contains(&name.len()) && name.bytes().all(fits) && name != "." && name != ".."
+}
+
+/// Whether a name can be a table's.
+pub(super) fn is_table_name(name: &str) -> bool {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
+    name.len() <= 64 && name.as_bytes().first().is_some_and(u8::is_ascii_alphabetic) && name.bytes().all(fits)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rules() -> Rules {
+        Rules {
+            table: "skep".into(),
+            subnet: Some("10.88.0.0/16".parse().unwrap()),
+            allow: vec!["10.0.0.5:443".parse().unwrap()],
+            resolvers: ["192.168.1.1", "fd00::1"].map(|text| text.parse().unwrap()).into(),
+        }
+    }
+
+    fn order_of(text: &str, parts: &[&str]) {
+        let places: Vec<usize> = parts
+            .iter()
+            .map(|part| {
+                text.find(part)
+                    .unwrap_or_else(|| panic!("{part:?} is missing in\n{text}"))
+            })
+            .collect();
+        assert!(places.is_sorted(), "{places:?} of {parts:?} in\n{text}");
+    }
+
+    #[test]
+    fn the_table_is_replaced_in_one_text() {
+        let text = rules().replacement(&BTreeSet::from(["skep0".into()]));
+        assert!(text.starts_with("table inet skep\ndelete table inet skep\ntable inet skep {"));
+        assert!(text.contains("elements = { \"skep0\" }"));
+    }
+
+    #[test]
+    fn neighbours_are_closed_before_anything_is_allowed() {
+        let text = rules().forward();
+        order_of(
+            &text,
+            &[
+                "established",
+                "oifname @ports drop",
+                "jump allowed",
+                "@private4 reject",
+                "@private6 reject",
+            ],
+        );
+    }
+
+    #[test]
+    fn resolvers_are_open_on_port_53_only() {
+        let text = rules().allowed();
+        assert!(text.contains("ip daddr 192.168.1.1 meta l4proto { tcp, udp } th dport 53 accept"));
+        assert!(text.contains("ip6 daddr fd00::1 meta l4proto { tcp, udp } th dport 53 accept"));
+    }
+
+    #[test]
+    fn only_our_own_network_is_masqueraded() {
+        assert!(
+            rules()
+                .postrouting()
+                .contains("ip saddr 10.88.0.0/16 oifname != @ports masquerade")
+        );
+        let foreign = Rules {
+            subnet: None,
+            ..rules()
+        };
+        assert!(!foreign.replacement(&BTreeSet::new()).contains("masquerade"));
+    }
+
+    #[test]
+    fn names_that_would_break_the_text_are_none() {
+        for bad in ["", "a\"b", "a b", "a{", "0123456789abcdef", "..", "a;b"] {
+            assert!(!is_interface_name(bad), "{bad:?}");
+        }
+        for bad in ["", "1a", "a b", "a;", "a{"] {
+            assert!(!is_table_name(bad), "{bad:?}");
+        }
+        assert!(is_interface_name("skep0") && is_table_name("skep_1"));
+    }
+}

@@ -1,0 +1,219 @@
+//! The rules themselves: loaded first, watched, put back.
+
+use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::time::{Duration, Instant};
+
+use skep_runtime::CheckStatus;
+use skep_runtime::network::{Network, NetworkConfig, NetworkError, RulesCheck};
+
+use crate::probe::{Reached, Server, at, tcp};
+use crate::stage::{PRIVATE, PUBLIC, Stage, UPLINK, on_stage, output, run};
+
+async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let limit = Instant::now() + Duration::from_secs(15);
+    while !holds().await {
+        assert!(Instant::now() < limit, "{what}: not within 15 s");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+fn table(stage: &Stage) -> String {
+    output(&format!("nft -s list table inet {}", stage.table))
+}
+
+#[test]
+fn rules_that_are_lost_come_back() {
+    on_stage(async |stage| {
+        let network = stage.network(stage.config()).await;
+        let workspace = stage.workspace();
+        network.attach(&workspace.bot, &workspace.netns).await.unwrap();
+        let from = Some(workspace.netns.as_path());
+        let _internet = Server::start(Some(&stage.internet()), 80);
+        let before = table(&stage);
+        let name = &stage.table;
+        for loss in [
+            "nft flush ruleset".to_owned(),
+            format!("nft delete table inet {name}"),
+            format!("nft flush chain inet {name} forward"),
+            format!("nft insert rule inet {name} forward accept"),
+            format!("nft delete element inet {name} private4 {{ 10.0.0.0/8 }}"),
+        ] {
+            run(&loss);
+            eventually(&format!("the table after {loss}"), async || {
+                let listed = std::process::Command::new("nft")
+                    .args(["-s", "list", "table", "inet", name])
+                    .output();
+                String::from_utf8_lossy(&listed.unwrap().stdout) == before.as_str()
+            })
+            .await;
+            assert_eq!(tcp(from, at(PRIVATE, 80)).await, Reached::Closed, "after {loss}");
+            eventually(&format!("the internet after {loss}"), async || {
+                tcp(from, at(PUBLIC, 80)).await == Reached::Open(UPLINK.parse().unwrap())
+            })
+            .await;
+        }
+        assert_eq!(network.check_rules().await.unwrap(), RulesCheck::InForce);
+        network.check(&workspace.bot, &workspace.netns).await.unwrap();
+    });
+}
+
+/// An `nft` that refuses to load anything while a file is there.
+fn breakable_nft(stage: &Stage) -> NetworkConfig {
+    let nft = stage.path("nft");
+    let text = format!(
+        "#!/bin/sh\n[ \"$1\" = -f ] && [ -e {} ] && {{ echo broken by the test >&2; exit 1; }}\nexec nft \"$@\"\n",
+        stage.path("broken").display()
+    );
+    std::fs::write(&nft, text).unwrap();
+    std::fs::set_permissions(&nft, std::fs::Permissions::from_mode(0o755)).unwrap();
+    NetworkConfig { nft, ..stage.config() }
+}
+
+#[test]
+fn nothing_passes_while_the_rules_are_away() {
+    on_stage(async |stage| {
+        let network = stage.network(breakable_nft(&stage)).await;
+        let (one, two) = (stage.workspace(), stage.workspace());
+        let address = network.attach(&one.bot, &one.netns).await.unwrap().address.unwrap();
+        let from = Some(one.netns.as_path());
+        let _internet = Server::start(Some(&stage.internet()), 80);
+        let _own = Server::start(from, 80);
+        let uplink: IpAddr = UPLINK.parse().unwrap();
+        assert_eq!(tcp(from, at(PUBLIC, 80)).await, Reached::Open(uplink));
+
+        std::fs::write(stage.path("broken"), "").unwrap();
+        run("nft flush ruleset");
+        eventually("readiness says so", async || {
+            network.readiness().await.status == CheckStatus::Error
+        })
+        .await;
+        for closed in [PUBLIC, PRIVATE, UPLINK] {
+            assert_eq!(tcp(from, at(closed, 80)).await, Reached::Closed, "{closed}");
+        }
+        assert_eq!(tcp(None, at(address, 80)).await, Reached::Closed);
+        let refused = network.attach(&two.bot, &two.netns).await.unwrap_err();
+        assert!(matches!(refused, NetworkError::RulesMissing { .. }), "{refused}");
+        assert!(network.check_rules().await.is_err());
+
+        std::fs::remove_file(stage.path("broken")).unwrap();
+        eventually("readiness", async || {
+            network.readiness().await.status == CheckStatus::Ok
+        })
+        .await;
+        assert_eq!(tcp(from, at(PUBLIC, 80)).await, Reached::Open(uplink));
+        assert_eq!(tcp(from, at(PRIVATE, 80)).await, Reached::Closed);
+        network.attach(&two.bot, &two.netns).await.unwrap();
+    });
+}
+
+#[test]
+fn rules_come_before_the_bridge_and_a_failure_leaves_none_up() {
+    on_stage(async |stage| {
+        let config = breakable_nft(&stage);
+        std::fs::write(stage.path("broken"), "").unwrap();
+        let network = Network::new(config).unwrap();
+        let workspace = stage.workspace();
+        network.prepare().await.unwrap_err();
+        assert!(!stage.interfaces().contains(&stage.bridge), "{:?}", stage.interfaces());
+        network.attach(&workspace.bot, &workspace.netns).await.unwrap_err();
+        std::fs::remove_file(stage.path("broken")).unwrap();
+        network.prepare().await.unwrap();
+        network.attach(&workspace.bot, &workspace.netns).await.unwrap();
+    });
+}
+
+#[test]
+fn other_tables_changes_disturb_nothing() {
+    on_stage(async |stage| {
+        let network = stage.network(stage.config()).await;
+        let before = output(&format!("nft -a list table inet {}", stage.table));
+        run("nft add table inet other");
+        run("nft add chain inet other c");
+        run("nft delete table inet other");
+        assert_eq!(network.check_rules().await.unwrap(), RulesCheck::InForce);
+        assert_eq!(
+            output(&format!("nft -a list table inet {}", stage.table)),
+            before,
+            "it was loaded again"
+        );
+    });
+}
+
+#[test]
+fn a_forward_policy_of_drop_is_told_with_its_mend() {
+    on_stage(async |stage| {
+        let network = stage.network(stage.config()).await;
+        let workspace = stage.workspace();
+        network.attach(&workspace.bot, &workspace.netns).await.unwrap();
+        let _internet = Server::start(Some(&stage.internet()), 80);
+        run("nft add table ip filter");
+        run("nft add chain ip filter FORWARD { type filter hook forward priority 0 ; policy drop ; }");
+        assert_eq!(tcp(Some(&workspace.netns), at(PUBLIC, 80)).await, Reached::Closed);
+        let findings = network.prepare().await.unwrap();
+        assert_eq!(findings.len(), 1, "{findings:?}");
+        let mends = findings[0].split_once("with: ").unwrap().1;
+        for mend in mends.split("; ") {
+            run(&mend.replace('"', ""));
+        }
+        assert!(
+            matches!(tcp(Some(&workspace.netns), at(PUBLIC, 80)).await, Reached::Open(_)),
+            "{mends}"
+        );
+        assert_eq!(network.prepare().await.unwrap(), Vec::<String>::new());
+    });
+}
+
+#[test]
+fn a_bridge_or_table_of_another_data_root_is_refused_with_the_key() {
+    on_stage(async |stage| {
+        let _first = stage.network(stage.config()).await;
+        let other = |bridge: &str, table: &str| NetworkConfig {
+            bridge: bridge.into(),
+            table: table.into(),
+            data_root_id: "two".into(),
+            subnet: "10.219.0.0/24".parse().unwrap(),
+            ..stage.config()
+        };
+        for (bridge, table, key) in [
+            (stage.bridge.as_str(), "skept_other", "network.bridge"),
+            ("sktother", stage.table.as_str(), "network.table"),
+        ] {
+            let refused = Network::new(other(bridge, table)).unwrap().prepare().await.unwrap_err();
+            let text = refused.to_string();
+            assert!(text.contains(key) && text.contains("data root one"), "{text}");
+        }
+        stage.network(other("sktother", "skept_other")).await;
+    });
+}
+
+#[test]
+fn a_subnet_the_host_uses_elsewhere_is_refused_with_the_key() {
+    on_stage(async |stage| {
+        run("ip link add dummy0 type dummy");
+        run("ip link set dummy0 up");
+        run(&format!(
+            "ip route add {} dev dummy0",
+            stage.subnet.replace(".0/24", ".128/25")
+        ));
+        let refused = Network::new(stage.config()).unwrap().prepare().await.unwrap_err();
+        assert!(refused.to_string().contains("network.subnet"), "{refused}");
+    });
+}
+
+#[test]
+fn teardown_leaves_the_host_as_it_was() {
+    on_stage(async |stage| {
+        let before = stage.interfaces();
+        let network = stage.network(stage.config()).await;
+        let workspace = stage.workspace();
+        network.attach(&workspace.bot, &workspace.netns).await.unwrap();
+        network.teardown().await.unwrap_err();
+        network.detach(&workspace.bot, &workspace.netns).await.unwrap();
+        network.teardown().await.unwrap();
+        network.teardown().await.unwrap();
+        assert_eq!(stage.interfaces(), before);
+        assert_eq!(output("nft list tables"), "");
+        assert_eq!(std::fs::read_dir(stage.path("run").join("claims")).unwrap().count(), 0);
+    });
+}
