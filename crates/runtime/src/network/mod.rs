@@ -113,7 +113,8 @@ impl Network {
     }
 
     /// Releases what `attach` made, also when the namespace is gone, and also when nothing was attached.
-    /// Call it when no process of the workspace is left, before its namespace is removed or after.
+    /// Call it when no process of the workspace is left, and remove the namespace right before or after:
+    /// its interfaces go with it.
     ///
     /// # Errors
     /// Why it is still held; a repeat, or a sweep, tries again.

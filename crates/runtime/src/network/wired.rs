@@ -182,12 +182,16 @@ impl Wired {
 
     pub(super) async fn attach(&self, bot: &BotId, netns: &Path) -> Result<Attachment> {
         let prepared = self.prepared()?;
-        self.detach(bot, netns).await?;
+        if let Some(left) = self.records.load(bot)? {
+            self.delete(&left, present(&[netns, &left.netns])).await?;
+            self.forget(&left).await?;
+        }
         let inside = async { Links::inside(netns).await?.loopback_up().await };
         let (looped, added) = tokio::join!(inside, self.add_in_two_tries(prepared, bot, netns));
         let record = added?;
         if let Err(error) = looped.and_then(|()| prepared.guard.in_force()) {
-            self.release(&record, netns).await?;
+            self.undo(&record).await?;
+            self.forget(&record).await?;
             return Err(error);
         }
         Ok(Attachment {
@@ -307,18 +311,31 @@ impl Wired {
     }
 
     async fn release(&self, record: &Record, netns: &Path) -> Result<()> {
+        // Taking the pair of interfaces apart costs 30 ms of the answer, and the kernel does it by itself when
+        // the namespace goes. Our own plugins release the address without it; of others we do not know.
+        let netns = if record.own_network {
+            None
+        } else {
+            present(&[netns, &record.netns])
+        };
         self.delete(record, netns).await?;
+        self.forget(record).await
+    }
+
+    /// Takes it out of the rules, and its record away.
+    async fn forget(&self, record: &Record) -> Result<()> {
         if let Some(prepared) = self.prepared.get() {
             let shared: BTreeSet<&str> = record.configuration.bridges().collect();
             let mut gone = Vec::new();
             for port in &record.ports {
-                // A bridge has other ports; a pair of our own goes with its namespace.
-                let bridge = prepared
-                    .links
-                    .find(port)
-                    .await?
-                    .is_some_and(|link| link.kind == "bridge");
-                if !bridge && !shared.contains(port.as_str()) {
+                // A bridge has other ports; an interface of its own goes with it.
+                let of_others = shared.contains(port.as_str())
+                    || prepared
+                        .links
+                        .find(port)
+                        .await?
+                        .is_some_and(|link| link.kind == "bridge");
+                if !of_others {
                     gone.push(port.clone());
                 }
             }
@@ -331,11 +348,10 @@ impl Wired {
 
     /// After a failed ADD: its record stays when this fails, so that a sweep tries again.
     async fn undo(&self, record: &Record) -> Result<()> {
-        self.delete(record, &record.netns).await
+        self.delete(record, present(&[&record.netns])).await
     }
 
-    async fn delete(&self, record: &Record, netns: &Path) -> Result<()> {
-        let netns = [netns, &record.netns].into_iter().find(|path| is_namespace(path));
+    async fn delete(&self, record: &Record, netns: Option<&Path>) -> Result<()> {
         let target = Target {
             container_id: &record.container_id,
             netns,
@@ -502,6 +518,11 @@ fn has_attachments(config: &NetworkConfig, data_root_id: &str) -> bool {
     let records = Records::new(other.cni_directory().join("attachments"));
     // What cannot be read is taken for used: the safe answer.
     records.all().map_or(true, |all| !all.is_empty())
+}
+
+/// The first of these that is a namespace.
+fn present<'a>(paths: &[&'a Path]) -> Option<&'a Path> {
+    paths.iter().copied().find(|path| is_namespace(path))
 }
 
 /// A namespace that is bound there; an empty file is what is left when it is gone.

@@ -7,16 +7,7 @@ use std::time::{Duration, Instant};
 use skep_names::BotId;
 use skep_runtime::network::{NetworkConfig, NetworkError};
 
-use crate::stage::{Stage, on_stage, output, run, run_in};
-
-/// The host's interfaces once the kernel has removed those of dead namespaces.
-async fn interfaces_become(stage: &Stage, wanted: &[String]) {
-    let limit = Instant::now() + Duration::from_secs(20);
-    while stage.interfaces() != wanted {
-        assert!(Instant::now() < limit, "{:?} is not {wanted:?}", stage.interfaces());
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
+use crate::stage::{on_stage, output, run, run_in};
 
 #[test]
 fn two_hundred_cycles_leave_nothing() {
@@ -42,7 +33,7 @@ fn two_hundred_cycles_leave_nothing() {
             assert!(stage.leases().is_empty(), "{:?}", stage.leases());
         }
         assert!(stage.records().is_empty(), "{:?}", stage.records());
-        interfaces_become(&stage, &baseline).await;
+        stage.interfaces_become(&baseline).await;
         report("8 at a time", &times);
     });
 }

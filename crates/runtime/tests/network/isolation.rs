@@ -1,12 +1,13 @@
 //! What a workspace reaches, and what reaches it.
 
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use skep_runtime::network::{Attachment, Network, NetworkConfig, NetworkError, NetworkMode};
 
 use crate::probe::{Reached, Server, at, tcp, udp};
-use crate::stage::{ALLOWED, METADATA, PRIVATE, PUBLIC, RESOLVER, Stage, UPLINK, Workspace, on_stage, run, run_in};
+use crate::stage::{ALLOWED, METADATA, PRIVATE, PUBLIC, RESOLVER, Stage, UPLINK, Workspace, on_stage, run_in};
 
 async fn attached(network: &Network, workspace: &Workspace) -> (Attachment, IpAddr) {
     let attachment = network.attach(&workspace.bot, &workspace.netns).await.unwrap();
@@ -180,7 +181,7 @@ fn a_users_own_configuration_is_isolated_just_the_same() {
         r#""type":"bridge","bridge":"cni7","isGateway":true,"ipMasq":true"#,
     ] {
         on_stage(async move |stage| {
-            write_configuration(&stage, plugin, "host-local");
+            write_configuration(&stage, plugin);
             let config = NetworkConfig {
                 cni_conf_dir: Some(stage.path("conf")),
                 ..stage.config()
@@ -191,10 +192,10 @@ fn a_users_own_configuration_is_isolated_just_the_same() {
     }
 }
 
-fn write_configuration(stage: &Stage, plugin: &str, addresses: &str) {
+fn write_configuration(stage: &Stage, plugin: &str) {
     let leases = stage.path("run").join("one/cni/leases");
     let text = format!(
-        r#"{{"cniVersion":"1.0.0","name":"skep","plugins":[{{{plugin},"ipam":{{"type":"{addresses}",
+        r#"{{"cniVersion":"1.0.0","name":"skep","plugins":[{{{plugin},"ipam":{{"type":"host-local",
             "dataDir":"{}","ranges":[[{{"subnet":"{}","gateway":"{}"}}]],"routes":[{{"dst":"0.0.0.0/0"}}]}}}}]}}"#,
         leases.display(),
         stage.subnet,
@@ -206,11 +207,17 @@ fn write_configuration(stage: &Stage, plugin: &str, addresses: &str) {
 #[test]
 fn a_network_without_a_host_side_is_refused_unless_accepted() {
     on_stage(async |stage| {
-        run("ip link add dummy0 type dummy");
-        run("ip link set dummy0 up");
-        write_configuration(&stage, r#""type":"macvlan","master":"dummy0""#, "host-local");
+        // In place of macvlan, which not every kernel has: a result that names nothing on the host's side.
+        let plugin = stage.path("hidden");
+        let result =
+            r#"{"cniVersion":"1.0.0","interfaces":[{"name":"eth0","sandbox":"/x"}],"ips":[{"address":"10.1.1.2/24"}]}"#;
+        std::fs::write(&plugin, format!("#!/bin/sh\ncat >/dev/null\necho '{result}'\n")).unwrap();
+        std::fs::set_permissions(&plugin, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let text = r#"{"cniVersion":"1.0.0","name":"hidden","type":"hidden"}"#;
+        std::fs::write(stage.path("conf").join("10-user.conf"), text).unwrap();
         let mut config = NetworkConfig {
             cni_conf_dir: Some(stage.path("conf")),
+            cni_bin_dir: Some(stage.path("")),
             ..stage.config()
         };
         let workspace = stage.workspace();

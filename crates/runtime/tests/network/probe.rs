@@ -1,5 +1,6 @@
 //! Servers and clients in namespaces: what is open, and what is not.
 
+use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -8,14 +9,22 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crate::stage::inside;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::stage::{inside, output};
 
 /// Long for a packet in memory, short for a test that waits for nothing.
 const PATIENCE: Duration = Duration::from_millis(700);
 
+/// How long a server may take to see that it should stop.
+const BREATH: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 50_000_000,
+};
+
 /// What became of a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Reached {
+pub(crate) enum Reached {
     /// It was answered; the server saw this client.
     Open(IpAddr),
     /// It came to a host where nothing listens: the way is open.
@@ -25,21 +34,29 @@ pub enum Reached {
 }
 
 /// A server on TCP and UDP that answers with the client's address, until it is dropped.
-pub struct Server {
+pub(crate) struct Server {
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Server {
     /// `netns`: `None` for the test's host.
-    pub fn start(netns: Option<&Path>, port: u16) -> Self {
+    pub(crate) fn start(netns: Option<&Path>, port: u16) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let flag = stop.clone();
         let bind = move || {
             let tcp = TcpListener::bind(("::", port)).unwrap();
-            let udp = UdpSocket::bind(("::", port)).unwrap();
             tcp.set_nonblocking(true).unwrap();
-            udp.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+            // One for each address, so that an answer comes from where the question went.
+            let addresses = output("ip -o -4 addr show");
+            let addresses = addresses
+                .split_ascii_whitespace()
+                .filter_map(|word| word.split_once('/'));
+            let addresses: BTreeSet<&str> = addresses.map(|(address, _)| address).collect();
+            let bound = addresses
+                .into_iter()
+                .map(|address| UdpSocket::bind((address, port)).unwrap());
+            let udp: Vec<UdpSocket> = bound.collect();
             (tcp, udp)
         };
         let (tcp, udp) = in_namespace(netns, bind).join().unwrap();
@@ -62,13 +79,8 @@ impl Drop for Server {
 }
 
 fn serve_tcp(listener: &TcpListener, stop: &AtomicBool) {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    let limit = Timespec {
-        tv_sec: 0,
-        tv_nsec: 50_000_000,
-    };
     while !stop.load(Ordering::Relaxed) {
-        poll(&mut [PollFd::new(listener, PollFlags::IN)], Some(&limit)).unwrap();
+        poll(&mut [PollFd::new(listener, PollFlags::IN)], Some(&BREATH)).unwrap();
         if let Ok((mut client, peer)) = listener.accept() {
             // A client that has gone away is its own affair.
             drop(client.write_all(peer.ip().to_canonical().to_string().as_bytes()));
@@ -76,11 +88,19 @@ fn serve_tcp(listener: &TcpListener, stop: &AtomicBool) {
     }
 }
 
-fn serve_udp(socket: &UdpSocket, stop: &AtomicBool) {
+fn serve_udp(sockets: &[UdpSocket], stop: &AtomicBool) {
     let mut buffer = [0; 64];
     while !stop.load(Ordering::Relaxed) {
-        if let Ok((_, peer)) = socket.recv_from(&mut buffer) {
-            drop(socket.send_to(peer.ip().to_canonical().to_string().as_bytes(), peer));
+        let mut ready: Vec<_> = sockets
+            .iter()
+            .map(|socket| PollFd::new(socket, PollFlags::IN))
+            .collect();
+        poll(&mut ready, Some(&BREATH)).unwrap();
+        let ready: Vec<bool> = ready.iter().map(|socket| !socket.revents().is_empty()).collect();
+        for (socket, _) in sockets.iter().zip(ready).filter(|(_, ready)| *ready) {
+            if let Ok((_, peer)) = socket.recv_from(&mut buffer) {
+                drop(socket.send_to(peer.ip().to_string().as_bytes(), peer));
+            }
         }
     }
 }
@@ -93,7 +113,7 @@ fn in_namespace<T: Send + 'static>(netns: Option<&Path>, work: impl FnOnce() -> 
 }
 
 /// Connects by TCP from a namespace (`None`: the test's host).
-pub async fn tcp(from: Option<&Path>, to: SocketAddr) -> Reached {
+pub(crate) async fn tcp(from: Option<&Path>, to: SocketAddr) -> Reached {
     from_namespace(from, move || {
         let mut text = String::new();
         let answer = TcpStream::connect_timeout(&to, PATIENCE).and_then(|mut stream| {
@@ -106,7 +126,7 @@ pub async fn tcp(from: Option<&Path>, to: SocketAddr) -> Reached {
 }
 
 /// Asks by UDP.
-pub async fn udp(from: Option<&Path>, to: SocketAddr) -> Reached {
+pub(crate) async fn udp(from: Option<&Path>, to: SocketAddr) -> Reached {
     from_namespace(from, move || {
         let own: SocketAddr = if to.is_ipv4() {
             ([0, 0, 0, 0], 0).into()
@@ -141,6 +161,6 @@ fn reached(answer: std::io::Result<String>) -> Reached {
 }
 
 /// An address and a port.
-pub fn at(address: impl ToString, port: u16) -> SocketAddr {
+pub(crate) fn at(address: impl ToString, port: u16) -> SocketAddr {
     SocketAddr::new(address.to_string().parse().unwrap(), port)
 }

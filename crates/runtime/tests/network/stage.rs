@@ -9,6 +9,7 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_bind, mount_change, unmount};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
@@ -18,23 +19,23 @@ use skep_runtime::network::{Network, NetworkConfig};
 use crate::system_calls::leave_namespaces;
 
 /// Public; reached only with masquerade, as the internet has no route back.
-pub const PUBLIC: &str = "198.51.100.10";
-pub const PRIVATE: &str = "10.9.9.9";
-pub const ALLOWED: &str = "10.9.9.10";
-pub const RESOLVER: &str = "10.9.9.53";
-pub const METADATA: &str = "169.254.169.254";
+pub(crate) const PUBLIC: &str = "198.51.100.10";
+pub(crate) const PRIVATE: &str = "10.9.9.9";
+pub(crate) const ALLOWED: &str = "10.9.9.10";
+pub(crate) const RESOLVER: &str = "10.9.9.53";
+pub(crate) const METADATA: &str = "169.254.169.254";
 /// The host's address towards the internet.
-pub const UPLINK: &str = "192.0.2.1";
+pub(crate) const UPLINK: &str = "192.0.2.1";
 
-pub struct Stage {
+pub(crate) struct Stage {
     directory: tempfile::TempDir,
-    pub bridge: String,
-    pub table: String,
-    pub subnet: String,
+    pub(crate) bridge: String,
+    pub(crate) table: String,
+    pub(crate) subnet: String,
 }
 
 /// Runs a test on a host of its own.
-pub fn on_stage<F: Future<Output = ()>>(test: impl FnOnce(Stage) -> F + Send + 'static) {
+pub(crate) fn on_stage<F: Future<Output = ()>>(test: impl FnOnce(Stage) -> F + Send + 'static) {
     let host = std::thread::spawn(move || {
         leave_namespaces(UnshareFlags::NEWNET | UnshareFlags::NEWNS).expect("these tests need root");
         let private = MountPropagationFlags::REC | MountPropagationFlags::PRIVATE;
@@ -89,15 +90,15 @@ impl Stage {
         run("ip route add default via 192.0.2.2");
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
-    pub fn internet(&self) -> PathBuf {
+    pub(crate) fn internet(&self) -> PathBuf {
         self.path("internet")
     }
 
-    pub fn config(&self) -> NetworkConfig {
+    pub(crate) fn config(&self) -> NetworkConfig {
         NetworkConfig {
             bridge: self.bridge.clone(),
             table: self.table.clone(),
@@ -108,19 +109,19 @@ impl Stage {
         }
     }
 
-    pub fn gateway(&self) -> String {
+    pub(crate) fn gateway(&self) -> String {
         self.subnet.replace(".0/24", ".1")
     }
 
     /// A network that is ready for workspaces.
-    pub async fn network(&self, config: NetworkConfig) -> Network {
+    pub(crate) async fn network(&self, config: NetworkConfig) -> Network {
         let network = Network::new(config).unwrap();
         network.prepare().await.unwrap();
         network
     }
 
     /// A namespace for a workspace, not attached yet.
-    pub fn workspace(&self) -> Workspace {
+    pub(crate) fn workspace(&self) -> Workspace {
         let bot = BotId::random();
         let netns = self.path("netns").join(format!("skep-{bot}"));
         make_namespace(&netns);
@@ -128,7 +129,7 @@ impl Stage {
     }
 
     /// The same, owned by a user namespace of its own, as workspaces have it.
-    pub fn workspace_with_user_namespace(&self) -> Workspace {
+    pub(crate) fn workspace_with_user_namespace(&self) -> Workspace {
         let bot = BotId::random();
         let netns = self.path("netns").join(format!("skep-{bot}"));
         File::create(&netns).unwrap();
@@ -149,7 +150,7 @@ impl Stage {
     }
 
     /// Addresses that host-local has given out.
-    pub fn leases(&self) -> Vec<String> {
+    pub(crate) fn leases(&self) -> Vec<String> {
         let directory = self.path("run").join("one/cni/leases/skep");
         let Ok(entries) = std::fs::read_dir(directory) else {
             return Vec::new();
@@ -159,15 +160,24 @@ impl Stage {
     }
 
     /// Records of attachments.
-    pub fn records(&self) -> Vec<PathBuf> {
+    pub(crate) fn records(&self) -> Vec<PathBuf> {
         let Ok(entries) = std::fs::read_dir(self.path("run").join("one/cni/attachments")) else {
             return Vec::new();
         };
         entries.map(|entry| entry.unwrap().path()).collect()
     }
 
+    /// Waits until the kernel has removed the interfaces of namespaces that are gone.
+    pub(crate) async fn interfaces_become(&self, wanted: &[String]) {
+        let limit = Instant::now() + Duration::from_secs(20);
+        while self.interfaces() != wanted {
+            assert!(Instant::now() < limit, "{:?} is not {wanted:?}", self.interfaces());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// Interfaces of the host, by name.
-    pub fn interfaces(&self) -> Vec<String> {
+    pub(crate) fn interfaces(&self) -> Vec<String> {
         let listed = output("ip -o link show");
         let mut names: Vec<String> = listed
             .lines()
@@ -180,21 +190,22 @@ impl Stage {
 
 impl Drop for Stage {
     fn drop(&mut self) {
-        for path in [self.internet()] {
-            drop(unmount(&path, UnmountFlags::DETACH));
+        // The mount namespace takes the rest with it; this one would keep its file from being removed.
+        if let Err(error) = unmount(self.internet(), UnmountFlags::DETACH) {
+            eprintln!("unbinding the internet: {error}");
         }
     }
 }
 
 /// A workspace's namespace; unbound when it is dropped.
-pub struct Workspace {
-    pub bot: BotId,
-    pub netns: PathBuf,
+pub(crate) struct Workspace {
+    pub(crate) bot: BotId,
+    pub(crate) netns: PathBuf,
 }
 
 impl Workspace {
     /// Removes the namespace, as a crash of the host's tools would.
-    pub fn lose_namespace(&self) {
+    pub(crate) fn lose_namespace(&self) {
         unmount(&self.netns, UnmountFlags::DETACH).unwrap();
         std::fs::remove_file(&self.netns).unwrap();
     }
@@ -219,7 +230,7 @@ fn make_namespace(path: &Path) {
 }
 
 /// Runs a closure in a network namespace, in a thread of its own.
-pub fn inside<T: Send + 'static>(
+pub(crate) fn inside<T: Send + 'static>(
     netns: &Path,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> std::thread::JoinHandle<T> {
@@ -231,16 +242,16 @@ pub fn inside<T: Send + 'static>(
 }
 
 /// Runs a command on the test's host; it must succeed.
-pub fn run(command: &str) {
+pub(crate) fn run(command: &str) {
     output(command);
 }
 
 /// Runs a command in a namespace; it must succeed.
-pub fn run_in(netns: &Path, command: &str) -> String {
+pub(crate) fn run_in(netns: &Path, command: &str) -> String {
     output(&format!("nsenter --net={} {command}", netns.display()))
 }
 
-pub fn output(command: &str) -> String {
+pub(crate) fn output(command: &str) -> String {
     let mut words = command.split_ascii_whitespace();
     let done = Command::new(words.next().unwrap()).args(words).output().unwrap();
     let errors = String::from_utf8_lossy(&done.stderr);
