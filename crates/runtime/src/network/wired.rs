@@ -527,8 +527,8 @@ fn present<'a>(paths: &[&'a Path]) -> Option<&'a Path> {
 
 /// A namespace that is bound there; an empty file is what is left when it is gone.
 fn is_namespace(path: &Path) -> bool {
-    const NSFS_MAGIC: i64 = 0x6e73_6673;
-    rustix::fs::statfs(path).is_ok_and(|stat| i64::from(stat.f_type) == NSFS_MAGIC)
+    const NSFS_MAGIC: rustix::fs::FsWord = 0x6e73_6673;
+    rustix::fs::statfs(path).is_ok_and(|stat| stat.f_type == NSFS_MAGIC)
 }
 
 async fn check_inside(netns: &Path, address: Option<IpAddr>) -> Result<Option<String>> {
