@@ -2,8 +2,11 @@
 
 use std::sync::Arc;
 
+use skep_core::Skep;
 use skep_store::Store;
+use tokio_util::task::TaskTracker;
 
+use crate::audit::AuditTrail;
 use crate::auth::Auth;
 use crate::config::Config;
 
@@ -17,8 +20,14 @@ pub struct Parts {
     pub config: Arc<Config>,
     /// Rows.
     pub store: Store,
+    /// The rules.
+    pub core: Skep,
     /// Credentials.
     pub auth: Auth,
+    /// Who did what.
+    pub audit: AuditTrail,
+    /// Work that outlives the request that asked for it; waited for at the end.
+    pub tasks: TaskTracker,
 }
 
 impl App {
@@ -37,8 +46,23 @@ impl App {
         &self.0.store
     }
 
+    /// The rules.
+    pub fn core(&self) -> &Skep {
+        &self.0.core
+    }
+
     /// Credentials.
     pub fn auth(&self) -> &Auth {
         &self.0.auth
+    }
+
+    /// Who did what.
+    pub fn audit(&self) -> &AuditTrail {
+        &self.0.audit
+    }
+
+    /// Work that outlives the request that asked for it.
+    pub fn tasks(&self) -> &TaskTracker {
+        &self.0.tasks
     }
 }

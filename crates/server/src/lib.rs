@@ -4,6 +4,7 @@
 //! its status; `http/access.rs` is the only way to a bot.
 
 pub mod app;
+pub mod audit;
 pub mod auth;
 pub mod config;
 pub mod http;

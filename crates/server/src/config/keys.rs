@@ -132,12 +132,12 @@ pub const REGISTRY_KEYS: &[Key] = &[
 ];
 
 /// The key of that name.
-pub fn find(section: &str, name: &str) -> Option<&'static Key> {
+pub(crate) fn find(section: &str, name: &str) -> Option<&'static Key> {
     KEYS.iter().find(|key| key.section == section && key.name == name)
 }
 
 /// The key whose full name is nearest to what somebody wrote.
-pub fn nearest(wrong: &str) -> String {
+pub(crate) fn nearest(wrong: &str) -> String {
     KEYS.iter()
         .map(|key| format!("{}.{}", key.section, key.name))
         .max_by(|left, right| strsim::jaro_winkler(wrong, left).total_cmp(&strsim::jaro_winkler(wrong, right)))

@@ -10,6 +10,7 @@ use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
 use skep_api::ErrorCode;
+use skep_core::{Patience, Requester};
 use skep_names::BotId;
 use skep_store::{BotRow, MemberRole, Scope, TicketPurpose, UserRole, UserRow};
 
@@ -115,6 +116,17 @@ impl Caller {
         self.require(Scope::Manage)
     }
 
+    /// Scope `manage`, and a credential that is not narrowed to some bots.
+    ///
+    /// # Errors
+    /// 403 `forbidden`.
+    pub fn require_account(&self) -> Result<(), ApiError> {
+        if self.bots.is_some() {
+            return Err(ApiError::forbidden("this key is for some bots only"));
+        }
+        self.require(Scope::Manage)
+    }
+
     /// What the caller may do with a bot; `None`: nothing.
     ///
     /// # Errors
@@ -152,7 +164,11 @@ impl FromRequestParts<App> for Caller {
 }
 
 /// A caller with at least the scope `N`.
-pub struct SignedIn<N: Need>(pub Caller, PhantomData<N>);
+pub struct SignedIn<N: Need> {
+    /// The caller.
+    pub caller: Caller,
+    need: PhantomData<N>,
+}
 
 impl<N: Need> FromRequestParts<App> for SignedIn<N> {
     type Rejection = ApiError;
@@ -160,7 +176,10 @@ impl<N: Need> FromRequestParts<App> for SignedIn<N> {
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
         let caller = Caller::from_request_parts(parts, app).await?;
         caller.require(N::SCOPE)?;
-        Ok(Self(caller, PhantomData))
+        Ok(Self {
+            caller,
+            need: PhantomData,
+        })
     }
 }
 
@@ -177,6 +196,31 @@ impl FromRequestParts<App> for Admin {
     }
 }
 
+/// Somebody who may change the account: scope `manage`, and a credential that is not narrowed to some bots.
+pub struct AccountHolder(pub Caller);
+
+impl FromRequestParts<App> for AccountHolder {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+        let caller = Caller::from_request_parts(parts, app).await?;
+        caller.require_account()?;
+        Ok(Self(caller))
+    }
+}
+
+/// An identity id of a path: not empty, of `A–Z a–z 0–9 - _`.
+///
+/// # Errors
+/// 400 `invalid_id`.
+pub fn identity_part<'a>(text: &'a str, what: &str) -> Result<&'a str, ApiError> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+    if text.is_empty() || text.len() > 128 || !text.bytes().all(plain) {
+        return Err(ApiError::invalid_id(what));
+    }
+    Ok(text)
+}
+
 /// The bot of the route, for a caller who may do `N` with it.
 pub struct BotAccess<N: Need> {
     /// The bot.
@@ -189,6 +233,7 @@ pub struct BotAccess<N: Need> {
     pub as_guest: bool,
     /// The request.
     pub context: RequestContext,
+    requester: Requester,
     need: PhantomData<N>,
 }
 
@@ -196,6 +241,11 @@ impl<N: Need> BotAccess<N> {
     /// The bot's id.
     pub fn bot_id(&self) -> &BotId {
         &self.bot.id
+    }
+
+    /// On whose behalf core acts.
+    pub fn requester(&self) -> Requester {
+        self.requester.clone()
     }
 }
 
@@ -221,21 +271,61 @@ impl<N: Need> FromRequestParts<App> for BotAccess<N> {
             _ if as_guest => N::SCOPE,
             _ => return Err(ApiError::new(ErrorCode::BotAccessDenied, "bot access denied")),
         };
+        let requester = requester(&caller, Some(scope), &context, &parts.headers);
         Ok(Self {
             bot,
             caller,
             scope,
             as_guest,
             context,
+            requester,
             need: PhantomData,
         })
     }
 }
 
+/// The id of the route's bot, for an admin.
+pub struct BotAdmin(pub BotId);
+
+impl FromRequestParts<App> for BotAdmin {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+        let access = BotAccess::<Read>::from_request_parts(parts, app).await?;
+        access.caller.require_admin()?;
+        Ok(Self(access.bot.id))
+    }
+}
+
+/// On whose behalf core acts.
+pub fn requester(caller: &Caller, scope: Option<Scope>, context: &RequestContext, headers: &HeaderMap) -> Requester {
+    Requester {
+        user_id: Some(caller.user.id.clone()),
+        is_admin: caller.is_admin(),
+        may_manage: scope == Some(Scope::Manage),
+        request_id: Some(context.request_id.clone()),
+        patience: patience(headers),
+    }
+}
+
+/// `Prefer: wait=0` does not queue.
+fn patience(headers: &HeaderMap) -> Patience {
+    let asked = headers
+        .get_all("prefer")
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|line| line.split([',', ';']))
+        .any(|part| part.trim().replace([' ', '"'], "").eq_ignore_ascii_case("wait=0"));
+    if asked { Patience::Refuse } else { Patience::Queue }
+}
+
 fn is_guest<N: Need>(caller: &Caller, bot: &BotRow, parts: &Parts) -> bool {
     N::GUESTS_BELOW_MEDIA
         && bot.guest_enabled
-        && caller.bots.is_none()
+        && caller
+            .bots
+            .as_ref()
+            .is_none_or(|bots| bots.iter().any(|id| id == bot.id.as_str()))
         && query_part(parts, "path").is_some_and(|path| is_below_media(&path))
 }
 
@@ -387,5 +477,17 @@ mod tests {
         ] {
             assert!(!is_below_media(bad), "{bad}");
         }
+    }
+
+    #[test]
+    fn prefer_wait_0_does_not_queue() {
+        let header = |value: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("prefer", axum::http::HeaderValue::from_static(value));
+            patience(&headers)
+        };
+        assert_eq!(header("respond-async, wait=0"), Patience::Refuse);
+        assert_eq!(header("wait=10"), Patience::Queue);
+        assert_eq!(patience(&HeaderMap::new()), Patience::Queue);
     }
 }

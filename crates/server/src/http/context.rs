@@ -6,14 +6,16 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use axum::extract::{ConnectInfo, FromRequestParts, MatchedPath, Request, State};
-use axum::http::HeaderMap;
 use axum::http::header::{HeaderName, HeaderValue};
 use axum::http::request::Parts;
+use axum::http::{HeaderMap, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use chrono::Utc;
 use futures::FutureExt;
 use ipnet::IpNet;
 use skep_names::BotId;
+use skep_store::NewAudit;
 
 use crate::app::App;
 use crate::http::error::{self, ApiError};
@@ -81,6 +83,7 @@ pub(crate) async fn with_context(State(app): State<App>, mut request: Request, n
         .extensions()
         .get::<MatchedPath>()
         .map(|path| path.as_str().to_owned());
+    let context = request.extensions().get::<RequestContext>().cloned();
     let response = match AssertUnwindSafe(next.run(request)).catch_unwind().await {
         Ok(response) => response,
         Err(panic) => ApiError::internal(panic_text(panic.as_ref())).into_response(),
@@ -91,6 +94,13 @@ pub(crate) async fn with_context(State(app): State<App>, mut request: Request, n
             .headers_mut()
             .insert(HeaderName::from_static(skep_api::HEADER_REQUEST_ID), value);
     }
+    if let (Some(context), Some(route)) = (&context, &route)
+        && !method.is_safe()
+    {
+        app.audit()
+            .append(audit_line(context, &method, route, response.status()))
+            .await;
+    }
     tracing::debug!(
         request_id,
         %method,
@@ -100,6 +110,19 @@ pub(crate) async fn with_context(State(app): State<App>, mut request: Request, n
         "answered"
     );
     response
+}
+
+/// What a request changed, or tried to: the route's pattern, never its query string, which may hold a ticket.
+fn audit_line(context: &RequestContext, method: &Method, route: &str, status: StatusCode) -> NewAudit {
+    NewAudit {
+        at: Utc::now(),
+        user_id: context.seen.user_id.get().cloned().unwrap_or_default(),
+        action: format!("{method} {}", route.strip_prefix("/api").unwrap_or(route)),
+        bot_id: context.seen.bot_id.get().cloned(),
+        address: context.from.to_string(),
+        outcome: status.as_u16().to_string(),
+        request_id: context.request_id.clone(),
+    }
 }
 
 /// The caller's id if it is short and plain, else a new one: it goes into logs and headers.

@@ -67,6 +67,24 @@ impl<T: DeserializeOwned> RawJsonBody<T> {
     }
 }
 
+/// The body of a route that takes none of a meaning: read whole for an idempotency key; JSON or empty, as everywhere.
+#[derive(Debug, Clone)]
+pub struct RawBody(pub Bytes);
+
+impl<S: Send + Sync> FromRequest<S> for RawBody {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, _state: &S) -> Result<Self, ApiError> {
+        let body = RawJsonBody::<serde_json::Value>::read(request).await?;
+        match body.value {
+            serde_json::Value::Object(_) => Ok(Self(body.bytes)),
+            _ => Err(ApiError::invalid_body(
+                "the request body must be a JSON object, or empty",
+            )),
+        }
+    }
+}
+
 fn parse_empty<T: DeserializeOwned>() -> Result<T, ApiError> {
     serde_json::from_str("{}")
         .map_err(|error| ApiError::invalid_body(format!("the request body is empty: {}", without_place(&error))))

@@ -1,0 +1,55 @@
+//! The audit trail's writer: lines are queued by requests and written together, so that a thousand
+//! execs a second do not wait for a thousand syncs of the disk.
+
+use std::time::Duration;
+
+use skep_store::{NewAudit, Store};
+use tokio::sync::mpsc;
+use tokio_util::task::TaskTracker;
+
+/// Lines that may wait. Over it, requests wait: none is dropped.
+const QUEUE: usize = 4096;
+/// Lines written together.
+const TOGETHER: usize = 500;
+/// Between two tries while the store is away.
+const TRY_AGAIN: Duration = Duration::from_secs(1);
+
+/// Takes lines. The last clone that is dropped ends the writer, when all is written.
+#[derive(Clone)]
+pub struct AuditTrail(mpsc::Sender<NewAudit>);
+
+impl AuditTrail {
+    /// Starts the writer among `tasks`.
+    pub fn start(store: Store, tasks: &TaskTracker) -> Self {
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        tasks.spawn(write(store, receiver));
+        Self(sender)
+    }
+
+    /// Appends a line; waits while the queue is full.
+    pub async fn append(&self, line: NewAudit) {
+        if let Err(lost) = self.0.send(line).await {
+            tracing::error!(line = ?lost.0, "the audit trail has ended; this line is only here");
+        }
+    }
+}
+
+async fn write(store: Store, mut receiver: mpsc::Receiver<NewAudit>) {
+    let mut lines = Vec::with_capacity(TOGETHER);
+    while receiver.recv_many(&mut lines, TOGETHER).await > 0 {
+        while let Err(error) = store.append_audit(&lines).await {
+            let cause = crate::http::error::chain(&error);
+            if receiver.is_closed() {
+                tracing::error!(cause, lines = ?lines, "the audit trail could not be written before the end");
+                break;
+            }
+            tracing::error!(
+                cause,
+                waiting = lines.len(),
+                "the audit trail is not written; trying again"
+            );
+            tokio::time::sleep(TRY_AGAIN).await;
+        }
+        lines.clear();
+    }
+}

@@ -1,0 +1,178 @@
+//! `Idempotency-Key`: the same key of the same user on the same method and path is the same request,
+//! for a day; with another body it is a mistake, and refused.
+
+use std::future::Future;
+use std::time::Duration;
+
+use axum::extract::{FromRequestParts, OriginalUri};
+use axum::http::request::Parts;
+use bytes::Bytes;
+use sha2::{Digest, Sha256};
+use skep_api::{ErrorCode, HEADER_IDEMPOTENCY_KEY};
+use skep_core::OperationHandle;
+use skep_store::{IdempotencyBegin, IdempotencyKey, IdempotencyOutcome};
+
+use crate::app::App;
+use crate::http::access::Caller;
+use crate::http::error::ApiError;
+
+/// Longest key that is taken.
+const LONGEST_KEY: usize = 255;
+/// How long a repeat waits for the first one to be accepted, and how often it looks.
+const LOOKS: u32 = 50;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
+
+/// What a request says of its repeatability; without the header it is a request like any other.
+#[derive(Debug, Clone)]
+pub struct Idempotency {
+    method: String,
+    path: String,
+    query: String,
+    key: Option<String>,
+}
+
+/// What is to be done.
+#[derive(Debug)]
+pub enum Begin {
+    /// The work, and then [`Claim::finish`] or [`Claim::release`].
+    First(Claim),
+    /// Nothing: this is what came of it.
+    Again(IdempotencyOutcome),
+}
+
+/// A key that this request holds.
+#[derive(Debug)]
+pub struct Claim(Option<IdempotencyKey>);
+
+impl FromRequestParts<App> for Idempotency {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+        let uri = match OriginalUri::from_request_parts(parts, app).await {
+            Ok(OriginalUri(uri)) => uri,
+            Err(never) => match never {},
+        };
+        let path = uri.path();
+        let key = match parts.headers.get(HEADER_IDEMPOTENCY_KEY) {
+            None => None,
+            Some(value) => Some(
+                value
+                    .to_str()
+                    .ok()
+                    .filter(|key| (1..=LONGEST_KEY).contains(&key.len()))
+                    .ok_or_else(|| ApiError::invalid_argument("Idempotency-Key must be 1 to 255 plain characters"))?
+                    .to_owned(),
+            ),
+        };
+        Ok(Self {
+            method: parts.method.to_string(),
+            path: path.strip_prefix("/api").unwrap_or(path).to_owned(),
+            query: uri.query().unwrap_or_default().to_owned(),
+            key,
+        })
+    }
+}
+
+impl Idempotency {
+    /// Claims the key, if there is one.
+    ///
+    /// # Errors
+    /// 422 when it was used with another body; 409 when the first request is still not accepted after 5 s.
+    pub async fn begin(&self, app: &App, caller: &Caller, body: &[u8]) -> Result<Begin, ApiError> {
+        let Some(key) = self.key.clone() else {
+            return Ok(Begin::First(Claim(None)));
+        };
+        let key = IdempotencyKey {
+            user_id: caller.user.id.clone(),
+            method: self.method.clone(),
+            path: self.path.clone(),
+            key,
+        };
+        let mut hash = Sha256::new();
+        hash.update(self.query.as_bytes());
+        hash.update([0]);
+        hash.update(body);
+        let digest = hex::encode(hash.finalize());
+        for _ in 0..LOOKS {
+            match app.store().begin_idempotent(&key, &digest).await? {
+                IdempotencyBegin::First => return Ok(Begin::First(Claim(Some(key)))),
+                IdempotencyBegin::OtherBody => {
+                    return Err(ApiError::new(
+                        ErrorCode::IdempotencyKeyReused,
+                        "the idempotency key was used with another body",
+                    ));
+                }
+                IdempotencyBegin::Repeat(outcome) if outcome.operation_id.is_none() && outcome.answer.is_none() => {
+                    tokio::time::sleep(BETWEEN_LOOKS).await;
+                }
+                IdempotencyBegin::Repeat(outcome) => return Ok(Begin::Again(outcome)),
+            }
+        }
+        Err(ApiError::new(
+            ErrorCode::Conflict,
+            "a request with this idempotency key is being worked on",
+        ))
+    }
+
+    /// The id of the operation that `start` begins, or that an earlier request with this key began.
+    /// It is begun to the end also when the client goes away in the middle.
+    ///
+    /// # Errors
+    /// What `start` is refused for; then the key is free again.
+    pub async fn operation<F>(self, app: &App, caller: &Caller, body: Bytes, start: F) -> Result<String, ApiError>
+    where
+        F: Future<Output = skep_core::Result<OperationHandle>> + Send + 'static,
+    {
+        let (server, caller) = (app.clone(), caller.clone());
+        app.tasks()
+            .spawn(async move { self.operation_to_end(&server, &caller, &body, start).await })
+            .await
+            .map_err(ApiError::internal)?
+    }
+
+    async fn operation_to_end<F>(self, app: &App, caller: &Caller, body: &[u8], start: F) -> Result<String, ApiError>
+    where
+        F: Future<Output = skep_core::Result<OperationHandle>>,
+    {
+        let claim = match self.begin(app, caller, body).await? {
+            Begin::First(claim) => claim,
+            Begin::Again(outcome) => {
+                return outcome
+                    .operation_id
+                    .ok_or_else(|| ApiError::internal("an idempotency key of an operation without its id"));
+            }
+        };
+        match start.await {
+            Ok(handle) => {
+                let outcome = IdempotencyOutcome {
+                    operation_id: Some(handle.id().to_owned()),
+                    answer: None,
+                };
+                claim.finish(app, &outcome).await?;
+                Ok(handle.id().to_owned())
+            }
+            Err(error) => {
+                claim.release(app).await?;
+                Err(error.into())
+            }
+        }
+    }
+}
+
+impl Claim {
+    /// Remembers what came of it.
+    pub async fn finish(&self, app: &App, outcome: &IdempotencyOutcome) -> Result<(), ApiError> {
+        match &self.0 {
+            Some(key) => Ok(app.store().finish_idempotent(key, outcome).await?),
+            None => Ok(()),
+        }
+    }
+
+    /// Gives the key back: the request was refused before it did anything.
+    pub async fn release(&self, app: &App) -> Result<(), ApiError> {
+        match &self.0 {
+            Some(key) => Ok(app.store().release_idempotent(key).await?),
+            None => Ok(()),
+        }
+    }
+}

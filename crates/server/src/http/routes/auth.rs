@@ -1,0 +1,150 @@
+//! Login, refresh, logout and tickets.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use chrono::Utc;
+use skep_api::{ErrorCode, LoginRequest, LoginResponse, TicketRequest, TicketResponse, TicketUse, TokenResponse};
+use skep_names::BotId;
+use skep_store::{NewTicket, Scope, TicketPurpose, UserRow};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::app::App;
+use crate::auth::{TICKET_LIFE, Verdict, digest, new_ticket};
+use crate::http::access::{Caller, Credential};
+use crate::http::context::RequestContext;
+use crate::http::error::{ApiError, ApiResult};
+use crate::http::extract::JsonBody;
+use crate::http::wire;
+
+/// `/auth`, keys excepted.
+pub fn router() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(login))
+        .routes(routes!(refresh))
+        .routes(routes!(logout))
+        .routes(routes!(ticket))
+}
+
+/// Sign in with name (or email) and password.
+#[utoipa::path(post, path = "/auth/login", tag = "auth", request_body = LoginRequest, security(()),
+    responses((status = 200, body = LoginResponse), (status = 429, description = "Ten failures in a minute")))]
+async fn login(
+    State(app): State<App>,
+    context: RequestContext,
+    JsonBody(body): JsonBody<LoginRequest>,
+) -> ApiResult<Json<LoginResponse>> {
+    let name = body.username.trim().to_owned();
+    if name.is_empty() || body.password.is_empty() {
+        return Err(ApiError::invalid_argument("username and password are required"));
+    }
+    match app.auth().throttle.ask(&name, context.from) {
+        Verdict::Go => {}
+        Verdict::Slowed(time) => tokio::time::sleep(time).await,
+        Verdict::Refused(time) => {
+            return Err(
+                ApiError::new(ErrorCode::RateLimited, "too many failed logins; try again later")
+                    .retry_after(time.as_secs().saturating_add(1)),
+            );
+        }
+    }
+    let user = check_password(&app, &name, body.password).await?;
+    let Some(user) = user else {
+        app.auth().throttle.failed(&name, context.from);
+        return Err(ApiError::new(ErrorCode::InvalidCredentials, "invalid credentials"));
+    };
+    app.auth().throttle.succeeded(&name, context.from);
+    if !user.is_active {
+        return Err(ApiError::unauthorized("user is inactive"));
+    }
+    context.note_user(&user.id);
+    app.store().note_login(&user.id).await?;
+    let issued = app.auth().tokens.issue(&user.id).map_err(ApiError::internal)?;
+    Ok(Json(LoginResponse {
+        access_token: issued.token,
+        token_type: "Bearer".to_owned(),
+        expires_at: issued.expires_at,
+        user_id: user.id,
+        role: wire::role(user.role),
+        display_name: user.display_name,
+        username: user.username,
+        timezone: user.timezone,
+    }))
+}
+
+/// The user of that name if the password is right; an unknown name takes as long as a wrong password.
+async fn check_password(app: &App, name: &str, password: String) -> ApiResult<Option<UserRow>> {
+    let user = app.store().user_by_login(name).await?;
+    let hash = user.as_ref().map(|user| user.password_hash.clone());
+    let matches = app
+        .auth()
+        .passwords
+        .matches(password, hash)
+        .await
+        .map_err(ApiError::internal)?;
+    Ok(user.filter(|_| matches))
+}
+
+/// A new token for the user of this one, which goes on to count until its own end.
+#[utoipa::path(post, path = "/auth/refresh", tag = "auth", responses((status = 200, body = TokenResponse)))]
+async fn refresh(State(app): State<App>, caller: Caller) -> ApiResult<Json<TokenResponse>> {
+    token_of(&caller)?;
+    let issued = app.auth().tokens.issue(&caller.user.id).map_err(ApiError::internal)?;
+    Ok(Json(TokenResponse {
+        access_token: issued.token,
+        token_type: "Bearer".to_owned(),
+        expires_at: issued.expires_at,
+    }))
+}
+
+/// Revoke this token.
+#[utoipa::path(post, path = "/auth/logout", tag = "auth", responses((status = 204)))]
+async fn logout(State(app): State<App>, caller: Caller) -> ApiResult<StatusCode> {
+    let (jti, expires_at) = token_of(&caller)?;
+    app.store().revoke_token(jti, expires_at).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// A key must not become a token, which would outlive it and could do more.
+fn token_of(caller: &Caller) -> ApiResult<(&str, chrono::DateTime<Utc>)> {
+    match &caller.credential {
+        Credential::Token { jti, expires_at } => Ok((jti, *expires_at)),
+        Credential::Key(_) | Credential::Ticket => Err(ApiError::forbidden("this needs a token, not an API key")),
+    }
+}
+
+/// A ticket for one use within 30 seconds, as `?ticket=` where a browser cannot send a header.
+#[utoipa::path(post, path = "/auth/tickets", tag = "auth", request_body = TicketRequest,
+    responses((status = 201, body = TicketResponse), (status = 404, description = "No such bot")))]
+async fn ticket(
+    State(app): State<App>,
+    caller: Caller,
+    JsonBody(body): JsonBody<TicketRequest>,
+) -> ApiResult<(StatusCode, Json<TicketResponse>)> {
+    let id: BotId = body.bot_id.parse().map_err(|_| ApiError::invalid_id("bot"))?;
+    let not_found = || ApiError::new(ErrorCode::BotNotFound, "bot not found");
+    let bot = app.store().bot(&id).await?.ok_or_else(not_found)?;
+    let granted = caller.scope_on(&app, &bot).await?;
+    let as_guest = bot.guest_enabled && body.purpose == TicketUse::Download && caller.bots.is_none();
+    if granted.is_none_or(|scope| scope < Scope::Operate) && !as_guest {
+        return Err(ApiError::new(ErrorCode::BotAccessDenied, "bot access denied"));
+    }
+    let ticket = new_ticket();
+    let expires_at = Utc::now() + TICKET_LIFE;
+    app.store()
+        .insert_ticket(NewTicket {
+            ticket_sha256: digest(&ticket),
+            user_id: caller.user.id.clone(),
+            bot_id: id.to_string(),
+            purpose: match body.purpose {
+                TicketUse::Terminal => TicketPurpose::Terminal,
+                TicketUse::Download => TicketPurpose::Download,
+                TicketUse::Port => TicketPurpose::Port,
+            },
+            scope: caller.scope,
+            expires_at,
+        })
+        .await?;
+    Ok((StatusCode::CREATED, Json(TicketResponse { ticket, expires_at })))
+}

@@ -1,0 +1,330 @@
+//! Bots: making, listing, changing, removing, checking.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use futures::StreamExt;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use skep_api::{
+    Bot, BotCheckList, BotDeleting, BotPage, BotStatus, CreateBotRequest, PutOwnerRequest, UpdateBotRequest,
+};
+use skep_core::{BotChange, BotVisibility, CreateBot, DeleteData};
+use skep_store::IdempotencyOutcome;
+use utoipa::IntoParams;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::app::App;
+use crate::http::access::{self, AccountHolder, BotAccess, BotAdmin, Caller, Manage, Read, SignedIn, identity_part};
+use crate::http::context::RequestContext;
+use crate::http::error::{ApiError, ApiResult};
+use crate::http::extract::{JsonBody, Query, RawJsonBody};
+use crate::http::idempotency::{Begin, Idempotency};
+use crate::http::routes::operations::with_operation;
+use crate::http::routes::users;
+use crate::http::{timezone, wire};
+
+/// Bots on a page when nobody says.
+const PAGE: u32 = 50;
+/// Bots on a page at most.
+const LARGEST_PAGE: u32 = 200;
+/// Workspaces asked at once for `?include=container`.
+const ASKED_AT_ONCE: usize = 8;
+
+/// `/bots`
+pub fn router() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(list, create))
+        .routes(routes!(get, replace, patch, delete))
+        .routes(routes!(put_owner))
+        .routes(routes!(checks))
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+struct ListQuery {
+    /// How many, 1 to 200; default 50.
+    #[param(minimum = 1, maximum = 200)]
+    limit: Option<u32>,
+    /// `next_cursor` of the page before.
+    cursor: Option<String>,
+    /// Admin: those of this user.
+    owner_id: Option<String>,
+    /// Admin: all of them.
+    #[serde(default)]
+    all: bool,
+    /// `container`: add each one's workspace.
+    include: Option<String>,
+}
+
+/// Own and shared bots, newest first.
+#[utoipa::path(get, path = "/bots", tag = "bots", params(ListQuery), responses((status = 200, body = BotPage)))]
+async fn list(
+    State(app): State<App>,
+    signed: SignedIn<Read>,
+    Query(query): Query<ListQuery>,
+) -> ApiResult<Json<BotPage>> {
+    let caller = signed.caller;
+    let limit = query.limit.unwrap_or(PAGE);
+    if !(1..=LARGEST_PAGE).contains(&limit) {
+        return Err(ApiError::invalid_argument(format!("limit must be 1 to {LARGEST_PAGE}")));
+    }
+    let with_container = match query.include.as_deref() {
+        None | Some("") => false,
+        Some("container") => true,
+        Some(_) => return Err(ApiError::invalid_argument("include may be container")),
+    };
+    let visible = visibility(&caller, &query)?;
+    let page = app.core().bots(&visible, query.cursor.as_deref(), limit).await?;
+    let allowed = |bot: &skep_core::Bot| {
+        caller
+            .bots
+            .as_ref()
+            .is_none_or(|bots| bots.iter().any(|id| id == bot.row.id.as_str()))
+    };
+    let bots: Vec<_> = page.bots.into_iter().filter(allowed).collect();
+    let shown = futures::stream::iter(bots.into_iter().map(|bot| shown(&app, bot, with_container)));
+    Ok(Json(BotPage {
+        items: shown.buffered(ASKED_AT_ONCE).collect().await,
+        next_cursor: page.next_cursor,
+    }))
+}
+
+/// A workspace that cannot be asked now is left out: the list is about bots.
+async fn shown(app: &App, bot: skep_core::Bot, with_container: bool) -> Bot {
+    let info = if with_container {
+        app.core().workspace_info(&bot.row.id).await.ok()
+    } else {
+        None
+    };
+    Bot {
+        container: info.map(wire::container_info),
+        ..wire::bot(bot)
+    }
+}
+
+fn visibility(caller: &Caller, query: &ListQuery) -> ApiResult<BotVisibility> {
+    match (&query.owner_id, query.all) {
+        (Some(owner), _) => {
+            let owner = identity_part(owner, "user")?;
+            if owner != caller.user.id && !caller.is_admin() {
+                return Err(ApiError::forbidden("admin role required"));
+            }
+            Ok(BotVisibility::OwnedBy(owner.to_owned()))
+        }
+        (None, true) if !caller.is_admin() => Err(ApiError::forbidden("admin role required")),
+        (None, true) => Ok(BotVisibility::All),
+        (None, false) => Ok(BotVisibility::SeenBy(caller.user.id.clone())),
+    }
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+struct CreateQuery {
+    /// `false`: only the row; the workspace is made by its own create.
+    #[serde(default = "yes")]
+    workspace: bool,
+    /// Admin: who owns it.
+    owner_id: Option<String>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// Make a bot; its workspace is set up in the background.
+#[utoipa::path(post, path = "/bots", tag = "bots", params(CreateQuery), request_body = CreateBotRequest,
+    responses((status = 201, body = Bot), (status = 422, description = "The idempotency key was used with another body")))]
+async fn create(
+    State(app): State<App>,
+    AccountHolder(caller): AccountHolder,
+    context: RequestContext,
+    headers: HeaderMap,
+    idempotency: Idempotency,
+    Query(query): Query<CreateQuery>,
+    body: RawJsonBody<CreateBotRequest>,
+) -> ApiResult<Response> {
+    let owner = owner_asked(&app, &caller, query.owner_id.as_deref()).await?;
+    let new = new_bot(body.value, owner, query.workspace)?;
+    let requester = access::requester(&caller, Some(skep_store::Scope::Manage), &context, &headers);
+    let (server, bytes) = (app.clone(), body.bytes);
+    let work = async move {
+        let claim = match idempotency.begin(&server, &caller, &bytes).await? {
+            Begin::First(claim) => claim,
+            Begin::Again(outcome) => return again(outcome),
+        };
+        match server.core().create_bot(new, &requester).await {
+            Ok((bot, operation)) => {
+                let bot = wire::bot(bot);
+                let operation_id = operation.map(|handle| handle.id().to_owned());
+                let text = serde_json::to_string(&bot).map_err(ApiError::internal)?;
+                let outcome = IdempotencyOutcome {
+                    operation_id: operation_id.clone(),
+                    answer: Some((StatusCode::CREATED.as_u16(), text)),
+                };
+                claim.finish(&server, &outcome).await?;
+                Ok(with_operation(
+                    operation_id.as_deref(),
+                    (StatusCode::CREATED, Json(bot)),
+                ))
+            }
+            Err(error) => {
+                claim.release(&server).await?;
+                Err(error.into())
+            }
+        }
+    };
+    // The bot is the server's as soon as it was asked for: a client that goes away does not cut it in half.
+    app.tasks().spawn(work).await.map_err(ApiError::internal)?
+}
+
+fn again(outcome: IdempotencyOutcome) -> ApiResult<Response> {
+    let (status, text) = outcome
+        .answer
+        .ok_or_else(|| ApiError::internal("an idempotency key of a bot without its answer"))?;
+    let status = StatusCode::from_u16(status).map_err(ApiError::internal)?;
+    let value: Value = serde_json::from_str(&text).map_err(ApiError::internal)?;
+    Ok(with_operation(outcome.operation_id.as_deref(), (status, Json(value))))
+}
+
+async fn owner_asked(app: &App, caller: &Caller, asked: Option<&str>) -> ApiResult<String> {
+    match asked {
+        None => Ok(caller.user.id.clone()),
+        Some(id) => {
+            let id = identity_part(id, "user")?;
+            caller.require_admin()?;
+            Ok(users::existing(app, id).await?.id)
+        }
+    }
+}
+
+fn new_bot(body: CreateBotRequest, owner_user_id: String, with_workspace: bool) -> ApiResult<CreateBot> {
+    if body.restore_backup.is_some() {
+        return Err(ApiError::unsupported("restore_backup is not supported by this version"));
+    }
+    let name = body.display_name.unwrap_or_default();
+    Ok(CreateBot {
+        owner_user_id,
+        display_name: if name.trim().is_empty() { made_up_name() } else { name },
+        avatar_url: body.avatar_url.filter(|text| !text.is_empty()),
+        timezone: timezone::checked(body.timezone)?.flatten(),
+        is_active: body.is_active,
+        metadata: object("metadata", body.metadata)?,
+        with_workspace,
+    })
+}
+
+/// Told apart from others in a list, and typed on a command line.
+fn made_up_name() -> String {
+    format!("bot-{:08x}", rand::random::<u32>())
+}
+
+fn object(name: &str, value: Option<Value>) -> ApiResult<Option<Map<String, Value>>> {
+    match value {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::Object(object)) => Ok(Some(object)),
+        Some(_) => Err(ApiError::invalid_body(format!("{name} must be an object"))),
+    }
+}
+
+/// One bot.
+#[utoipa::path(get, path = "/bots/{bot_id}", tag = "bots", responses((status = 200, body = Bot)))]
+async fn get(State(app): State<App>, access: BotAccess<Read>) -> ApiResult<Json<Bot>> {
+    Ok(Json(wire::bot(app.core().bot(access.bot_id()).await?)))
+}
+
+/// Change a bot; its metadata is replaced as a whole.
+#[utoipa::path(put, path = "/bots/{bot_id}", tag = "bots", request_body = UpdateBotRequest,
+    responses((status = 200, body = Bot)))]
+async fn replace(
+    State(app): State<App>,
+    access: BotAccess<Manage>,
+    JsonBody(body): JsonBody<UpdateBotRequest>,
+) -> ApiResult<Json<Bot>> {
+    Ok(Json(wire::bot(
+        app.core().replace_bot(access.bot_id(), change(body)?).await?,
+    )))
+}
+
+/// Change a bot; its metadata is merged (RFC 7396).
+#[utoipa::path(patch, path = "/bots/{bot_id}", tag = "bots", request_body = UpdateBotRequest,
+    responses((status = 200, body = Bot)))]
+async fn patch(
+    State(app): State<App>,
+    access: BotAccess<Manage>,
+    JsonBody(body): JsonBody<UpdateBotRequest>,
+) -> ApiResult<Json<Bot>> {
+    Ok(Json(wire::bot(
+        app.core().patch_bot(access.bot_id(), change(body)?).await?,
+    )))
+}
+
+fn change(body: UpdateBotRequest) -> ApiResult<BotChange> {
+    if body.display_name.as_ref().is_some_and(|name| name.trim().is_empty()) {
+        return Err(ApiError::invalid_argument("display_name must not be empty"));
+    }
+    Ok(BotChange {
+        display_name: body.display_name,
+        avatar_url: body.avatar_url.map(|text| Some(text).filter(|text| !text.is_empty())),
+        timezone: timezone::checked(body.timezone)?,
+        is_active: body.is_active,
+        metadata: object("metadata", body.metadata)?,
+    })
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+struct DeleteQuery {
+    /// Keep a backup of its data first.
+    #[serde(default)]
+    preserve_data: bool,
+}
+
+/// Remove a bot with its workspace and everything of it; may be repeated.
+#[utoipa::path(delete, path = "/bots/{bot_id}", tag = "bots", params(DeleteQuery),
+    responses((status = 202, body = BotDeleting)))]
+async fn delete(
+    State(app): State<App>,
+    access: BotAccess<Manage>,
+    Query(query): Query<DeleteQuery>,
+) -> ApiResult<Response> {
+    let data = if query.preserve_data {
+        DeleteData::Preserve
+    } else {
+        DeleteData::Remove
+    };
+    let (server, id, requester) = (app.clone(), access.bot.id.clone(), access.requester());
+    let deleted = app
+        .tasks()
+        .spawn(async move { server.core().delete_bot(&id, data, &requester).await })
+        .await
+        .map_err(ApiError::internal)??;
+    let body = BotDeleting {
+        id: deleted.id.to_string(),
+        status: BotStatus::Deleting,
+    };
+    Ok(with_operation(
+        Some(deleted.operation.id()),
+        (StatusCode::ACCEPTED, Json(body)).into_response(),
+    ))
+}
+
+/// Give a bot to another user.
+#[utoipa::path(put, path = "/bots/{bot_id}/owner", tag = "bots", request_body = PutOwnerRequest,
+    responses((status = 200, body = Bot)))]
+async fn put_owner(
+    State(app): State<App>,
+    BotAdmin(id): BotAdmin,
+    JsonBody(body): JsonBody<PutOwnerRequest>,
+) -> ApiResult<Json<Bot>> {
+    let owner = users::existing(&app, &body.owner_user_id).await?;
+    Ok(Json(wire::bot(app.core().set_bot_owner(&id, &owner.id).await?)))
+}
+
+/// Probes of the bot, made now.
+#[utoipa::path(get, path = "/bots/{bot_id}/checks", tag = "bots", responses((status = 200, body = BotCheckList)))]
+async fn checks(State(app): State<App>, access: BotAccess<Read>) -> ApiResult<Json<BotCheckList>> {
+    let items = app.core().checks(access.bot_id()).await?;
+    Ok(Json(BotCheckList {
+        items: items.into_iter().map(wire::bot_check).collect(),
+    }))
+}

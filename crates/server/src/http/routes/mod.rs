@@ -1,0 +1,13 @@
+//! The routes, one file per noun.
+
+pub mod audit;
+pub mod auth;
+pub mod bots;
+pub mod container;
+pub mod health;
+pub mod images;
+pub mod keys;
+pub mod later;
+pub mod members;
+pub mod operations;
+pub mod users;

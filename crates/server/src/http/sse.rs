@@ -1,0 +1,44 @@
+//! Event streams: one `data:` line and a blank line for each event, flushed at once, and a comment
+//! every ten seconds that keeps proxies from closing the stream.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use futures::{Stream, StreamExt};
+use serde::Serialize;
+
+/// Between two comments.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+
+/// Whether events carry their ids, for a client that comes back with `Last-Event-ID`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ids {
+    /// `data:` lines alone.
+    Without,
+    /// An `id:` line before each.
+    With,
+}
+
+/// Sends events as they come. The stream ends after the last one.
+pub fn stream<T, S>(events: S, ids: Ids) -> Response
+where
+    T: Serialize + Send + 'static,
+    S: Stream<Item = (u64, T)> + Send + 'static,
+{
+    let lines = events.map(move |(id, event)| Ok::<_, Infallible>(line(id, &event, ids)));
+    Sse::new(lines)
+        .keep_alive(KeepAlive::new().interval(KEEP_ALIVE).text(""))
+        .into_response()
+}
+
+fn line<T: Serialize>(id: u64, event: &T, ids: Ids) -> Event {
+    // Our events are plain structures of texts and numbers: they always have a JSON form.
+    let data =
+        serde_json::to_string(event).unwrap_or_else(|error| format!("{{\"type\":\"error\",\"message\":\"{error}\"}}"));
+    match ids {
+        Ids::Without => Event::default().data(data),
+        Ids::With => Event::default().id(id.to_string()).data(data),
+    }
+}
