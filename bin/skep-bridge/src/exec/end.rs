@@ -1,0 +1,139 @@
+//! How a process and all that it started is ended: SIGTERM, two seconds, SIGKILL.
+
+use std::fs;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::process::Signal;
+use tokio::time::{Instant, sleep};
+
+use crate::system;
+
+const GRACE: Duration = Duration::from_secs(2);
+/// A terminal's processes must be gone within 2 s of its end, the killing included.
+const TERMINAL_GRACE: Duration = Duration::from_millis(1500);
+
+/// Whom to end: a process group, or all groups of a session (an interactive shell makes one group per job).
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Target {
+    Group(u32),
+    Session(u32),
+}
+
+impl Target {
+    /// Ends everybody, and returns when nobody is left (or SIGKILL has been sent to all who were).
+    pub(crate) async fn end(self) {
+        let grace = match self {
+            Self::Group(_) => GRACE,
+            Self::Session(_) => {
+                // Interactive shells ignore SIGTERM, and obey SIGHUP.
+                self.signal(Signal::HUP.as_raw());
+                TERMINAL_GRACE
+            }
+        };
+        self.signal(Signal::TERM.as_raw());
+        // A stopped process takes its signals only when it goes on.
+        self.signal(Signal::CONT.as_raw());
+        if !self.gone_within(grace).await {
+            self.signal(Signal::KILL.as_raw());
+        }
+    }
+
+    /// Waits until nobody is left, at most as long as [`Target::end`] takes to kill whoever is.
+    pub(crate) async fn gone(self) {
+        if !self.gone_within(GRACE + Duration::from_millis(200)).await {
+            eprintln!("skep-bridge: {self:?} has processes that do not end");
+        }
+    }
+
+    async fn gone_within(self, limit: Duration) -> bool {
+        let until = Instant::now() + limit;
+        let mut pause = Duration::from_millis(2);
+        while self.signal(0) {
+            if Instant::now() >= until {
+                return false;
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(50));
+        }
+        true
+    }
+
+    /// Sends `signal` (0: only asks) and tells whether anybody was there to get it.
+    pub(crate) fn signal(self, signal: i32) -> bool {
+        match self {
+            Self::Group(group) => signal_group(group, signal),
+            Self::Session(session) => {
+                let mut anybody = false;
+                for pid in processes_of_session(session) {
+                    anybody |= system::kill(pid, signal) != Err(Errno::SRCH);
+                }
+                anybody
+            }
+        }
+    }
+}
+
+fn signal_group(group: u32, signal: i32) -> bool {
+    system::kill(-group.cast_signed(), signal) != Err(Errno::SRCH)
+}
+
+/// Processes whose session is `session`, zombies left out: there is nothing to end about those.
+fn processes_of_session(session: u32) -> Vec<i32> {
+    let mut found = Vec::new();
+    for process in processes() {
+        if process.session == session.cast_signed() && process.state != b'Z' {
+            found.push(process.pid);
+        }
+    }
+    found
+}
+
+pub(crate) struct Process {
+    pub(crate) pid: i32,
+    pub(crate) state: u8,
+    pub(crate) session: i32,
+    /// 0: none.
+    pub(crate) terminal: i32,
+}
+
+/// All processes that `/proc` shows. One that ends while it is read is left out.
+pub(crate) fn processes() -> Vec<Process> {
+    let entries = match fs::read_dir("/proc") {
+        Ok(entries) => entries,
+        Err(error) => {
+            eprintln!("skep-bridge: read /proc: {error}");
+            return Vec::new();
+        }
+    };
+    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    pids.filter_map(|pid: i32| parse_stat(pid, &fs::read(format!("/proc/{pid}/stat")).ok()?))
+        .collect()
+}
+
+/// `pid (name) state ppid pgrp session tty_nr …`; the name may hold anything, brackets and spaces too.
+fn parse_stat(pid: i32, stat: &[u8]) -> Option<Process> {
+    let after_name = stat.iter().rposition(|&byte| byte == b')')? + 1;
+    let fields: Vec<&[u8]> = stat[after_name..]
+        .split(|&byte| byte == b' ')
+        .filter(|field| !field.is_empty())
+        .collect();
+    let number = |index: usize| std::str::from_utf8(fields.get(index)?).ok()?.parse().ok();
+    Some(Process {
+        pid,
+        state: *fields.first()?.first()?,
+        session: number(3)?,
+        terminal: number(4)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_name_with_brackets_and_spaces_is_read_over() {
+        let process = parse_stat(7, b"7 (a) S 1) R 1 7 42 34816 -1 0").expect("parsed");
+        assert_eq!((process.state, process.session, process.terminal), (b'R', 42, 34816));
+    }
+}

@@ -1,0 +1,17 @@
+//! Processes that callers start: how they start, what is kept of them, how they end. Nothing here knows gRPC streams.
+
+mod end;
+mod output;
+mod output_log;
+mod process;
+mod record;
+mod registry;
+mod start;
+mod stored;
+mod users;
+
+pub(crate) use end::processes;
+pub(crate) use output::{Next, Reader, Which};
+pub(crate) use process::{FirstInput, Holder, Process, Watch};
+pub(crate) use registry::{Exec, Found, Registry, Request, add_outcome};
+pub(crate) use start::Program;

@@ -1,0 +1,460 @@
+//! What one stream of a process wrote, as far as it is kept: the newest bytes in memory, older ones in segment files,
+//! the oldest dropped and counted. Any offset can be read as often as wanted, also while it grows.
+//!
+//! A `true` or an `ls` never touches a disk here: only what outgrows the memory part is spilled.
+
+use std::collections::{HashMap, VecDeque};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+
+/// What outgrows this goes to disk.
+const MEMORY_BYTES: u64 = 128 * 1024;
+/// How far a process may be ahead of its slowest reader when it waits for readers.
+pub(crate) const READER_LAG_BYTES: u64 = 256 * 1024;
+/// Kept in memory at most where there is no disk part: a reader that is waited for never loses a byte.
+const MEMORY_ONLY_BYTES: u64 = 2 * READER_LAG_BYTES;
+/// One read hands out at most this much.
+const READ_BYTES: u64 = 256 * 1024;
+
+/// Where and how much is kept.
+#[derive(Clone)]
+pub(crate) struct LogPolicy {
+    /// The directory of segment files and the name they begin with; none keeps in memory only.
+    pub(crate) spill: Option<(PathBuf, &'static str)>,
+    /// Kept at most, in bytes.
+    pub(crate) keep_bytes: u64,
+    /// The bytes that all logs hold on disk together, and their limit.
+    pub(crate) on_disk: Arc<AtomicU64>,
+    pub(crate) on_disk_limit: u64,
+}
+
+pub(crate) struct OutputLog {
+    policy: LogPolicy,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    end: u64,
+    memory: VecDeque<Bytes>,
+    memory_start: u64,
+    segments: VecDeque<Segment>,
+    readers: HashMap<u64, u64>,
+    next_reader: u64,
+    spill_failed: bool,
+}
+
+#[derive(Clone)]
+struct Segment {
+    start: u64,
+    length: u64,
+    path: PathBuf,
+}
+
+/// A piece found in memory, or the place on disk where it is.
+pub(crate) enum Piece {
+    Nothing,
+    InMemory {
+        offset: u64,
+        data: Bytes,
+    },
+    OnDisk {
+        offset: u64,
+        path: PathBuf,
+        position: u64,
+        length: u64,
+    },
+}
+
+impl OutputLog {
+    pub(crate) fn new(policy: LogPolicy) -> Self {
+        Self {
+            policy,
+            state: Mutex::default(),
+        }
+    }
+
+    /// The log of a process that ended before this bridge started, or that was put on disk.
+    pub(crate) fn stored(policy: LogPolicy, end: u64, memory: Bytes) -> io::Result<Self> {
+        let log = Self::new(policy);
+        {
+            let mut state = log.state();
+            state.segments = log.segments_on_disk()?;
+            state.memory_start = end - memory.len() as u64;
+            state.end = end;
+            state.memory.push_back(memory);
+        }
+        Ok(log)
+    }
+
+    fn segments_on_disk(&self) -> io::Result<VecDeque<Segment>> {
+        let Some((directory, prefix)) = &self.policy.spill else {
+            return Ok(VecDeque::new());
+        };
+        let mut segments = Vec::new();
+        for entry in fs::read_dir(directory)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let start = name
+                .to_str()
+                .and_then(|name| name.strip_prefix(prefix)?.strip_prefix('.')?.parse().ok());
+            if let Some(start) = start {
+                segments.push(Segment {
+                    start,
+                    length: entry.metadata()?.len(),
+                    path: entry.path(),
+                });
+            }
+        }
+        segments.sort_by_key(|segment: &Segment| segment.start);
+        Ok(segments.into())
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing below panics between two changes of the state, so a poisoned one is whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn append(&self, data: Bytes) {
+        let mut state = self.state();
+        state.end += data.len() as u64;
+        state.memory.push_back(data);
+        let limit = match (&self.policy.spill, state.spill_failed) {
+            (Some(_), false) => return,
+            // A full disk must not make the bridge grow: what cannot be spilled is dropped, and so counted.
+            _ => self.policy.keep_bytes.clamp(1, MEMORY_ONLY_BYTES),
+        };
+        state.drop_memory_beyond(limit);
+    }
+
+    /// Bytes written in all.
+    pub(crate) fn end(&self) -> u64 {
+        self.state().end
+    }
+
+    /// The first offset still kept.
+    pub(crate) fn oldest(&self) -> u64 {
+        self.state().oldest()
+    }
+
+    /// Bytes in segment files.
+    pub(crate) fn on_disk(&self) -> u64 {
+        self.state().segments.iter().map(|segment| segment.length).sum()
+    }
+
+    /// What is held in memory, to be stored with the record of the process.
+    pub(crate) fn memory(&self) -> Vec<u8> {
+        let state = self.state();
+        state.memory.iter().flat_map(|piece| piece.iter().copied()).collect()
+    }
+
+    pub(crate) fn needs_spill(&self) -> bool {
+        let state = self.state();
+        self.policy.spill.is_some() && !state.spill_failed && state.in_memory() > MEMORY_BYTES
+    }
+
+    /// Writes what is in memory to disk. Blocks; must not run twice at once (the one pump of a stream calls it).
+    pub(crate) fn spill(&self) {
+        let Some((directory, prefix)) = &self.policy.spill else {
+            return;
+        };
+        let (pieces, last, start) = {
+            let state = self.state();
+            (state.memory.clone(), state.segments.back().cloned(), state.memory_start)
+        };
+        let length = pieces.iter().map(|piece| piece.len() as u64).sum::<u64>();
+        let segment = match last.filter(|last| last.length < self.segment_bytes()) {
+            Some(last) => last,
+            None => Segment {
+                start,
+                length: 0,
+                path: directory.join(format!("{prefix}.{start}")),
+            },
+        };
+        match write_at_end(&segment, &pieces) {
+            Ok(()) => self.spilled(segment, length, pieces.len()),
+            Err(error) => self.spill_failed(&segment, &error),
+        }
+    }
+
+    fn segment_bytes(&self) -> u64 {
+        (self.policy.keep_bytes / 16).clamp(64 * 1024, 4 * 1024 * 1024)
+    }
+
+    fn spilled(&self, segment: Segment, length: u64, pieces: usize) {
+        let mut dropped = Vec::new();
+        {
+            let mut state = self.state();
+            let on_disk = self.policy.on_disk.fetch_add(length, Ordering::Relaxed) + length;
+            let grown = Segment {
+                length: segment.length + length,
+                ..segment
+            };
+            match state.segments.back_mut().filter(|last| last.start == grown.start) {
+                Some(last) => *last = grown,
+                None => state.segments.push_back(grown),
+            }
+            state.memory.drain(..pieces);
+            state.memory_start += length;
+            let mut over = on_disk.saturating_sub(self.policy.on_disk_limit);
+            while state.segments.len() > 1 && (state.end - state.oldest() > self.policy.keep_bytes || over > 0) {
+                let oldest = state.segments.pop_front();
+                over = over.saturating_sub(oldest.as_ref().map_or(0, |oldest| oldest.length));
+                dropped.extend(oldest);
+            }
+        }
+        for segment in dropped {
+            self.policy.on_disk.fetch_sub(segment.length, Ordering::Relaxed);
+            if let Err(error) = fs::remove_file(&segment.path) {
+                eprintln!("skep-bridge: remove {}: {error}", segment.path.display());
+            }
+        }
+    }
+
+    fn spill_failed(&self, segment: &Segment, error: &io::Error) {
+        eprintln!("skep-bridge: keep output in {}: {error}", segment.path.display());
+        let mut state = self.state();
+        // What is on disk no longer joins what memory will keep: the oldest goes first, as ever.
+        for segment in state.segments.drain(..) {
+            self.policy.on_disk.fetch_sub(segment.length, Ordering::Relaxed);
+            drop(fs::remove_file(segment.path));
+        }
+        state.spill_failed = true;
+        let limit = self.policy.keep_bytes.clamp(1, MEMORY_ONLY_BYTES);
+        state.drop_memory_beyond(limit);
+    }
+
+    /// The next piece at `offset`, or at the oldest kept if that is later.
+    pub(crate) fn find(&self, offset: u64) -> Piece {
+        let state = self.state();
+        let offset = offset.max(state.oldest());
+        if offset >= state.end {
+            return Piece::Nothing;
+        }
+        if offset >= state.memory_start {
+            return state.in_memory_at(offset);
+        }
+        for segment in &state.segments {
+            let end = segment.start + segment.length;
+            if offset < end && offset >= segment.start {
+                let length = (end - offset).min(READ_BYTES);
+                return Piece::OnDisk {
+                    offset,
+                    path: segment.path.clone(),
+                    position: offset - segment.start,
+                    length,
+                };
+            }
+        }
+        state.in_memory_at(state.memory_start)
+    }
+
+    /// Registers a reader, so that a process that waits for readers waits for this one.
+    pub(crate) fn add_reader(&self, position: u64) -> u64 {
+        let mut state = self.state();
+        let id = state.next_reader;
+        state.next_reader += 1;
+        state.readers.insert(id, position);
+        id
+    }
+
+    pub(crate) fn move_reader(&self, id: u64, position: u64) {
+        self.state().readers.insert(id, position);
+    }
+
+    pub(crate) fn remove_reader(&self, id: u64) {
+        self.state().readers.remove(&id);
+    }
+
+    /// How far the slowest reader is behind; 0 without readers: nobody is waited for then.
+    pub(crate) fn reader_lag(&self) -> u64 {
+        let state = self.state();
+        state
+            .readers
+            .values()
+            .map(|&position| state.end.saturating_sub(position))
+            .max()
+            .unwrap_or(0)
+    }
+}
+
+impl State {
+    fn oldest(&self) -> u64 {
+        self.segments.front().map_or(self.memory_start, |segment| segment.start)
+    }
+
+    fn in_memory(&self) -> u64 {
+        self.end - self.memory_start
+    }
+
+    fn drop_memory_beyond(&mut self, limit: u64) {
+        while self.in_memory() > limit {
+            let excess = self.in_memory() - limit;
+            let Some(front) = self.memory.front_mut() else { return };
+            if front.len() as u64 <= excess {
+                self.memory_start += front.len() as u64;
+                self.memory.pop_front();
+            } else {
+                // A copy, so that the dropped part's memory is really given back.
+                *front = Bytes::copy_from_slice(&front[excess as usize..]);
+                self.memory_start += excess;
+            }
+        }
+    }
+
+    fn in_memory_at(&self, offset: u64) -> Piece {
+        let mut start = self.memory_start;
+        for piece in &self.memory {
+            let end = start + piece.len() as u64;
+            if offset < end {
+                return Piece::InMemory {
+                    offset,
+                    data: piece.slice((offset - start) as usize..),
+                };
+            }
+            start = end;
+        }
+        Piece::Nothing
+    }
+}
+
+fn write_at_end(segment: &Segment, pieces: &VecDeque<Bytes>) -> io::Result<()> {
+    if segment.length == 0
+        && let Some(directory) = segment.path.parent()
+    {
+        super::record::make_directory(directory)?;
+    }
+    let mut file = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(&segment.path)?;
+    for piece in pieces {
+        if let Err(error) = file.write_all(piece) {
+            // A part of a piece must not shift what follows.
+            file.set_len(segment.length)?;
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+/// Reads a piece from disk. Blocks. A segment that was dropped meanwhile is `NotFound`: ask the log again.
+pub(crate) fn read_segment(path: &std::path::Path, position: u64, length: u64) -> io::Result<Bytes> {
+    let mut data = vec![0; length as usize];
+    File::open(path)?.read_exact_at(&mut data, position)?;
+    Ok(data.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn policy(directory: &std::path::Path, keep_bytes: u64) -> LogPolicy {
+        LogPolicy {
+            spill: Some((directory.join("exec"), "stdout")),
+            keep_bytes,
+            on_disk: Arc::default(),
+            on_disk_limit: u64::MAX,
+        }
+    }
+
+    fn write(log: &OutputLog, from: u64, to: u64) {
+        for number in from..to {
+            log.append(format!("{number:07}\n").into_bytes().into());
+            if log.needs_spill() {
+                log.spill();
+            }
+        }
+    }
+
+    fn read_from(log: &OutputLog, mut offset: u64) -> (u64, Vec<u8>) {
+        let (mut first, mut all) = (None, Vec::new());
+        loop {
+            let (at, data) = match log.find(offset) {
+                Piece::Nothing => return (first.unwrap_or(offset), all),
+                Piece::InMemory { offset, data } => (offset, data),
+                Piece::OnDisk {
+                    offset,
+                    path,
+                    position,
+                    length,
+                } => (offset, read_segment(&path, position, length).expect("a segment")),
+            };
+            first.get_or_insert(at);
+            offset = at + data.len() as u64;
+            all.extend_from_slice(&data);
+        }
+    }
+
+    #[test]
+    fn every_offset_reads_the_same_bytes_from_memory_and_disk() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let log = OutputLog::new(policy(directory.path(), 64 << 20));
+        write(&log, 0, 100_000);
+        let (_, all) = read_from(&log, 0);
+        assert_eq!(all.len() as u64, log.end());
+        for offset in [1, 8, 65_535, 131_072, 400_003, 799_999] {
+            assert_eq!(read_from(&log, offset).1, all[offset as usize..], "from {offset}");
+        }
+        assert!(read_from(&log, log.end() + 5).1.is_empty());
+    }
+
+    #[test]
+    fn the_oldest_is_dropped_and_the_newest_kept() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let policy = policy(directory.path(), 1 << 20);
+        let log = OutputLog::new(policy.clone());
+        write(&log, 0, 1_000_000);
+        let kept = log.end() - log.oldest();
+        assert!(kept <= (1 << 20) + MEMORY_BYTES && kept > (1 << 20) / 2, "{kept}");
+        let (first, all) = read_from(&log, 0);
+        assert_eq!(first, log.oldest());
+        assert!(all.starts_with(format!("{:07}\n", first / 8).as_bytes()) && all.ends_with(b"0999999\n"));
+        let files = fs::read_dir(directory.path().join("exec")).expect("segments");
+        let on_disk: u64 = files
+            .map(|file| file.expect("a file").metadata().expect("its size").len())
+            .sum();
+        assert_eq!(on_disk, policy.on_disk.load(Ordering::Relaxed));
+    }
+
+    #[test]
+    fn a_stored_log_reads_like_the_one_that_was_written() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let policy = policy(directory.path(), 64 << 20);
+        let log = OutputLog::new(policy.clone());
+        write(&log, 0, 50_000);
+        let stored = OutputLog::stored(policy, log.end(), log.memory().into()).expect("stored");
+        assert_eq!(read_from(&stored, 12_345), read_from(&log, 12_345));
+    }
+
+    #[test]
+    fn without_a_disk_the_newest_stay_in_memory() {
+        let policy = LogPolicy {
+            spill: None,
+            keep_bytes: 1000,
+            on_disk: Arc::default(),
+            on_disk_limit: 0,
+        };
+        let log = OutputLog::new(policy);
+        write(&log, 0, 1000);
+        assert_eq!(log.end() - log.oldest(), 1000);
+        assert!(read_from(&log, 0).1.ends_with(b"0000999\n"));
+    }
+
+    #[test]
+    fn a_disk_that_cannot_be_written_drops_and_counts() {
+        let directory = tempfile::tempdir().expect("a directory");
+        fs::write(directory.path().join("exec"), b"in the way").expect("a file");
+        let log = OutputLog::new(policy(directory.path(), 64 << 20));
+        write(&log, 0, 200_000);
+        assert_eq!(log.end(), 1_600_000);
+        assert_eq!(log.end() - log.oldest(), MEMORY_ONLY_BYTES);
+    }
+}

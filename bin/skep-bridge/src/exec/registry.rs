@@ -1,0 +1,470 @@
+//! All processes that callers started: the running ones, and the ended ones whose output is still kept on disk.
+
+use std::collections::{HashMap, hash_map};
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rustix::process::Signal;
+use skep_bridge_protocol::workspace::ExecStatus;
+use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
+use tonic::Status;
+
+use super::end::Target;
+use super::output::{Outcome, Output, Which};
+use super::output_log::{LogPolicy, OutputLog};
+use super::process::{FirstInput, Process, Watch};
+use super::record;
+use super::start::{self, Program};
+use super::stored::{self, Stored};
+use crate::failure;
+use crate::reaper::Reaper;
+
+/// Kept of one stream unless the caller says otherwise, in bytes.
+const DEFAULT_LOG_BYTES: u64 = 64 * 1024 * 1024;
+/// A process that ended but whose children keep its output open is put on disk after this, and again at the end.
+const EARLY_RECORD: Duration = Duration::from_millis(200);
+
+/// What a caller asks for. Without an id the process is not listed and nothing of it is kept on disk.
+pub(crate) struct Request {
+    pub(crate) id: Option<String>,
+    pub(crate) command: String,
+    pub(crate) program: Program,
+    pub(crate) watch: Watch,
+    pub(crate) first: FirstInput,
+    /// 0: the default.
+    pub(crate) log_bytes: u64,
+}
+
+pub(crate) struct Exec {
+    pub(crate) id: String,
+    command: String,
+    argv: Vec<Vec<u8>>,
+    pub(crate) process: Arc<Process>,
+    end_with_stream: bool,
+    removed: AtomicBool,
+}
+
+pub(crate) enum Found {
+    Live(Arc<Exec>),
+    Stored(String),
+}
+
+enum Entry {
+    Starting,
+    Live(Arc<Exec>),
+    Stored(Stored),
+}
+
+pub(crate) struct Registry {
+    environment: Vec<(OsString, OsString)>,
+    reaper: Arc<Reaper>,
+    directory: PathBuf,
+    pub(crate) tasks: TaskTracker,
+    entries: Mutex<HashMap<String, Entry>>,
+    running: Mutex<HashMap<u32, Target>>,
+    on_disk: Arc<AtomicU64>,
+    /// False until what an earlier bridge left has been read.
+    loaded: watch::Sender<bool>,
+    changed: watch::Sender<()>,
+    closing: AtomicBool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Every change below is a single insert or remove, so a poisoned map is whole.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Registry {
+    pub(crate) fn new(environment: Vec<(OsString, OsString)>, reaper: Arc<Reaper>, directory: PathBuf) -> Arc<Self> {
+        Arc::new(Self {
+            environment,
+            reaper,
+            directory,
+            tasks: TaskTracker::new(),
+            entries: Mutex::default(),
+            running: Mutex::default(),
+            on_disk: Arc::default(),
+            loaded: watch::Sender::new(false),
+            changed: watch::Sender::new(()),
+            closing: AtomicBool::new(false),
+        })
+    }
+
+    fn directory_of(&self, id: &str) -> PathBuf {
+        self.directory.join(id)
+    }
+
+    /// Reads what an earlier bridge left, then drops what is too old or too much now and every ten minutes.
+    pub(crate) async fn keep_store(self: Arc<Self>) {
+        let directory = self.directory.clone();
+        match tokio::task::spawn_blocking(move || stored::load(&directory)).await {
+            Ok(found) => self.adopt(found),
+            Err(error) => eprintln!("skep-bridge: read {}: {error}", self.directory.display()),
+        }
+        self.loaded.send_replace(true);
+        loop {
+            self.prune().await;
+            tokio::time::sleep(Duration::from_secs(600)).await;
+        }
+    }
+
+    fn adopt(&self, found: Vec<(String, Stored)>) {
+        let mut entries = lock(&self.entries);
+        for (id, stored) in found {
+            // One that was started meanwhile under the same id is the newer truth.
+            if let hash_map::Entry::Vacant(vacant) = entries.entry(id) {
+                self.on_disk.fetch_add(stored.bytes, Ordering::Relaxed);
+                vacant.insert(Entry::Stored(stored));
+            }
+        }
+    }
+
+    /// Starts a process, or finds the one that already has this id.
+    ///
+    /// # Errors
+    /// InvalidArgument for a bad id or no command, FailedPrecondition for what cannot be started, Unavailable while
+    /// the bridge ends.
+    pub(crate) async fn start(self: &Arc<Self>, request: Request) -> Result<Found, Status> {
+        if self.closing.load(Ordering::Relaxed) {
+            return Err(Status::unavailable("the workspace is stopping"));
+        }
+        if let Some(id) = &request.id {
+            check_id(id)?;
+            if let Some(found) = self.reserve(id).await {
+                return Ok(found);
+            }
+        }
+        let registry = Arc::clone(self);
+        // A task of its own: a caller that goes away must not leave a process that nobody watches.
+        let started = self.tasks.spawn(async move {
+            let id = request.id.clone();
+            let result = registry.start_reserved(request).await;
+            if let (Err(_), Some(id)) = (&result, id) {
+                lock(&registry.entries).remove(&id);
+            }
+            registry.changed.send_replace(());
+            result
+        });
+        started.await.map_err(|_| failure::worker_gone())?.map(Found::Live)
+    }
+
+    /// `None`: the id was free and is now reserved.
+    async fn reserve(&self, id: &str) -> Option<Found> {
+        let mut changes = self.changed.subscribe();
+        loop {
+            changes.borrow_and_update();
+            {
+                let mut entries = lock(&self.entries);
+                match entries.get(id) {
+                    Some(Entry::Live(exec)) => return Some(Found::Live(Arc::clone(exec))),
+                    Some(Entry::Stored(_)) => return Some(Found::Stored(id.into())),
+                    Some(Entry::Starting) => {}
+                    None if !*self.loaded.borrow() && record::exists(&self.directory_of(id)) => {
+                        return Some(Found::Stored(id.into()));
+                    }
+                    None => {
+                        entries.insert(id.into(), Entry::Starting);
+                        return None;
+                    }
+                }
+            }
+            if changes.changed().await.is_err() {
+                return None;
+            }
+        }
+    }
+
+    async fn start_reserved(self: &Arc<Self>, request: Request) -> Result<Arc<Exec>, Status> {
+        let (registry, program) = (Arc::clone(self), request.program);
+        let work = move || start::start(&program, &registry.environment, &registry.reaper).map(|ends| (program, ends));
+        let (program, started) = tokio::task::spawn_blocking(work)
+            .await
+            .map_err(|_| failure::worker_gone())??;
+        let pid = started.pid;
+        let output = Arc::new(Output::new(self.logs(request.id.as_deref(), request.log_bytes), None));
+        let taken = Process::take(started, output, request.watch, request.first);
+        let (process, watch) = taken.map_err(|error| {
+            Target::Group(pid).signal(Signal::KILL.as_raw());
+            Status::unavailable(format!("watch process {pid}: {error}"))
+        })?;
+        let exec = Arc::new(Exec {
+            id: request.id.clone().unwrap_or_default(),
+            command: request.command,
+            argv: program.argv,
+            process,
+            end_with_stream: request.watch.end_with_stream,
+            removed: AtomicBool::new(false),
+        });
+        lock(&self.running).insert(pid, exec.process.target);
+        if let Some(id) = request.id {
+            lock(&self.entries).insert(id, Entry::Live(Arc::clone(&exec)));
+        }
+        self.tasks
+            .spawn(Arc::clone(self).see_to_the_end(Arc::clone(&exec), watch));
+        Ok(exec)
+    }
+
+    fn logs(&self, id: Option<&str>, log_bytes: u64) -> [OutputLog; 2] {
+        let keep_bytes = if log_bytes == 0 { DEFAULT_LOG_BYTES } else { log_bytes };
+        ["stdout", "stderr"].map(|name| {
+            OutputLog::new(LogPolicy {
+                spill: id.map(|id| (self.directory_of(id), name)),
+                keep_bytes,
+                on_disk: Arc::clone(&self.on_disk),
+                on_disk_limit: stored::MOST_BYTES,
+            })
+        })
+    }
+
+    async fn see_to_the_end(self: Arc<Self>, exec: Arc<Exec>, watch: impl Future<Output = ()>) {
+        let mut watch = std::pin::pin!(watch);
+        let output = Arc::clone(&exec.process.output);
+        let lingering = async {
+            output.exited().await;
+            lock(&self.running).remove(&exec.process.pid);
+            tokio::time::sleep(EARLY_RECORD).await;
+        };
+        tokio::select! {
+            biased;
+            () = &mut watch => {}
+            () = lingering => {
+                if !exec.id.is_empty() {
+                    self.write_record(&exec).await;
+                }
+                watch.await;
+            }
+        }
+        lock(&self.running).remove(&exec.process.pid);
+        if !exec.id.is_empty() {
+            self.store(exec).await;
+        }
+    }
+
+    async fn write_record(&self, exec: &Arc<Exec>) -> Option<u64> {
+        if exec.removed.load(Ordering::Relaxed) {
+            return None;
+        }
+        let (directory, exec) = (self.directory_of(&exec.id), Arc::clone(exec));
+        let write = move || {
+            let tails = [Which::Stdout, Which::Stderr].map(|which| exec.process.output.log(which).memory());
+            let written = record::write(&directory, &exec.status(), [&tails[0], &tails[1]]);
+            (written, directory)
+        };
+        match tokio::task::spawn_blocking(write).await {
+            Ok((Ok(bytes), _)) => Some(bytes),
+            Ok((Err(error), directory)) => {
+                eprintln!(
+                    "skep-bridge: keep the end of a process in {}: {error}",
+                    directory.display()
+                );
+                None
+            }
+            Err(error) => {
+                eprintln!("skep-bridge: keep the end of a process: {error}");
+                None
+            }
+        }
+    }
+
+    /// Puts an ended process on disk and lets go of its memory. Where that fails it stays in memory.
+    async fn store(&self, exec: Arc<Exec>) {
+        let written = self.write_record(&exec).await;
+        if exec.removed.load(Ordering::Relaxed) {
+            return stored::remove(self.directory_of(&exec.id)).await;
+        }
+        let Some(written) = written else { return };
+        self.on_disk.fetch_add(written, Ordering::Relaxed);
+        let kept = [Which::Stdout, Which::Stderr].map(|which| exec.process.output.log(which).on_disk());
+        let finished = exec
+            .process
+            .output
+            .outcome()
+            .map_or(0, |outcome| outcome.finished_unix_nanos);
+        let stored = Stored {
+            started_unix_nanos: exec.process.started_unix_nanos,
+            finished_unix_nanos: finished,
+            bytes: written + kept[0] + kept[1],
+        };
+        let known = {
+            let mut entries = lock(&self.entries);
+            entries.insert(exec.id.clone(), Entry::Stored(stored));
+            entries.len()
+        };
+        // Age is looked at by the clock alone: looking at thousands here would make each process wait.
+        if known > stored::MOST_EXECS || self.on_disk.load(Ordering::Relaxed) > stored::MOST_BYTES {
+            self.prune().await;
+        }
+    }
+
+    async fn prune(&self) {
+        let dropped = {
+            let mut entries = lock(&self.entries);
+            let stored = entries.iter().filter_map(|(id, entry)| match entry {
+                Entry::Stored(stored) => Some((id, *stored)),
+                _ => None,
+            });
+            let on_disk = self.on_disk.load(Ordering::Relaxed);
+            let dropped = stored::too_many(stored, entries.len(), on_disk);
+            for (id, stored) in &dropped {
+                entries.remove(id);
+                self.on_disk.fetch_sub(stored.bytes, Ordering::Relaxed);
+            }
+            dropped
+        };
+        for (id, _) in dropped {
+            stored::remove(self.directory_of(&id)).await;
+        }
+    }
+
+    /// # Errors
+    /// NotFound when no process of this id is known.
+    pub(crate) async fn find(&self, id: &str) -> Result<Found, Status> {
+        check_id(id)?;
+        for attempt in 0..2 {
+            match lock(&self.entries).get(id) {
+                Some(Entry::Live(exec)) => return Ok(Found::Live(Arc::clone(exec))),
+                Some(Entry::Stored(_)) => return Ok(Found::Stored(id.into())),
+                Some(Entry::Starting) | None => {}
+            }
+            if attempt == 0 {
+                self.wait_until_loaded().await;
+            }
+        }
+        Err(Status::not_found(format!("no exec {id}")))
+    }
+
+    async fn wait_until_loaded(&self) {
+        // The sender is in self: this can only end by the value.
+        drop(self.loaded.subscribe().wait_for(|&loaded| loaded).await);
+    }
+
+    pub(crate) async fn status(&self, found: &Found) -> Result<ExecStatus, Status> {
+        match found {
+            Found::Live(exec) => Ok(exec.status()),
+            Found::Stored(id) => {
+                let directory = self.directory_of(id);
+                let read = tokio::task::spawn_blocking(move || record::read_status(&directory)).await;
+                read.map_err(|_| failure::worker_gone())?
+                    .map_err(|error| forgotten(id, &error))
+            }
+        }
+    }
+
+    /// The output of a process, running or not.
+    pub(crate) async fn output(&self, found: &Found) -> Result<(Arc<Output>, ExecStatus), Status> {
+        match found {
+            Found::Live(exec) => Ok((Arc::clone(&exec.process.output), exec.status())),
+            Found::Stored(id) => {
+                let directory = self.directory_of(id);
+                let read = tokio::task::spawn_blocking(move || stored::open(&directory)).await;
+                let (output, status) = read
+                    .map_err(|_| failure::worker_gone())?
+                    .map_err(|error| forgotten(id, &error))?;
+                Ok((Arc::new(output), status))
+            }
+        }
+    }
+
+    /// Ids of all that are known, the oldest start first.
+    pub(crate) async fn ids(&self) -> Vec<String> {
+        self.wait_until_loaded().await;
+        let entries = lock(&self.entries);
+        let mut ids: Vec<(i64, &String)> = entries
+            .iter()
+            .filter_map(|(id, entry)| match entry {
+                Entry::Starting => None,
+                Entry::Live(exec) => Some((exec.process.started_unix_nanos, id)),
+                Entry::Stored(stored) => Some((stored.started_unix_nanos, id)),
+            })
+            .collect();
+        ids.sort();
+        ids.into_iter().map(|(_, id)| id.clone()).collect()
+    }
+
+    /// Ends the group and forgets it with its log.
+    pub(crate) async fn remove(&self, id: &str) -> Result<(), Status> {
+        match self.find(id).await? {
+            Found::Live(exec) => {
+                exec.removed.store(true, Ordering::Relaxed);
+                exec.process.end().await;
+                lock(&self.entries).remove(id);
+            }
+            Found::Stored(_) => {
+                if let Some(Entry::Stored(stored)) = lock(&self.entries).remove(id) {
+                    self.on_disk.fetch_sub(stored.bytes, Ordering::Relaxed);
+                }
+            }
+        }
+        stored::remove(self.directory_of(id)).await;
+        Ok(())
+    }
+
+    /// From now on nothing is started.
+    pub(crate) fn close(&self) {
+        self.closing.store(true, Ordering::Relaxed);
+        self.tasks.close();
+    }
+
+    /// The groups and sessions that run now, unlisted ones too.
+    pub(crate) fn running(&self) -> Vec<Target> {
+        lock(&self.running).values().copied().collect()
+    }
+}
+
+impl Exec {
+    pub(crate) fn ends_with_stream(&self) -> bool {
+        self.end_with_stream
+    }
+
+    pub(crate) fn status(&self) -> ExecStatus {
+        let output = &self.process.output;
+        let (stdout, stderr) = (output.log(Which::Stdout), output.log(Which::Stderr));
+        let mut status = ExecStatus {
+            exec_id: self.id.clone(),
+            pid: self.process.pid,
+            started_unix_nanos: self.process.started_unix_nanos,
+            stdout_bytes: stdout.end(),
+            stderr_bytes: stderr.end(),
+            stdout_oldest: stdout.oldest(),
+            stderr_oldest: stderr.oldest(),
+            dropped_bytes: stdout.oldest() + stderr.oldest(),
+            pty: self.process.has_terminal(),
+            command: self.command.clone(),
+            argv: self.argv.clone(),
+            ..ExecStatus::default()
+        };
+        if let Some(outcome) = output.outcome() {
+            add_outcome(&mut status, &outcome);
+        }
+        status
+    }
+}
+
+/// How the process ended, added to a status that was made while it ran.
+pub(crate) fn add_outcome(status: &mut ExecStatus, outcome: &Outcome) {
+    status.exited = true;
+    status.exit_code = outcome.ended.exit_code;
+    status.signal = outcome.ended.signal;
+    status.timed_out = outcome.timed_out;
+    status.finished_unix_nanos = outcome.finished_unix_nanos;
+}
+
+/// The ids are the caller's and become names of directories.
+fn check_id(id: &str) -> Result<(), Status> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    if (1..=128).contains(&id.len()) && id.bytes().all(allowed) {
+        return Ok(());
+    }
+    Err(Status::invalid_argument("exec_id: 1 to 128 of A-Z a-z 0-9 - _"))
+}
+
+fn forgotten(id: &str, error: &std::io::Error) -> Status {
+    if error.kind() == std::io::ErrorKind::NotFound {
+        return Status::not_found(format!("no exec {id}"));
+    }
+    failure::of_path(error, Path::new(id))
+}

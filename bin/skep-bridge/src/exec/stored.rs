@@ -1,0 +1,185 @@
+//! Ended processes on disk: reading them back, and which of them are dropped.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use skep_bridge_protocol::workspace::ExecStatus;
+
+use super::output::{Outcome, Output};
+use super::output_log::{LogPolicy, OutputLog};
+use super::process::unix_nanos;
+use super::record;
+use crate::reaper::Ended;
+
+/// How much is kept of ended processes: whichever limit is met first drops the oldest end.
+pub(crate) const MOST_BYTES: u64 = 1024 * 1024 * 1024;
+pub(crate) const MOST_EXECS: usize = 20_000;
+const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+
+#[derive(Clone, Copy)]
+pub(crate) struct Stored {
+    pub(crate) started_unix_nanos: i64,
+    pub(crate) finished_unix_nanos: i64,
+    /// On disk, its record included.
+    pub(crate) bytes: u64,
+}
+
+/// Which ones are to go: too old, or the oldest ends of too many or too much.
+pub(crate) fn too_many<'a>(
+    stored: impl Iterator<Item = (&'a String, Stored)> + Clone,
+    known: usize,
+    on_disk: u64,
+) -> Vec<(String, Stored)> {
+    let oldest_allowed = unix_nanos() - LONGEST.as_nanos() as i64;
+    let too_old = |stored: &Stored| stored.finished_unix_nanos < oldest_allowed;
+    if known <= MOST_EXECS && on_disk <= MOST_BYTES {
+        let old = stored.filter(|(_, stored)| too_old(stored));
+        return old.map(|(id, stored)| (id.clone(), stored)).collect();
+    }
+    let mut by_age: Vec<(&String, Stored)> = stored.collect();
+    by_age.sort_by_key(|(_, stored)| stored.finished_unix_nanos);
+    // A tenth more than needed, so that the next end does not sort again.
+    let mut spare = (known.saturating_sub(MOST_EXECS), on_disk.saturating_sub(MOST_BYTES));
+    if spare.0 > 0 {
+        spare.0 = spare.0.max(100);
+    }
+    let mut dropped = Vec::new();
+    for (id, stored) in by_age {
+        if !too_old(&stored) && spare == (0, 0) {
+            break;
+        }
+        spare = (spare.0.saturating_sub(1), spare.1.saturating_sub(stored.bytes));
+        dropped.push((id.clone(), stored));
+    }
+    dropped
+}
+
+/// Finds what an earlier bridge left. What was not written to its end (its bridge was killed) is removed. Blocks.
+pub(crate) fn load(directory: &Path) -> Vec<(String, Stored)> {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Vec::new(),
+        Err(error) => {
+            eprintln!("skep-bridge: read {}: {error}", directory.display());
+            return Vec::new();
+        }
+    };
+    let mut found = Vec::new();
+    for entry in entries.flatten() {
+        let path = entry.path();
+        match load_one(&path) {
+            Ok(stored) => found.extend(entry.file_name().into_string().ok().map(|id| (id, stored))),
+            Err(_) if started_by_this_bridge(&path) => {}
+            Err(error) => {
+                eprintln!("skep-bridge: drop {}: {error}", path.display());
+                remove_now(&path);
+            }
+        }
+    }
+    found
+}
+
+fn load_one(directory: &Path) -> io::Result<Stored> {
+    let status = record::read_status(directory)?;
+    Ok(Stored {
+        started_unix_nanos: status.started_unix_nanos,
+        finished_unix_nanos: status.finished_unix_nanos,
+        bytes: record::size(directory)?,
+    })
+}
+
+/// A directory without a record that was made a moment ago belongs to a process that runs now.
+fn started_by_this_bridge(directory: &Path) -> bool {
+    let age = fs::metadata(directory)
+        .and_then(|metadata| metadata.modified())
+        .map(|time| time.elapsed());
+    matches!(age, Ok(Err(_))) || matches!(age, Ok(Ok(age)) if age < Duration::from_secs(5))
+}
+
+/// The output of an ended process. Blocks.
+pub(crate) fn open(directory: &Path) -> io::Result<(Output, ExecStatus)> {
+    let record::Record { status, tails } = record::read(directory)?;
+    let [stdout, stderr] = tails;
+    let policy = |name| LogPolicy {
+        spill: Some((directory.to_path_buf(), name)),
+        keep_bytes: u64::MAX,
+        on_disk: Arc::default(),
+        on_disk_limit: u64::MAX,
+    };
+    let logs = [
+        OutputLog::stored(policy("stdout"), status.stdout_bytes, stdout)?,
+        OutputLog::stored(policy("stderr"), status.stderr_bytes, stderr)?,
+    ];
+    let outcome = Outcome {
+        ended: Ended {
+            exit_code: status.exit_code,
+            signal: status.signal,
+        },
+        timed_out: status.timed_out,
+        finished_unix_nanos: status.finished_unix_nanos,
+        stream_ends: [status.stdout_bytes, status.stderr_bytes],
+    };
+    Ok((Output::new(logs, Some(outcome)), status))
+}
+
+pub(crate) async fn remove(directory: PathBuf) {
+    if let Err(error) = tokio::task::spawn_blocking(move || remove_now(&directory)).await {
+        eprintln!("skep-bridge: forget an ended process: {error}");
+    }
+}
+
+fn remove_now(directory: &Path) {
+    match fs::remove_dir_all(directory) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => eprintln!("skep-bridge: remove {}: {error}", directory.display()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kept(ends_seconds_ago: &[i64]) -> Vec<(String, Stored)> {
+        let stored = |&seconds: &i64| Stored {
+            started_unix_nanos: 0,
+            finished_unix_nanos: unix_nanos() - seconds * 1_000_000_000,
+            bytes: 400 << 20,
+        };
+        ends_seconds_ago
+            .iter()
+            .enumerate()
+            .map(|(index, seconds)| (index.to_string(), stored(seconds)))
+            .collect()
+    }
+
+    fn dropped(stored: &[(String, Stored)], known: usize) -> Vec<String> {
+        let bytes = stored.iter().map(|(_, stored)| stored.bytes).sum();
+        let iter = stored.iter().map(|(id, stored)| (id, *stored));
+        too_many(iter, known, bytes).into_iter().map(|(id, _)| id).collect()
+    }
+
+    #[test]
+    fn what_is_older_than_a_day_goes() {
+        assert_eq!(dropped(&kept(&[10, 90_000]), 2), ["1"]);
+    }
+
+    #[test]
+    fn beyond_a_gibibyte_the_oldest_end_goes() {
+        assert_eq!(dropped(&kept(&[10, 30, 20]), 3), ["1"]);
+    }
+
+    #[test]
+    fn within_the_limits_nothing_goes() {
+        assert!(dropped(&kept(&[10, 30]), 2).is_empty());
+    }
+
+    #[test]
+    fn beyond_twenty_thousand_the_oldest_ends_go() {
+        let few = kept(&[10, 30]);
+        assert_eq!(dropped(&few, 20_001), ["1", "0"]);
+    }
+}

@@ -1,0 +1,21 @@
+//! The workspace's files, by blocking calls: the services run these on worker threads and carry the results.
+
+mod archive_in;
+mod archive_out;
+mod change;
+mod copy;
+mod info;
+mod read;
+mod text;
+mod walk;
+mod write;
+
+pub(crate) use archive_in::unpack;
+pub(crate) use archive_out::{Sink, pack};
+pub(crate) use change::{change_mode, make_directory, remove, rename};
+pub(crate) use copy::copy;
+pub(crate) use info::{entry_of, stat};
+pub(crate) use read::{ReadPlan, open_regular};
+pub(crate) use text::read_lines;
+pub(crate) use walk::{Walk, walk};
+pub(crate) use write::{Commit, NewFile, Target};

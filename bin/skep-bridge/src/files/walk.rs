@@ -1,0 +1,415 @@
+//! Listing a directory, or a tree depth first, sorted by name. A directory of a million entries is held as one block
+//! of names; what is told about an entry is asked only for those that are shown.
+
+use std::cmp::Ordering;
+use std::ffi::CStr;
+use std::io;
+use std::ops::ControlFlow;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags};
+use rustix::io::Errno;
+use skep_bridge_protocol::workspace::FileInfo;
+
+use super::info;
+
+pub(crate) struct Walk<'a> {
+    pub(crate) recursive: bool,
+    /// Only what comes after this relative path in the order of the walk; empty: everything.
+    pub(crate) after: &'a [u8],
+    /// A directory right below the root with more descendants than this is shown closed; 0: none is.
+    pub(crate) collapse_threshold: u32,
+}
+
+/// One entry of a walk.
+pub(crate) struct Item<'a> {
+    /// Below the root of the walk; a closed directory's second entry ends in `/`.
+    pub(crate) relative: &'a [u8],
+    /// How many descendants a closed directory has.
+    pub(crate) collapsed: Option<u64>,
+    directory: &'a OwnedFd,
+    name: &'a CStr,
+}
+
+impl Item<'_> {
+    /// `None`: it went away since its name was read.
+    pub(crate) fn info(&self, root: &Path) -> io::Result<Option<FileInfo>> {
+        let mut info = match info::of_entry(self.directory.as_fd(), self.name) {
+            Ok(info) => info,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        if let Some(count) = self.collapsed {
+            info.summary = format!("{count} items (not expanded)");
+        }
+        info.name = self.name.to_bytes().to_vec();
+        info.path = joined(std::os::unix::ffi::OsStrExt::as_bytes(root.as_os_str()), self.relative);
+        Ok(Some(info))
+    }
+}
+
+fn joined(root: &[u8], relative: &[u8]) -> Vec<u8> {
+    let mut path = Vec::with_capacity(root.len() + relative.len() + 1);
+    path.extend_from_slice(root);
+    if !root.is_empty() && !root.ends_with(b"/") {
+        path.push(b'/');
+    }
+    path.extend_from_slice(relative);
+    path
+}
+
+/// Calls `visit` for each entry below `root` (a link to a directory is followed, links below it are not).
+///
+/// # Errors
+/// Those of opening and reading `root`, and what `visit` says. A directory below that may not be entered, or that
+/// went away, shows its own entry alone.
+pub(crate) fn walk(
+    root: &Path,
+    options: &Walk<'_>,
+    visit: &mut dyn FnMut(&Item<'_>) -> io::Result<ControlFlow<()>>,
+) -> io::Result<()> {
+    let opened = rustix::fs::openat(
+        CWD,
+        root,
+        OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    let mut levels = vec![Level::read(opened, Vec::new(), options.after)?];
+    while let Some(level) = levels.last_mut() {
+        let Some((name, is_directory, resume)) = level.next() else {
+            levels.pop();
+            continue;
+        };
+        let relative = joined(&level.prefix, name.to_bytes());
+        let top = level.prefix.is_empty();
+        if resume.is_none() {
+            let item = Item {
+                relative: &relative,
+                collapsed: None,
+                directory: &level.directory,
+                name: &name,
+            };
+            if visit(&item)?.is_break() {
+                return Ok(());
+            }
+        }
+        // What was shown closed on the page before is not opened on this one.
+        if !options.recursive || !is_directory || resume.as_deref() == Some(b"") {
+            continue;
+        }
+        let Some(opened) = open_below(&level.directory, &name)? else {
+            continue;
+        };
+        if top && options.collapse_threshold > 0 {
+            let count = count_below(&opened)?;
+            if count > u64::from(options.collapse_threshold) {
+                let closed = [&relative[..], b"/"].concat();
+                let item = Item {
+                    relative: &closed,
+                    collapsed: Some(count),
+                    directory: &level.directory,
+                    name: &name,
+                };
+                if visit(&item)?.is_break() {
+                    return Ok(());
+                }
+                continue;
+            }
+        }
+        levels.push(Level::read(opened, relative, &resume.unwrap_or_default())?);
+    }
+    Ok(())
+}
+
+/// One open directory of the walk with its sorted names.
+struct Level {
+    directory: OwnedFd,
+    prefix: Vec<u8>,
+    names: Names,
+    next: usize,
+    /// The first of the names that are left, and what of `after` lies below it.
+    resume: Option<(Vec<u8>, Option<Vec<u8>>)>,
+}
+
+impl Level {
+    fn read(directory: OwnedFd, prefix: Vec<u8>, after: &[u8]) -> io::Result<Self> {
+        let mut names = Names::read(&directory)?;
+        names.sort();
+        if after.is_empty() {
+            return Ok(Self {
+                directory,
+                prefix,
+                names,
+                next: 0,
+                resume: None,
+            });
+        }
+        let (first, rest) = match after.iter().position(|&byte| byte == b'/') {
+            Some(slash) => (&after[..slash], Some(after[slash + 1..].to_vec())),
+            None => (after, None),
+        };
+        let next = names
+            .places
+            .partition_point(|place| names.name(*place).to_bytes() < first);
+        Ok(Self {
+            directory,
+            prefix,
+            next,
+            resume: Some((first.to_vec(), rest)),
+            names,
+        })
+    }
+
+    /// The next name, whether it is a directory, and (for the one that `after` begins with) what comes after below it.
+    fn next(&mut self) -> Option<(std::ffi::CString, bool, Option<Vec<u8>>)> {
+        let place = *self.names.places.get(self.next)?;
+        self.next += 1;
+        let name = self.names.name(place).to_owned();
+        let is_directory = match place.kind {
+            Kind::Directory => true,
+            Kind::Other => false,
+            Kind::Unknown => info::of_entry(self.directory.as_fd(), name.as_c_str())
+                .is_ok_and(|info| info.mode & 0o170_000 == 0o040_000),
+        };
+        let resume = match self.resume.take() {
+            // `a` was the last one shown: what is below it comes next, from its beginning.
+            Some((first, None)) if first == name.to_bytes() => Some(b"\0".to_vec()),
+            Some((first, Some(rest))) if first == name.to_bytes() => Some(rest),
+            _ => None,
+        };
+        Some((name, is_directory, resume))
+    }
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Directory,
+    Other,
+    Unknown,
+}
+
+#[derive(Clone, Copy)]
+struct Place {
+    start: usize,
+    kind: Kind,
+}
+
+/// The names of one directory in one block, each with its NUL.
+struct Names {
+    bytes: Vec<u8>,
+    places: Vec<Place>,
+}
+
+impl Names {
+    fn read(directory: &OwnedFd) -> io::Result<Self> {
+        let mut names = Self {
+            bytes: Vec::new(),
+            places: Vec::new(),
+        };
+        for entry in Dir::read_from(directory)? {
+            let entry = entry?;
+            let name = entry.file_name().to_bytes_with_nul();
+            if name == b".\0" || name == b"..\0" {
+                continue;
+            }
+            let kind = match entry.file_type() {
+                FileType::Directory => Kind::Directory,
+                FileType::Unknown => Kind::Unknown,
+                _ => Kind::Other,
+            };
+            names.places.push(Place {
+                start: names.bytes.len(),
+                kind,
+            });
+            names.bytes.extend_from_slice(name);
+        }
+        Ok(names)
+    }
+
+    fn sort(&mut self) {
+        let bytes = &self.bytes;
+        self.places
+            .sort_unstable_by(|left, right| compare(&bytes[left.start..], &bytes[right.start..]));
+    }
+
+    fn name(&self, place: Place) -> &CStr {
+        // Each name was stored with its NUL.
+        CStr::from_bytes_until_nul(&self.bytes[place.start..]).unwrap_or_default()
+    }
+}
+
+fn compare(left: &[u8], right: &[u8]) -> Ordering {
+    for (left, right) in left.iter().zip(right) {
+        match left.cmp(right) {
+            Ordering::Equal if *left == 0 => return Ordering::Equal,
+            Ordering::Equal => {}
+            other => return other,
+        }
+    }
+    Ordering::Equal
+}
+
+/// `None`: it may not be entered, or is no longer a directory.
+pub(super) fn open_below(directory: &OwnedFd, name: &CStr) -> io::Result<Option<OwnedFd>> {
+    let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match rustix::fs::openat(directory, name, flags, Mode::empty()) {
+        Ok(opened) => Ok(Some(opened)),
+        Err(Errno::ACCESS | Errno::PERM | Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn count_below(directory: &OwnedFd) -> io::Result<u64> {
+    let mut count = 0;
+    let mut open = vec![(directory.try_clone()?, Names::read(directory)?)];
+    while let Some((directory, names)) = open.last_mut() {
+        let Some(place) = names.places.pop() else {
+            open.pop();
+            continue;
+        };
+        count += 1;
+        let name = names.name(place);
+        let is_directory = match place.kind {
+            Kind::Unknown => rustix::fs::statat(&*directory, name, AtFlags::SYMLINK_NOFOLLOW)
+                .is_ok_and(|stat| info::kind(&stat) == FileType::Directory),
+            kind => kind == Kind::Directory,
+        };
+        if is_directory && let Some(opened) = open_below(directory, name)? {
+            let names = Names::read(&opened)?;
+            open.push((opened, names));
+        }
+    }
+    Ok(count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    fn tree() -> tempfile::TempDir {
+        let directory = tempfile::tempdir().expect("a directory");
+        for path in ["a/c/d", "a/e", "a-b", "b", "z/1", "z/2", "z/3"] {
+            let path = directory.path().join(path);
+            fs::create_dir_all(path.parent().expect("a parent")).expect("parents");
+            fs::write(path, b"x").expect("a file");
+        }
+        std::os::unix::fs::symlink("a", directory.path().join("link")).expect("a link");
+        directory
+    }
+
+    fn listed(root: &Path, options: &Walk<'_>, limit: usize) -> Vec<String> {
+        let mut names = Vec::new();
+        walk(root, options, &mut |item| {
+            names.push(String::from_utf8_lossy(item.relative).into_owned());
+            Ok(if names.len() == limit {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            })
+        })
+        .expect("a walk");
+        names
+    }
+
+    #[test]
+    fn one_directory_is_sorted_by_name() {
+        let tree = tree();
+        let options = Walk {
+            recursive: false,
+            after: b"",
+            collapse_threshold: 0,
+        };
+        assert_eq!(listed(tree.path(), &options, 99), ["a", "a-b", "b", "link", "z"]);
+        let options = Walk {
+            after: b"a-b",
+            ..options
+        };
+        assert_eq!(listed(tree.path(), &options, 99), ["b", "link", "z"]);
+    }
+
+    #[test]
+    fn a_tree_is_listed_depth_first_and_links_are_not_entered() {
+        let tree = tree();
+        let options = Walk {
+            recursive: true,
+            after: b"",
+            collapse_threshold: 0,
+        };
+        let expected = ["a", "a/c", "a/c/d", "a/e", "a-b", "b", "link", "z", "z/1", "z/2", "z/3"];
+        assert_eq!(listed(tree.path(), &options, 99), expected);
+    }
+
+    #[test]
+    fn a_walk_goes_on_after_any_entry_of_the_page_before() {
+        let tree = tree();
+        for collapse_threshold in [0, 2] {
+            let all = listed(
+                tree.path(),
+                &Walk {
+                    recursive: true,
+                    after: b"",
+                    collapse_threshold,
+                },
+                99,
+            );
+            for (index, after) in all.iter().enumerate() {
+                let options = Walk {
+                    recursive: true,
+                    after: after.as_bytes(),
+                    collapse_threshold,
+                };
+                assert_eq!(listed(tree.path(), &options, 99), all[index + 1..], "after {after}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_walk_goes_on_after_a_name_that_went_away() {
+        let tree = tree();
+        let options = Walk {
+            recursive: true,
+            after: b"a/d",
+            collapse_threshold: 0,
+        };
+        assert_eq!(listed(tree.path(), &options, 2), ["a/e", "a-b"]);
+    }
+
+    #[test]
+    fn a_large_top_directory_is_shown_closed() {
+        let tree = tree();
+        let options = Walk {
+            recursive: true,
+            after: b"",
+            collapse_threshold: 2,
+        };
+        assert_eq!(
+            listed(tree.path(), &options, 99),
+            ["a", "a/", "a-b", "b", "link", "z", "z/"]
+        );
+        let mut summaries = Vec::new();
+        walk(tree.path(), &options, &mut |item| {
+            summaries.extend(
+                item.info(tree.path())?
+                    .filter(|info| !info.summary.is_empty())
+                    .map(|info| info.summary),
+            );
+            Ok(ControlFlow::Continue(()))
+        })
+        .expect("a walk");
+        assert_eq!(summaries, ["3 items (not expanded)", "3 items (not expanded)"]);
+    }
+
+    #[test]
+    fn what_is_no_directory_is_an_error() {
+        let tree = tree();
+        let options = Walk {
+            recursive: false,
+            after: b"",
+            collapse_threshold: 0,
+        };
+        let error = walk(&tree.path().join("b"), &options, &mut |_| Ok(ControlFlow::Continue(()))).expect_err("no");
+        assert_eq!(error.raw_os_error(), Some(Errno::NOTDIR.raw_os_error()));
+    }
+}

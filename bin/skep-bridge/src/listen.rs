@@ -1,0 +1,112 @@
+//! Where the bridge listens, and who may call.
+
+use std::env;
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::Path;
+use std::time::Duration;
+
+use futures::{Stream, stream};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+
+pub(crate) const SOCKET_VARIABLE: &str = "BRIDGE_SOCKET_PATH";
+pub(crate) const SAME_NAMESPACE_VARIABLE: &str = "BRIDGE_ALLOW_SAME_PID_NAMESPACE";
+const DEFAULT_SOCKET: &str = "/run/memoh/bridge.sock";
+/// Too many open files, say: the next try may work, and must not be a busy loop.
+const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(50);
+
+/// Listens on the socket path, in place of a socket that an earlier bridge left.
+pub(crate) fn listen_on_socket() -> io::Result<UnixListener> {
+    let path = env::var_os(SOCKET_VARIABLE)
+        .filter(|path| !path.is_empty())
+        .unwrap_or_else(|| DEFAULT_SOCKET.into());
+    let path = Path::new(&path);
+    let told = |error: io::Error| io::Error::new(error.kind(), format!("listen on {}: {error}", path.display()));
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).map_err(told)?;
+    }
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.file_type().is_socket() => fs::remove_file(path).map_err(told)?,
+        Ok(_) => {
+            return Err(told(io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                "something else has that name",
+            )));
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(told(error)),
+    }
+    let listener = UnixListener::bind(path).map_err(told)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(told)?;
+    Ok(listener)
+}
+
+/// The connections of callers outside the workspace.
+///
+/// As process 1 of its own namespace the bridge sees the host's processes as pid 0 and those of the workspace by
+/// their numbers. As a child of an init it sees its callers only if it is told to (tests; backends that share one).
+pub(crate) fn host_connections(listener: UnixListener) -> impl Stream<Item = io::Result<UnixStream>> {
+    let same_namespace = env::var_os(SAME_NAMESPACE_VARIABLE).is_some_and(|value| value == "1");
+    stream::unfold(listener, move |listener| async move {
+        loop {
+            match listener.accept().await {
+                Ok((connection, _)) if same_namespace || is_from_outside(&connection) => {
+                    return Some((Ok(connection), listener));
+                }
+                // Closed at once: a neighbour within the workspace gets no answer at all.
+                Ok(_) => {}
+                Err(error) => {
+                    eprintln!("skep-bridge: accept a connection: {error}");
+                    tokio::time::sleep(PAUSE_AFTER_FAILURE).await;
+                }
+            }
+        }
+    })
+}
+
+fn is_from_outside(connection: &UnixStream) -> bool {
+    connection.peer_cred().is_ok_and(|peer| peer.pid() == Some(0))
+}
+
+/// The TCP address to listen on as well, if one is asked for.
+///
+/// # Errors
+/// InvalidInput when the address is not of the loopback, or TLS is asked for: this bridge has none yet, and must not
+/// answer in the clear where it was told not to.
+pub(crate) fn tcp_address() -> io::Result<Option<SocketAddr>> {
+    let Some(text) = env::var_os("BRIDGE_TCP_ADDR").filter(|text| !text.is_empty()) else {
+        return Ok(None);
+    };
+    let invalid = |why: &str| io::Error::new(io::ErrorKind::InvalidInput, format!("BRIDGE_TCP_ADDR {text:?}: {why}"));
+    if env::var_os("BRIDGE_TLS_MODE").is_some_and(|mode| !mode.is_empty() && mode != "off") {
+        return Err(invalid("BRIDGE_TLS_MODE is not supported by this bridge"));
+    }
+    let address: SocketAddr = text
+        .to_str()
+        .and_then(|text| text.parse().ok())
+        .ok_or_else(|| invalid("not an address and a port"))?;
+    if !address.ip().is_loopback() {
+        return Err(invalid("not a loopback address, which needs BRIDGE_TLS_MODE=strict"));
+    }
+    Ok(Some(address))
+}
+
+pub(crate) fn tcp_connections(listener: TcpListener) -> impl Stream<Item = io::Result<TcpStream>> {
+    stream::unfold(listener, |listener| async move {
+        loop {
+            let accepted = listener.accept().await.and_then(|(connection, _)| {
+                connection.set_nodelay(true)?;
+                Ok(connection)
+            });
+            match accepted {
+                Ok(connection) => return Some((Ok(connection), listener)),
+                Err(error) => {
+                    eprintln!("skep-bridge: accept a connection: {error}");
+                    tokio::time::sleep(PAUSE_AFTER_FAILURE).await;
+                }
+            }
+        }
+    })
+}

@@ -1,0 +1,224 @@
+//! The file methods of our own service.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use skep_bridge_protocol::workspace::*;
+use skep_bridge_protocol::{etag, reason};
+use tonic::{Code, Status, Streaming};
+
+use super::reference::{missing_is_fine, refuse_root};
+use super::streams::{
+    Outlet, PieceReader, ResponseStream, blocking, consumed, cut, on_path, pieces, produced, read_chunk, write_pieces,
+};
+use crate::failure;
+use crate::files::{self, Commit, ReadPlan, Walk};
+use crate::paths;
+
+/// Entries of one page: with the longest paths still well below the largest message.
+const PAGE_ENTRIES: usize = 500;
+
+pub(super) async fn stat(request: StatRequest) -> Result<FileInfo, Status> {
+    on_path(paths::resolve(&request.path)?, move |path| {
+        files::stat(path, request.follow)
+    })
+    .await
+}
+
+pub(super) async fn list(request: ListRequest) -> Result<ResponseStream<ListPage>, Status> {
+    let path = paths::resolve_or_data(&request.path)?;
+    // Asked first, so that what cannot be listed is the answer itself and not the end of a stream.
+    let path = on_path(path, |path| {
+        let info = files::stat(path, true)?;
+        if info.mode & 0o170_000 == 0o040_000 {
+            return Ok(path.to_path_buf());
+        }
+        Err(rustix::io::Errno::NOTDIR.into())
+    })
+    .await?;
+    Ok(produced(move |outlet| {
+        list_pages(&path, &request, outlet).map_err(|error| failure::of_path(&error, &path))
+    }))
+}
+
+fn list_pages(path: &Path, request: &ListRequest, outlet: &Outlet<ListPage>) -> std::io::Result<()> {
+    let walk = Walk {
+        recursive: request.recursive,
+        after: &request.after,
+        collapse_threshold: request.collapse_threshold,
+    };
+    let (mut page, mut shown) = (ListPage::default(), 0);
+    files::walk(path, &walk, &mut |item| {
+        if request.limit > 0 && shown == request.limit {
+            page.truncated = true;
+            return Ok(ControlFlow::Break(()));
+        }
+        let Some(mut info) = item.info(path)? else {
+            return Ok(ControlFlow::Continue(()));
+        };
+        if item.collapsed.is_some() {
+            info.name.push(b'/');
+        }
+        page.entries.push(info);
+        shown += 1;
+        if page.entries.len() == PAGE_ENTRIES {
+            outlet.send(std::mem::take(&mut page))?;
+        }
+        Ok(ControlFlow::Continue(()))
+    })?;
+    outlet.send(page)
+}
+
+pub(super) async fn read(request: ReadRequest) -> Result<ResponseStream<ReadChunk>, Status> {
+    let path = paths::resolve(&request.path)?;
+    let confine = match request.confine_below.as_slice() {
+        b"" => None,
+        below => Some(paths::resolve(below)?),
+    };
+    let plan = ReadPlan {
+        offset: request.offset,
+        length: request.length,
+    };
+    let opened = on_path(path, move |path| {
+        let (mut file, info) = files::open_regular(path, confine.as_deref())?;
+        let left = plan.begin(&mut file)?;
+        let data = read_chunk(&mut file, left)?;
+        Ok((file, info, data, left, path.to_path_buf()))
+    });
+    let (mut file, info, data, left, path) = opened.await?;
+    let first = ReadChunk { info: Some(info), data };
+    let left = left - first.data.len() as u64;
+    if left == 0 || first.data.len() < skep_bridge_protocol::STREAM_CHUNK_BYTES {
+        // All of it: no thread is needed.
+        return Ok(Box::pin(tokio_stream::once(Ok(first))));
+    }
+    Ok(produced(move |outlet| {
+        let mut left = left;
+        let mut next = first;
+        // A send fails when the caller is gone: then there is nobody to tell.
+        while outlet.send(next).is_ok() && left > 0 {
+            let data = read_chunk(&mut file, left).map_err(|error| failure::of_path(&error, &path))?;
+            if data.is_empty() {
+                break;
+            }
+            left -= data.len() as u64;
+            next = ReadChunk { info: None, data };
+        }
+        Ok(())
+    }))
+}
+
+pub(super) async fn write(mut chunks: Streaming<WriteChunk>) -> Result<WriteResult, Status> {
+    let mut first = chunks.message().await?.ok_or_else(failure::path_is_required)?;
+    let header = first
+        .header
+        .take()
+        .ok_or_else(|| Status::invalid_argument("the first message has a header"))?;
+    let path = paths::resolve(&header.path)?;
+    let work = move |pieces| {
+        let modes = Commit {
+            new_mode: header.mode,
+            set_mode: header.set_mode,
+        };
+        let check = |target: &files::Target| check_match(&path, target, &header.if_match);
+        let (bytes_written, info) = write_pieces(&path, &modes, pieces, check)?;
+        Ok(WriteResult {
+            bytes_written,
+            info: Some(info),
+        })
+    };
+    consumed(work, pieces(first, chunks, |chunk| (chunk.data, chunk.finish))).await
+}
+
+/// An empty condition always holds, `*` for any file.
+fn check_match(path: &Path, target: &files::Target, condition: &str) -> Result<(), Status> {
+    if condition.is_empty() {
+        return Ok(());
+    }
+    let current = target.current().map_err(|error| failure::of_path(&error, path))?;
+    if current.is_some_and(|info| condition == "*" || etag(&info) == condition) {
+        return Ok(());
+    }
+    let message = format!("{}: changed since it was read", path.display());
+    Err(failure::with_reason(Code::Aborted, Some(reason::CHANGED), message))
+}
+
+pub(super) async fn make_directory(request: MakeDirectoryRequest) -> Result<(), Status> {
+    let mode = if request.mode == 0 {
+        0o750
+    } else {
+        request.mode & 0o7777
+    };
+    on_path(paths::resolve(&request.path)?, move |path| {
+        files::make_directory(path, mode)
+    })
+    .await
+}
+
+pub(super) async fn remove(request: RemoveRequest) -> Result<(), Status> {
+    let path = paths::resolve(&request.path)?;
+    refuse_root(&path)?;
+    on_path(path, move |path| {
+        missing_is_fine(files::remove(path, request.recursive))
+    })
+    .await
+}
+
+pub(super) async fn rename(request: RenameRequest) -> Result<(), Status> {
+    let to = paths::resolve(&request.to)?;
+    on_path(paths::resolve(&request.from)?, move |from| files::rename(from, &to)).await
+}
+
+pub(super) async fn copy(request: CopyRequest) -> Result<(), Status> {
+    let to = paths::resolve(&request.to)?;
+    on_path(paths::resolve(&request.from)?, move |from| files::copy(from, &to)).await
+}
+
+pub(super) async fn change_mode(request: ChangeModeRequest) -> Result<(), Status> {
+    let change = move |path: &Path| files::change_mode(path, request.mode, request.uid, request.gid);
+    on_path(paths::resolve(&request.path)?, change).await
+}
+
+pub(super) async fn archive_out(request: ArchiveOutRequest) -> Result<ResponseStream<DataChunk>, Status> {
+    let paths: Vec<PathBuf> = request
+        .paths
+        .iter()
+        .map(|path| paths::resolve(path))
+        .collect::<Result<_, _>>()?;
+    if paths.is_empty() {
+        return Err(failure::path_is_required());
+    }
+    let paths = blocking(move || {
+        for path in &paths {
+            path.metadata().map_err(|error| failure::of_path(&error, path))?;
+        }
+        Ok(paths)
+    })
+    .await?;
+    Ok(produced(move |outlet| {
+        struct ToStream<'a>(&'a Outlet<DataChunk>);
+        impl files::Sink for ToStream<'_> {
+            fn send(&mut self, data: bytes::Bytes) -> std::io::Result<()> {
+                self.0.send(DataChunk { data })
+            }
+        }
+        files::pack(&paths, &mut ToStream(outlet)).map_err(|(path, error)| failure::of_path(&error, &path))
+    }))
+}
+
+pub(super) async fn archive_in(mut chunks: Streaming<ArchiveInChunk>) -> Result<ArchiveInResult, Status> {
+    let first = chunks.message().await?.ok_or_else(failure::path_is_required)?;
+    let path = paths::resolve(&first.path)?;
+    let work = move |pieces| {
+        let mut reader = PieceReader::new(pieces);
+        let unpacked = files::unpack(&path, &mut reader);
+        let result = unpacked.map_err(|(at, error)| match error.kind() {
+            std::io::ErrorKind::UnexpectedEof => cut(&path),
+            _ => failure::of_path(&error, &at),
+        })?;
+        // What follows the archive's own end (padding) is read too: the client waits for it to be taken.
+        std::io::copy(&mut reader, &mut std::io::sink()).map_err(|_| cut(&path))?;
+        Ok(result)
+    };
+    consumed(work, pieces(first, chunks, |chunk| (chunk.data, chunk.finish))).await
+}

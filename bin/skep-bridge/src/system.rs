@@ -1,0 +1,113 @@
+//! The system calls that need `unsafe`, each small enough to be checked by eye.
+#![allow(unsafe_code)]
+
+use std::ffi::CString;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use rustix::io::Errno;
+use rustix::process::{Gid, Signal, Uid};
+use tokio::io::unix::AsyncFd;
+
+/// What the child does between fork and exec. Everything is made before the fork: the child must not allocate.
+pub(crate) struct ChildSetup {
+    pub(crate) terminal: bool,
+    pub(crate) identity: Option<Identity>,
+    pub(crate) work_dir: CString,
+    /// Where the child goes when its user may not enter `work_dir`.
+    pub(crate) home: Option<CString>,
+}
+
+pub(crate) struct Identity {
+    pub(crate) uid: Uid,
+    pub(crate) gid: Gid,
+    pub(crate) groups: Vec<Gid>,
+}
+
+/// Makes `command` begin in a session and group of its own, with no signal blocked, as the given user.
+pub(crate) fn prepare_child(command: &mut Command, setup: ChildSetup) {
+    // SAFETY: the closure makes only async-signal-safe system calls on memory that was made before the fork.
+    unsafe {
+        command.pre_exec(move || {
+            unblock_all_signals()?;
+            rustix::process::setsid()?;
+            if setup.terminal {
+                rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?;
+            }
+            if let Some(identity) = &setup.identity {
+                rustix::thread::set_thread_groups(&identity.groups)?;
+                rustix::thread::set_thread_res_gid(identity.gid, identity.gid, identity.gid)?;
+                rustix::thread::set_thread_res_uid(identity.uid, identity.uid, identity.uid)?;
+            }
+            enter(&setup)
+        });
+    }
+}
+
+fn enter(setup: &ChildSetup) -> io::Result<()> {
+    match (rustix::process::chdir(setup.work_dir.as_c_str()), &setup.home) {
+        (Err(Errno::ACCESS), Some(home)) => Ok(rustix::process::chdir(home.as_c_str())?),
+        (result, _) => Ok(result?),
+    }
+}
+
+fn unblock_all_signals() -> io::Result<()> {
+    set_signal_mask(libc::SIG_SETMASK, &[])
+}
+
+/// Blocks the signals that [`wait_for_signal`] takes, in this thread and in all that it starts later.
+pub(crate) fn block_signals(signals: &[Signal]) -> io::Result<()> {
+    set_signal_mask(libc::SIG_BLOCK, signals)
+}
+
+fn set_signal_mask(how: libc::c_int, signals: &[Signal]) -> io::Result<()> {
+    let set = signal_set(signals);
+    // SAFETY: `set` is initialised, and the old mask is not asked for.
+    match unsafe { libc::pthread_sigmask(how, &set, std::ptr::null_mut()) } {
+        0 => Ok(()),
+        errno => Err(io::Error::from_raw_os_error(errno)),
+    }
+}
+
+/// Sleeps until one of the (blocked) signals is pending, and takes it.
+pub(crate) fn wait_for_signal(signals: &[Signal]) -> io::Result<i32> {
+    let set = signal_set(signals);
+    let mut taken = 0;
+    // SAFETY: both pointers are to live locals.
+    match unsafe { libc::sigwait(&set, &mut taken) } {
+        0 => Ok(taken),
+        errno => Err(io::Error::from_raw_os_error(errno)),
+    }
+}
+
+fn signal_set(signals: &[Signal]) -> libc::sigset_t {
+    let mut set = MaybeUninit::uninit();
+    // SAFETY: sigemptyset initialises the set, sigaddset gets valid signal numbers.
+    unsafe {
+        libc::sigemptyset(set.as_mut_ptr());
+        for signal in signals {
+            libc::sigaddset(set.as_mut_ptr(), signal.as_raw());
+        }
+        set.assume_init()
+    }
+}
+
+/// `kill(2)` with any number that a caller names, real-time signals and 0 included; `pid` may be negative (a group)
+/// or -1 (everybody but this process).
+pub(crate) fn kill(pid: i32, signal: i32) -> Result<(), Errno> {
+    // SAFETY: kill has no memory arguments.
+    match unsafe { libc::kill(pid, signal) } {
+        0 => Ok(()),
+        _ => Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO)),
+    }
+}
+
+/// Hands a descriptor to the event loop.
+pub(crate) fn watch_descriptor(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd is one open descriptor, always the same one, until it is dropped; and AsyncFd hands out no
+    // mutable reference here by which it could be exchanged.
+    unsafe { AsyncFd::register(descriptor) }.map_err(io::Error::from)
+}
