@@ -156,3 +156,20 @@ fn run(command: &mut Command) {
         String::from_utf8_lossy(&output.stderr)
     );
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_debian_image_is_made_once_and_has_a_package_manager() {
+        let first = debian_image();
+        assert_eq!(first.manifest.digest, debian_image().manifest.digest);
+        let mut archive = tar::Archive::new(&first.tars[0][..]);
+        let mut paths = archive
+            .entries()
+            .unwrap()
+            .map(|entry| entry.unwrap().path().unwrap().into_owned());
+        assert!(paths.any(|path| path.ends_with("usr/bin/apt-get")));
+    }
+}
