@@ -126,8 +126,9 @@ impl Skep {
         let image: ImageReference = image
             .parse()
             .map_err(|error: skep_names::InvalidImageReference| Error::InvalidArgument(error.to_string()))?;
-        let record = self.runtime().image(&image).await?;
-        if record.is_none() {
+        // Of all that are stored, the incomplete ones too: those are the ones most worth removing.
+        let stored = self.runtime().images().await?;
+        if !stored.iter().any(|record| record.name == image) {
             return Err(Error::ImageNotFound(image.to_string()));
         }
         self.runtime().remove_image(&image).await.map_err(|error| match error {

@@ -45,6 +45,12 @@ pub trait Runtime: Send + Sync + 'static {
     /// The stored image, under its full or its short name; `None` when it is not there or not complete.
     async fn image(&self, reference: &ImageReference) -> Result<Option<ImageRecord>>;
 
+    /// The stored image; one whose content is all here but not unpacked is unpacked first, without asking a
+    /// registry. `None` when it is not there or lacks content, so that only a pull can complete it.
+    async fn complete_image(&self, reference: &ImageReference) -> Result<Option<ImageRecord>> {
+        self.image(reference).await
+    }
+
     /// Fetches and unpacks an image from its registry; what is there already is not fetched again.
     async fn pull(&self, reference: &ImageReference, progress: Arc<dyn PullProgress>) -> Result<ImageRecord>;
 

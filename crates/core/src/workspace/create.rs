@@ -112,7 +112,7 @@ impl Work {
     pub(crate) async fn have_image(&self, image: &ImageReference) -> Result<ImageRecord> {
         let policy = self.skep().settings().image_pull_policy;
         if policy != ImagePullPolicy::Always
-            && let Some(record) = self.runtime().image(image).await?
+            && let Some(record) = self.runtime().complete_image(image).await?
         {
             return Ok(record);
         }
