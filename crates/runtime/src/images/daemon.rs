@@ -326,11 +326,13 @@ pub(super) fn failed(operation: &str, status: Status) -> RuntimeError {
             operation: operation.to_owned(),
         };
     }
+    // What has a cause was made on our side of the connection, whatever its code says.
+    let cut = std::error::Error::source(&status).is_some();
     let lost = matches!(
         status.code(),
         Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled
     );
-    if lost && !text.contains(": unavailable") {
+    if cut || (lost && !text.contains(": unavailable")) {
         return RuntimeError::Unavailable {
             runtime: "containerd",
             source: Some(Box::new(status)),

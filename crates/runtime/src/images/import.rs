@@ -70,8 +70,8 @@ pub(super) async fn import(
     let cancel = CancellationToken::new();
     // In a task of its own, so that its lease is given back also when the caller goes away.
     let _with_the_caller = cancel.clone().drop_guard();
-    let (inner, name) = (Arc::clone(inner), name.cloned());
-    let task = tokio::spawn(async move {
+    let (inner, name, tasks) = (Arc::clone(inner), name.cloned(), inner.tasks.clone());
+    let task = tasks.spawn(async move {
         let lease = new_lease(&inner).await?;
         let done = tokio::select! {
             done = import_under(&inner, &lease, archive, name.as_ref()) => done,

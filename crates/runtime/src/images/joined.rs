@@ -9,7 +9,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use skep_names::ImageReference;
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tokio_util::task::TaskTracker;
 
 use super::progress::Tracker;
 use super::pull;
@@ -23,7 +22,6 @@ type Outcome = Option<std::result::Result<(), Arc<RuntimeError>>>;
 #[derive(Default)]
 pub(super) struct Pulls {
     running: Arc<Mutex<HashMap<ImageReference, Weak<Job>>>>,
-    tasks: TaskTracker,
 }
 
 /// A pull under way. Whoever holds it, waits for it.
@@ -79,8 +77,9 @@ impl Pulls {
             outcome,
             _ended_with_the_last_waiter: cancel.clone().drop_guard(),
         });
-        let (running, inner, reference) = (Arc::clone(&self.running), Arc::clone(inner), reference.clone());
-        self.tasks.spawn(async move {
+        let (running, tasks) = (Arc::clone(&self.running), inner.tasks.clone());
+        let (inner, reference) = (Arc::clone(inner), reference.clone());
+        tasks.spawn(async move {
             let ended = pull::pull(&inner, &reference, &tracker, &cancel).await;
             sender.send_replace(Some(ended.map_err(Arc::new)));
             lock(&running).retain(|_, job| job.upgrade().is_some_and(|job| job.outcome.borrow().is_none()));

@@ -132,7 +132,8 @@ impl Pull<'_> {
                 .begin(&plan.manifest.layers, |digest| !missing.contains(digest));
         }
         let (arrived, arrivals) = watch::channel(HashSet::new());
-        let layers = Layers {
+        let stack = Stack {
+            lease: self.lease,
             manifest: &plan.manifest,
             config: &plan.config,
             snapshotter: &self.inner.snapshotter,
@@ -140,7 +141,7 @@ impl Pull<'_> {
         let told = |digest: &Digest, phase| self.tracker.phase(digest, phase);
         tokio::try_join!(
             self.fetch_layers(plan, &missing, arrived),
-            unpack_layers(self.inner, self.lease, &layers, &told, arrivals),
+            unpack_layers(self.inner, &stack, &told, arrivals),
         )?;
         self.store_documents(plan).await?;
         let target = plan.path.first().map(|fetched| &fetched.descriptor);
@@ -224,34 +225,34 @@ pub(super) fn snapshot_label(config: &ImageConfig, snapshotter: &str) -> Option<
 }
 
 /// A stack of layers to unpack.
-pub(super) struct Layers<'a> {
-    pub(super) manifest: &'a Manifest,
-    pub(super) config: &'a ImageConfig,
-    pub(super) snapshotter: &'a str,
+struct Stack<'a> {
+    lease: &'a Lease,
+    manifest: &'a Manifest,
+    config: &'a ImageConfig,
+    snapshotter: &'a str,
 }
 
 /// Unpacks a stack in order, each layer once it has arrived. Ends early when nothing arrives any more.
-pub(super) async fn unpack_layers(
+async fn unpack_layers(
     inner: &Inner,
-    lease: &Lease,
-    layers: &Layers<'_>,
+    stack: &Stack<'_>,
     told: &(dyn Fn(&Digest, LayerPhase) + Sync),
     mut arrivals: watch::Receiver<HashSet<Digest>>,
 ) -> Result<()> {
     let unpacker = Unpacker {
         daemon: &inner.daemon,
-        lease,
-        snapshotter: layers.snapshotter,
+        lease: stack.lease,
+        snapshotter: stack.snapshotter,
         locks: &inner.locks,
     };
-    let chain = layers.config.chain_ids();
-    let stack = layers.manifest.layers.iter().zip(&layers.config.rootfs.diff_ids);
+    let chain = stack.config.chain_ids();
+    let layers = stack.manifest.layers.iter().zip(&stack.config.rootfs.diff_ids);
     let mut to_come: HashMap<&Digest, usize> = HashMap::new();
-    for layer in &layers.manifest.layers {
+    for layer in &stack.manifest.layers {
         *to_come.entry(&layer.digest).or_insert(0) += 1;
     }
     let mut parent = "";
-    for ((layer, diff_id), chain_id) in stack.zip(&chain) {
+    for ((layer, diff_id), chain_id) in layers.zip(&chain) {
         let here = arrivals
             .wait_for(|arrived| arrived.contains(&layer.digest))
             .await
@@ -288,7 +289,8 @@ pub(super) async fn unpack_stored(inner: &Inner, documents: &Documents, snapshot
 
 /// Unpacks under a lease and lets the configuration hold the result.
 pub(super) async fn unpack_under(inner: &Inner, lease: &Lease, documents: &Documents, snapshotter: &str) -> Result<()> {
-    let layers = Layers {
+    let stack = Stack {
+        lease,
         manifest: &documents.manifest,
         config: &documents.config,
         snapshotter,
@@ -300,7 +302,7 @@ pub(super) async fn unpack_under(inner: &Inner, lease: &Lease, documents: &Docum
         .map(|layer| layer.digest.clone())
         .collect();
     let (_sender, arrivals) = watch::channel(all);
-    unpack_layers(inner, lease, &layers, &|_, _| {}, arrivals).await?;
+    unpack_layers(inner, &stack, &|_, _| {}, arrivals).await?;
     let label: BTreeMap<String, String> = snapshot_label(&documents.config, snapshotter).into_iter().collect();
     if label.is_empty() {
         return Ok(());

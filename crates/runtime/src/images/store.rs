@@ -7,6 +7,7 @@ use chrono::{DateTime, Utc};
 use containerd_client::services::v1::Image;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use skep_names::ImageReference;
+use tokio_util::task::TaskTracker;
 use tonic::transport::Channel;
 
 use super::daemon::Daemon;
@@ -35,8 +36,9 @@ pub struct ImageStoreConfig {
 
 /// Images in one namespace of one containerd. Cheap to clone.
 ///
-/// Every verb may be repeated. Dropping a call of [`ImageStore::pull`] ends the pull unless somebody
-/// else waits for it; a repeat goes on where it stopped.
+/// Every verb may be repeated. Dropping a call of [`ImageStore::pull`] or [`ImageStore::import`] ends the
+/// work unless somebody else waits for it, and what it made is collected. After a crash of this process a
+/// repeat goes on where it stopped; what is never repeated is collected within a day.
 #[derive(Clone)]
 pub struct ImageStore {
     inner: Arc<Inner>,
@@ -48,6 +50,7 @@ pub(super) struct Inner {
     pub(super) registries: RegistrySettings,
     pub(super) transport: Transport,
     pub(super) locks: KeyedLock,
+    pub(super) tasks: TaskTracker,
     pulls: Pulls,
 }
 
@@ -90,6 +93,7 @@ impl ImageStore {
             registries: config.registries,
             transport: Transport::default(),
             locks: KeyedLock::default(),
+            tasks: TaskTracker::new(),
             pulls: Pulls::default(),
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -181,6 +185,17 @@ impl ImageStore {
         Ok(Some(found.into()))
     }
 
+    /// The image, unpacked if that is all it lacks; `None` when it is not there or lacks content.
+    ///
+    /// # Errors
+    /// As [`ImageStore::unpack`].
+    pub async fn complete(&self, reference: &ImageReference) -> Result<Option<ImageRecord>> {
+        match self.unpack(reference, &self.inner.snapshotter).await? {
+            Some(image) => self.record(reference, image).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
     /// Fetches what is missing of an image from its registry and unpacks it. Pulls of the same image at
     /// the same time are one work, and all are told of its progress.
     ///
@@ -246,6 +261,12 @@ impl ImageStore {
             }
         }
         Ok(removed)
+    }
+
+    /// Waits until what nobody waits for any more has cleaned up after itself; for the end of the process.
+    pub async fn finish(&self) {
+        self.inner.tasks.close();
+        self.inner.tasks.wait().await;
     }
 
     async fn find(&self, reference: &ImageReference) -> Result<Option<Found>> {

@@ -82,15 +82,23 @@ impl Unpacker<'_> {
         };
         let upper = upper_directory(&mounts);
         let applied = match self.apply(step, mounts).await {
-            Ok(()) => self.commit(step, &key).await,
+            Ok(()) => self.finish(step, &key, upper).await,
             Err(error) => Err(error),
         };
         if applied.is_err() {
             self.discard(&key).await;
-        } else if let Some(upper) = upper {
-            owners::warn_of_foreign_ids(upper, step.layer.digest.to_string()).await;
         }
         applied
+    }
+
+    /// Names the layer's stack once its files are on the disk: a stack that has its name is taken for whole,
+    /// also after a power loss, and containerd of this age does not see to that itself.
+    async fn finish(&self, step: &Step<'_>, key: &str, upper: Option<PathBuf>) -> Result<()> {
+        if let Some(upper) = upper {
+            written_to_disk(upper.clone()).await?;
+            owners::warn_of_foreign_ids(upper, step.layer.digest.to_string()).await;
+        }
+        self.commit(step, key).await
     }
 
     async fn apply(&self, step: &Step<'_>, mounts: Vec<Mount>) -> Result<()> {
@@ -101,6 +109,8 @@ impl Unpacker<'_> {
         let message = ApplyRequest {
             diff: Some(diff),
             mounts,
+            // Known from containerd 2.0 on, where the layer may be out of our reach.
+            sync_fs: true,
             ..Default::default()
         };
         let mut request = under(self.daemon.unlimited_request(message), self.lease);
@@ -169,6 +179,22 @@ fn not_unpacked(step: &Step<'_>, status: tonic::Status) -> RuntimeError {
         },
         known => known,
     }
+}
+
+/// Waits until all that was written to a directory's file system is on its disk. A directory out of our reach
+/// (another mount namespace) is left to containerd.
+async fn written_to_disk(directory: PathBuf) -> Result<()> {
+    let synced = tokio::task::spawn_blocking(move || match std::fs::File::open(&directory) {
+        Ok(opened) => rustix::fs::syncfs(opened).map_err(std::io::Error::from),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            tracing::debug!(directory = %directory.display(), "the layer is out of reach and was not synced");
+            Ok(())
+        }
+        Err(error) => Err(error),
+    });
+    let operation = "write an unpacked layer to the disk";
+    let synced = synced.await.map_err(|error| RuntimeError::other(operation, error))?;
+    synced.map_err(|error| RuntimeError::other(operation, error))
 }
 
 /// Where the layer's own files land, when the snapshotter keeps them in a directory.

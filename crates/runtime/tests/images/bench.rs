@@ -14,8 +14,14 @@ const ROUNDS: usize = 5;
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "a measurement, not a test"]
 async fn pull_speed_beside_ctr() {
+    for (layers, mebibytes) in [(5, 40), (1, 200), (40, 1)] {
+        compare(layers, mebibytes).await;
+    }
+}
+
+async fn compare(layers: usize, mebibytes: usize) {
     let registry = Registry::start();
-    let image = random_image(5, 40 << 20);
+    let image = random_image(layers, mebibytes << 20);
     let reference = image.push(&registry, "bench/big", "latest").await;
     let setting = Setting::on(&registry).await;
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
@@ -41,7 +47,7 @@ async fn pull_speed_beside_ctr() {
     }
     let (ours, theirs) = (median(ours), median(theirs));
     let ratio = ours.as_secs_f64() / theirs.as_secs_f64();
-    println!("pull of 200 MiB in 5 layers: ours {ours:?}, ctr {theirs:?}, ratio {ratio:.2}");
+    println!("pull of {layers} layers of {mebibytes} MiB: ours {ours:?}, ctr {theirs:?}, ratio {ratio:.2}");
 }
 
 fn median(mut times: Vec<Duration>) -> Duration {

@@ -550,6 +550,31 @@ async fn garbage_collection_in_the_middle_takes_nothing_of_a_pull() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_pull_goes_on_after_containerd_was_killed_in_the_middle() {
+    let registry = Registry::start();
+    let image = random_image(2, 20 << 20);
+    let reference = image.push(&registry, "test/killed", "latest").await;
+    let mut setting = Setting::on(&registry).await;
+    let (store, name, watcher) = (setting.store.clone(), named(&reference), Watcher::new());
+    let seen = Arc::clone(&watcher);
+    let pull = tokio::spawn(async move { store.pull(&name, watcher).await });
+    let limit = tokio::time::Instant::now() + Duration::from_secs(30);
+    while seen.layers.lock().unwrap().iter().all(|layer| layer.offset < 4 << 20) {
+        assert!(tokio::time::Instant::now() < limit, "nothing is fetched");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    setting.containerd.kill().unwrap();
+    let ended = tokio::time::timeout(Duration::from_secs(30), pull)
+        .await
+        .expect("it ends");
+    let error = ended.unwrap().unwrap_err();
+    assert!(matches!(error, RuntimeError::Unavailable { .. }), "{error:?}");
+    setting.containerd.start_again().await.unwrap();
+    setting.pull(&reference).await.unwrap();
+    setting.assert_complete(&reference);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_pull_nobody_waits_for_ends_and_leaves_nothing() {
     let registry = Registry::start();
     let image = random_image(1, 20 << 20);
