@@ -10,6 +10,7 @@ pub mod host;
 mod image;
 pub mod images;
 mod instance;
+mod isolation;
 pub mod network;
 mod system_calls;
 

@@ -1,10 +1,13 @@
 //! The system calls of this crate that have no safe wrapper. Nothing here decides anything.
 #![allow(unsafe_code)]
 
-use std::os::fd::OwnedFd;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use rustix::process::{Pid, WaitOptions};
+use rustix::thread::UnshareFlags;
 use tokio::io::unix::AsyncFd;
 
 /// Lets the command run in a session of its own, so that no terminal and no supervisor of ours ends it with us.
@@ -19,4 +22,118 @@ pub(crate) fn in_own_session(command: &mut Command) {
 pub(crate) fn waited_for(descriptor: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd is open, and names the same descriptor, for as long as the AsyncFd owns it.
     unsafe { AsyncFd::register(descriptor) }.map_err(std::io::Error::other)
+}
+
+/// Gives the calling thread a mount table of its own. The thread is spoilt for anything else: let it end.
+pub(crate) fn leave_the_mount_namespace() -> io::Result<()> {
+    // SAFETY: only CLONE_FILES makes this call unsafe (descriptors of other threads); it is not passed.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }.map_err(Into::into)
+}
+
+/// Makes files below a detached mount appear with the ids of a user namespace.
+pub(crate) fn map_mount_ids(tree: impl AsFd, user_namespace: impl AsFd) -> io::Result<()> {
+    set_mount_attributes(
+        &tree,
+        libc::MOUNT_ATTR_IDMAP,
+        u64::try_from(user_namespace.as_fd().as_raw_fd()).map_err(io::Error::other)?,
+    )
+}
+
+/// Sets `nosuid` and `nodev` on a detached mount.
+pub(crate) fn forbid_devices_and_set_id(tree: impl AsFd) -> io::Result<()> {
+    set_mount_attributes(&tree, libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV, 0)
+}
+
+fn set_mount_attributes(tree: &impl AsFd, set: u64, user_namespace: u64) -> io::Result<()> {
+    let attributes = libc::mount_attr {
+        attr_set: set,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: user_namespace,
+    };
+    // SAFETY: the path is an empty C string, the structure outlives the call and its true size is passed.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_fd().as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Lets the calling thread make and open files as this user and group.
+///
+/// Makes the whole process non-dumpable and drops the thread's capabilities over files; undoing both is the caller's.
+pub(crate) fn act_on_files_as(id: u32) -> io::Result<()> {
+    // SAFETY: both calls take plain numbers and change only the calling thread's credentials. They
+    // report the previous value, never an error: the second pair reads what is in force.
+    let (group, user) = unsafe {
+        libc::setfsgid(id);
+        libc::setfsuid(id);
+        (libc::setfsgid(u32::MAX), libc::setfsuid(u32::MAX))
+    };
+    let wanted = i64::from(id);
+    if i64::from(group) == wanted && i64::from(user) == wanted {
+        Ok(())
+    } else {
+        Err(io::Error::from(io::ErrorKind::PermissionDenied))
+    }
+}
+
+/// A child that only holds new namespaces open. Dropping it ends and reaps it.
+pub(crate) struct NamespaceHolder {
+    pid: Pid,
+    // The child reads the other end and goes when this one is closed, also when we are killed.
+    held: Option<OwnedFd>,
+}
+
+impl NamespaceHolder {
+    /// Clones a child into new namespaces (`CLONE_NEW…`). Blocks the thread for about a millisecond.
+    pub(crate) fn new(namespaces: libc::c_int) -> io::Result<Self> {
+        let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+        let flags = namespaces | libc::SIGCHLD;
+        // SAFETY: clone without CLONE_VM and without a stack is fork: the child works on a copy of our
+        // memory. It runs nothing but system calls on numbers and a buffer of its own, then ends.
+        let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
+        if pid == 0 {
+            hold(&read);
+        }
+        if pid < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        Ok(Self {
+            pid: pid.ok_or_else(|| io::Error::other("clone answered no process"))?,
+            held: Some(write),
+        })
+    }
+
+    pub(crate) fn pid(&self) -> i32 {
+        self.pid.as_raw_nonzero().get()
+    }
+}
+
+/// The child's whole life: keep nothing open but the pipe, wait until its other end is closed.
+fn hold(read: &OwnedFd) -> ! {
+    let mut byte = [0u8; 1];
+    // SAFETY: only async-signal-safe calls on valid numbers and a buffer that lives here. Every other
+    // descriptor is closed, or two children made at once would keep each other's pipes open for ever.
+    unsafe {
+        libc::dup2(read.as_raw_fd(), 0);
+        libc::syscall(libc::SYS_close_range, 1, libc::c_uint::MAX, 0);
+        while libc::read(0, byte.as_mut_ptr().cast(), 1) < 0 && *libc::__errno_location() == libc::EINTR {}
+        libc::_exit(0)
+    }
+}
+
+impl Drop for NamespaceHolder {
+    fn drop(&mut self) {
+        self.held = None;
+        let reaped = || rustix::process::waitpid(Some(self.pid), WaitOptions::empty());
+        while reaped().is_err_and(|error| error == rustix::io::Errno::INTR) {}
+    }
 }

@@ -1,0 +1,63 @@
+//! The kernel's list of mounts, as far as we need it.
+
+use std::path::{Path, PathBuf};
+
+use super::{Result, Tried};
+
+/// Whether something is mounted exactly there.
+pub(crate) fn is_mounted(path: &Path) -> Result<bool> {
+    Ok(read()?.iter().any(|mount| mount.place == path))
+}
+
+/// One mount.
+pub(super) struct Mount {
+    /// Where it is.
+    pub(super) place: PathBuf,
+    /// Its file system's own options, comma-separated.
+    pub(super) options: String,
+}
+
+/// All mounts this process sees.
+pub(super) fn read() -> Result<Vec<Mount>> {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").tried(|| "reading the mount table".into())?;
+    Ok(table.lines().filter_map(parse).collect())
+}
+
+fn parse(line: &str) -> Option<Mount> {
+    let (left, right) = line.split_once(" - ")?;
+    Some(Mount {
+        place: PathBuf::from(unescape(left.split(' ').nth(4)?)),
+        options: unescape(right.split(' ').nth(2)?),
+    })
+}
+
+/// The kernel writes space, tab, newline and backslash as three octal digits.
+fn unescape(text: &str) -> String {
+    let mut plain = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&byte, after)) = rest.split_first() {
+        let escaped = (byte == b'\\')
+            .then(|| after.get(..3))
+            .flatten()
+            .and_then(|digits| std::str::from_utf8(digits).ok())
+            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        plain.push(escaped.unwrap_or(byte));
+        rest = if escaped.is_some() { &after[3..] } else { after };
+    }
+    String::from_utf8_lossy(&plain).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_taken_apart() {
+        let line = "36 35 98:0 /mnt1 /mnt\\0402 rw,noatime master:1 - ext3 /dev/root rw,errors=continue";
+        let mount = parse(line).unwrap();
+        assert_eq!(
+            (mount.place, mount.options.as_str()),
+            (PathBuf::from("/mnt 2"), "rw,errors=continue")
+        );
+    }
+}
