@@ -12,6 +12,7 @@ pub mod images;
 mod instance;
 mod isolation;
 pub mod network;
+mod spec;
 mod system_calls;
 
 use std::net::IpAddr;

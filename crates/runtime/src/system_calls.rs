@@ -62,7 +62,11 @@ fn set_mount_attributes(tree: &impl AsFd, set: u64, user_namespace: u64) -> io::
             size_of::<libc::mount_attr>(),
         )
     };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// Lets the calling thread make and open files as this user and group.

@@ -76,9 +76,7 @@ impl IdBlock {
         };
         let mut claims: BTreeMap<BotId, Vec<Self>> = BTreeMap::new();
         for entry in entries {
-            let name = entry
-                .tried(|| format!("listing {}", directory.display()))?
-                .file_name();
+            let name = entry.tried(|| format!("listing {}", directory.display()))?.file_name();
             let Some(number) = name.to_str().and_then(|name| name.parse().ok()) else {
                 continue;
             };
@@ -199,9 +197,6 @@ mod tests {
 
     #[test]
     fn ranges_of_people_are_read() {
-        assert_eq!(
-            parse_ranges("ann:100000:65536\n# x\n\nbob:y:1"),
-            vec![100_000..165_536]
-        );
+        assert_eq!(parse_ranges("ann:100000:65536\n# x\n\nbob:y:1"), vec![100_000..165_536]);
     }
 }

@@ -70,7 +70,10 @@ impl Layers {
         let value = |name: &str| options.iter().find_map(|option| option.strip_prefix(name));
         let (directory, upper) = below_snapshots(Path::new(value("upperdir=")?))?;
         let relative = |path: &str| Path::new(path).strip_prefix(&directory).ok().map(Path::to_owned);
-        let lower = value("lowerdir=")?.split(':').map(relative).collect::<Option<Vec<_>>>()?;
+        let lower = value("lowerdir=")?
+            .split(':')
+            .map(relative)
+            .collect::<Option<Vec<_>>>()?;
         let is_directory = |option: &&String| {
             ["upperdir=", "lowerdir=", "workdir="]
                 .iter()
@@ -191,8 +194,14 @@ fn mount_privately(scratch: &Path, layers: &Layers, user_namespace: &std::fs::Fi
     let Some(options) = layers.overlay_options() else {
         return Ok(mapped);
     };
-    rustix::mount::mount("tmpfs", scratch, "tmpfs", MountFlags::empty(), c"mode=0755,nr_inodes=16,size=64k")
-        .tried(|| format!("mounting {}", scratch.display()))?;
+    rustix::mount::mount(
+        "tmpfs",
+        scratch,
+        "tmpfs",
+        MountFlags::empty(),
+        c"mode=0755,nr_inodes=16,size=64k",
+    )
+    .tried(|| format!("mounting {}", scratch.display()))?;
     rustix::process::chdir(scratch).tried(|| format!("entering {}", scratch.display()))?;
     for name in ["m", "o"] {
         rustix::fs::mkdir(name, 0o755.into()).tried(|| format!("making {name}"))?;
@@ -206,8 +215,12 @@ fn mount_privately(scratch: &Path, layers: &Layers, user_namespace: &std::fs::Fi
     let flags = MountFlags::NOSUID | MountFlags::NODEV;
     rustix::mount::mount("overlay", "o", "overlay", flags, options.as_c_str())
         .tried(|| "mounting the overlay over mapped layers".into())?;
-    rustix::mount::open_tree(CWD, "o", OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)
-        .tried(|| "taking the overlay off its place".into())
+    rustix::mount::open_tree(
+        CWD,
+        "o",
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
+    )
+    .tried(|| "taking the overlay off its place".into())
 }
 
 /// One mount of the directory above all layers, or of the single layer, with mapped ids.
@@ -217,8 +230,8 @@ fn mapped_tree(layers: &Layers, user_namespace: &std::fs::File) -> Result<OwnedF
         Stack::Overlay { .. } => layers.directory.clone(),
     };
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let tree =
-        rustix::mount::open_tree(CWD, &source, flags).tried(|| format!("opening the layers in {}", source.display()))?;
+    let tree = rustix::mount::open_tree(CWD, &source, flags)
+        .tried(|| format!("opening the layers in {}", source.display()))?;
     system_calls::map_mount_ids(tree.as_fd(), user_namespace)
         .tried(|| format!("mapping the ids of {}", source.display()))?;
     if matches!(layers.stack, Stack::Single(_)) {

@@ -89,9 +89,7 @@ impl HostPaths {
         };
         let mut bots = Vec::new();
         for entry in entries {
-            let name = entry
-                .tried(|| format!("listing {}", directory.display()))?
-                .file_name();
+            let name = entry.tried(|| format!("listing {}", directory.display()))?.file_name();
             bots.extend(name.to_str().and_then(|name| name.parse::<BotId>().ok()));
         }
         Ok(bots)

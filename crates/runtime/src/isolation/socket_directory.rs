@@ -17,7 +17,15 @@ pub(crate) fn mount(paths: &HostPaths, bot: &BotId, owner: u32) -> Result<()> {
     let options = format!("size=1m,nr_inodes=64,mode=0700,uid={owner},gid={owner}");
     CString::new(options)
         .map_err(std::io::Error::from)
-        .and_then(|options| Ok(rustix::mount::mount("tmpfs", &directory, "tmpfs", flags, options.as_c_str())?))
+        .and_then(|options| {
+            Ok(rustix::mount::mount(
+                "tmpfs",
+                &directory,
+                "tmpfs",
+                flags,
+                options.as_c_str(),
+            )?)
+        })
         .tried(|| format!("mounting the socket directory {}", directory.display()))
 }
 
