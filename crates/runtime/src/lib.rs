@@ -4,6 +4,7 @@
 //! knows no users and no policy, and keeps its own words (lease, shim, snapshotter) to itself.
 //! Exec, files and terminals do not pass here: they go over the bridge.
 
+mod cgroup;
 pub mod containerd;
 mod error;
 pub mod host;

@@ -1,3 +1,329 @@
 //! The containerd backend: the only place that knows its words (lease, shim, snapshotter, chain id).
+//!
+//! containerd keeps images, layers and container records and supervises tasks. Ids, namespaces, root file
+//! system and socket directory are made by ourselves ([`crate::isolation`]), the network too.
 
+mod client;
+mod config;
+mod container;
 pub mod daemon;
+mod events;
+mod host;
+mod image_lookup;
+mod layer;
+mod lifecycle;
+mod oci_runtime;
+mod records;
+mod task;
+mod turns;
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use containerd_client::services::v1::PluginsRequest;
+use skep_names::{BotId, ImageReference, SOCKET_FILE_NAME, is_legacy};
+use tokio::sync::{OnceCell, broadcast};
+
+pub use config::{ContainerdConfig, IsolationConfig, UserNamespaceMode};
+
+use crate::isolation::HostPaths;
+use crate::network::Network;
+use crate::spec::LimitSupport;
+use crate::{
+    BridgeEndpoint, Capabilities, Check, CheckStatus, CreateOutcome, ImageArchive, ImageRecord, Instance, InstanceSpec,
+    Limits, PullProgress, Result, Runtime, RuntimeError, RuntimeEvent, Started, TaskState, Usage, cgroup,
+};
+use client::Client;
+use records::Records;
+use turns::Turns;
+
+/// Events that wait for a slow reader; one that lags lists anew.
+const EVENT_QUEUE: usize = 1024;
+/// The port of containers made before the bridge existed.
+const LEGACY_PORT: u16 = 9090;
+/// A readiness probe does not wait as long as a verb.
+const CHECK_LIMIT: Duration = Duration::from_secs(5);
+/// With CAP_SYS_RESOURCE a hard limit may be raised this far.
+const CAP_SYS_RESOURCE: u32 = 24;
+
+/// Workspaces on containerd.
+pub struct ContainerdRuntime {
+    config: ContainerdConfig,
+    client: Client,
+    network: Network,
+    paths: Arc<HostPaths>,
+    records: Arc<Records>,
+    turns: Turns,
+    events: broadcast::Sender<RuntimeEvent>,
+    limit_support: LimitSupport,
+    open_files_hard: OnceLock<u64>,
+    user_namespace_probe: OnceCell<std::result::Result<(), String>>,
+    // Empty: the runtime's own default.
+    oci_runtime: OnceCell<PathBuf>,
+    parent_cgroup: OnceCell<()>,
+    follower: OnceLock<tokio::task::JoinHandle<()>>,
+}
+
+impl ContainerdRuntime {
+    /// Makes the backend. containerd need not be there: it is reached when it is needed, and its events are
+    /// followed from now on.
+    ///
+    /// # Errors
+    /// A configuration that can never work, or records of the last server that cannot be listed.
+    pub fn new(config: ContainerdConfig) -> Result<Arc<Self>> {
+        let network = Network::new(config.network.clone()).map_err(host::network_failed)?;
+        let client = Client::new(&config.socket, &config.namespace)?;
+        let paths = HostPaths {
+            run_root: config.run_root.clone(),
+            run_dir: config.run_root.join(&config.data_root_id),
+            data_root: config.data_root.clone(),
+        };
+        let records = Records::load(&paths).map_err(host::on_host_failed)?;
+        let runtime = Arc::new(Self {
+            client: client.clone(),
+            network,
+            paths: Arc::new(paths),
+            records: Arc::new(records),
+            turns: Turns::default(),
+            events: broadcast::Sender::new(EVENT_QUEUE),
+            limit_support: LimitSupport::of_this_host(),
+            open_files_hard: OnceLock::new(),
+            user_namespace_probe: OnceCell::new(),
+            oci_runtime: OnceCell::new(),
+            parent_cgroup: OnceCell::new(),
+            follower: OnceLock::new(),
+            config,
+        });
+        let followed = events::follow(Arc::downgrade(&runtime), client, runtime.events.clone());
+        runtime.follower.get_or_init(|| tokio::spawn(followed));
+        Ok(runtime)
+    }
+
+    /// The network of its workspaces, for preparing it before the first start and for taking it down.
+    pub fn network(&self) -> &Network {
+        &self.network
+    }
+
+    /// Hard limit of open files that tasks can have: what containerd may raise, else its own.
+    fn open_files_hard(&self) -> u64 {
+        *self.open_files_hard.get_or_init(|| {
+            let pid = daemon::peer_process(&self.config.socket);
+            pid.map_or(crate::spec::OPEN_FILES.1, hard_limit_of_open_files)
+        })
+    }
+
+    /// Where the snapshotter keeps its layers, as containerd tells.
+    async fn snapshotter_root(&self) -> Result<PathBuf> {
+        let id = &self.config.snapshotter;
+        let request = self.client.request(PluginsRequest {
+            filters: vec![format!("type==\"io.containerd.snapshotter.v1\",id==\"{id}\"")],
+        });
+        let answer = self.client.introspection().plugins(request).await;
+        let answer = answer.map_err(|status| client::failed("asking for the snapshotter", status))?;
+        let plugin = answer.into_inner().plugins.into_iter().next();
+        let root = plugin.and_then(|plugin| plugin.exports.get("root").map(PathBuf::from));
+        root.ok_or_else(|| RuntimeError::NotFound {
+            what: format!("the snapshotter {id} in containerd"),
+        })
+    }
+
+    async fn runtime_check(&self) -> Check {
+        let asked = self.client.request_within((), CHECK_LIMIT);
+        let (status, detail) = match self.client.version().version(asked).await {
+            Err(status) => (
+                CheckStatus::Error,
+                format!("containerd does not answer: {}", status.message()),
+            ),
+            Ok(version) => match self.same_mounts_as_daemon() {
+                Err(error) => (CheckStatus::Error, error.to_string()),
+                Ok(()) => (
+                    CheckStatus::Ok,
+                    format!("containerd {} answers", version.into_inner().version),
+                ),
+            },
+        };
+        Check {
+            name: "runtime",
+            status,
+            detail,
+        }
+    }
+
+    async fn user_namespace_check(&self) -> Check {
+        let limited = tokio::time::timeout(CHECK_LIMIT, self.uses_user_namespaces()).await;
+        let (status, detail) = match limited {
+            Ok(Ok(true)) => (CheckStatus::Ok, "every workspace has user ids of its own".to_owned()),
+            Ok(Ok(false)) => (CheckStatus::Warn, self.why_without_user_namespaces()),
+            Ok(Err(error)) => (CheckStatus::Error, error.to_string()),
+            Err(_) => (CheckStatus::Error, "the probe did not end in time".to_owned()),
+        };
+        Check {
+            name: "user_namespace",
+            status,
+            detail,
+        }
+    }
+
+    fn why_without_user_namespaces(&self) -> String {
+        match self.user_namespace_probe.get() {
+            Some(Err(reason)) => format!("workspaces run as the host's root, without capabilities over it: {reason}"),
+            _ => "isolation.user_namespace is off: workspaces run as the host's root".to_owned(),
+        }
+    }
+}
+
+impl Drop for ContainerdRuntime {
+    fn drop(&mut self) {
+        if let Some(follower) = self.follower.get() {
+            follower.abort();
+        }
+    }
+}
+
+fn hard_limit_of_open_files(pid: i32) -> u64 {
+    let wanted = crate::spec::OPEN_FILES.1;
+    let read = |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+    let capabilities = read("status");
+    let effective = capabilities.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+    if effective.is_some_and(|effective| effective & (1 << CAP_SYS_RESOURCE) != 0) {
+        return wanted;
+    }
+    let limits = read("limits");
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
+    let hard = line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok());
+    hard.unwrap_or(crate::spec::OPEN_FILES.0)
+}
+
+#[async_trait]
+impl Runtime for ContainerdRuntime {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            backend: "containerd",
+            snapshots: false,
+            gpu: false,
+            snapshotters: vec![self.config.snapshotter.clone()],
+        }
+    }
+
+    async fn checks(&self) -> Vec<Check> {
+        let (runtime, users, network) = tokio::join!(
+            self.runtime_check(),
+            self.user_namespace_check(),
+            self.network.readiness()
+        );
+        vec![runtime, users, network]
+    }
+
+    async fn images(&self) -> Result<Vec<ImageRecord>> {
+        Err(not_built("listing images"))
+    }
+
+    async fn image(&self, _reference: &ImageReference) -> Result<Option<ImageRecord>> {
+        Err(not_built("looking up images"))
+    }
+
+    async fn pull(&self, _reference: &ImageReference, _progress: Arc<dyn PullProgress>) -> Result<ImageRecord> {
+        Err(not_built("pulling images"))
+    }
+
+    async fn import(&self, _archive: ImageArchive, _name: Option<&ImageReference>) -> Result<Vec<ImageRecord>> {
+        Err(not_built("importing images"))
+    }
+
+    async fn remove_image(&self, _reference: &ImageReference) -> Result<()> {
+        Err(not_built("removing images"))
+    }
+
+    async fn create(&self, spec: &InstanceSpec) -> Result<CreateOutcome> {
+        self.create_container(spec).await
+    }
+
+    async fn start(&self, bot: &BotId, limits: &Limits) -> Result<Started> {
+        self.start_workspace(bot, limits).await
+    }
+
+    async fn stop(&self, bot: &BotId, grace: Duration) -> Result<()> {
+        self.stop_workspace(bot, grace).await
+    }
+
+    async fn remove(&self, bot: &BotId) -> Result<()> {
+        self.remove_workspace(bot).await
+    }
+
+    async fn inspect(&self, bot: &BotId) -> Result<Option<Instance>> {
+        match self.find_container(bot).await? {
+            Some(container) => Ok(Some(self.with_task(bot.clone(), container).await?)),
+            None => Ok(None),
+        }
+    }
+
+    async fn list(&self) -> Result<Vec<Instance>> {
+        self.list_instances().await
+    }
+
+    async fn layers(&self) -> Result<Vec<BotId>> {
+        self.bots_with_layers().await
+    }
+
+    fn events(&self) -> broadcast::Receiver<RuntimeEvent> {
+        self.events.subscribe()
+    }
+
+    async fn apply_limits(&self, bot: &BotId, limits: &Limits) -> Result<()> {
+        let _turn = self.turns.take(bot).await;
+        let container = self.required_container(bot).await?;
+        self.update_task(&container.id, limits).await
+    }
+
+    async fn usage(&self, bot: &BotId) -> Result<Usage> {
+        let running = self.records.get(bot).ok_or_else(|| not_running(bot))?;
+        match cgroup::exists(&running.cgroup) {
+            Ok(true) => Ok(cgroup::usage(&running.cgroup)),
+            Ok(false) => Err(not_running(bot)),
+            Err(error) => Err(RuntimeError::other(
+                format!("reading the counters of workspace {bot}"),
+                error,
+            )),
+        }
+    }
+
+    fn bridge_endpoint(&self, bot: &BotId) -> Result<BridgeEndpoint> {
+        let running = self.records.get(bot).ok_or_else(|| not_running(bot))?;
+        if is_legacy(&running.container_id) {
+            let address = self.network.address(bot).map_err(host::network_failed)?;
+            let address = address.ok_or_else(|| not_running(bot))?;
+            return Ok(BridgeEndpoint::Tcp(SocketAddr::new(address, LEGACY_PORT)));
+        }
+        Ok(BridgeEndpoint::Unix {
+            directory: self.paths.socket_directory(bot),
+            file_name: SOCKET_FILE_NAME.to_owned(),
+            owner_uid: running.root_uid(),
+        })
+    }
+
+    async fn sweep(&self) -> Result<()> {
+        self.sweep_host().await
+    }
+
+    async fn address(&self, bot: &BotId) -> Result<Option<IpAddr>> {
+        self.network.address(bot).map_err(host::network_failed)
+    }
+}
+
+fn not_running(bot: &BotId) -> RuntimeError {
+    RuntimeError::NotFound {
+        what: format!("a running workspace of bot {bot}"),
+    }
+}
+
+fn not_built(what: &str) -> RuntimeError {
+    RuntimeError::Unsupported {
+        backend: "containerd",
+        what: what.to_owned(),
+    }
+}

@@ -1,0 +1,283 @@
+//! Containers as containerd keeps them: made, found and told in our own words.
+
+use std::collections::HashMap;
+
+use chrono::{DateTime, Utc};
+use containerd_client::services::v1::container::Runtime as RuntimeRecord;
+use containerd_client::services::v1::{
+    Container, CreateContainerRequest, DeleteContainerRequest, GetContainerRequest, ListContainersRequest,
+};
+use prost_types::{Any, Timestamp};
+use serde_json::Value;
+use skep_names::{
+    BotId, LABEL_BOT, LABEL_CDI_DEVICES, LABEL_DATA_ROOT, LABEL_WORKSPACE, LABEL_WORKSPACE_VALUE, LEGACY_PREFIX,
+    container_id_for, derive_bot_id,
+};
+use tonic::Code;
+
+use super::ContainerdRuntime;
+use super::client::{collect, failed, optional};
+use super::layer::Layer;
+use super::records::Running;
+use crate::spec::{self, SpecInput};
+use crate::{CreateOutcome, Instance, InstanceSpec, LayerOutcome, Limits, Result, RuntimeError, TaskState};
+
+/// What containerd's own client writes, so that `ctr` reads our specifications.
+const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
+/// Digest of the image a container was made from.
+const LABEL_IMAGE_DIGEST: &str = "skep.image_digest";
+
+impl ContainerdRuntime {
+    /// Makes layer and container, or keeps what there is of them.
+    pub(super) async fn create_container(&self, spec: &InstanceSpec) -> Result<CreateOutcome> {
+        if !spec.cdi_devices.is_empty() {
+            return Err(RuntimeError::Unsupported {
+                backend: "containerd",
+                what: "gpu".to_owned(),
+            });
+        }
+        let _turn = self.turns.take(&spec.bot).await;
+        if let Some(container) = self.find_container(&spec.bot).await? {
+            return Ok(CreateOutcome {
+                instance: self.with_task(spec.bot.clone(), container).await?,
+                layer: LayerOutcome::Kept,
+            });
+        }
+        let snapshotter = spec.snapshotter.as_deref().unwrap_or(&self.config.snapshotter);
+        let (kept, asked) = tokio::try_join!(self.layer_of(&spec.bot, snapshotter), self.stored_image(&spec.image))?;
+        let (layer, image) = match (kept, asked) {
+            (Some(layer), asked) => {
+                let image = self.image_below(&layer, asked).await?;
+                (layer, image)
+            }
+            (None, Some(image)) => {
+                let made = self
+                    .make_layer(&spec.bot, snapshotter, &image.name, &image.chain_id)
+                    .await?;
+                (made, Some(image))
+            }
+            (None, None) => {
+                return Err(RuntimeError::ImageNotFound {
+                    reference: spec.image.to_string(),
+                });
+            }
+        };
+        let made = self.store_container(spec, &layer, image.as_ref()).await;
+        if made.is_err() && layer.outcome == LayerOutcome::Made {
+            // Nobody has written into it yet.
+            self.remove_layers(&spec.bot, snapshotter, None).await?;
+        }
+        Ok(CreateOutcome {
+            instance: self.instance(spec.bot.clone(), &made?, TaskState::None),
+            layer: layer.outcome,
+        })
+    }
+
+    /// The image a kept layer stands on; the asked one where that is not known. Data counts for more than an
+    /// image's environment: a layer whose image is gone is used without it.
+    async fn image_below(
+        &self,
+        layer: &Layer,
+        asked: Option<super::image_lookup::StoredImage>,
+    ) -> Result<Option<super::image_lookup::StoredImage>> {
+        let Some(name) = layer.image.as_ref().and_then(|name| name.parse().ok()) else {
+            return Ok(asked);
+        };
+        let image = self.stored_image(&name).await?;
+        if image.is_none() {
+            tracing::warn!(layer = layer.key, image = %name, "the image below a kept layer is gone; its environment is not set");
+        }
+        Ok(image)
+    }
+
+    async fn store_container(
+        &self,
+        spec: &InstanceSpec,
+        layer: &Layer,
+        image: Option<&super::image_lookup::StoredImage>,
+    ) -> Result<Container> {
+        let none = std::collections::BTreeMap::new();
+        let environment = spec::environment(
+            image.map_or(&none, |image| &image.environment),
+            &self.config.base_environment,
+            &spec.env,
+        );
+        let name = image.map(|image| image.name.clone()).or_else(|| layer.image.clone());
+        let container = Container {
+            id: container_id_for(&spec.bot),
+            labels: self.labels(spec, image.map(|image| image.digest.as_str())),
+            image: name.unwrap_or_else(|| spec.image.to_string()),
+            runtime: Some(RuntimeRecord {
+                name: self.config.runtime.clone(),
+                options: None,
+            }),
+            // Namespaces and limits are written at each start; until then nothing but the environment counts.
+            spec: Some(self.specification(&spec.bot, &environment, &Limits::default(), None)),
+            snapshotter: layer.snapshotter.clone(),
+            snapshot_key: layer.key.clone(),
+            ..Default::default()
+        };
+        let request = self.client.request(CreateContainerRequest {
+            container: Some(container.clone()),
+        });
+        match self.client.containers().create(request).await {
+            Ok(answer) => Ok(answer.into_inner().container.unwrap_or(container)),
+            Err(status) if status.code() == Code::AlreadyExists => Err(RuntimeError::AlreadyExists {
+                what: format!("a container {} of another owner", container.id),
+            }),
+            Err(status) => Err(failed(format!("making the container {}", container.id), status)),
+        }
+    }
+
+    fn labels(&self, spec: &InstanceSpec, image_digest: Option<&str>) -> HashMap<String, String> {
+        let mut labels: HashMap<String, String> = spec.labels.clone().into_iter().collect();
+        labels.extend([
+            (LABEL_BOT.to_owned(), spec.bot.to_string()),
+            (LABEL_WORKSPACE.to_owned(), LABEL_WORKSPACE_VALUE.to_owned()),
+            (LABEL_DATA_ROOT.to_owned(), self.config.data_root_id.clone()),
+        ]);
+        labels.extend(image_digest.map(|digest| (LABEL_IMAGE_DIGEST.to_owned(), digest.to_owned())));
+        labels
+    }
+
+    /// The specification to store; `running` as it is about to be started.
+    pub(super) fn specification(
+        &self,
+        bot: &BotId,
+        environment: &[String],
+        limits: &Limits,
+        running: Option<&Running>,
+    ) -> Any {
+        let user_namespace = self.paths.user_namespace(bot);
+        let ids = running.and_then(|running| running.ids);
+        let value = spec::specification(&SpecInput {
+            host_name: &host_name(bot),
+            environment,
+            limits: *limits,
+            limit_support: (!self.config.isolation.without_limits).then_some(self.limit_support),
+            cgroup: &self.cgroup_of(&container_id_for(bot)),
+            user_namespace: ids.map(|ids| (ids.base(), user_namespace.as_path())),
+            network_namespace: &self.paths.network_namespace(bot),
+            resolv_conf: &self.config.resolv_conf,
+            runtime_dir: &self.config.runtime_dir,
+            socket_directory: &self.paths.socket_directory(bot),
+            open_files_hard: self.open_files_hard(),
+            seccomp: !self.config.isolation.without_seccomp,
+        });
+        as_any(&value)
+    }
+
+    /// The container of a bot: by our name, else the most recently updated one that is labelled with the bot or
+    /// has its legacy name. Another data root's is nobody's here.
+    pub(super) async fn find_container(&self, bot: &BotId) -> Result<Option<Container>> {
+        let id = container_id_for(bot);
+        let request = self.client.request(GetContainerRequest { id: id.clone() });
+        let answer = optional(self.client.containers().get(request).await, || {
+            format!("container {id}")
+        })?;
+        if let Some(container) = answer.and_then(|answer| answer.container) {
+            return Ok(self.is_ours(&container.labels).then_some(container));
+        }
+        let filters = vec![
+            format!("labels.\"{LABEL_BOT}\"==\"{bot}\""),
+            format!("id==\"{LEGACY_PREFIX}{bot}\""),
+        ];
+        let mut found = self.containers(filters).await?;
+        found.retain(|container| self.is_ours(&container.labels) && bot_of(container).as_ref() == Some(bot));
+        found.sort_by_key(|container| container.updated_at.map(|at| (at.seconds, at.nanos)));
+        Ok(found.pop())
+    }
+
+    pub(super) async fn containers(&self, filters: Vec<String>) -> Result<Vec<Container>> {
+        let operation = "listing containers";
+        let request = self.client.request(ListContainersRequest { filters });
+        let stream = self.client.containers().list_stream(request).await;
+        let stream = stream.map_err(|status| failed(operation, status))?.into_inner();
+        let parts = collect(stream, operation).await?;
+        Ok(parts.into_iter().filter_map(|part| part.container).collect())
+    }
+
+    pub(super) async fn delete_container(&self, id: &str) -> Result<()> {
+        let request = self.client.request(DeleteContainerRequest { id: id.to_owned() });
+        match self.client.containers().delete(request).await {
+            Ok(_) => Ok(()),
+            Err(status) if status.code() == Code::NotFound => Ok(()),
+            Err(status) => Err(failed(format!("removing the container {id}"), status)),
+        }
+    }
+
+    /// All instances of this data root, with their tasks.
+    pub(super) async fn list_instances(&self) -> Result<Vec<Instance>> {
+        let (containers, tasks) = tokio::try_join!(self.containers(Vec::new()), self.tasks())?;
+        let mut instances = Vec::new();
+        for container in containers {
+            let Some(bot) = bot_of(&container).filter(|_| self.is_ours(&container.labels)) else {
+                continue;
+            };
+            let task = tasks.get(&container.id).copied().unwrap_or(TaskState::None);
+            instances.push(self.instance(bot, &container, task));
+        }
+        Ok(instances)
+    }
+
+    /// An instance with its task as it is now.
+    pub(super) async fn with_task(&self, bot: BotId, container: Container) -> Result<Instance> {
+        let task = self.task_state(&container.id).await?;
+        Ok(self.instance(bot, &container, task))
+    }
+
+    fn instance(&self, bot: BotId, container: &Container, task: TaskState) -> Instance {
+        let running = self
+            .records
+            .get(&bot)
+            .filter(|running| task == TaskState::Running && running.container_id == container.id);
+        let cdi = container.labels.get(LABEL_CDI_DEVICES);
+        Instance {
+            bot,
+            container_id: container.id.clone(),
+            image: container.image.clone(),
+            image_digest: container.labels.get(LABEL_IMAGE_DIGEST).cloned(),
+            snapshotter: container.snapshotter.clone(),
+            namespace: self.config.namespace.clone(),
+            cdi_devices: cdi.map_or_else(Vec::new, |names| names.split(',').map(str::to_owned).collect()),
+            task,
+            created_at: time(container.created_at),
+            updated_at: time(container.updated_at),
+            started_at: running.as_ref().map(|running| running.started_at),
+            isolation: running.map_or_else(Default::default, |running| running.isolation()),
+        }
+    }
+}
+
+/// The label wins over the id; what is not a bot's id is no bot.
+pub(super) fn bot_of(container: &Container) -> Option<BotId> {
+    let label = container.labels.get(LABEL_BOT).map(String::as_str);
+    derive_bot_id(&container.id, label)?.parse().ok()
+}
+
+/// Of process 1, as it stands in a stored specification.
+pub(super) fn stored_environment(container: &Container) -> Vec<String> {
+    let stored = container.spec.as_ref();
+    let value = stored.and_then(|spec| serde_json::from_slice::<Value>(&spec.value).ok());
+    let entries = value.as_ref().and_then(|spec| spec["process"]["env"].as_array());
+    let entries = entries.map_or(&[][..], Vec::as_slice);
+    entries.iter().filter_map(Value::as_str).map(str::to_owned).collect()
+}
+
+/// Host names have at most 63 characters; the first part of an id is enough to tell workspaces apart.
+fn host_name(bot: &BotId) -> String {
+    let first = bot.as_str().split('-').next().unwrap_or_default();
+    format!("workspace-{first}")
+}
+
+fn as_any(value: &Value) -> Any {
+    Any {
+        type_url: SPEC_TYPE.to_owned(),
+        value: value.to_string().into_bytes(),
+    }
+}
+
+fn time(stamp: Option<Timestamp>) -> DateTime<Utc> {
+    let stamp = stamp.unwrap_or_default();
+    DateTime::from_timestamp(stamp.seconds, u32::try_from(stamp.nanos).unwrap_or(0)).unwrap_or_default()
+}

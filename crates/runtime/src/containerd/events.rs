@@ -1,0 +1,150 @@
+//! containerd's event stream, followed for as long as the backend lives.
+
+use std::sync::Weak;
+use std::time::Duration;
+
+use containerd_client::events::{TaskExit, TaskOom};
+use containerd_client::services::v1::SubscribeRequest;
+use containerd_client::types::Envelope;
+use prost::Message;
+use prost_types::Any;
+use skep_names::BotId;
+use tokio::sync::broadcast;
+
+use super::client::{Client, failed};
+use super::{ContainerdRuntime, daemon};
+use crate::{Result, RuntimeEvent};
+
+const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// A quiet stream says nothing about the daemon: it is asked so often whether it is there.
+const QUIET_LIMIT: Duration = Duration::from_secs(20);
+
+/// Follows the stream until the backend is dropped.
+pub(super) async fn follow(runtime: Weak<ContainerdRuntime>, client: Client, events: broadcast::Sender<RuntimeEvent>) {
+    let mut pause = SHORTEST_PAUSE;
+    let mut reachable = true;
+    while runtime.strong_count() > 0 {
+        match subscribe(&client, &runtime).await {
+            Ok(mut stream) => {
+                pause = SHORTEST_PAUSE;
+                reachable = true;
+                // Also the first time: what happened before is not in the stream.
+                tell(&events, RuntimeEvent::Reconnected);
+                read(&runtime, &client, &events, &mut stream).await;
+            }
+            Err(error) => tracing::debug!(
+                error = &error as &dyn std::error::Error,
+                "containerd's events are out of reach"
+            ),
+        }
+        if reachable && runtime.strong_count() > 0 {
+            reachable = false;
+            tell(&events, RuntimeEvent::Disconnected);
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+async fn subscribe(client: &Client, runtime: &Weak<ContainerdRuntime>) -> Result<tonic::Streaming<Envelope>> {
+    let namespace = runtime.upgrade().map(|runtime| runtime.config.namespace.clone());
+    let namespace = namespace.unwrap_or_default();
+    let filters = ["/tasks/exit", "/tasks/oom"].map(|topic| format!("namespace==\"{namespace}\",topic==\"{topic}\""));
+    let request = client.endless_request(SubscribeRequest {
+        filters: filters.to_vec(),
+    });
+    // containerd answers a subscription with its first event, not before: that the daemon is there is asked apart.
+    let version = client.version().version(client.request_within((), QUIET_LIMIT)).await;
+    version.map_err(|status| failed("asking containerd for its version", status))?;
+    let stream = client.events().subscribe(request).await;
+    Ok(stream
+        .map_err(|status| failed("following containerd's events", status))?
+        .into_inner())
+}
+
+async fn read(
+    runtime: &Weak<ContainerdRuntime>,
+    client: &Client,
+    events: &broadcast::Sender<RuntimeEvent>,
+    stream: &mut tonic::Streaming<Envelope>,
+) {
+    loop {
+        let envelope = match tokio::time::timeout(QUIET_LIMIT, stream.message()).await {
+            Ok(Ok(Some(envelope))) => envelope,
+            Ok(Ok(None)) => return,
+            Ok(Err(status)) => {
+                tracing::debug!(%status, "containerd's events ended");
+                return;
+            }
+            Err(_quiet) => {
+                let asked = client.request_within((), QUIET_LIMIT);
+                if runtime.strong_count() == 0 || client.version().version(asked).await.is_err() {
+                    return;
+                }
+                continue;
+            }
+        };
+        let Some(runtime) = runtime.upgrade() else { return };
+        if let Some(event) = runtime.translate(envelope.event.as_ref()).await {
+            tell(events, event);
+        }
+    }
+}
+
+impl ContainerdRuntime {
+    /// What an event of containerd means; `None` when it is not about a workspace of ours.
+    async fn translate(&self, event: Option<&Any>) -> Option<RuntimeEvent> {
+        let event = event?;
+        if event.type_url.ends_with("containerd.events.TaskExit") {
+            let exit = TaskExit::decode(event.value.as_slice()).ok()?;
+            // Processes beside process 1 have ids of their own.
+            if exit.id != exit.container_id {
+                return None;
+            }
+            let bot = self.our_bot(&exit.container_id).await?;
+            return Some(RuntimeEvent::TaskExited {
+                bot,
+                exit_status: exit.exit_status,
+            });
+        }
+        if event.type_url.ends_with("containerd.events.TaskOOM") {
+            let oom = TaskOom::decode(event.value.as_slice()).ok()?;
+            let bot = self.our_bot(&oom.container_id).await?;
+            return Some(RuntimeEvent::OutOfMemory { bot });
+        }
+        None
+    }
+
+    /// Whose container it is, when it is one of this data root: by what we started, else by asking.
+    async fn our_bot(&self, container_id: &str) -> Option<BotId> {
+        let bot: BotId = skep_names::derive_bot_id(container_id, None)?.parse().ok()?;
+        if self
+            .records
+            .get(&bot)
+            .is_some_and(|running| running.container_id == container_id)
+        {
+            return Some(bot);
+        }
+        match self.find_container(&bot).await {
+            Ok(found) => found.map(|_| bot),
+            Err(error) => {
+                // Said rather than lost: an event too many only makes its reader look.
+                tracing::warn!(%bot, error = &error as &dyn std::error::Error, "an event's container could not be looked up");
+                Some(bot)
+            }
+        }
+    }
+}
+
+/// Nobody listening is fine.
+fn tell(events: &broadcast::Sender<RuntimeEvent>, event: RuntimeEvent) {
+    if events.send(event).is_err() {
+        tracing::trace!("an event of the runtime had no listener");
+    }
+}
+
+/// Whether somebody listens on containerd's socket.
+pub(super) fn is_listening(socket: &std::path::Path) -> bool {
+    daemon::peer_process(socket).is_some()
+}

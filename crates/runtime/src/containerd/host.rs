@@ -1,0 +1,311 @@
+//! A workspace's things on the host: made before its task, released after it, swept after a crash.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use containerd_client::types::Mount;
+use skep_names::{BotId, container_id_for};
+
+use super::records::{Records, Running};
+use super::turns::Turn;
+use super::{ContainerdRuntime, UserNamespaceMode, daemon};
+use crate::isolation::{self, HostError, HostPaths, IdBlock, Layers};
+use crate::network::NetworkError;
+use crate::{Result, RuntimeError, TaskState, cgroup};
+
+impl ContainerdRuntime {
+    /// Runs work on the host that blocks. It holds the bot's turn to its end, also when its caller is cancelled.
+    pub(super) async fn on_host<T, F>(&self, turn: &Arc<Turn>, work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&HostPaths, &Records) -> isolation::Result<T> + Send + 'static,
+    {
+        let (turn, paths, records) = (Arc::clone(turn), Arc::clone(&self.paths), Arc::clone(&self.records));
+        let work = tokio::task::spawn_blocking(move || {
+            let done = work(&paths, &records);
+            drop(turn);
+            done
+        });
+        match work.await {
+            Ok(done) => done.map_err(on_host_failed),
+            Err(panicked) => Err(RuntimeError::other("work on the host", panicked)),
+        }
+    }
+
+    /// Ids, namespaces and socket directory of a workspace that is about to start.
+    pub(super) async fn prepare_host(&self, turn: &Arc<Turn>, bot: &BotId) -> Result<Running> {
+        self.same_mounts_as_daemon()?;
+        let mapped = self.uses_user_namespaces().await?;
+        let seccomp = !self.config.isolation.without_seccomp;
+        let network = self.network.mode().as_str().to_owned();
+        let (id, data_root_id) = (container_id_for(bot), self.config.data_root_id.clone());
+        let (cgroup, bot) = (self.cgroup_of(&id), bot.clone());
+        self.on_host(turn, move |paths, records| {
+            let ids = match mapped {
+                true => Some(IdBlock::claim(paths, &data_root_id, &bot)?),
+                false => None,
+            };
+            let running = Running {
+                container_id: id,
+                ids,
+                seccomp,
+                network,
+                cgroup,
+                started_at: chrono::Utc::now(),
+            };
+            isolation::make_namespaces(paths, &bot, ids)?;
+            isolation::mount_socket_directory(paths, &bot, running.root_uid())?;
+            records.put(&bot, running.clone())?;
+            Ok(running)
+        })
+        .await
+    }
+
+    /// The root file system as a task is given it: with ids of its own a mount of ours, else containerd's.
+    pub(super) async fn prepare_root(
+        &self,
+        turn: &Arc<Turn>,
+        bot: &BotId,
+        running: &Running,
+        mut mounts: Vec<Mount>,
+    ) -> Result<Vec<Mount>> {
+        let Some(ids) = running.ids else {
+            for mount in &mut mounts {
+                mount.options.extend(["nosuid".to_owned(), "nodev".to_owned()]);
+            }
+            return Ok(mounts);
+        };
+        let [mount] = mounts.as_slice() else {
+            return Err(RuntimeError::other(
+                format!("mounting the root of workspace {bot}"),
+                format!("its layer has {} mounts", mounts.len()),
+            ));
+        };
+        let layers = Layers::parse(&mount.r#type, &mount.source, &mount.options)
+            .map_err(|error| RuntimeError::other(format!("mounting the root of workspace {bot}"), error))?;
+        let bot = bot.clone();
+        let place = self
+            .on_host(turn, move |paths, _| isolation::mount_root(paths, &bot, &layers, ids))
+            .await?;
+        Ok(vec![Mount {
+            r#type: "bind".to_owned(),
+            source: place.to_string_lossy().into_owned(),
+            target: String::new(),
+            options: vec!["rbind".to_owned(), "rw".to_owned()],
+        }])
+    }
+
+    /// The task has bound it: our own mount of the root is not needed any more.
+    pub(super) async fn release_root(&self, turn: &Arc<Turn>, bot: &BotId) -> Result<()> {
+        let bot = bot.clone();
+        self.on_host(turn, move |paths, _| isolation::unmount_root(paths, &bot))
+            .await
+    }
+
+    /// Lets go of everything a start made on the host. No process of the workspace may be left. Repeatable.
+    pub(super) async fn release_host(&self, turn: &Arc<Turn>, bot: &BotId) -> Result<()> {
+        if !self.has_traces(bot) {
+            return Ok(());
+        }
+        let namespace = self.paths.network_namespace(bot);
+        self.network.detach(bot, &namespace).await.map_err(network_failed)?;
+        let (bot, data_root_id) = (bot.clone(), self.config.data_root_id.clone());
+        self.on_host(turn, move |paths, records| {
+            isolation::unmount_root(paths, &bot)?;
+            isolation::unmount_socket_directory(paths, &bot)?;
+            isolation::remove_namespaces(paths, &bot)?;
+            // The claim goes after what its ids own, the record last: a repeat finds what is left by it.
+            if let Some(ids) = records.get(&bot).and_then(|running| running.ids) {
+                ids.release(paths, &data_root_id, &bot)?;
+            }
+            records.remove(&bot)
+        })
+        .await
+    }
+
+    fn has_traces(&self, bot: &BotId) -> bool {
+        let paths = &self.paths;
+        self.records.get(bot).is_some()
+            || [
+                paths.network_namespace(bot),
+                paths.user_namespace(bot),
+                paths.root(bot),
+                paths.socket_directory(bot),
+            ]
+            .iter()
+            .any(|path| path.symlink_metadata().is_ok())
+    }
+
+    /// Releases what bots without a live task hold; those a verb works on just now are left to it.
+    pub(super) async fn sweep_host(&self) -> Result<()> {
+        let bots = self.bots_with_traces().await?;
+        for bot in bots {
+            let Some(turn) = self.turns.try_take(&bot) else {
+                continue;
+            };
+            // Asked for each bot under its turn: a list of tasks made before could miss a start that has just ended.
+            let id = self.record_id(&bot);
+            match self.task_state(&id).await? {
+                TaskState::Running => self.release_root(&turn, &bot).await?,
+                TaskState::Dead => {
+                    self.clear_task(&id).await?;
+                    self.release_swept(&turn, &bot).await?;
+                }
+                TaskState::None => self.release_swept(&turn, &bot).await?,
+            }
+        }
+        let live: BTreeSet<BotId> = self.live_bots().await?;
+        self.network.sweep(&live).await.map_err(network_failed)
+    }
+
+    async fn release_swept(&self, turn: &Arc<Turn>, bot: &BotId) -> Result<()> {
+        tracing::info!(%bot, "releasing what a workspace without a task left on the host");
+        self.release_host(turn, bot).await?;
+        // A claim can outlive its record: the server may have died between the two.
+        let (bot, data_root_id) = (bot.clone(), self.config.data_root_id.clone());
+        self.on_host(turn, move |paths, _| {
+            let mut claims = IdBlock::claimed_by(paths, &data_root_id)?;
+            for ids in claims.remove(&bot).unwrap_or_default() {
+                ids.release(paths, &data_root_id, &bot)?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn bots_with_traces(&self) -> Result<BTreeSet<BotId>> {
+        let (paths, data_root_id) = (Arc::clone(&self.paths), self.config.data_root_id.clone());
+        let listed = tokio::task::spawn_blocking(move || {
+            let directories = [
+                paths.records(),
+                paths.run_dir.join("userns"),
+                paths.run_dir.join("root"),
+                paths.data_root.join("run"),
+            ];
+            let mut bots = BTreeSet::new();
+            for directory in directories {
+                bots.extend(HostPaths::bots_below(&directory)?);
+            }
+            bots.extend(IdBlock::claimed_by(&paths, &data_root_id)?.into_keys());
+            Ok(bots)
+        });
+        match listed.await {
+            Ok(listed) => listed.map_err(on_host_failed),
+            Err(panicked) => Err(RuntimeError::other(
+                "listing what workspaces left on the host",
+                panicked,
+            )),
+        }
+    }
+
+    async fn live_bots(&self) -> Result<BTreeSet<BotId>> {
+        let instances = self.list_instances().await?;
+        let live = instances
+            .into_iter()
+            .filter(|instance| instance.task == TaskState::Running);
+        Ok(live.map(|instance| instance.bot).collect())
+    }
+
+    /// The container a bot was started as, else its usual id.
+    pub(super) fn record_id(&self, bot: &BotId) -> String {
+        self.records
+            .get(bot)
+            .map_or_else(|| container_id_for(bot), |running| running.container_id)
+    }
+
+    pub(super) fn cgroup_of(&self, id: &str) -> String {
+        format!("/{}/{id}", self.config.cgroup_parent.trim_matches('/'))
+    }
+
+    pub(super) async fn kill_cgroup(&self, id: &str) -> Result<()> {
+        let group = self.cgroup_of(id);
+        tracing::warn!(
+            cgroup = group,
+            "the container runtime does not end a task; its processes are killed one by one"
+        );
+        match tokio::task::spawn_blocking(move || cgroup::kill(&group)).await {
+            Ok(killed) => killed.map_err(on_host_failed),
+            Err(panicked) => Err(RuntimeError::other("killing the processes of a task", panicked)),
+        }
+    }
+
+    /// Our mounts and pins must be seen by containerd, or a task starts with an empty directory for its root.
+    pub(super) fn same_mounts_as_daemon(&self) -> Result<()> {
+        let socket = &self.config.socket;
+        let pid = daemon::peer_process(socket).ok_or_else(|| RuntimeError::Unavailable {
+            runtime: "containerd",
+            source: None,
+        })?;
+        let namespace = |process: &str| std::fs::read_link(PathBuf::from(format!("/proc/{process}/ns/mnt")));
+        let read = |process: &str| {
+            namespace(process).map_err(|error| RuntimeError::other("comparing mount namespaces", error))
+        };
+        if read("self")? == read(&pid.to_string())? {
+            return Ok(());
+        }
+        Err(RuntimeError::Rejected {
+            reason: format!(
+                "containerd (process {pid}) has another mount namespace than this server: a line such as PrivateTmp=, \
+                 ProtectSystem=, PrivateMounts= or ReadWritePaths= in one of their unit files causes it; remove it"
+            ),
+        })
+    }
+
+    /// Whether workspaces get ids of their own, by configuration and by one try on this host.
+    ///
+    /// # Errors
+    /// The configuration requires it and this host cannot do it.
+    pub(super) async fn uses_user_namespaces(&self) -> Result<bool> {
+        if self.config.isolation.user_namespace == UserNamespaceMode::Off {
+            return Ok(false);
+        }
+        let probed = self
+            .user_namespace_probe
+            .get_or_try_init(|| self.probe_user_namespaces())
+            .await?;
+        match (probed, self.config.isolation.user_namespace) {
+            (Ok(()), _) => Ok(true),
+            (Err(reason), UserNamespaceMode::Required) => Err(RuntimeError::Rejected {
+                reason: format!("isolation.user_namespace is required and this host cannot do it: {reason}"),
+            }),
+            (Err(_), _) => Ok(false),
+        }
+    }
+
+    async fn probe_user_namespaces(&self) -> Result<std::result::Result<(), String>> {
+        if self.config.snapshotter != "overlayfs" {
+            let snapshotter = &self.config.snapshotter;
+            return Ok(Err(format!("the snapshotter {snapshotter} is not overlayfs")));
+        }
+        let root = self.snapshotter_root().await?;
+        let (paths, data_root_id) = (Arc::clone(&self.paths), self.config.data_root_id.clone());
+        let probed =
+            tokio::task::spawn_blocking(move || isolation::probe_user_namespaces(&paths, &data_root_id, &root)).await;
+        let probed = probed.map_err(|panicked| RuntimeError::other("probing user namespaces", panicked))?;
+        Ok(probed.map_err(|error| {
+            let reason = format!("{error}: {}", error.source);
+            tracing::warn!(reason, "workspaces have no user namespace of their own on this host");
+            reason
+        }))
+    }
+}
+
+pub(super) fn on_host_failed(error: HostError) -> RuntimeError {
+    if error.source.kind() == std::io::ErrorKind::StorageFull {
+        return RuntimeError::NoSpace {
+            operation: error.operation,
+        };
+    }
+    RuntimeError::other(error.operation, error.source)
+}
+
+pub(super) fn network_failed(error: NetworkError) -> RuntimeError {
+    let mut reason = error.to_string();
+    let mut cause = std::error::Error::source(&error);
+    while let Some(error) = cause {
+        reason.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    RuntimeError::Network { reason }
+}

@@ -1,0 +1,240 @@
+//! Start, stop and remove: steps, each undone when a later one fails.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use containerd_client::services::v1::{Container, UpdateContainerRequest};
+use prost_types::FieldMask;
+use rustix::process::Signal;
+use skep_names::{BotId, is_legacy};
+
+use super::ContainerdRuntime;
+use super::client::failed;
+use super::container::stored_environment;
+use super::host::{network_failed, on_host_failed};
+use super::records::Running;
+use super::task::Waited;
+use super::turns::Turn;
+use crate::{Limits, Result, RuntimeError, Started, TaskState, cgroup};
+
+impl ContainerdRuntime {
+    pub(super) async fn start_workspace(&self, bot: &BotId, limits: &Limits) -> Result<Started> {
+        let turn = self.turns.take(bot).await;
+        let container = self.required_container(bot).await?;
+        if is_legacy(&container.id) {
+            return Err(RuntimeError::Unsupported {
+                backend: "containerd",
+                what: format!("starting the legacy container {}", container.id),
+            });
+        }
+        match self.task_state(&container.id).await? {
+            TaskState::Running => return self.already_running(bot).await,
+            TaskState::Dead => self.clear_task(&container.id).await?,
+            TaskState::None => {}
+        }
+        // What an earlier start or its task left: a start begins on a clean host.
+        self.release_host(&turn, bot).await?;
+        self.prepare_parent_cgroup().await?;
+        match self.start_steps(&turn, bot, &container, limits).await {
+            Ok(started) => Ok(started),
+            Err(error) => {
+                self.undo_start(&turn, bot, &container.id).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn start_steps(
+        &self,
+        turn: &Arc<Turn>,
+        bot: &BotId,
+        container: &Container,
+        limits: &Limits,
+    ) -> Result<Started> {
+        let (running, ()) = tokio::try_join!(self.prepare_host(turn, bot), self.choose_oci_runtime())?;
+        let namespace = self.paths.network_namespace(bot);
+        // The namespace exists, so it is attached while the container is created; the first process of the
+        // workspace starts after both. Both are waited for: undoing one under way would leave its half.
+        let (attached, created) = tokio::join!(
+            self.network.attach(bot, &namespace),
+            self.create_started_task(turn, bot, container, (limits, &running)),
+        );
+        created?;
+        let attached = attached.map_err(network_failed)?;
+        self.start_task(&container.id).await?;
+        Ok(Started {
+            address: attached.address,
+            isolation: running.isolation(),
+            already_running: false,
+        })
+    }
+
+    async fn create_started_task(
+        &self,
+        turn: &Arc<Turn>,
+        bot: &BotId,
+        container: &Container,
+        (limits, running): (&Limits, &Running),
+    ) -> Result<()> {
+        let rooted = async {
+            let mounts = self
+                .layer_mounts(&container.snapshotter, &container.snapshot_key)
+                .await?;
+            self.prepare_root(turn, bot, running, mounts).await
+        };
+        let (rootfs, ()) = tokio::try_join!(rooted, self.store_specification(bot, container, (limits, running)))?;
+        let created = self.create_task(&container.id, rootfs).await;
+        if running.ids.is_some() {
+            self.release_root(turn, bot).await?;
+        }
+        created
+    }
+
+    /// Writes the specification for this start, unless the stored one is the same to the byte.
+    async fn store_specification(
+        &self,
+        bot: &BotId,
+        container: &Container,
+        (limits, running): (&Limits, &Running),
+    ) -> Result<()> {
+        let environment = stored_environment(container);
+        let spec = self.specification(bot, &environment, limits, Some(running));
+        if container.spec.as_ref() == Some(&spec) {
+            return Ok(());
+        }
+        let request = self.client.request(UpdateContainerRequest {
+            container: Some(Container {
+                id: container.id.clone(),
+                spec: Some(spec),
+                ..Default::default()
+            }),
+            update_mask: Some(FieldMask {
+                paths: vec!["spec".to_owned()],
+            }),
+        });
+        let updated = self.client.containers().update(request).await;
+        updated
+            .map(drop)
+            .map_err(|status| failed(format!("writing the specification of {}", container.id), status))
+    }
+
+    async fn already_running(&self, bot: &BotId) -> Result<Started> {
+        let namespace = self.paths.network_namespace(bot);
+        self.network.check(bot, &namespace).await.map_err(network_failed)?;
+        let running = self.records.get(bot);
+        Ok(Started {
+            address: self.network.address(bot).map_err(network_failed)?,
+            isolation: running.map_or_else(Default::default, |running| running.isolation()),
+            already_running: true,
+        })
+    }
+
+    /// What cannot be undone now is left to the next start and to the sweep; the cause of the failure counts.
+    async fn undo_start(&self, turn: &Arc<Turn>, bot: &BotId, id: &str) {
+        let undone = async {
+            if self.task_state(id).await? != TaskState::None {
+                self.clear_task(id).await?;
+            }
+            self.release_host(turn, bot).await
+        };
+        if let Err(error) = undone.await {
+            tracing::warn!(%bot, error = &error as &dyn std::error::Error, "undoing a failed start failed");
+        }
+    }
+
+    pub(super) async fn stop_workspace(&self, bot: &BotId, grace: Duration) -> Result<()> {
+        let turn = self.turns.take(bot).await;
+        let id = match self.find_container(bot).await? {
+            Some(container) => container.id,
+            None => self.record_id(bot),
+        };
+        self.end_task(&id, grace).await?;
+        self.release_host(&turn, bot).await
+    }
+
+    /// SIGTERM to process 1, the wait, SIGKILL to all; returns when no process is left.
+    async fn end_task(&self, id: &str, grace: Duration) -> Result<()> {
+        match self.task_state(id).await? {
+            TaskState::None => return self.nothing_left_of(id).await,
+            TaskState::Dead => {}
+            TaskState::Running if grace.is_zero() => {}
+            TaskState::Running => {
+                self.kill_task(id, Signal::TERM).await?;
+                if self.wait_for_task(id, grace).await? == Waited::Ended {
+                    self.delete_task(id).await?;
+                    return self.nothing_left_of(id).await;
+                }
+            }
+        }
+        self.clear_task(id).await?;
+        self.nothing_left_of(id).await
+    }
+
+    /// A shim that died can leave processes that containerd knows nothing of.
+    async fn nothing_left_of(&self, id: &str) -> Result<()> {
+        let group = self.cgroup_of(id);
+        let ended = tokio::task::spawn_blocking(move || {
+            for _ in 0..100 {
+                if !cgroup::is_populated(&group) {
+                    return Ok(());
+                }
+                cgroup::kill(&group).map_err(on_host_failed)?;
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            Err(RuntimeError::other(
+                format!("ending the processes of {group}"),
+                "some are left 5 s after SIGKILL",
+            ))
+        });
+        match ended.await {
+            Ok(ended) => ended,
+            Err(panicked) => Err(RuntimeError::other(format!("ending the processes of {id}"), panicked)),
+        }
+    }
+
+    pub(super) async fn remove_workspace(&self, bot: &BotId) -> Result<()> {
+        let turn = self.turns.take(bot).await;
+        let container = self.find_container(bot).await?;
+        let id = container
+            .as_ref()
+            .map_or_else(|| self.record_id(bot), |found| found.id.clone());
+        self.end_task(&id, Duration::ZERO).await?;
+        self.release_host(&turn, bot).await?;
+        if let Some(container) = &container {
+            self.delete_container(&container.id).await?;
+        }
+        let key = container.as_ref().map(|container| container.snapshot_key.as_str());
+        let own = container.as_ref().map(|container| container.snapshotter.as_str());
+        self.remove_layers(bot, &self.config.snapshotter, key.filter(|key| !key.is_empty()))
+            .await?;
+        match own.filter(|own| *own != self.config.snapshotter && !own.is_empty()) {
+            Some(other) => self.remove_layers(bot, other, key).await,
+            None => Ok(()),
+        }
+    }
+
+    pub(super) async fn required_container(&self, bot: &BotId) -> Result<Container> {
+        let found = self.find_container(bot).await?;
+        found.ok_or_else(|| RuntimeError::NotFound {
+            what: format!("the container of bot {bot}"),
+        })
+    }
+
+    async fn prepare_parent_cgroup(&self) -> Result<()> {
+        let prepared = self.parent_cgroup.get_or_try_init(|| async {
+            let parent = self.config.cgroup_parent.clone();
+            let made = tokio::task::spawn_blocking(move || cgroup::prepare_parent(&parent)).await;
+            made.map_err(|panicked| RuntimeError::other("making the cgroup of all workspaces", panicked))?
+                .map_err(on_host_failed)
+        });
+        prepared.await.map(drop)
+    }
+
+    async fn choose_oci_runtime(&self) -> Result<()> {
+        let chosen = self
+            .oci_runtime
+            .get_or_init(|| async { super::oci_runtime::choose(&self.config).await.unwrap_or_default() });
+        chosen.await;
+        Ok(())
+    }
+}

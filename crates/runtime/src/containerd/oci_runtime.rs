@@ -1,0 +1,124 @@
+//! Which program makes containers: crun where it is installed and works, else runc.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::process::Command;
+
+use super::ContainerdConfig;
+
+/// The one shim whose options we know.
+const RUNC_SHIM: &str = "io.containerd.runc.v2";
+const PROBE_LIMIT: Duration = Duration::from_secs(20);
+
+/// The binary to name to the shim; `None`: the runtime's own default.
+pub(super) async fn choose(config: &ContainerdConfig) -> Option<PathBuf> {
+    if config.runtime != RUNC_SHIM {
+        return None;
+    }
+    if let Some(binary) = &config.runtime_binary {
+        return Some(binary.clone());
+    }
+    let Some(crun) = crun(config) else {
+        return Some(PathBuf::from("runc"));
+    };
+    match probe(&crun, &config.cgroup_parent).await {
+        Ok(()) => Some(crun),
+        Err(reason) => {
+            tracing::warn!(crun = %crun.display(), reason, "crun does not work on this host; runc is used");
+            Some(PathBuf::from("runc"))
+        }
+    }
+}
+
+/// crun refuses hybrid cgroups; the wrapper hides one half from it.
+fn crun(config: &ContainerdConfig) -> Option<PathBuf> {
+    let installed = installed("crun")?;
+    if Path::new("/sys/fs/cgroup/unified").is_dir() {
+        config.crun_wrapper.clone().filter(|wrapper| wrapper.exists())
+    } else {
+        Some(installed)
+    }
+}
+
+fn installed(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path)
+        .map(|directory| directory.join(program))
+        .find(|file| file.is_file())
+}
+
+/// Makes a container that never starts, with limits, and deletes it: cgroups are what crun refuses.
+async fn probe(crun: &Path, cgroup_parent: &str) -> Result<(), String> {
+    let bundle = tempfile::Builder::new()
+        .prefix("skep-crun-probe-")
+        .tempdir()
+        .map_err(|error| format!("making a bundle failed: {error}"))?;
+    let id = format!("skep-probe-{}", uuid::Uuid::new_v4());
+    let written = std::fs::create_dir(bundle.path().join("rootfs")).and_then(|()| {
+        // crun looks whether process 1 could be executed, and executes it only at `start`.
+        let process = bundle.path().join("rootfs/probe");
+        std::fs::write(&process, "")?;
+        std::fs::set_permissions(&process, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+        let text = probe_specification(&format!("{cgroup_parent}/{id}")).to_string();
+        std::fs::write(bundle.path().join("config.json"), text)
+    });
+    written.map_err(|error| format!("writing a bundle failed: {error}"))?;
+    let root = bundle.path().join("state");
+    let run = |arguments: Vec<String>| call(crun, &root, arguments);
+    let bundle_path = bundle.path().to_string_lossy().into_owned();
+    let created = run(vec!["create".into(), "--bundle".into(), bundle_path, id.clone()]).await;
+    let deleted = run(vec!["delete".into(), "--force".into(), id]).await;
+    created.and(deleted)
+}
+
+/// Process 1 is never executed: between `create` and `delete` it only waits for `start`.
+fn probe_specification(cgroup: &str) -> serde_json::Value {
+    let namespaces = ["mount", "pid", "ipc", "uts", "network"].map(|kind| json!({ "type": kind }));
+    json!({
+        "ociVersion": "1.0.2",
+        "root": { "path": "rootfs" },
+        "process": { "user": { "uid": 0, "gid": 0 }, "args": ["/probe"], "cwd": "/", "noNewPrivileges": true },
+        "mounts": [{ "destination": "/proc", "type": "proc", "source": "proc" }],
+        "linux": {
+            "namespaces": namespaces,
+            "cgroupsPath": cgroup,
+            "resources": { "pids": { "limit": 16 }, "memory": { "limit": 64 << 20 } },
+        },
+    })
+}
+
+async fn call(crun: &Path, root: &Path, arguments: Vec<String>) -> Result<(), String> {
+    let verb = arguments.first().cloned().unwrap_or_default();
+    let mut command = Command::new(crun);
+    command
+        .arg("--root")
+        .arg(root)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    let child = command.spawn().map_err(|error| format!("{verb}: {error}"))?;
+    // The container's first process keeps stderr open: the end of crun itself is what counts.
+    let ended = tokio::time::timeout(PROBE_LIMIT, wait_and_read(child)).await;
+    match ended.map_err(|_| format!("{verb}: no answer within {PROBE_LIMIT:?}"))? {
+        Ok((status, _)) if status.success() => Ok(()),
+        Ok((status, text)) => Err(format!("{verb}: {status}: {text}")),
+        Err(error) => Err(format!("{verb}: {error}")),
+    }
+}
+
+async fn wait_and_read(mut child: tokio::process::Child) -> std::io::Result<(std::process::ExitStatus, String)> {
+    use tokio::io::AsyncReadExt;
+    let stderr = child.stderr.take();
+    let status = child.wait().await?;
+    let mut text = vec![0; 4096];
+    let mut length = 0;
+    if let (false, Some(mut stderr)) = (status.success(), stderr) {
+        length = stderr.read(&mut text).await?;
+    }
+    Ok((status, String::from_utf8_lossy(&text[..length]).trim().to_owned()))
+}

@@ -1,0 +1,106 @@
+//! What was started on this host and is not released yet: kept in memory and, one file each, below `/run`,
+//! so that a bridge is found when containerd is away and a new server knows what the last one started.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use skep_names::BotId;
+
+use crate::Isolation;
+use crate::isolation::{HostPaths, IdBlock, Result, Tried, make_directory, remove_file};
+use crate::spec;
+
+/// A workspace that was started.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Running {
+    pub(super) container_id: String,
+    /// `None`: root inside is root outside.
+    pub(super) ids: Option<IdBlock>,
+    pub(super) seccomp: bool,
+    /// `bridge`, `none`.
+    pub(super) network: String,
+    /// Below each cgroup file system.
+    pub(super) cgroup: String,
+    pub(super) started_at: DateTime<Utc>,
+}
+
+impl Running {
+    /// The host's uid of the workspace's root.
+    pub(super) fn root_uid(&self) -> u32 {
+        self.ids.map_or(0, IdBlock::base)
+    }
+
+    pub(super) fn isolation(&self) -> Isolation {
+        Isolation {
+            user_namespace: self.ids.is_some(),
+            seccomp: self.seccomp,
+            no_new_privileges: true,
+            capabilities: spec::capabilities(self.ids.is_some()),
+            network: self.network.clone(),
+            storage_quota: "soft".to_owned(),
+        }
+    }
+}
+
+/// All records of this data root.
+pub(super) struct Records {
+    directory: PathBuf,
+    known: Mutex<HashMap<BotId, Running>>,
+}
+
+impl Records {
+    /// Reads what the last server left. A broken file is told and left to the sweep.
+    pub(super) fn load(paths: &HostPaths) -> Result<Self> {
+        let directory = paths.records();
+        let mut known = HashMap::new();
+        for bot in HostPaths::bots_below(&directory)? {
+            let file = directory.join(bot.as_str());
+            let read = std::fs::read(&file).and_then(|bytes| Ok(serde_json::from_slice::<Running>(&bytes)?));
+            match read {
+                Ok(running) => {
+                    known.insert(bot, running);
+                }
+                Err(error) => tracing::warn!(%bot, %error, "the record of a started workspace cannot be read"),
+            }
+        }
+        Ok(Self {
+            directory,
+            known: Mutex::new(known),
+        })
+    }
+
+    pub(super) fn get(&self, bot: &BotId) -> Option<Running> {
+        self.locked().get(bot).cloned()
+    }
+
+    /// Blocks for a file write.
+    pub(super) fn put(&self, bot: &BotId, running: Running) -> Result<()> {
+        make_directory(&self.directory, 0o700)?;
+        let (file, draft) = (
+            self.directory.join(bot.as_str()),
+            self.directory.join(format!(".{bot}")),
+        );
+        let written = serde_json::to_vec(&running).map_err(io::Error::from);
+        written
+            .and_then(|text| std::fs::write(&draft, text))
+            .and_then(|()| std::fs::rename(&draft, &file))
+            .tried(|| format!("writing {}", file.display()))?;
+        self.locked().insert(bot.clone(), running);
+        Ok(())
+    }
+
+    /// Repeatable.
+    pub(super) fn remove(&self, bot: &BotId) -> Result<()> {
+        remove_file(&self.directory.join(bot.as_str()))?;
+        self.locked().remove(bot);
+        Ok(())
+    }
+
+    fn locked(&self) -> std::sync::MutexGuard<'_, HashMap<BotId, Running>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

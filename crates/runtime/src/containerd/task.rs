@@ -1,0 +1,195 @@
+//! Tasks: the running process tree of a container.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use containerd_client::services::v1::{
+    CreateTaskRequest, DeleteTaskRequest, GetRequest, KillRequest, ListTasksRequest, StartRequest, UpdateTaskRequest,
+    WaitRequest,
+};
+use containerd_client::types::Mount;
+use containerd_client::types::v1::{Process, Status};
+use prost::Message;
+use prost_types::Any;
+use rustix::process::Signal;
+use tonic::Code;
+
+use super::ContainerdRuntime;
+use super::client::{failed, optional, ran_out_of_time};
+use crate::spec::limits_as_resources;
+use crate::{Limits, Result, RuntimeError, TaskState};
+
+/// What containerd's own client writes.
+const RESOURCES_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources";
+const RUNTIME_OPTIONS_TYPE: &str = "containerd.runc.v1.Options";
+/// How long a killed process tree may take to be gone.
+const KILL_LIMIT: Duration = Duration::from_secs(10);
+
+/// The part of `containerd.runc.v1.Options` we use: which binary the shim calls.
+#[derive(Clone, PartialEq, prost::Message)]
+struct RuncOptions {
+    #[prost(string, tag = "6")]
+    binary_name: String,
+}
+
+/// Whether a process ended within a limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Waited {
+    Ended,
+    StillRunning,
+}
+
+impl ContainerdRuntime {
+    pub(super) async fn task_state(&self, id: &str) -> Result<TaskState> {
+        let request = self.client.request(GetRequest {
+            container_id: id.to_owned(),
+            exec_id: String::new(),
+        });
+        let answer = optional(self.client.tasks().get(request).await, || format!("task {id}"))?;
+        Ok(answer
+            .and_then(|answer| answer.process)
+            .as_ref()
+            .map_or(TaskState::None, state))
+    }
+
+    /// All tasks in our namespace, by container.
+    pub(super) async fn tasks(&self) -> Result<HashMap<String, TaskState>> {
+        let request = self.client.request(ListTasksRequest::default());
+        let answer = self.client.tasks().list(request).await;
+        let tasks = answer
+            .map_err(|status| failed("listing tasks", status))?
+            .into_inner()
+            .tasks;
+        // In a list, containerd puts the container's id into the field of the process.
+        let id = |process: &Process| match process.container_id.is_empty() {
+            true => process.id.clone(),
+            false => process.container_id.clone(),
+        };
+        Ok(tasks.iter().map(|process| (id(process), state(process))).collect())
+    }
+
+    pub(super) async fn create_task(&self, id: &str, rootfs: Vec<Mount>) -> Result<()> {
+        let binary = self.oci_runtime.get().filter(|binary| !binary.as_os_str().is_empty());
+        let options = binary.map(|binary| RuncOptions {
+            binary_name: binary.to_string_lossy().into_owned(),
+        });
+        let request = self.client.request(CreateTaskRequest {
+            container_id: id.to_owned(),
+            rootfs,
+            options: options.map(|options| Any {
+                type_url: RUNTIME_OPTIONS_TYPE.to_owned(),
+                value: options.encode_to_vec(),
+            }),
+            ..Default::default()
+        });
+        let created = self.client.tasks().create(request).await;
+        created
+            .map(drop)
+            .map_err(|status| failed(format!("creating the task {id}"), status))
+    }
+
+    pub(super) async fn start_task(&self, id: &str) -> Result<()> {
+        let request = self.client.request(StartRequest {
+            container_id: id.to_owned(),
+            exec_id: String::new(),
+        });
+        let started = self.client.tasks().start(request).await;
+        started
+            .map(drop)
+            .map_err(|status| failed(format!("starting the task {id}"), status))
+    }
+
+    /// A task or process that is gone is a success.
+    pub(super) async fn kill_task(&self, id: &str, signal: Signal) -> Result<()> {
+        let request = self.client.request(KillRequest {
+            container_id: id.to_owned(),
+            exec_id: String::new(),
+            signal: signal.as_raw().unsigned_abs(),
+            all: signal == Signal::KILL,
+        });
+        match self.client.tasks().kill(request).await {
+            Ok(_) => Ok(()),
+            Err(status) if is_gone(&status) => Ok(()),
+            Err(status) => Err(failed(format!("signalling the task {id}"), status)),
+        }
+    }
+
+    /// Waits until process 1 has ended: told at once, also when it ended before the question.
+    pub(super) async fn wait_for_task(&self, id: &str, limit: Duration) -> Result<Waited> {
+        let message = WaitRequest {
+            container_id: id.to_owned(),
+            exec_id: String::new(),
+        };
+        let request = self.client.request_within(message, limit);
+        match self.client.tasks().wait(request).await {
+            Ok(_) => Ok(Waited::Ended),
+            Err(status) if is_gone(&status) => Ok(Waited::Ended),
+            // A silent daemon answers nothing either: ask for the state, with a limit of its own.
+            Err(status) if ran_out_of_time(&status) => match self.task_state(id).await? {
+                TaskState::Running => Ok(Waited::StillRunning),
+                TaskState::Dead | TaskState::None => Ok(Waited::Ended),
+            },
+            Err(status) => Err(failed(format!("waiting for the task {id}"), status)),
+        }
+    }
+
+    /// Kills whatever is left of a task and removes it. Repeatable.
+    pub(super) async fn clear_task(&self, id: &str) -> Result<()> {
+        self.kill_task(id, Signal::KILL).await?;
+        if self.wait_for_task(id, KILL_LIMIT).await? == Waited::StillRunning {
+            // The shim or the runtime hangs: the kernel does it without them.
+            self.kill_cgroup(id).await?;
+            if self.wait_for_task(id, KILL_LIMIT).await? == Waited::StillRunning {
+                let seconds = KILL_LIMIT.as_secs();
+                return Err(RuntimeError::other(
+                    format!("ending the task {id}"),
+                    format!("it still runs {seconds} s after SIGKILL"),
+                ));
+            }
+        }
+        self.delete_task(id).await
+    }
+
+    pub(super) async fn delete_task(&self, id: &str) -> Result<()> {
+        let request = self.client.request(DeleteTaskRequest {
+            container_id: id.to_owned(),
+        });
+        match self.client.tasks().delete(request).await {
+            Ok(_) => Ok(()),
+            Err(status) if is_gone(&status) => Ok(()),
+            Err(status) => Err(failed(format!("removing the task {id}"), status)),
+        }
+    }
+
+    pub(super) async fn update_task(&self, id: &str, limits: &Limits) -> Result<()> {
+        let resources = limits_as_resources(limits, self.limit_support);
+        let request = self.client.request(UpdateTaskRequest {
+            container_id: id.to_owned(),
+            resources: Some(Any {
+                type_url: RESOURCES_TYPE.to_owned(),
+                value: resources.to_string().into_bytes(),
+            }),
+            annotations: HashMap::new(),
+        });
+        let updated = self.client.tasks().update(request).await;
+        updated
+            .map(drop)
+            .map_err(|status| failed(format!("limiting the task {id}"), status))
+    }
+}
+
+/// A task that was created and never started has no process of the workspace: it is as good as dead.
+fn state(process: &Process) -> TaskState {
+    match process.status() {
+        Status::Running | Status::Paused | Status::Pausing => TaskState::Running,
+        Status::Created | Status::Stopped | Status::Unknown => TaskState::Dead,
+    }
+}
+
+fn is_gone(status: &tonic::Status) -> bool {
+    let text = status.message();
+    status.code() == Code::NotFound
+        || text.contains("process already finished")
+        || text.contains("no such process")
+        || text.contains("container not running")
+}
