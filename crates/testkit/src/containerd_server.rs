@@ -84,7 +84,11 @@ impl ContainerdServer {
         Ok(())
     }
 
-    fn clean_up(&self) -> io::Result<()> {
+    /// Ends it with its shims and containers, and unmounts what they had. Repeatable.
+    ///
+    /// # Errors
+    /// When something of it does not go.
+    pub fn end(&self) -> io::Result<()> {
         let shims = shims_of(&self.config.socket)?;
         kill_and_wait(self.pid)?;
         for shim in shims {
@@ -100,7 +104,7 @@ impl ContainerdServer {
 
 impl Drop for ContainerdServer {
     fn drop(&mut self) {
-        if let Err(error) = self.clean_up() {
+        if let Err(error) = self.end() {
             let directory = self.directory.path().display();
             eprintln!("cleaning up the containerd in {directory} failed: {error}");
         }

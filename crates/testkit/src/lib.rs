@@ -3,9 +3,11 @@
 //! A tool that is missing here is a loud failure, never a skipped test; everything started is ended
 //! when its guard is dropped.
 
+pub mod containerd_rig;
 mod containerd_server;
 pub mod fake_runtime;
 pub mod images;
 pub mod registry;
 
+pub use containerd_rig::{ContainerdRig, RigOptions};
 pub use containerd_server::{ContainerdServer, mounts_below, unmount_below};

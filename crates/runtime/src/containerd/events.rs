@@ -11,8 +11,8 @@ use prost_types::Any;
 use skep_names::BotId;
 use tokio::sync::broadcast;
 
+use super::ContainerdRuntime;
 use super::client::{Client, failed};
-use super::{ContainerdRuntime, daemon};
 use crate::{Result, RuntimeEvent};
 
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
@@ -142,9 +142,4 @@ fn tell(events: &broadcast::Sender<RuntimeEvent>, event: RuntimeEvent) {
     if events.send(event).is_err() {
         tracing::trace!("an event of the runtime had no listener");
     }
-}
-
-/// Whether somebody listens on containerd's socket.
-pub(super) fn is_listening(socket: &std::path::Path) -> bool {
-    daemon::peer_process(socket).is_some()
 }

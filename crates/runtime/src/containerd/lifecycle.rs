@@ -231,10 +231,11 @@ impl ContainerdRuntime {
     }
 
     async fn choose_oci_runtime(&self) -> Result<()> {
-        let chosen = self
-            .oci_runtime
-            .get_or_init(|| async { super::oci_runtime::choose(&self.config).await.unwrap_or_default() });
-        chosen.await;
-        Ok(())
+        let chosen = self.oci_runtime.get_or_try_init(|| async {
+            let user_namespaces = self.uses_user_namespaces().await?;
+            let chosen = super::oci_runtime::choose(&self.config, user_namespaces).await?;
+            Ok::<_, RuntimeError>(chosen.unwrap_or_default())
+        });
+        chosen.await.map(drop)
     }
 }

@@ -17,7 +17,6 @@ mod records;
 mod task;
 mod turns;
 
-use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -35,7 +34,7 @@ use crate::network::Network;
 use crate::spec::LimitSupport;
 use crate::{
     BridgeEndpoint, Capabilities, Check, CheckStatus, CreateOutcome, ImageArchive, ImageRecord, Instance, InstanceSpec,
-    Limits, PullProgress, Result, Runtime, RuntimeError, RuntimeEvent, Started, TaskState, Usage, cgroup,
+    Limits, PullProgress, Result, Runtime, RuntimeError, RuntimeEvent, Started, Usage, cgroup,
 };
 use client::Client;
 use records::Records;

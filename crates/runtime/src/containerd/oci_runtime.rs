@@ -8,29 +8,47 @@ use serde_json::json;
 use tokio::process::Command;
 
 use super::ContainerdConfig;
+use crate::RuntimeError;
 
 /// The one shim whose options we know.
 const RUNC_SHIM: &str = "io.containerd.runc.v2";
 const PROBE_LIMIT: Duration = Duration::from_secs(20);
 
 /// The binary to name to the shim; `None`: the runtime's own default.
-pub(super) async fn choose(config: &ContainerdConfig) -> Option<PathBuf> {
+///
+/// # Errors
+/// A configured crun where workspaces have no user namespace: it would mount their root without `nosuid` and `nodev`.
+pub(super) async fn choose(config: &ContainerdConfig, user_namespaces: bool) -> Result<Option<PathBuf>, RuntimeError> {
     if config.runtime != RUNC_SHIM {
-        return None;
+        return Ok(None);
     }
     if let Some(binary) = &config.runtime_binary {
-        return Some(binary.clone());
+        if !user_namespaces && is_crun(binary) {
+            return Err(RuntimeError::Rejected {
+                reason: "containerd.runtime_binary is crun, which drops nosuid and nodev from a workspace's root where \
+                         it has no user namespace: leave it unset, use runc, or mend what `user_namespace` says in the checks"
+                    .to_owned(),
+            });
+        }
+        return Ok(Some(binary.clone()));
     }
-    let Some(crun) = crun(config) else {
-        return Some(PathBuf::from("runc"));
+    let runc = Some(PathBuf::from("runc"));
+    let Some(crun) = crun(config).filter(|_| user_namespaces) else {
+        return Ok(runc);
     };
-    match probe(&crun, &config.cgroup_parent).await {
+    Ok(match probe(&crun, &config.cgroup_parent).await {
         Ok(()) => Some(crun),
         Err(reason) => {
             tracing::warn!(crun = %crun.display(), reason, "crun does not work on this host; runc is used");
-            Some(PathBuf::from("runc"))
+            runc
         }
-    }
+    })
+}
+
+/// Also by our wrapper, whose name says so.
+fn is_crun(binary: &Path) -> bool {
+    let name = binary.file_name().unwrap_or_default().to_string_lossy();
+    name.contains("crun")
 }
 
 /// crun refuses hybrid cgroups; the wrapper hides one half from it.

@@ -1,13 +1,8 @@
 //! The kernel's list of mounts, as far as we need it.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::{Result, Tried};
-
-/// Whether something is mounted exactly there.
-pub(crate) fn is_mounted(path: &Path) -> Result<bool> {
-    Ok(read()?.iter().any(|mount| mount.place == path))
-}
 
 /// One mount.
 pub(super) struct Mount {

@@ -9,6 +9,13 @@ use crate::Limits;
 /// Length of a scheduler period in microseconds, the kernel's default.
 const CPU_PERIOD: u64 = 100_000;
 
+/// No limit of processes: the kernel's own limit of process ids.
+const MOST_PIDS: u64 = 4_194_304;
+/// No limit of memory: beyond any host; the kernel rounds it.
+const MOST_MEMORY: u64 = 1 << 62;
+/// No limit of processor time: 10,000 cores.
+const MOST_QUOTA: u64 = 10_000 * CPU_PERIOD;
+
 /// Character devices a workspace may use, as major and minor; `None` is any.
 const DEVICES: [(i64, Option<i64>); 8] = [
     (1, Some(3)), // null
@@ -61,7 +68,7 @@ fn starting_limits(limits: &Limits, support: LimitSupport) -> Value {
         resources["cpu"] = json!({ "quota": quota(limits), "period": CPU_PERIOD });
     }
     if limits.memory_bytes > 0 {
-        resources["memory"] = memory(i64::try_from(limits.memory_bytes).unwrap_or(i64::MAX), support);
+        resources["memory"] = memory(limits.memory_bytes.min(MOST_MEMORY), support);
     }
     if limits.pids > 0 {
         resources["pids"] = json!({ "limit": limits.pids });
@@ -71,16 +78,17 @@ fn starting_limits(limits: &Limits, support: LimitSupport) -> Value {
 
 /// For a running workspace: what is not limited any more is named too.
 pub(crate) fn limits_as_resources(limits: &Limits, support: LimitSupport) -> Value {
-    let or_unlimited = |value: u64| i64::try_from(value).ok().filter(|value| *value > 0).unwrap_or(-1);
+    // Not -1: crun 1.8 writes it as it stands or as a huge positive number, which the kernel refuses.
+    let limited = |value: u64, most: u64| if value == 0 { most } else { value.min(most) };
     json!({
-        "cpu": { "quota": quota(limits), "period": CPU_PERIOD },
-        "memory": memory(or_unlimited(limits.memory_bytes), support),
-        "pids": { "limit": or_unlimited(limits.pids) },
+        "cpu": { "quota": limited(quota(limits), MOST_QUOTA), "period": CPU_PERIOD },
+        "memory": memory(limited(limits.memory_bytes, MOST_MEMORY), support),
+        "pids": { "limit": limited(limits.pids, MOST_PIDS) },
     })
 }
 
 /// `swap` counts memory and swap together: equal means none.
-fn memory(limit: i64, support: LimitSupport) -> Value {
+fn memory(limit: u64, support: LimitSupport) -> Value {
     if support.swap {
         json!({ "limit": limit, "swap": limit })
     } else {
@@ -88,13 +96,12 @@ fn memory(limit: i64, support: LimitSupport) -> Value {
     }
 }
 
-fn quota(limits: &Limits) -> i64 {
-    let quota = limits.cpu_millicores.saturating_mul(CPU_PERIOD / 1000);
-    // The kernel's least quota is 1 ms.
-    i64::try_from(quota)
-        .ok()
-        .filter(|quota| *quota > 0)
-        .map_or(-1, |quota| quota.max(1000))
+/// 0 without a limit. The kernel's least quota is 1 ms.
+fn quota(limits: &Limits) -> u64 {
+    match limits.cpu_millicores {
+        0 => 0,
+        millicores => millicores.saturating_mul(CPU_PERIOD / 1000).clamp(1000, MOST_QUOTA),
+    }
 }
 
 #[cfg(test)]
@@ -119,9 +126,12 @@ mod tests {
     #[test]
     fn no_limit_is_told_to_a_running_workspace() {
         let resources = limits_as_resources(&Limits::default(), LimitSupport { swap: true });
-        assert_eq!(resources["cpu"]["quota"], -1);
-        assert_eq!(resources["memory"], json!({ "limit": -1, "swap": -1 }));
-        assert_eq!(resources["pids"]["limit"], -1);
+        assert_eq!(resources["cpu"]["quota"], MOST_QUOTA);
+        assert_eq!(
+            resources["memory"],
+            json!({ "limit": MOST_MEMORY, "swap": MOST_MEMORY })
+        );
+        assert_eq!(resources["pids"]["limit"], MOST_PIDS);
     }
 
     #[test]

@@ -1,0 +1,339 @@
+//! The containerd backend on a containerd of the test's own, with its own data root, cgroup and image.
+
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use skep_names::{BotId, ImageReference};
+use skep_runtime::Runtime;
+use skep_runtime::containerd::{ContainerdConfig, ContainerdRuntime, IsolationConfig, UserNamespaceMode};
+use skep_runtime::network::{NetworkConfig, NetworkMode};
+
+use crate::{ContainerdServer, images, unmount_below};
+
+/// The image every rig has.
+pub const RIG_IMAGE: &str = "skep.test/busybox:1";
+
+/// Environment variable that chooses the program that makes containers in tests: `crun` (by the wrapper where
+/// the host needs it) or `runc`. Unset: as the server chooses.
+pub const OCI_RUNTIME_VARIABLE: &str = "SKEP_TEST_OCI_RUNTIME";
+
+/// Which program makes containers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OciRuntime {
+    /// As the server chooses.
+    Chosen,
+    /// By the wrapper where the host's cgroups are hybrid.
+    Crun,
+    /// Always.
+    Runc,
+}
+
+/// How a rig differs from the usual one.
+#[derive(Debug, Clone)]
+pub struct RigOptions {
+    /// Which program makes containers.
+    pub oci_runtime: OciRuntime,
+    /// `isolation.user_namespace`.
+    pub user_namespace: UserNamespaceMode,
+    /// Process 1 of every workspace in place of the bridge; run by the image's own shell.
+    pub script: Option<String>,
+    /// Workspaces' network; `None`: loopback only.
+    pub network: Option<NetworkConfig>,
+}
+
+impl Default for RigOptions {
+    fn default() -> Self {
+        let oci_runtime = match std::env::var(OCI_RUNTIME_VARIABLE).as_deref() {
+            Ok("crun") => OciRuntime::Crun,
+            Ok("runc") => OciRuntime::Runc,
+            Ok(other) => panic!("{OCI_RUNTIME_VARIABLE} is {other:?}, neither crun nor runc"),
+            Err(_) => OciRuntime::Chosen,
+        };
+        Self {
+            oci_runtime,
+            user_namespace: UserNamespaceMode::Required,
+            script: None,
+            network: None,
+        }
+    }
+}
+
+/// Everything of one test, gone when it is dropped.
+pub struct ContainerdRig {
+    runtime: Arc<ContainerdRuntime>,
+    config: ContainerdConfig,
+    // After the runtime in the order of drops: its connections end first.
+    server: ContainerdServer,
+}
+
+impl ContainerdRig {
+    /// The usual rig, see [`RigOptions::default`].
+    ///
+    /// # Panics
+    /// When containerd, `ctr`, busybox or the wanted runtime is missing, or something does not start.
+    pub async fn start() -> Self {
+        Self::start_with(RigOptions::default()).await
+    }
+
+    /// # Panics
+    /// As [`ContainerdRig::start`].
+    pub async fn start_with(options: RigOptions) -> Self {
+        let server = ContainerdServer::start().await.expect("start a containerd");
+        let config = configuration(&server, &options);
+        prepare_runtime_directory(&config.runtime_dir, options.script.as_deref());
+        std::fs::write(&config.resolv_conf, "nameserver 192.0.2.53\n").expect("write resolv.conf");
+        let runtime = ContainerdRuntime::new(config.clone()).expect("make the backend");
+        runtime.network().prepare().await.expect("prepare the network");
+        let rig = Self {
+            runtime,
+            config,
+            server,
+        };
+        rig.import(&images::busybox_image().oci_archive(Some(RIG_IMAGE)));
+        rig
+    }
+
+    /// The backend.
+    pub fn runtime(&self) -> &Arc<ContainerdRuntime> {
+        &self.runtime
+    }
+
+    /// Its configuration.
+    pub fn config(&self) -> &ContainerdConfig {
+        &self.config
+    }
+
+    /// Its containerd.
+    pub fn server(&mut self) -> &mut ContainerdServer {
+        &mut self.server
+    }
+
+    /// A second backend on the same data root, as the next server would make it.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    pub fn next_server(&self) -> Arc<ContainerdRuntime> {
+        ContainerdRuntime::new(self.config.clone()).expect("make the backend again")
+    }
+
+    /// [`RIG_IMAGE`].
+    pub fn image(&self) -> ImageReference {
+        RIG_IMAGE.parse().expect("the name of the rig's image")
+    }
+
+    /// What containerd's own client says.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub fn ctr(&self, arguments: &[&str]) -> String {
+        let output = Command::new("ctr")
+            .arg("--address")
+            .arg(&self.config.socket)
+            .args(["--namespace", &self.config.namespace])
+            .args(arguments)
+            .output()
+            .expect("run ctr");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "ctr {arguments:?}: {errors}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// The directory on disk of a bot's writable layer.
+    ///
+    /// # Panics
+    /// When it has none.
+    pub fn layer_on_disk(&self, bot: &BotId) -> PathBuf {
+        let key = skep_names::container_id_for(bot);
+        let mounts = self.ctr(&["snapshots", "mounts", "/x", &key]);
+        let upper = mounts
+            .split(['=', ',', ' '])
+            .skip_while(|word| *word != "upperdir")
+            .nth(1);
+        PathBuf::from(upper.unwrap_or_else(|| panic!("no upper directory in {mounts}")))
+    }
+
+    fn import(&self, archive: &[u8]) {
+        let file = self.server.directory().join("image.tar");
+        std::fs::write(&file, archive).expect("write the image");
+        self.ctr(&["images", "import", &file.to_string_lossy()]);
+        std::fs::remove_file(&file).expect("remove the image's archive");
+    }
+
+    fn run_dir(&self) -> PathBuf {
+        self.config.run_root.join(&self.config.data_root_id)
+    }
+
+    fn clean_up(&self) -> io::Result<()> {
+        let run_dir = self.run_dir();
+        for directory in [
+            run_dir.join("running"),
+            run_dir.join("userns"),
+            self.config.data_root.join("run"),
+        ] {
+            for bot in names_in(&directory)? {
+                let pin = Path::new("/run/netns").join(format!("skep-{bot}"));
+                unmount_below(&pin)?;
+                remove_if_there(std::fs::remove_file(&pin))?;
+            }
+        }
+        unmount_below(&run_dir)?;
+        remove_if_there(std::fs::remove_dir_all(&run_dir))?;
+        for claim in self.claims()? {
+            std::fs::remove_file(claim)?;
+        }
+        remove_cgroups(&self.config.cgroup_parent)
+    }
+
+    /// The files that claim ids for this data root.
+    ///
+    /// # Errors
+    /// When they cannot be listed.
+    pub fn claims(&self) -> io::Result<Vec<PathBuf>> {
+        let directory = self.config.run_root.join("ids");
+        let mut ours = Vec::new();
+        for name in names_in(&directory)? {
+            let file = directory.join(name);
+            // Others claim and release at the same time.
+            let text = std::fs::read_to_string(&file).unwrap_or_default();
+            if text.contains(&self.config.data_root_id) {
+                ours.push(file);
+            }
+        }
+        Ok(ours)
+    }
+}
+
+impl Drop for ContainerdRig {
+    fn drop(&mut self) {
+        // Containers hold cgroups and namespaces: they go first.
+        if let Err(error) = self.server.end() {
+            eprintln!("ending the containerd of a test failed: {error}");
+        }
+        if let Err(error) = self.clean_up() {
+            eprintln!("cleaning up data root {} failed: {error}", self.config.data_root_id);
+        }
+    }
+}
+
+fn configuration(server: &ContainerdServer, options: &RigOptions) -> ContainerdConfig {
+    let data_root_id = BotId::random().to_string();
+    let directory = server.directory();
+    let runtime_dir = directory.join("runtime");
+    let wrapper = runtime_dir.join(skep_bridge_binary::CRUN_WRAPPER_FILE);
+    let hybrid = Path::new("/sys/fs/cgroup/unified").is_dir();
+    let runtime_binary = match options.oci_runtime {
+        OciRuntime::Chosen => None,
+        OciRuntime::Runc => Some(PathBuf::from("runc")),
+        OciRuntime::Crun if hybrid => Some(wrapper.clone()),
+        OciRuntime::Crun => Some(PathBuf::from("crun")),
+    };
+    let mut loopback_only = NetworkConfig::new(&data_root_id);
+    loopback_only.mode = NetworkMode::None;
+    ContainerdConfig {
+        socket: server.socket().to_owned(),
+        namespace: "skep-test".into(),
+        runtime: "io.containerd.runc.v2".into(),
+        runtime_binary,
+        crun_wrapper: Some(wrapper),
+        snapshotter: "overlayfs".into(),
+        data_root: directory.join("data"),
+        cgroup_parent: format!("/skep-test-{data_root_id}"),
+        data_root_id,
+        run_root: PathBuf::from("/run/skep"),
+        runtime_dir,
+        resolv_conf: directory.join("resolv.conf"),
+        base_environment: [("TZ".to_owned(), "UTC".to_owned())].into(),
+        isolation: IsolationConfig {
+            user_namespace: options.user_namespace,
+            ..Default::default()
+        },
+        network: options.network.clone().unwrap_or(loopback_only),
+    }
+}
+
+/// # Panics
+/// When it cannot be written.
+fn prepare_runtime_directory(directory: &Path, script: Option<&str>) {
+    skep_bridge_binary::unpack(directory).expect("unpack the bridge");
+    let Some(script) = script else { return };
+    let bridge = directory.join(skep_bridge_binary::BRIDGE_FILE);
+    std::fs::write(&bridge, format!("#!/bin/sh\n{script}\n")).expect("write the script");
+    std::fs::set_permissions(&bridge, std::fs::Permissions::from_mode(0o755)).expect("make the script executable");
+}
+
+fn names_in(directory: &Path) -> io::Result<Vec<String>> {
+    match std::fs::read_dir(directory) {
+        Ok(entries) => entries
+            .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+            .collect(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
+
+fn remove_if_there(removed: io::Result<()>) -> io::Result<()> {
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Removes a group and those below it from every hierarchy; groups with processes refuse.
+fn remove_cgroups(group: &str) -> io::Result<()> {
+    let name = group.trim_start_matches('/');
+    let mut hierarchies = vec![PathBuf::from("/sys/fs/cgroup")];
+    for entry in std::fs::read_dir("/sys/fs/cgroup")? {
+        hierarchies.push(entry?.path());
+    }
+    for parent in hierarchies.iter().map(|hierarchy| hierarchy.join(name)) {
+        if !parent.is_dir() {
+            continue;
+        }
+        for entry in std::fs::read_dir(&parent)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                remove_if_there(std::fs::remove_dir(entry.path()))?;
+            }
+        }
+        remove_if_there(std::fs::remove_dir(&parent))?;
+    }
+    Ok(())
+}
+
+/// Waits until something holds, for at most 20 s.
+///
+/// # Panics
+/// When it does not, with what was seen last.
+pub async fn until<T: std::fmt::Debug>(what: &str, mut look: impl AsyncFnMut() -> Result<T, String>) -> T {
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    loop {
+        match look().await {
+            Ok(seen) => return seen,
+            Err(seen) => assert!(
+                std::time::Instant::now() < end,
+                "not within 20 s: {what}; last seen: {seen}"
+            ),
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+}
+
+/// The usual wish for a workspace.
+pub fn instance_spec(bot: &BotId, image: &ImageReference) -> skep_runtime::InstanceSpec {
+    skep_runtime::InstanceSpec {
+        bot: bot.clone(),
+        image: image.clone(),
+        snapshotter: None,
+        env: [("GREETING".to_owned(), "hello".to_owned())].into(),
+        cdi_devices: Vec::new(),
+        labels: Default::default(),
+    }
+}
+
+/// As a trait object, for suites that run on every backend.
+pub fn as_runtime(rig: &ContainerdRig) -> Arc<dyn Runtime> {
+    rig.runtime().clone()
+}

@@ -1,0 +1,182 @@
+//! The containerd backend with a shell script as process 1: what the host sees of a workspace, and what a
+//! workspace sees of itself.
+
+use std::os::unix::fs::MetadataExt;
+
+use skep_names::BotId;
+use skep_runtime::containerd::UserNamespaceMode;
+use skep_runtime::{BridgeEndpoint, Limits, Runtime, RuntimeError};
+use skep_testkit::containerd_rig::{ContainerdRig, OciRuntime, RigOptions, instance_spec, until};
+
+const LIMITS: Limits = Limits {
+    cpu_millicores: 1500,
+    memory_bytes: 256 << 20,
+    pids: 64,
+    storage_bytes: 0,
+};
+
+/// Writes what it finds to `/found`, then waits for SIGTERM.
+const LOOK_AROUND: &str = r#"
+exec > /found.part 2>&1
+trap 'exit 7' TERM
+echo "uid_map: $(cat /proc/self/uid_map)"
+grep -E 'Cap|NoNewPrivs|Seccomp:' /proc/self/status
+echo "mount: $(mount -t tmpfs x /mnt 2>&1 && echo done)"
+echo "mknod: $(mknod /tmp/null c 1 3 2>&1 && echo done)"
+echo "unshare: $(unshare -U true 2>&1 && echo done)"
+echo "chown: $(touch /tmp/far; chown 70000 /tmp/far 2>&1 && echo done)"
+echo "nofile: $(ulimit -Sn) $(ulimit -Hn)"
+echo "env: $GREETING $HOME $BRIDGE_SOCKET_PATH $TZ"
+echo "net: $(ls /sys/class/net)"
+echo "ping_group_range: $(cat /proc/sys/net/ipv4/ping_group_range)"
+echo "resolv: $(cat /etc/resolv.conf)"
+echo "root: $(grep ' / / ' /proc/self/mountinfo)"
+echo "socket: $(touch /run/memoh/x && ls -ldn /run/memoh)"
+touch /mine; mkdir -p /data
+mv /found.part /found
+while :; do sleep 1 & wait; done
+"#;
+
+async fn found(rig: &ContainerdRig, bot: &BotId) -> String {
+    let file = rig.layer_on_disk(bot).join("found");
+    until("process 1 looked around", async || {
+        std::fs::read_to_string(&file).map_err(|error| error.to_string())
+    })
+    .await
+}
+
+fn value<'a>(found: &'a str, name: &str) -> &'a str {
+    let line = found.lines().find_map(|line| line.strip_prefix(name));
+    line.unwrap_or_else(|| panic!("no {name} in {found}")).trim()
+}
+
+async fn looked_around(user_namespace: UserNamespaceMode) -> (ContainerdRig, BotId, String) {
+    let mut options = RigOptions::default();
+    if user_namespace == UserNamespaceMode::Off {
+        // crun is refused there.
+        options.oci_runtime = OciRuntime::Runc;
+    }
+    let rig = ContainerdRig::start_with(RigOptions {
+        script: Some(LOOK_AROUND.into()),
+        user_namespace,
+        ..options
+    })
+    .await;
+    let bot = BotId::random();
+    rig.runtime().create(&instance_spec(&bot, &rig.image())).await.unwrap();
+    let started = rig.runtime().start(&bot, &LIMITS).await.unwrap();
+    assert_eq!(
+        started.isolation.user_namespace,
+        user_namespace == UserNamespaceMode::Required
+    );
+    assert!(started.isolation.seccomp && started.isolation.no_new_privileges);
+    let found = found(&rig, &bot).await;
+    (rig, bot, found)
+}
+
+fn check_common(found: &str) {
+    assert_eq!(value(found, "NoNewPrivs:"), "1");
+    assert_eq!(value(found, "Seccomp:"), "2", "a filter is in force");
+    for none in ["CapInh:", "CapAmb:"] {
+        assert_eq!(value(found, none), "0000000000000000");
+    }
+    for refused in ["mount:", "mknod:", "unshare:"] {
+        assert!(!value(found, refused).contains("done"), "{refused} worked: {found}");
+    }
+    assert_eq!(value(found, "env:"), "hello /data /run/memoh/bridge.sock UTC");
+    assert_eq!(value(found, "net:"), "lo", "another interface is seen");
+    assert_eq!(value(found, "resolv:"), "nameserver 192.0.2.53");
+    assert!(value(found, "root:").contains("nosuid,nodev"), "{found}");
+    assert!(value(found, "nofile:").starts_with("1024 "));
+    assert!(value(found, "socket:").starts_with("drwx------"));
+}
+
+#[tokio::test]
+async fn a_workspace_has_what_is_promised_and_nothing_more() {
+    let (rig, bot, found) = looked_around(UserNamespaceMode::Required).await;
+    check_common(&found);
+    for set in ["CapPrm:", "CapEff:", "CapBnd:"] {
+        assert_eq!(value(&found, set), "00000000800405fb");
+    }
+    let map: Vec<u32> = value(&found, "uid_map:")
+        .split_whitespace()
+        .map(|word| word.parse().unwrap())
+        .collect();
+    let BridgeEndpoint::Unix {
+        owner_uid, directory, ..
+    } = rig.runtime().bridge_endpoint(&bot).unwrap()
+    else {
+        panic!("a bridge on TCP");
+    };
+    assert_eq!(map, [0, owner_uid, 65_536]);
+    assert!(owner_uid >= 0x1000_0000);
+    assert_eq!(std::fs::metadata(&directory).unwrap().uid(), owner_uid);
+    assert!(
+        !value(&found, "chown:").contains("done"),
+        "an id beyond the block was given"
+    );
+    assert_eq!(value(&found, "ping_group_range:"), "0\t65535");
+    let mine = std::fs::metadata(rig.layer_on_disk(&bot).join("mine")).unwrap();
+    assert_eq!(
+        (mine.uid(), mine.gid()),
+        (0, 0),
+        "ids on disk are not those seen inside"
+    );
+}
+
+#[tokio::test]
+async fn without_a_user_namespace_a_workspace_has_one_capability_less() {
+    let (rig, bot, found) = looked_around(UserNamespaceMode::Off).await;
+    check_common(&found);
+    for set in ["CapPrm:", "CapEff:", "CapBnd:"] {
+        assert_eq!(value(&found, set), "00000000000405fb");
+    }
+    assert_eq!(value(&found, "uid_map:").split_whitespace().nth(1), Some("0"));
+    rig.runtime().remove(&bot).await.unwrap();
+}
+
+#[tokio::test]
+async fn crun_is_refused_where_it_would_drop_flags_of_the_root() {
+    let rig = ContainerdRig::start_with(RigOptions {
+        oci_runtime: OciRuntime::Crun,
+        user_namespace: UserNamespaceMode::Off,
+        ..Default::default()
+    })
+    .await;
+    let bot = BotId::random();
+    rig.runtime().create(&instance_spec(&bot, &rig.image())).await.unwrap();
+    let refused = rig.runtime().start(&bot, &LIMITS).await;
+    assert!(matches!(refused, Err(RuntimeError::Rejected { .. })), "{refused:?}");
+    assert_eq!(rig.claims().unwrap().len(), 0);
+}
+
+#[tokio::test]
+async fn limits_are_in_force_from_the_start_and_change_without_a_restart() {
+    let (rig, bot, _) = looked_around(UserNamespaceMode::Required).await;
+    let runtime = rig.runtime();
+    let usage = runtime.usage(&bot).await.unwrap();
+    assert_eq!(usage.memory_limit_bytes, Some(LIMITS.memory_bytes));
+    assert!(usage.memory_bytes.unwrap() > 0 && usage.cpu_nanoseconds.unwrap() > 0);
+    assert!(usage.pids.unwrap() >= 1);
+    let group = format!("{}/workspace-{bot}", rig.config().cgroup_parent);
+    assert_eq!(cgroup_value(&group, "pids", "pids.max"), "64");
+    let more = Limits {
+        memory_bytes: 128 << 20,
+        pids: 32,
+        ..LIMITS
+    };
+    runtime.apply_limits(&bot, &more).await.unwrap();
+    assert_eq!(runtime.usage(&bot).await.unwrap().memory_limit_bytes, Some(128 << 20));
+    assert_eq!(cgroup_value(&group, "pids", "pids.max"), "32");
+    runtime.apply_limits(&bot, &Limits::default()).await.unwrap();
+    assert_eq!(runtime.usage(&bot).await.unwrap().memory_limit_bytes, None);
+}
+
+fn cgroup_value(group: &str, controller: &str, file: &str) -> String {
+    let v1 = format!("/sys/fs/cgroup/{controller}{group}/{file}");
+    let v2 = format!("/sys/fs/cgroup{group}/{file}");
+    let text = std::fs::read_to_string(v1)
+        .or_else(|_| std::fs::read_to_string(v2))
+        .unwrap();
+    text.trim().to_owned()
+}
