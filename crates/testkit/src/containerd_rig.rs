@@ -9,6 +9,7 @@ use std::sync::Arc;
 use skep_names::{BotId, ImageReference};
 use skep_runtime::Runtime;
 use skep_runtime::containerd::{ContainerdConfig, ContainerdRuntime, IsolationConfig, UserNamespaceMode};
+use skep_runtime::images::RegistrySettings;
 use skep_runtime::network::{NetworkConfig, NetworkMode};
 
 use crate::{ContainerdServer, images, unmount_below};
@@ -92,7 +93,7 @@ impl ContainerdRig {
             config,
             server,
         };
-        rig.import(&images::busybox_image().oci_archive(Some(RIG_IMAGE)));
+        rig.import(images::busybox_image().oci_archive(None), RIG_IMAGE).await;
         rig
     }
 
@@ -155,11 +156,17 @@ impl ContainerdRig {
         PathBuf::from(upper.unwrap_or_else(|| panic!("no upper directory in {mounts}")))
     }
 
-    fn import(&self, archive: &[u8]) {
-        let file = self.server.directory().join("image.tar");
-        std::fs::write(&file, archive).expect("write the image");
-        self.ctr(&["images", "import", &file.to_string_lossy()]);
-        std::fs::remove_file(&file).expect("remove the image's archive");
+    /// Stores an image from an OCI archive.
+    ///
+    /// # Panics
+    /// When it cannot be imported.
+    pub async fn import(&self, archive: Vec<u8>, name: &str) {
+        let name: ImageReference = name.parse().expect("the name of an image");
+        let archive = Box::new(io::Cursor::new(archive));
+        self.runtime
+            .import(archive, Some(&name))
+            .await
+            .expect("import an image");
     }
 
     fn run_dir(&self) -> PathBuf {
@@ -250,6 +257,7 @@ fn configuration(server: &ContainerdServer, options: &RigOptions) -> ContainerdC
             user_namespace: options.user_namespace,
             ..Default::default()
         },
+        registries: RegistrySettings::default(),
         network: options.network.clone().unwrap_or(loopback_only),
     }
 }

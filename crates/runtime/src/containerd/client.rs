@@ -4,9 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use containerd_client::services::v1::containers_client::ContainersClient;
-use containerd_client::services::v1::content_client::ContentClient;
 use containerd_client::services::v1::events_client::EventsClient;
-use containerd_client::services::v1::images_client::ImagesClient;
 use containerd_client::services::v1::introspection_client::IntrospectionClient;
 use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClient;
 use containerd_client::services::v1::tasks_client::TasksClient;
@@ -53,6 +51,11 @@ impl Client {
         })
     }
 
+    /// The connection, for what else speaks to the same daemon.
+    pub(super) fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
     /// A request in our namespace that fails after [`SILENCE_LIMIT`].
     pub(super) fn request<T>(&self, message: T) -> Request<T> {
         self.request_within(message, SILENCE_LIMIT)
@@ -77,16 +80,8 @@ impl Client {
         ContainersClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_LIMIT)
     }
 
-    pub(super) fn content(&self) -> ContentClient<Channel> {
-        ContentClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_LIMIT)
-    }
-
     pub(super) fn events(&self) -> EventsClient<Channel> {
         EventsClient::new(self.channel.clone())
-    }
-
-    pub(super) fn images(&self) -> ImagesClient<Channel> {
-        ImagesClient::new(self.channel.clone())
     }
 
     pub(super) fn introspection(&self) -> IntrospectionClient<Channel> {

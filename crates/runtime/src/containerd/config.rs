@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use crate::images::RegistrySettings;
 use crate::network::NetworkConfig;
 
 /// Everything the backend needs to know. All paths are absolute.
@@ -36,6 +37,8 @@ pub struct ContainerdConfig {
     pub cgroup_parent: String,
     /// How much separates workspaces from the host.
     pub isolation: IsolationConfig,
+    /// How images' registries are reached.
+    pub registries: RegistrySettings,
     /// Their network.
     pub network: NetworkConfig,
 }

@@ -19,6 +19,7 @@ use super::ContainerdRuntime;
 use super::client::{collect, failed, optional};
 use super::layer::Layer;
 use super::records::Running;
+use crate::images::UnpackedImage;
 use crate::spec::{self, SpecInput};
 use crate::{CreateOutcome, Instance, InstanceSpec, LayerOutcome, Limits, Result, RuntimeError, TaskState};
 
@@ -44,7 +45,10 @@ impl ContainerdRuntime {
             });
         }
         let snapshotter = spec.snapshotter.as_deref().unwrap_or(&self.config.snapshotter);
-        let (kept, asked) = tokio::try_join!(self.layer_of(&spec.bot, snapshotter), self.stored_image(&spec.image))?;
+        let (kept, asked) = tokio::try_join!(
+            self.layer_of(&spec.bot, snapshotter),
+            self.images.unpack(&spec.image, snapshotter)
+        )?;
         let (layer, image) = match (kept, asked) {
             (Some(layer), asked) => {
                 let image = self.image_below(&layer, asked).await?;
@@ -52,7 +56,7 @@ impl ContainerdRuntime {
             }
             (None, Some(image)) => {
                 let made = self
-                    .make_layer(&spec.bot, snapshotter, &image.name, &image.chain_id)
+                    .make_layer(&spec.bot, snapshotter, spec.image.as_str(), &image.chain_id)
                     .await?;
                 (made, Some(image))
             }
@@ -75,15 +79,11 @@ impl ContainerdRuntime {
 
     /// The image a kept layer stands on; the asked one where that is not known. Data counts for more than an
     /// image's environment: a layer whose image is gone is used without it.
-    async fn image_below(
-        &self,
-        layer: &Layer,
-        asked: Option<super::image_lookup::StoredImage>,
-    ) -> Result<Option<super::image_lookup::StoredImage>> {
+    async fn image_below(&self, layer: &Layer, asked: Option<UnpackedImage>) -> Result<Option<UnpackedImage>> {
         let Some(name) = layer.image.as_ref().and_then(|name| name.parse().ok()) else {
             return Ok(asked);
         };
-        let image = self.stored_image(&name).await?;
+        let image = self.images.unpacked(&name, &layer.snapshotter).await?;
         if image.is_none() {
             tracing::warn!(layer = layer.key, image = %name, "the image below a kept layer is gone; its environment is not set");
         }
@@ -94,19 +94,18 @@ impl ContainerdRuntime {
         &self,
         spec: &InstanceSpec,
         layer: &Layer,
-        image: Option<&super::image_lookup::StoredImage>,
+        image: Option<&UnpackedImage>,
     ) -> Result<Container> {
-        let none = std::collections::BTreeMap::new();
+        let image_environment = image.map_or(&[][..], |image| image.config.environment());
         let environment = spec::environment(
-            image.map_or(&none, |image| &image.environment),
+            &spec::image_environment(image_environment),
             &self.config.base_environment,
             &spec.env,
         );
-        let name = image.map(|image| image.name.clone()).or_else(|| layer.image.clone());
         let container = Container {
             id: container_id_for(&spec.bot),
             labels: self.labels(spec, image.map(|image| image.digest.as_str())),
-            image: name.unwrap_or_else(|| spec.image.to_string()),
+            image: layer.image.clone().unwrap_or_else(|| spec.image.to_string()),
             runtime: Some(RuntimeRecord {
                 name: self.config.runtime.clone(),
                 options: None,

@@ -9,7 +9,6 @@ mod container;
 pub mod daemon;
 mod events;
 mod host;
-mod image_lookup;
 mod layer;
 mod lifecycle;
 mod oci_runtime;
@@ -29,6 +28,7 @@ use tokio::sync::{OnceCell, broadcast};
 
 pub use config::{ContainerdConfig, IsolationConfig, UserNamespaceMode};
 
+use crate::images::{ImageStore, ImageStoreConfig};
 use crate::isolation::HostPaths;
 use crate::network::Network;
 use crate::spec::LimitSupport;
@@ -53,6 +53,7 @@ const CAP_SYS_RESOURCE: u32 = 24;
 pub struct ContainerdRuntime {
     config: ContainerdConfig,
     client: Client,
+    images: ImageStore,
     network: Network,
     paths: Arc<HostPaths>,
     records: Arc<Records>,
@@ -76,6 +77,12 @@ impl ContainerdRuntime {
     pub fn new(config: ContainerdConfig) -> Result<Arc<Self>> {
         let network = Network::new(config.network.clone()).map_err(host::network_failed)?;
         let client = Client::new(&config.socket, &config.namespace)?;
+        let images = ImageStoreConfig {
+            namespace: config.namespace.clone(),
+            snapshotter: config.snapshotter.clone(),
+            registries: config.registries.clone(),
+        };
+        let images = ImageStore::new(client.channel(), images)?;
         let paths = HostPaths {
             run_root: config.run_root.clone(),
             run_dir: config.run_root.join(&config.data_root_id),
@@ -84,6 +91,7 @@ impl ContainerdRuntime {
         let records = Records::load(&paths).map_err(host::on_host_failed)?;
         let runtime = Arc::new(Self {
             client: client.clone(),
+            images,
             network,
             paths: Arc::new(paths),
             records: Arc::new(records),
@@ -105,6 +113,11 @@ impl ContainerdRuntime {
     /// The network of its workspaces, for preparing it before the first start and for taking it down.
     pub fn network(&self) -> &Network {
         &self.network
+    }
+
+    /// Its images, for what goes beyond the verbs all backends have (pruning).
+    pub fn image_store(&self) -> &ImageStore {
+        &self.images
     }
 
     /// Hard limit of open files that tasks can have: what containerd may raise, else its own.
@@ -219,23 +232,23 @@ impl Runtime for ContainerdRuntime {
     }
 
     async fn images(&self) -> Result<Vec<ImageRecord>> {
-        Err(not_built("listing images"))
+        self.images.images().await
     }
 
-    async fn image(&self, _reference: &ImageReference) -> Result<Option<ImageRecord>> {
-        Err(not_built("looking up images"))
+    async fn image(&self, reference: &ImageReference) -> Result<Option<ImageRecord>> {
+        self.images.image(reference).await
     }
 
-    async fn pull(&self, _reference: &ImageReference, _progress: Arc<dyn PullProgress>) -> Result<ImageRecord> {
-        Err(not_built("pulling images"))
+    async fn pull(&self, reference: &ImageReference, progress: Arc<dyn PullProgress>) -> Result<ImageRecord> {
+        self.images.pull(reference, progress).await
     }
 
-    async fn import(&self, _archive: ImageArchive, _name: Option<&ImageReference>) -> Result<Vec<ImageRecord>> {
-        Err(not_built("importing images"))
+    async fn import(&self, archive: ImageArchive, name: Option<&ImageReference>) -> Result<Vec<ImageRecord>> {
+        self.images.import(archive, name).await
     }
 
-    async fn remove_image(&self, _reference: &ImageReference) -> Result<()> {
-        Err(not_built("removing images"))
+    async fn remove_image(&self, reference: &ImageReference) -> Result<()> {
+        self.images.remove(reference).await
     }
 
     async fn create(&self, spec: &InstanceSpec) -> Result<CreateOutcome> {
@@ -317,12 +330,5 @@ impl Runtime for ContainerdRuntime {
 fn not_running(bot: &BotId) -> RuntimeError {
     RuntimeError::NotFound {
         what: format!("a running workspace of bot {bot}"),
-    }
-}
-
-fn not_built(what: &str) -> RuntimeError {
-    RuntimeError::Unsupported {
-        backend: "containerd",
-        what: what.to_owned(),
     }
 }

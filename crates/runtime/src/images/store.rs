@@ -107,7 +107,7 @@ impl ImageStore {
         let used = self.used().await?;
         let images = self.inner.daemon.list_images().await?;
         let named = images
-            .iter()
+            .into_iter()
             .filter_map(|image| Some((names::normalised(&image.name)?, image)));
         let mut records: Vec<ImageRecord> = stream::iter(named)
             .map(|(name, image)| self.listed(name, image, &used))
@@ -120,8 +120,8 @@ impl ImageStore {
         Ok(records)
     }
 
-    async fn listed(&self, name: ImageReference, image: &Image, used: &HashSet<ImageReference>) -> Result<ImageRecord> {
-        let target = target_of(image)?;
+    async fn listed(&self, name: ImageReference, image: Image, used: &HashSet<ImageReference>) -> Result<ImageRecord> {
+        let target = target_of(&image)?;
         let size_bytes = match read_documents(&self.inner.daemon, &target).await {
             Ok(Some(documents)) => documents.size(),
             Ok(None) | Err(RuntimeError::Rejected { .. }) => target.size,
@@ -132,7 +132,7 @@ impl ImageStore {
             name,
             digest: target.digest.to_string(),
             size_bytes,
-            created_at: created_at(image),
+            created_at: created_at(&image),
         })
     }
 
