@@ -1,0 +1,119 @@
+//! `skep exec` and `skep shell`: a command in a workspace, with its own exit code as ours.
+//!
+//! Three ways, by what has to flow: output alone comes as one event stream; with standard input the
+//! command is started detached and followed from offset to offset; a terminal is a WebSocket.
+
+mod followed;
+mod socket;
+mod streamed;
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use crate::arguments::{ExecArguments, ShellArguments};
+use crate::client::{Client, encode, find_bot};
+use crate::failure::{Failure, Result};
+use crate::output::{print_text, text};
+use crate::terminal;
+
+pub(crate) async fn run(client: &Client, exec: ExecArguments) -> Result<()> {
+    let id = find_bot(client, &exec.named.name).await?.id;
+    let route = format!("/bots/{id}/container/exec");
+    if exec.tty {
+        return in_terminal(client, &exec, &id, &route).await;
+    }
+    if exec.detach {
+        let mut body = body_of(&exec)?;
+        body["detach"] = json!(true);
+        return print_text(&format!("{}\n", text(&client.post(&route, &body).await?, "exec_id")));
+    }
+    if exec.interactive {
+        return followed::run(client, &route, body_of(&exec)?).await;
+    }
+    streamed::run(client, &route, body_of(&exec)?).await
+}
+
+/// A shell; the best one the workspace has.
+pub(crate) async fn shell(client: &Client, shell: ShellArguments) -> Result<()> {
+    if !terminal::stdin_is_terminal() {
+        return Err(Failure::Usage(
+            "a shell needs a terminal; `skep exec -i` takes a script".into(),
+        ));
+    }
+    let id = find_bot(client, &shell.named.name).await?.id;
+    let (cols, rows) = terminal::size();
+    let mut path = format!("/bots/{id}/container/terminal/ws?cols={cols}&rows={rows}");
+    if let Some(session) = &shell.session {
+        path.push_str(&format!("&session={}", encode(session)));
+    }
+    socket::attach(client, &path, true).await
+}
+
+async fn in_terminal(client: &Client, exec: &ExecArguments, id: &str, route: &str) -> Result<()> {
+    if exec.interactive && !terminal::stdin_is_terminal() {
+        return Err(Failure::Usage(
+            "-t with -i needs a terminal on standard input; use -i alone".into(),
+        ));
+    }
+    let (cols, rows) = terminal::size();
+    let mut body = body_of(exec)?;
+    body["pty"] = json!(true);
+    body["detach"] = json!(true);
+    body["cols"] = json!(cols);
+    body["rows"] = json!(rows);
+    let exec_id = text(&client.post(route, &body).await?, "exec_id");
+    let path = format!(
+        "/bots/{id}/container/terminal/ws?cols={cols}&rows={rows}&exec_id={}",
+        encode(&exec_id)
+    );
+    socket::attach(client, &path, exec.interactive).await
+}
+
+fn body_of(exec: &ExecArguments) -> Result<Value> {
+    let mut body = json!({
+        "argv": exec.command,
+        // A command line has no time limit of its own: 0 is none.
+        "timeout_seconds": exec.timeout.map_or(0, |timeout| timeout.as_secs().max(1)),
+    });
+    let mut env = BTreeMap::new();
+    for pair in &exec.env {
+        match pair.split_once('=') {
+            Some(("", _)) => return Err(Failure::Usage(format!("{pair:?} is not KEY=VALUE"))),
+            Some((key, value)) => {
+                env.insert(key.to_owned(), value.to_owned());
+            }
+            // KEY alone passes ours on; one we do not have is left out.
+            None => {
+                if let Ok(value) = std::env::var(pair) {
+                    env.insert(pair.clone(), value);
+                }
+            }
+        }
+    }
+    if !env.is_empty() {
+        body["env"] = json!(env);
+    }
+    if let Some(directory) = &exec.workdir {
+        body["cwd"] = json!(directory);
+    }
+    if let Some(user) = &exec.user {
+        body["user"] = json!(user);
+    }
+    Ok(body)
+}
+
+/// The end of a command, as the server tells it, becomes ours.
+fn ended(exit: &Value) -> Result<()> {
+    if exit.get("timed_out").and_then(Value::as_bool) == Some(true) {
+        eprintln!("skep: the command was ended: its time was up");
+    }
+    match exit.get("exit_code").and_then(Value::as_i64).map(u8::try_from) {
+        Some(Ok(0)) => Ok(()),
+        Some(Ok(code)) => Err(Failure::CommandEnded(code)),
+        _ => Err(Failure::Unexpected {
+            doing: "telling how the command ended",
+            what: "there is no exit code".into(),
+        }),
+    }
+}

@@ -1,0 +1,65 @@
+//! One file for each group of commands; each parses nothing and prints through `output`.
+
+mod accounts;
+mod bots;
+mod copy;
+mod exec;
+mod files;
+pub(crate) mod images;
+mod logs;
+mod operations;
+mod place;
+mod unpack;
+mod workspaces;
+
+use clap::CommandFactory;
+
+use crate::arguments::{Arguments, Command, Shared};
+use crate::client::{Client, Endpoint};
+use crate::failure::Result;
+use crate::machine;
+
+/// Does what was typed.
+pub(crate) async fn run(arguments: Arguments) -> Result<()> {
+    let Arguments { shared, command } = arguments;
+    match command {
+        Command::Config(command) => machine::configuration::run(command, shared.output).await,
+        Command::Login(login) => accounts::login(&shared, login).await,
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Arguments::command(), "skep", &mut std::io::stdout());
+            Ok(())
+        }
+        command => run_against_server(&shared, command).await,
+    }
+}
+
+async fn run_against_server(shared: &Shared, command: Command) -> Result<()> {
+    // An archive can be made where no server is.
+    if let Command::Images(crate::arguments::ImagesCommand::Build(build)) = &command
+        && build.to_file.is_some()
+    {
+        return images::build_to_file(shared.output, build.clone()).await;
+    }
+    let client = Client::new(Endpoint::find(shared)?)?;
+    let form = shared.output;
+    match command {
+        Command::Bots(command) => bots::run(&client, form, command).await,
+        Command::Create(create) => workspaces::create(&client, form, create).await,
+        Command::Ls(list) => workspaces::list(&client, form, list).await,
+        Command::Inspect(named) => workspaces::inspect(&client, form, named).await,
+        Command::Start(named) => workspaces::start(&client, form, named).await,
+        Command::Stop(stop) => workspaces::stop(&client, form, stop).await,
+        Command::Restart(named) => workspaces::restart(&client, form, named).await,
+        Command::Rm(remove) => workspaces::remove(&client, form, remove).await,
+        Command::Exec(exec) => exec::run(&client, exec).await,
+        Command::Shell(shell) => exec::shell(&client, shell).await,
+        Command::Cp(copy) => copy::run(&client, form, copy).await,
+        Command::Files(command) => files::run(&client, form, command).await,
+        Command::Images(command) => images::run(&client, form, command).await,
+        Command::Ops(command) => operations::run(&client, form, command).await,
+        Command::Logs(logs) => logs::run(&client, logs).await,
+        Command::Users(command) => accounts::users(&client, form, command).await,
+        Command::Keys(command) => accounts::keys(&client, form, command).await,
+        Command::Config(_) | Command::Login(_) | Command::Completion { .. } => unreachable!("done by `run`"),
+    }
+}

@@ -1,0 +1,174 @@
+//! The commands that make, show, start, stop and delete workspaces.
+
+use std::collections::BTreeMap;
+
+use reqwest::Method;
+use reqwest::header::ACCEPT;
+use serde_json::{Value, json};
+use skep_api::{CreateWorkspaceRequest, LimitsRequest};
+
+use super::bots::{confirm, refuse_a_taken_name};
+use crate::arguments::{CreateArguments, ListArguments, Named, OutputForm, RemoveArguments, StopArguments};
+use crate::client::{Client, all_bots, find_bot, follow_to_the_end};
+use crate::failure::{Failure, Result};
+use crate::output::{self, Column, text};
+use crate::progress::ProgressView;
+
+const COLUMNS: &[Column] = &[
+    Column {
+        title: "NAME",
+        read: |bot| text(bot, "display_name"),
+    },
+    Column {
+        title: "ID",
+        read: |bot| text(bot, "id"),
+    },
+    Column {
+        title: "STATUS",
+        read: |bot| text(bot, "container.status"),
+    },
+    Column {
+        title: "IMAGE",
+        read: |bot| text(bot, "container.image"),
+    },
+    Column {
+        title: "ADDRESS",
+        read: |bot| text(bot, "container.ip"),
+    },
+    Column {
+        title: "CREATED",
+        read: |bot| output::time(bot, "created_at"),
+    },
+];
+
+pub(crate) async fn list(client: &Client, form: OutputForm, list: ListArguments) -> Result<()> {
+    let bots = all_bots(client, list.all).await?;
+    let with_workspace: Vec<Value> = bots
+        .into_iter()
+        .filter(|bot| bot.get("container").is_some_and(Value::is_object))
+        .collect();
+    output::print_list(form, &with_workspace, "display_name", COLUMNS)
+}
+
+pub(crate) async fn create(client: &Client, form: OutputForm, create: CreateArguments) -> Result<()> {
+    refuse_a_taken_name(client, &create.name).await?;
+    let bot = client
+        .post("/bots?workspace=false", &json!({"display_name": create.name}))
+        .await?;
+    let id = text(&bot, "id");
+    let complete = match create_workspace(client, form, &id, &request_of(&create)).await {
+        Ok(complete) => complete,
+        Err(failure) => {
+            eprintln!("skep: the bot {id} was made, its workspace was not; `skep bots rm {id}` removes it");
+            return Err(failure);
+        }
+    };
+    warn_of(&complete);
+    let whole = client.get(&format!("/bots/{id}/container")).await?;
+    match form {
+        OutputForm::Json => output::print_json(&with_container(bot, whole)),
+        OutputForm::Name => output::print_text(&format!("{id}\n")),
+        OutputForm::Table => output::print_text(&format!("{} is ready ({id})\n", output::printable(&create.name))),
+    }
+}
+
+fn request_of(create: &CreateArguments) -> CreateWorkspaceRequest {
+    let limits = LimitsRequest {
+        cpu_millicores: create.cpus,
+        memory_bytes: create.memory,
+        ..LimitsRequest::default()
+    };
+    let env: BTreeMap<String, String> = create.env.iter().cloned().collect();
+    CreateWorkspaceRequest {
+        image: create.image.clone(),
+        limits: (limits != LimitsRequest::default()).then_some(limits),
+        env: (!env.is_empty()).then_some(env),
+        ..CreateWorkspaceRequest::default()
+    }
+}
+
+/// Makes or takes up the workspace of a bot, showing how far it is, and returns `complete`.
+pub(crate) async fn create_workspace(
+    client: &Client,
+    form: OutputForm,
+    bot_id: &str,
+    request: &CreateWorkspaceRequest,
+) -> Result<Value> {
+    let path = format!("/bots/{bot_id}/container");
+    let request = client
+        .request(Method::POST, &path)
+        .header(ACCEPT, "text/event-stream")
+        .json(request);
+    let answer = client.send(request).await?;
+    follow_to_the_end(answer, &mut ProgressView::new(form)).await
+}
+
+fn warn_of(complete: &Value) {
+    let warnings = complete.pointer("/container/warnings").and_then(Value::as_array);
+    for warning in warnings.into_iter().flatten().filter_map(Value::as_str) {
+        eprintln!("skep: warning: {}", output::printable(warning));
+    }
+}
+
+fn with_container(mut bot: Value, container: Value) -> Value {
+    if let Value::Object(fields) = &mut bot {
+        fields.insert("container".into(), container);
+    }
+    bot
+}
+
+pub(crate) async fn inspect(client: &Client, form: OutputForm, named: Named) -> Result<()> {
+    let id = find_bot(client, &named.name).await?.id;
+    let bot = client.get(&format!("/bots/{id}")).await?;
+    let container = match client.get(&format!("/bots/{id}/container")).await {
+        Ok(container) => container,
+        Err(Failure::Refused { status: 404, .. }) => Value::Null,
+        Err(other) => return Err(other),
+    };
+    let checks = client.get(&format!("/bots/{id}/checks")).await?;
+    let mut whole = with_container(bot, container);
+    if let (Value::Object(fields), Some(items)) = (&mut whole, checks.get("items")) {
+        fields.insert("checks".into(), items.clone());
+    }
+    output::print_one(form, &whole, "id")
+}
+
+pub(crate) async fn start(client: &Client, form: OutputForm, named: Named) -> Result<()> {
+    change(client, form, &named, "start").await
+}
+
+pub(crate) async fn restart(client: &Client, form: OutputForm, named: Named) -> Result<()> {
+    change(client, form, &named, "restart").await
+}
+
+pub(crate) async fn stop(client: &Client, form: OutputForm, stop: StopArguments) -> Result<()> {
+    let verb = match stop.timeout {
+        Some(timeout) if timeout.as_secs() > 300 => {
+            return Err(Failure::Usage("--timeout is at most 300s".into()));
+        }
+        Some(timeout) => format!("stop?timeout={}", timeout.as_secs()),
+        None => "stop".to_owned(),
+    };
+    change(client, form, &stop.named, &verb).await
+}
+
+async fn change(client: &Client, form: OutputForm, named: &Named, verb: &str) -> Result<()> {
+    let bot = find_bot(client, &named.name).await?;
+    let answer = client
+        .post(&format!("/bots/{}/container/{verb}", bot.id), &json!({}))
+        .await?;
+    match form {
+        OutputForm::Json => output::print_json(&answer),
+        OutputForm::Table | OutputForm::Name => output::print_text(&format!("{}\n", bot.id)),
+    }
+}
+
+pub(crate) async fn remove(client: &Client, form: OutputForm, remove: RemoveArguments) -> Result<()> {
+    let bot = find_bot(client, &remove.named.name).await?;
+    confirm(&bot, "the workspace and all its files", remove.force)?;
+    client.delete(&format!("/bots/{}/container", bot.id)).await?;
+    match form {
+        OutputForm::Json => output::print_json(&json!({"id": bot.id, "deleted": true})),
+        OutputForm::Table | OutputForm::Name => output::print_text(&format!("{}\n", bot.id)),
+    }
+}

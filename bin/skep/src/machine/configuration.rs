@@ -1,0 +1,85 @@
+//! `skep config`: what is in force, from where, and whether it can be used.
+
+use serde_json::{Map, Value, json};
+use skep_server::config::{Config, ConfigError, Key, Setting, Settings};
+
+use crate::arguments::{ConfigCommand, ConfigurationFile, OutputForm};
+use crate::failure::{Failure, Result};
+use crate::output::{self, Column, text};
+
+const COLUMNS: &[Column] = &[
+    Column {
+        title: "KEY",
+        read: |setting| text(setting, "key"),
+    },
+    Column {
+        title: "VALUE",
+        read: |setting| text(setting, "value"),
+    },
+    Column {
+        title: "FROM",
+        read: |setting| text(setting, "from"),
+    },
+];
+
+pub(crate) async fn run(command: ConfigCommand, form: OutputForm) -> Result<()> {
+    match command {
+        ConfigCommand::Show(file) => {
+            let (settings, _) = read(&file)?;
+            output::print_list(form, &shown(&settings), "key", COLUMNS)
+        }
+        ConfigCommand::Check(file) => {
+            let (settings, _) = read(&file)?;
+            let place = settings
+                .file
+                .map_or("the defaults".to_owned(), |path| path.display().to_string());
+            output::print_text(&format!("{place}: valid\n"))
+        }
+        ConfigCommand::Default => output::print_text(skep_server::config::default_file()),
+    }
+}
+
+/// Reads and checks the configuration, and says on standard error what a person should know.
+pub(crate) fn read(file: &ConfigurationFile) -> Result<(Settings, Config)> {
+    let environment: Vec<(String, String)> = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect();
+    let settings = Settings::read(file.config.as_deref(), &environment).map_err(|error| whole(&error))?;
+    for warning in &settings.warnings {
+        eprintln!("skep: warning: {warning}");
+    }
+    let config = Config::settle(&settings).map_err(|error| whole(&error))?;
+    Ok((settings, config))
+}
+
+/// The error with its causes: one line, since a person has to mend it.
+fn whole(error: &ConfigError) -> Failure {
+    Failure::Usage(crate::failure::with_causes(error))
+}
+
+fn shown(settings: &Settings) -> Vec<Value> {
+    let of = |name: String, key: &Key, setting: &Setting| json!({"key": name, "value": setting.value.shown(key.kind), "from": setting.origin.to_string()});
+    let mut rows: Vec<Value> = settings
+        .all()
+        .map(|setting| {
+            of(
+                format!("{}.{}", setting.key.section, setting.key.name),
+                setting.key,
+                setting,
+            )
+        })
+        .collect();
+    for (host, keys) in &settings.registries {
+        rows.extend(
+            keys.iter()
+                .map(|(name, setting)| of(format!("registry.{host:?}.{name}"), setting.key, setting)),
+        );
+    }
+    if let Some(zone) = &settings.timezone {
+        let mut row = Map::new();
+        row.insert("key".into(), "timezone".into());
+        row.insert("value".into(), zone.clone().into());
+        rows.push(Value::Object(row));
+    }
+    rows
+}

@@ -1,0 +1,3 @@
+//! The half that touches this host.
+
+pub(crate) mod configuration;
