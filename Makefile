@@ -1,0 +1,43 @@
+# The two commands of a newcomer are `make up` and `make test`; the others are their parts.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+CARGO ?= cargo
+SKEP := target/release/skep
+
+.PHONY: help up down build test check fmt bench
+
+help:
+	@echo 'make up      install what is missing, build, start a server with a first workspace'
+	@echo 'make down    stop workspaces, server and containerd; deletes nothing'
+	@echo 'make build   target/release/skep, the one file to copy to a host'
+	@echo 'make test    install what the tests need and run all of them (root)'
+	@echo 'make check   format, lints, licences and duplicate versions, walls between the crates'
+	@echo 'make bench   how long a create, an exec and a stop take on this machine'
+
+up: build
+	$(SKEP) up
+
+down:
+	@test -x $(SKEP) || { echo 'nothing to stop: $(SKEP) has not been built' >&2; exit 1; }
+	$(SKEP) down
+
+build:
+	scripts/install up
+	$(CARGO) build --release --locked --package skep
+
+test:
+	scripts/install test
+	scripts/test
+
+check:
+	scripts/install check
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	$(CARGO) deny --all-features --offline --locked check bans licenses sources
+	$(CARGO) test --locked --package walls
+
+fmt:
+	$(CARGO) fmt --all
+
+bench: build
+	scripts/bench
