@@ -11,10 +11,12 @@ mod config;
 mod error;
 mod firewall;
 mod guard;
+mod host_side;
 mod links;
 mod nft;
 mod nft_events;
 mod own;
+mod preparation;
 mod program;
 mod rules;
 mod wired;
@@ -178,7 +180,10 @@ impl Network {
         let (status, detail) = match &self.wired {
             None => (CheckStatus::Ok, "loopback only, as network.mode says".to_owned()),
             Some(wired) => match wired.ready().await {
-                Ok(detail) => (CheckStatus::Ok, detail),
+                Ok(detail) => match wired.findings() {
+                    findings if findings.is_empty() => (CheckStatus::Ok, detail),
+                    findings => (CheckStatus::Warn, findings.join("; ")),
+                },
                 Err(error) => (CheckStatus::Error, error.chain()),
             },
         };
@@ -189,8 +194,8 @@ impl Network {
         }
     }
 
-    /// Removes rules, bridge and claims of this data root, for `skep down`; nothing can be attached
-    /// afterwards.
+    /// Removes rules, bridge and claims of this data root, for `skep down`: also those of a server that has
+    /// ended, without `prepare`. Nothing can be attached afterwards.
     ///
     /// # Errors
     /// Refused while a workspace is attached.

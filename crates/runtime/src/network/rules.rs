@@ -10,7 +10,6 @@
 //! ```
 
 use std::collections::BTreeSet;
-use std::fmt::Write;
 use std::net::IpAddr;
 
 use ipnet::Ipv4Net;
@@ -119,12 +118,9 @@ fn sets(ports: &BTreeSet<String>) -> String {
         ("private4", "ipv4_addr", PRIVATE_IPV4),
         ("private6", "ipv6_addr", PRIVATE_IPV6),
     ] {
-        // Writing into a String cannot fail.
-        write!(
-            text,
+        text.push_str(&format!(
             "  set {name} {{\n    type {kind}; flags interval;\n    elements = {{ {elements} }}\n  }}\n"
-        )
-        .unwrap_or_default();
+        ));
     }
     text
 }

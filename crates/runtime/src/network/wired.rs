@@ -2,56 +2,41 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use skep_names::{BotId, container_id_for};
 use tokio::sync::OnceCell;
 
-use super::claim::{Claim, Claimed};
-use super::cni::{Answer, Configuration, INTERFACE, Plugins, Record, Records, Target};
+use super::claim::Claim;
+use super::cni::{Configuration, Plugins, Record, Records, Target};
 use super::config::NetworkConfig;
 use super::error::NetworkError;
-use super::guard::Guard;
-use super::links::{Link, Links, addresses_of};
-use super::nft::Nft;
+use super::host_side::{HostSide, check_inside};
+use super::links::Links;
 use super::own::OwnNetwork;
-use super::rules::{self, Rules};
+use super::preparation::{Prepared, enable_forwarding, own_network};
+use super::rules;
 use super::{Attachment, RulesCheck, firewall};
 
 type Result<T> = std::result::Result<T, NetworkError>;
 
 /// A record younger than this may belong to a start that is under way.
 const UNDER_WAY: Duration = Duration::from_secs(60);
-/// Where the kernel says whether it forwards IPv4.
-const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
 
 /// The network in mode `bridge`.
 pub(super) struct Wired {
-    config: NetworkConfig,
-    plugins: Plugins,
-    records: Records,
+    pub(super) config: NetworkConfig,
+    pub(super) plugins: Plugins,
+    pub(super) records: Records,
     /// `None`: the user's configuration.
-    own: Option<OwnNetwork>,
+    pub(super) own: Option<OwnNetwork>,
     /// The user's configuration; ours is written by `prepare`.
-    foreign: Option<Configuration>,
-    prepared: OnceCell<Prepared>,
-}
-
-/// What lasts as long as the server.
-struct Prepared {
-    configuration: Configuration,
-    guard: Guard,
-    links: Links,
-    nft: Nft,
-    claims: Vec<Claim>,
-}
-
-/// The host's side of an attachment, once it is isolated.
-#[derive(Debug, Default)]
-struct HostSide {
-    interface: Option<String>,
-    ports: Vec<String>,
+    pub(super) foreign: Option<Configuration>,
+    pub(super) prepared: OnceCell<Prepared>,
+    /// What the last `prepare` found that a person should know.
+    findings: Mutex<Vec<String>>,
 }
 
 impl Wired {
@@ -85,6 +70,7 @@ impl Wired {
             own,
             foreign,
             prepared: OnceCell::new(),
+            findings: Mutex::default(),
             config,
         })
     }
@@ -103,73 +89,11 @@ impl Wired {
         for finding in &findings {
             tracing::warn!("{finding}");
         }
+        self.findings
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone_from(&findings);
         Ok(findings)
-    }
-
-    /// The rules come first: no port is up before they hold.
-    async fn begin(&self) -> Result<Prepared> {
-        let links = Links::here()?;
-        let configuration = match (&self.own, &self.foreign) {
-            (Some(own), _) => own.configuration(&self.config.cni_directory(), links.uplink_mtu().await?)?,
-            (None, Some(foreign)) => foreign.clone(),
-            (None, None) => return Err(NetworkError::Configuration("there is no CNI configuration".into())),
-        };
-        self.plugins.require(&configuration)?;
-        let claims = self.claim(&configuration)?;
-        let nft = Nft {
-            program: self.config.nft.clone(),
-            table: self.config.table.clone(),
-        };
-        let rules = Rules {
-            table: self.config.table.clone(),
-            subnet: self.own.as_ref().map(|own| own.subnet),
-            allow: self.config.allow.clone(),
-            resolvers: self.config.resolvers.iter().copied().collect(),
-        };
-        let guard = Guard::start(nft.clone(), rules)?;
-        guard.load(self.known_ports(&configuration)?).await?;
-        Ok(Prepared {
-            configuration,
-            guard,
-            links,
-            nft,
-            claims,
-        })
-    }
-
-    fn claim(&self, configuration: &Configuration) -> Result<Vec<Claim>> {
-        let directory = self.config.claims_directory();
-        let bridge_key = if self.own.is_some() {
-            "network.bridge"
-        } else {
-            "workspace.cni_conf_dir"
-        };
-        let table = Claimed {
-            kind: "nftables table",
-            prefix: "table",
-            name: &self.config.table,
-            key: "network.table",
-        };
-        let bridges = configuration.bridges().map(|name| Claimed {
-            kind: "bridge",
-            prefix: "bridge",
-            name,
-            key: bridge_key,
-        });
-        let in_use = |holder: &str| has_attachments(&self.config, holder);
-        bridges
-            .chain([table])
-            .map(|claimed| Claim::take(&directory, claimed, &self.config.data_root_id, in_use))
-            .collect()
-    }
-
-    /// Bridges of the configuration, and what attachments of an earlier server use.
-    fn known_ports(&self, configuration: &Configuration) -> Result<BTreeSet<String>> {
-        let mut ports: BTreeSet<String> = configuration.bridges().map(str::to_owned).collect();
-        for (bot, _) in self.records.all()? {
-            ports.extend(self.records.load(&bot)?.into_iter().flat_map(|record| record.ports));
-        }
-        Ok(ports)
     }
 
     fn prepared(&self) -> Result<&Prepared> {
@@ -252,55 +176,6 @@ impl Wired {
         // Ports before the rules, and both before the task: whatever comes in between is closed.
         self.records.save(record)?;
         prepared.guard.protect(record.ports.clone()).await
-    }
-
-    /// Isolates the bridge port and says for which interfaces the rules must hold.
-    async fn isolate(&self, prepared: &Prepared, configuration: &Configuration, result: &Answer) -> Result<HostSide> {
-        let mut host = HostSide::default();
-        for name in result.host_interfaces() {
-            let Some(link) = prepared.links.find(name).await? else {
-                continue;
-            };
-            if link.kind == "bridge" {
-                host.ports.push(link.name);
-                continue;
-            }
-            let port = self.isolated_port(prepared, configuration, &link).await?;
-            host.ports.extend(port);
-            host.interface = Some(link.name);
-        }
-        host.ports.sort();
-        host.ports.dedup();
-        if host.interface.is_none() && !self.config.unisolated {
-            return Err(unisolated(configuration));
-        }
-        if let Some(name) = host.ports.iter().find(|name| !rules::is_interface_name(name)) {
-            return Err(NetworkError::Configuration(format!(
-                "no rule can name the interface {name:?}"
-            )));
-        }
-        Ok(host)
-    }
-
-    /// The name the rules see packets of this interface under: its bridge's, else its own.
-    async fn isolated_port(
-        &self,
-        prepared: &Prepared,
-        configuration: &Configuration,
-        link: &Link,
-    ) -> Result<Option<String>> {
-        let Some(index) = link.controller else {
-            return Ok(Some(link.name.clone()));
-        };
-        match prepared.links.by_index(index).await? {
-            Some(controller) if controller.kind == "bridge" => {
-                prepared.links.isolate_port(link.index).await?;
-                Ok(Some(controller.name))
-            }
-            // Another switch (Open vSwitch, a bond): neither port isolation nor our rules reach into it.
-            _ if self.config.unisolated => Ok(None),
-            _ => Err(unisolated(configuration)),
-        }
     }
 
     pub(super) async fn detach(&self, bot: &BotId, netns: &Path) -> Result<()> {
@@ -397,21 +272,6 @@ impl Wired {
         self.plugins.check(&record.configuration, target, &result).await
     }
 
-    /// What is wrong; a port that lost its isolation gets it back first.
-    async fn check_host_side(&self, prepared: &Prepared, name: &str) -> Result<Option<String>> {
-        let Some(link) = prepared.links.find(name).await? else {
-            return Ok(Some(format!("{name} is gone")));
-        };
-        if !link.up {
-            return Ok(Some(format!("{name} is down")));
-        }
-        if link.controller.is_some() && !link.isolated && !self.config.unisolated {
-            tracing::warn!(interface = name, "a bridge port was no longer isolated; it is again");
-            prepared.links.isolate_port(link.index).await?;
-        }
-        Ok(None)
-    }
-
     pub(super) async fn sweep(&self, live: &BTreeSet<BotId>) -> Result<()> {
         let prepared = self.prepared()?;
         let mut kept = Vec::new();
@@ -446,6 +306,11 @@ impl Wired {
         Ok(self.records.load(bot)?.and_then(|record| record.address))
     }
 
+    /// What the last `prepare` found.
+    pub(super) fn findings(&self) -> Vec<String> {
+        self.findings.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// What a workspace could be attached to now, in a sentence.
     pub(super) async fn ready(&self) -> Result<String> {
         let prepared = self.prepared()?;
@@ -466,14 +331,13 @@ impl Wired {
     }
 
     pub(super) async fn teardown(&self) -> Result<()> {
-        let Some(prepared) = self.prepared.get() else {
-            return Ok(());
-        };
         if !self.records.all()?.is_empty() {
             return Err(NetworkError::Configuration(
                 "workspaces are still attached to the network; stop them first".into(),
             ));
         }
+        // The server that made it all is gone: taking it up first shows that nobody else's is removed.
+        let prepared = self.prepared.get_or_try_init(|| self.begin()).await?;
         prepared.guard.unload().await?;
         if let Some(own) = &self.own
             && let Some(link) = prepared.links.find(&own.bridge).await?
@@ -482,42 +346,6 @@ impl Wired {
         }
         prepared.claims.iter().try_for_each(Claim::remove)
     }
-}
-
-fn own_network(config: &NetworkConfig) -> Result<OwnNetwork> {
-    if !rules::is_interface_name(&config.bridge) {
-        return Err(NetworkError::Configuration(format!(
-            "network.bridge {:?} is no interface's name",
-            config.bridge
-        )));
-    }
-    if config.subnet.prefix_len() > 29 || config.subnet.addr() != config.subnet.network() {
-        return Err(NetworkError::Configuration(format!(
-            "network.subnet {} is no network of at least 8 addresses, as in 10.88.0.0/16",
-            config.subnet
-        )));
-    }
-    Ok(OwnNetwork {
-        bridge: config.bridge.clone(),
-        subnet: config.subnet,
-    })
-}
-
-fn unisolated(configuration: &Configuration) -> NetworkError {
-    NetworkError::Unisolated {
-        configuration: configuration.source.clone(),
-    }
-}
-
-/// Whether another data root has workspaces that are attached, its server running or not.
-fn has_attachments(config: &NetworkConfig, data_root_id: &str) -> bool {
-    let other = NetworkConfig {
-        data_root_id: data_root_id.to_owned(),
-        ..config.clone()
-    };
-    let records = Records::new(other.cni_directory().join("attachments"));
-    // What cannot be read is taken for used: the safe answer.
-    records.all().map_or(true, |all| !all.is_empty())
 }
 
 /// The first of these that is a namespace.
@@ -529,25 +357,4 @@ fn present<'a>(paths: &[&'a Path]) -> Option<&'a Path> {
 fn is_namespace(path: &Path) -> bool {
     const NSFS_MAGIC: rustix::fs::FsWord = 0x6e73_6673;
     rustix::fs::statfs(path).is_ok_and(|stat| stat.f_type == NSFS_MAGIC)
-}
-
-async fn check_inside(netns: &Path, address: Option<IpAddr>) -> Result<Option<String>> {
-    let inside = Links::inside(netns).await?;
-    let Some(link) = inside.find(INTERFACE).await? else {
-        return Ok(Some(format!("{INTERFACE} is gone inside")));
-    };
-    let addresses = inside.addresses().await?;
-    let missing = address.filter(|address| !addresses_of(&addresses, link.index).any(|own| own == *address));
-    Ok(missing.map(|address| format!("{address} is gone inside")))
-}
-
-fn enable_forwarding() -> Result<()> {
-    let path = PathBuf::from(FORWARDING);
-    let now = std::fs::read_to_string(&path).map_err(NetworkError::other(format!("reading {FORWARDING}")))?;
-    if now.trim() == "1" {
-        return Ok(());
-    }
-    std::fs::write(&path, "1").map_err(NetworkError::other(format!("writing {FORWARDING}")))?;
-    tracing::info!("turned IPv4 forwarding on");
-    Ok(())
 }

@@ -10,13 +10,13 @@ use skep_runtime::network::{NetworkConfig, NetworkError};
 use crate::stage::{on_stage, output, run, run_in};
 
 #[test]
-fn two_hundred_cycles_leave_nothing() {
+fn a_thousand_cycles_leave_nothing() {
     on_stage(async |stage| {
         let stage = Arc::new(stage);
         let network = Arc::new(stage.network(stage.config()).await);
         let baseline = stage.interfaces();
         let mut times = Vec::new();
-        for _ in 0..25 {
+        for _ in 0..125 {
             let mut tasks = tokio::task::JoinSet::new();
             for _ in 0..8 {
                 let (stage, network) = (stage.clone(), network.clone());

@@ -7,7 +7,7 @@ use std::path::Path;
 use skep_runtime::network::{Attachment, Network, NetworkConfig, NetworkError, NetworkMode};
 
 use crate::probe::{Reached, Server, at, tcp, udp};
-use crate::stage::{ALLOWED, METADATA, PRIVATE, PUBLIC, RESOLVER, Stage, UPLINK, Workspace, on_stage, run_in};
+use crate::stage::{ALLOWED, METADATA, PRIVATE, PUBLIC, RESOLVER, Stage, UPLINK, Workspace, on_stage, run, run_in};
 
 async fn attached(network: &Network, workspace: &Workspace) -> (Attachment, IpAddr) {
     let attachment = network.attach(&workspace.bot, &workspace.netns).await.unwrap();
@@ -299,5 +299,32 @@ fn mode_none_has_loopback_only() {
         assert_eq!(tcp(Some(&workspace.netns), at(PUBLIC, 80)).await, Reached::Closed);
         assert_eq!(stage.interfaces(), before);
         network.detach(&workspace.bot, &workspace.netns).await.unwrap();
+    });
+}
+
+#[test]
+fn a_port_that_lost_its_isolation_is_open_until_the_next_check() {
+    on_stage(async |stage| {
+        bridge_netfilter(false);
+        let network = stage.network(stage.config()).await;
+        let (one, two) = (stage.workspace(), stage.workspace());
+        for workspace in [&one, &two] {
+            let (attachment, _) = attached(&network, workspace).await;
+            let port = attachment.host_interface.unwrap();
+            run(&format!("ip link set {port} type bridge_slave isolated off"));
+        }
+        let target = link_local(&two.netns).await;
+        link_local(&one.netns).await;
+        let server = Server::start(Some(&two.netns), 82);
+        let open = tcp(Some(&one.netns), target).await;
+        assert!(
+            matches!(open, Reached::Open(_)),
+            "what the other tests find closed can be open: {open:?}"
+        );
+        for workspace in [&one, &two] {
+            network.check(&workspace.bot, &workspace.netns).await.unwrap();
+        }
+        drop(server);
+        link_local_is_closed(&one.netns, &two.netns).await;
     });
 }

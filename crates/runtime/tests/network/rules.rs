@@ -150,8 +150,11 @@ fn a_forward_policy_of_drop_is_told_with_its_mend() {
         run("nft add table ip filter");
         run("nft add chain ip filter FORWARD { type filter hook forward priority 0 ; policy drop ; }");
         assert_eq!(tcp(Some(&workspace.netns), at(PUBLIC, 80)).await, Reached::Closed);
+        assert_eq!(network.readiness().await.status, CheckStatus::Ok);
         let findings = network.prepare().await.unwrap();
         assert_eq!(findings.len(), 1, "{findings:?}");
+        let check = network.readiness().await;
+        assert_eq!((check.status, &check.detail), (CheckStatus::Warn, &findings[0]));
         let mends = findings[0].split_once("with: ").unwrap().1;
         for mend in mends.split("; ") {
             run(&mend.replace('"', ""));
@@ -212,5 +215,37 @@ fn teardown_leaves_the_host_as_it_was() {
         stage.interfaces_become(&before).await;
         assert_eq!(output("nft list tables"), "");
         assert_eq!(std::fs::read_dir(stage.path("run").join("claims")).unwrap().count(), 0);
+    });
+}
+
+#[test]
+fn teardown_also_removes_what_an_ended_server_left() {
+    on_stage(async |stage| {
+        let before = stage.interfaces();
+        drop(stage.network(stage.config()).await);
+        Network::new(stage.config()).unwrap().teardown().await.unwrap();
+        stage.interfaces_become(&before).await;
+        assert_eq!(output("nft list tables"), "");
+    });
+}
+
+#[test]
+fn a_bridge_of_the_users_configuration_is_claimed_too() {
+    on_stage(async |stage| {
+        let text = r#"{"cniVersion":"1.0.0","name":"n","type":"bridge","bridge":"cni7","ipam":{}}"#;
+        std::fs::write(stage.path("conf").join("10-user.conf"), text).unwrap();
+        let of = |data_root: &str, table: &str| NetworkConfig {
+            cni_conf_dir: Some(stage.path("conf")),
+            data_root_id: data_root.into(),
+            table: table.into(),
+            ..stage.config()
+        };
+        let _first = stage.network(of("one", "skept_one")).await;
+        let refused = Network::new(of("two", "skept_two"))
+            .unwrap()
+            .prepare()
+            .await
+            .unwrap_err();
+        assert!(refused.to_string().contains("workspace.cni_conf_dir"), "{refused}");
     });
 }
