@@ -12,7 +12,7 @@ use skep_runtime::containerd::{ContainerdConfig, ContainerdRuntime, IsolationCon
 use skep_runtime::images::RegistrySettings;
 use skep_runtime::network::{NetworkConfig, NetworkMode};
 
-use crate::{ContainerdServer, images, unmount_below};
+use crate::{ContainerdServer, images, mounts_below, unmount_below};
 
 /// The image every rig has.
 pub const RIG_IMAGE: &str = "skep.test/busybox:1";
@@ -192,6 +192,50 @@ impl ContainerdRig {
             std::fs::remove_file(claim)?;
         }
         remove_cgroups(&self.config.cgroup_parent)
+    }
+
+    /// Everything that belongs to this rig's workspaces: what containerd keeps, and what is on the host.
+    ///
+    /// # Panics
+    /// When it cannot be listed.
+    pub fn traces(&self) -> Vec<String> {
+        let mut traces = Vec::new();
+        for listing in [
+            &["containers", "ls", "-q"][..],
+            &["tasks", "ls", "-q"],
+            &["snapshots", "ls"],
+            &["leases", "ls", "-q"],
+        ] {
+            let text = self.ctr(listing);
+            traces.extend(text.lines().map(|line| format!("{}: {line}", listing[0])));
+        }
+        let mounts = mounts_below(Path::new("/")).expect("the mount table");
+        let ours = |path: &PathBuf| path.starts_with(self.server.directory()) || path.starts_with(self.run_dir());
+        traces.extend(
+            mounts
+                .iter()
+                .filter(|path| ours(path))
+                .map(|path| format!("mount: {}", path.display())),
+        );
+        traces.extend(
+            self.claims()
+                .expect("claims")
+                .iter()
+                .map(|file| format!("claim: {}", file.display())),
+        );
+        for directory in [
+            self.run_dir().join("running"),
+            self.run_dir().join("userns"),
+            self.run_dir().join("root"),
+            self.config.data_root.join("run"),
+            Path::new("/sys/fs/cgroup/pids").join(self.config.cgroup_parent.trim_start_matches('/')),
+        ] {
+            let names = names_in(&directory).expect("a directory of ours");
+            let names = names.iter().filter(|name| name.contains('-'));
+            traces.extend(names.map(|name| format!("{}: {name}", directory.display())));
+        }
+        traces.sort();
+        traces
     }
 
     /// The files that claim ids for this data root.

@@ -3,6 +3,7 @@
 //! A tool that is missing here is a loud failure, never a skipped test; everything started is ended
 //! when its guard is dropped.
 
+pub mod conformance;
 pub mod containerd_rig;
 mod containerd_server;
 pub mod fake_runtime;

@@ -1,0 +1,215 @@
+//! What every backend must do, written once: the same cases on the fake runtime and on real ones.
+//!
+//! A backend's test file implements [`Subject`] and calls [`conformance_suite!`](crate::conformance_suite). Each
+//! case gets a subject of its own, works over the trait and the bridge alone, and ends with the subject as it began.
+
+mod data;
+mod inside;
+mod lifecycle;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use skep_bridge_protocol::bridgepb::ExecInput;
+use skep_bridge_protocol::bridgepb::exec_output::Stream;
+use skep_core::bridge::BridgePool;
+use skep_names::{BotId, ImageReference};
+use skep_runtime::{CreateOutcome, Limits, Runtime, Started};
+use tokio::time::Instant;
+
+pub use data::*;
+pub use inside::*;
+pub use lifecycle::*;
+
+/// How long anything may take before a case fails.
+pub const CASE_LIMIT: Duration = Duration::from_secs(30);
+
+/// Limits that no case reaches by accident.
+pub const CASE_LIMITS: Limits = Limits {
+    cpu_millicores: 2000,
+    memory_bytes: 512 << 20,
+    pids: 256,
+    storage_bytes: 0,
+};
+
+/// A backend under test.
+pub trait Subject: Send + Sync {
+    /// It.
+    fn runtime(&self) -> Arc<dyn Runtime>;
+    /// A stored image with a shell and the usual small tools.
+    fn image(&self) -> ImageReference;
+    /// Where the host keeps a bot's writable layer.
+    fn layer_on_disk(&self, bot: &BotId) -> PathBuf;
+    /// Everything on the host that belongs to workspaces of this subject, one line each, sorted: containers,
+    /// layers, mounts, namespaces, claims, directories, processes.
+    fn traces(&self) -> Vec<String>;
+    /// Whether it keeps workspaces from the host and from each other; the fake one does not.
+    fn isolates(&self) -> bool;
+}
+
+/// A workspace of one case.
+pub struct Workspace<'a> {
+    subject: &'a dyn Subject,
+    pool: BridgePool,
+    /// Whose it is.
+    pub bot: BotId,
+}
+
+/// What a command did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CommandResult {
+    /// 0–255, or 128 + signal.
+    pub exit_code: i32,
+    /// All it wrote to its output.
+    pub stdout: String,
+    /// All it wrote to its error output.
+    pub stderr: String,
+}
+
+impl<'a> Workspace<'a> {
+    /// A bot that has nothing yet.
+    pub fn new(subject: &'a dyn Subject) -> Self {
+        Self {
+            subject,
+            pool: BridgePool::new(subject.runtime()),
+            bot: BotId::random(),
+        }
+    }
+
+    /// One that runs and answers.
+    pub async fn running(subject: &'a dyn Subject) -> Self {
+        let workspace = Self::new(subject);
+        workspace.create().await;
+        workspace.start().await;
+        workspace
+    }
+
+    /// # Panics
+    /// When it cannot be made.
+    pub async fn create(&self) -> CreateOutcome {
+        let spec = crate::containerd_rig::instance_spec(&self.bot, &self.subject.image());
+        self.subject.runtime().create(&spec).await.expect("create a workspace")
+    }
+
+    /// # Panics
+    /// When it does not start or does not answer.
+    pub async fn start(&self) -> Started {
+        let started = self.subject.runtime().start(&self.bot, &CASE_LIMITS).await;
+        let started = started.expect("start a workspace");
+        self.pool.evict(&self.bot);
+        let answering = self
+            .pool
+            .wait_until_answering(&self.bot, Instant::now() + CASE_LIMIT)
+            .await;
+        answering.map(drop).expect("the bridge answers");
+        started
+    }
+
+    /// # Panics
+    /// When it does not stop.
+    pub async fn stop(&self) {
+        self.pool.evict(&self.bot);
+        let stopped = self.subject.runtime().stop(&self.bot, Duration::from_secs(10)).await;
+        stopped.expect("stop a workspace");
+    }
+
+    /// # Panics
+    /// When it cannot be removed.
+    pub async fn remove(&self) {
+        self.pool.evict(&self.bot);
+        self.subject
+            .runtime()
+            .remove(&self.bot)
+            .await
+            .expect("remove a workspace");
+    }
+
+    /// Runs a shell command inside.
+    ///
+    /// # Panics
+    /// When it cannot be run; a command that fails is a result.
+    pub async fn sh(&self, command: &str) -> CommandResult {
+        let running = tokio::time::timeout(CASE_LIMIT, self.run(command)).await;
+        running.unwrap_or_else(|_| panic!("{command:?} did not end within {CASE_LIMIT:?}"))
+    }
+
+    /// The output of a command that must succeed.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub async fn output(&self, command: &str) -> String {
+        let result = self.sh(command).await;
+        assert_eq!(result.exit_code, 0, "{command:?}: {result:?}");
+        result.stdout.trim().to_owned()
+    }
+
+    async fn run(&self, command: &str) -> CommandResult {
+        let bridge = self.pool.bridge(&self.bot).await.expect("reach the bridge");
+        let input = ExecInput {
+            command: command.to_owned(),
+            work_dir: "/".to_owned(),
+            ..Default::default()
+        };
+        let outputs = bridge.reference().exec(futures::stream::iter([input])).await;
+        let mut outputs = outputs.expect("run a command").into_inner();
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        let mut ended = None;
+        while let Some(output) = outputs.message().await.expect("a command's output") {
+            match output.stream() {
+                Stream::Stdout => stdout.extend(output.data),
+                Stream::Stderr => stderr.extend(output.data),
+                Stream::Exit => ended = Some(output.exit_code),
+            }
+        }
+        CommandResult {
+            exit_code: ended.expect("the end of a command"),
+            stdout: String::from_utf8_lossy(&stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&stderr).into_owned(),
+        }
+    }
+}
+
+/// Makes one test of each case: `conformance_suite!(MySubject::start().await)`.
+#[macro_export]
+macro_rules! conformance_suite {
+    ($subject:expr) => {
+        $crate::conformance_cases!(
+            $subject;
+            a_second_create_keeps_every_byte,
+            a_layer_without_a_container_is_used_again,
+            a_stop_and_a_start_keep_every_byte,
+            verbs_may_be_repeated,
+            what_is_missing_is_told_as_missing,
+            a_list_tells_the_truth,
+            process_one_that_dies_is_told_and_started_again,
+            a_stubborn_process_is_killed_after_the_grace,
+            a_stop_ends_every_process,
+            eight_starts_at_once_are_one,
+            a_removed_workspace_leaves_nothing,
+            an_image_that_is_not_there_is_told_and_leaves_nothing,
+            the_environment_asked_for_is_there,
+            root_inside_owns_what_it_writes,
+            two_bots_have_different_ids,
+            nothing_more_than_promised_is_allowed,
+            limits_are_in_force
+        );
+    };
+}
+
+/// One test of each named case; see [`conformance_suite!`](crate::conformance_suite).
+#[macro_export]
+macro_rules! conformance_cases {
+    ($subject:expr; $($case:ident),+) => {
+        $(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $case() {
+                let subject = $subject;
+                let before = $crate::conformance::Subject::traces(&subject);
+                $crate::conformance::$case(&subject).await;
+                let after = $crate::conformance::Subject::traces(&subject);
+                assert_eq!(before, after, "the case left something behind");
+            }
+        )+
+    };
+}
