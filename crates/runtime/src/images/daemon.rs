@@ -107,6 +107,18 @@ impl Daemon {
         Ok(Lease { id })
     }
 
+    /// Leases whose names begin so, with the second they were made in.
+    pub(super) async fn leases_of(&self, prefix: &str) -> Result<Vec<(Lease, i64)>> {
+        let message = services::ListRequest { filters: Vec::new() };
+        let listed = self.leases().list(self.request(message)).await;
+        let listed = listed.map_err(|status| failed("list leases in containerd", status))?;
+        let leases = listed.into_inner().leases.into_iter();
+        let ours = leases.filter(|lease| lease.id.starts_with(prefix));
+        Ok(ours
+            .map(|lease| (Lease { id: lease.id }, lease.created_at.unwrap_or_default().seconds))
+            .collect())
+    }
+
     /// Deletes a lease. `sync`: returns when what it alone held is collected.
     pub(super) async fn delete_lease(&self, lease: &Lease, sync: bool) -> Result<()> {
         let id = lease.id.clone();

@@ -17,11 +17,14 @@ use super::manifest::{
 use super::progress::Tracker;
 use super::store::Inner;
 use super::stored::{Documents, INDEX_DEPTH, missing_layers};
-use super::unpack::{Step, Unpacker};
+use super::unpack::{Step, Unpacker, written_to_disk};
 use crate::{LayerPhase, Result, RuntimeError};
 
 /// Layers fetched at once: more would only share the same line.
 const PARALLEL_LAYERS: usize = 3;
+
+/// Names of our leases begin so.
+const LEASE_PREFIX: &str = "skep-image-";
 
 /// Everything a pull learns before the first layer.
 struct Plan {
@@ -63,8 +66,30 @@ pub(super) async fn pull(
 
 /// A lease of a name of its own.
 pub(super) async fn new_lease(inner: &Inner) -> Result<Lease> {
-    let id = format!("skep-image-{}", uuid::Uuid::new_v4().simple());
+    inner.swept.get_or_try_init(|| drop_leases_of_before(inner)).await?;
+    let id = format!("{LEASE_PREFIX}{}", uuid::Uuid::new_v4().simple());
     inner.daemon.create_lease(id).await
+}
+
+/// Collects what pulls of before the last boot held and never named. Layers of theirs may not have reached
+/// the disk before the power went, and a stack that is there is taken for whole.
+async fn drop_leases_of_before(inner: &Inner) -> Result<()> {
+    let booted = booted_at().map_err(|error| RuntimeError::other("read the time of the last boot", error))?;
+    for (lease, created_at) in inner.daemon.leases_of(LEASE_PREFIX).await? {
+        if created_at < booted {
+            tracing::info!(lease = lease.id, "collecting what an interrupted pull left");
+            inner.daemon.delete_lease(&lease, true).await?;
+        }
+    }
+    Ok(())
+}
+
+/// In seconds since 1970, by the clock as it is now.
+fn booted_at() -> std::io::Result<i64> {
+    let stat = std::fs::read_to_string("/proc/stat")?;
+    let line = stat.lines().find_map(|line| line.strip_prefix("btime "));
+    line.and_then(|seconds| seconds.trim().parse().ok())
+        .ok_or_else(|| std::io::Error::other("/proc/stat has no btime"))
 }
 
 /// Lets go of what was made. After a failure it is collected before this returns. Should the lease
@@ -251,6 +276,7 @@ async fn unpack_layers(
     for layer in &stack.manifest.layers {
         *to_come.entry(&layer.digest).or_insert(0) += 1;
     }
+    let mut written = None;
     let mut parent = "";
     for ((layer, diff_id), chain_id) in layers.zip(&chain) {
         let here = arrivals
@@ -268,7 +294,7 @@ async fn unpack_layers(
             chain_id,
             parent,
         };
-        unpacker.unpack(&step).await?;
+        written = unpacker.unpack(&step).await?.or(written);
         let left = to_come.entry(&layer.digest).or_insert(1);
         *left -= 1;
         if *left == 0 {
@@ -276,7 +302,10 @@ async fn unpack_layers(
         }
         parent = chain_id;
     }
-    Ok(())
+    match written {
+        Some(directory) => written_to_disk(directory).await,
+        None => Ok(()),
+    }
 }
 
 /// Unpacks an image whose content is all there.
@@ -308,4 +337,15 @@ pub(super) async fn unpack_under(inner: &Inner, lease: &Lease, documents: &Docum
         return Ok(());
     }
     inner.daemon.label_blob(&documents.manifest.config.digest, &label).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_boot_was_before_now() {
+        let booted = booted_at().unwrap();
+        assert!((1_000_000_000..=chrono::Utc::now().timestamp()).contains(&booted), "{booted}");
+    }
 }

@@ -7,6 +7,7 @@ use chrono::{DateTime, Utc};
 use containerd_client::services::v1::Image;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use skep_names::ImageReference;
+use tokio::sync::OnceCell;
 use tokio_util::task::TaskTracker;
 use tonic::transport::Channel;
 
@@ -51,6 +52,8 @@ pub(super) struct Inner {
     pub(super) transport: Transport,
     pub(super) locks: KeyedLock,
     pub(super) tasks: TaskTracker,
+    /// What was left by pulls of before the last boot is gone.
+    pub(super) swept: OnceCell<()>,
     pulls: Pulls,
 }
 
@@ -94,6 +97,7 @@ impl ImageStore {
             transport: Transport::default(),
             locks: KeyedLock::default(),
             tasks: TaskTracker::new(),
+            swept: OnceCell::new(),
             pulls: Pulls::default(),
         };
         Ok(Self { inner: Arc::new(inner) })

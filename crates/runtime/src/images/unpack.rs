@@ -41,8 +41,9 @@ pub(super) struct Step<'a> {
 }
 
 impl Unpacker<'_> {
-    /// Unpacks one layer on the stack below it; one that is there is left alone.
-    pub(super) async fn unpack(&self, step: &Step<'_>) -> Result<()> {
+    /// Unpacks one layer on the stack below it; one that is there is left alone. Returns where the files
+    /// went, when there were any and that is known: they are not on the disk yet ([`written_to_disk`]).
+    pub(super) async fn unpack(&self, step: &Step<'_>) -> Result<Option<PathBuf>> {
         let _only_one = self
             .locks
             .lock(&format!("{} {}", self.snapshotter, step.chain_id))
@@ -51,14 +52,17 @@ impl Unpacker<'_> {
         self.daemon
             .hold_snapshot(self.lease, self.snapshotter, step.chain_id)
             .await?;
-        if !self.daemon.has_snapshot(self.snapshotter, step.chain_id).await? {
-            self.extract(step).await?;
-        }
+        let written = if self.daemon.has_snapshot(self.snapshotter, step.chain_id).await? {
+            None
+        } else {
+            self.extract(step).await?
+        };
         let label = BTreeMap::from([(LABEL_UNCOMPRESSED.to_owned(), step.diff_id.to_string())]);
-        self.daemon.label_blob(&step.layer.digest, &label).await
+        self.daemon.label_blob(&step.layer.digest, &label).await?;
+        Ok(written)
     }
 
-    async fn extract(&self, step: &Step<'_>) -> Result<()> {
+    async fn extract(&self, step: &Step<'_>) -> Result<Option<PathBuf>> {
         let key = format!("extract-{} {}", uuid::Uuid::new_v4().simple(), step.chain_id);
         let operation = format!("unpack layer {}", step.layer.digest);
         let message = PrepareSnapshotRequest {
@@ -73,7 +77,7 @@ impl Unpacker<'_> {
             // Another program has finished the same stack meanwhile.
             Err(status) if status.code() == Code::AlreadyExists => {
                 return if self.daemon.has_snapshot(self.snapshotter, step.chain_id).await? {
-                    Ok(())
+                    Ok(None)
                 } else {
                     Err(failed(&operation, status))
                 };
@@ -82,23 +86,17 @@ impl Unpacker<'_> {
         };
         let upper = upper_directory(&mounts);
         let applied = match self.apply(step, mounts).await {
-            Ok(()) => self.finish(step, &key, upper).await,
+            Ok(()) => self.commit(step, &key).await,
             Err(error) => Err(error),
         };
-        if applied.is_err() {
+        if let Err(error) = applied {
             self.discard(&key).await;
+            return Err(error);
         }
-        applied
-    }
-
-    /// Names the layer's stack once its files are on the disk: a stack that has its name is taken for whole,
-    /// also after a power loss, and containerd of this age does not see to that itself.
-    async fn finish(&self, step: &Step<'_>, key: &str, upper: Option<PathBuf>) -> Result<()> {
-        if let Some(upper) = upper {
-            written_to_disk(upper.clone()).await?;
+        if let Some(upper) = upper.clone() {
             owners::warn_of_foreign_ids(upper, step.layer.digest.to_string()).await;
         }
-        self.commit(step, key).await
+        Ok(upper)
     }
 
     async fn apply(&self, step: &Step<'_>, mounts: Vec<Mount>) -> Result<()> {
@@ -109,8 +107,6 @@ impl Unpacker<'_> {
         let message = ApplyRequest {
             diff: Some(diff),
             mounts,
-            // Known from containerd 2.0 on, where the layer may be out of our reach.
-            sync_fs: true,
             ..Default::default()
         };
         let mut request = under(self.daemon.unlimited_request(message), self.lease);
@@ -183,7 +179,9 @@ fn not_unpacked(step: &Step<'_>, status: tonic::Status) -> RuntimeError {
 
 /// Waits until all that was written to a directory's file system is on its disk. A directory out of our reach
 /// (another mount namespace) is left to containerd.
-async fn written_to_disk(directory: PathBuf) -> Result<()> {
+///
+/// Once for all layers of an image, not for each: every wait would be for the layers still arriving, too.
+pub(super) async fn written_to_disk(directory: PathBuf) -> Result<()> {
     let synced = tokio::task::spawn_blocking(move || match std::fs::File::open(&directory) {
         Ok(opened) => rustix::fs::syncfs(opened).map_err(std::io::Error::from),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {

@@ -25,6 +25,7 @@ async fn compare(layers: usize, mebibytes: usize) {
     let reference = image.push(&registry, "bench/big", "latest").await;
     let setting = Setting::on(&registry).await;
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    let before = processor_seconds();
     for _ in 0..ROUNDS {
         let begun = Instant::now();
         setting.pull(&reference).await.unwrap();
@@ -47,10 +48,22 @@ async fn compare(layers: usize, mebibytes: usize) {
     }
     let (ours, theirs) = (median(ours), median(theirs));
     let ratio = ours.as_secs_f64() / theirs.as_secs_f64();
+    let after = processor_seconds();
+    let own = (after.0 - before.0) / ROUNDS as f64;
+    let ctr = (after.1 - before.1) / ROUNDS as f64;
+    println!("processor seconds of the client in each: ours {own:.2}, ctr (all its calls) {ctr:.2}");
     println!("pull of {layers} layers of {mebibytes} MiB: ours {ours:?}, ctr {theirs:?}, ratio {ratio:.2}");
 }
 
 fn median(mut times: Vec<Duration>) -> Duration {
     times.sort();
     times[times.len() / 2]
+}
+
+/// Of this process, and of the programs it ran that have ended.
+fn processor_seconds() -> (f64, f64) {
+    let stat = std::fs::read_to_string("/proc/self/stat").expect("read /proc/self/stat");
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let ticks = |place: usize| fields[place].parse::<f64>().expect("a number of ticks") / 100.0;
+    (ticks(11) + ticks(12), ticks(13) + ticks(14))
 }
