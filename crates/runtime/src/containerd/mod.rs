@@ -239,6 +239,10 @@ impl Runtime for ContainerdRuntime {
         self.images.image(reference).await
     }
 
+    async fn complete_image(&self, reference: &ImageReference) -> Result<Option<ImageRecord>> {
+        self.images.complete(reference).await
+    }
+
     async fn pull(&self, reference: &ImageReference, progress: Arc<dyn PullProgress>) -> Result<ImageRecord> {
         self.images.pull(reference, progress).await
     }
