@@ -346,6 +346,9 @@ mod tests {
     #[test]
     fn the_last_boot_was_before_now() {
         let booted = booted_at().unwrap();
-        assert!((1_000_000_000..=chrono::Utc::now().timestamp()).contains(&booted), "{booted}");
+        assert!(
+            (1_000_000_000..=chrono::Utc::now().timestamp()).contains(&booted),
+            "{booted}"
+        );
     }
 }
