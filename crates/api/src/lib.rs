@@ -7,9 +7,12 @@
 mod auth;
 mod bot;
 mod error;
+mod exec;
+mod fs;
 mod health;
 mod image;
 mod operation;
+mod terminal;
 mod user;
 mod workspace;
 
@@ -22,12 +25,21 @@ pub use bot::{
     GuestAccess, Member, MemberList, MemberRole, PutMemberRequest, PutOwnerRequest, UpdateBotRequest,
 };
 pub use error::{ErrorBody, ErrorCode, UnknownErrorCode};
+pub use exec::{
+    ExecDone, ExecInfo, ExecList, ExecOutput, ExecRequest, ExecResult, ExecStarted, ExecState, ExecStreamEvent,
+    ResizeRequest, SignalRequest, StdinRequest,
+};
+pub use fs::{
+    ArchiveResult, ChangeModeRequest, CopyFileRequest, DeleteFileRequest, Encoding, FileContent, FileDone, FileInfo,
+    FileList, PathRequest, RenameFileRequest, UploadedFile, UploadedFiles, WriteFileRequest,
+};
 pub use health::{Health, Ping, Probe, ProbeStatus, Readiness};
 pub use image::{GpuDevice, GpuList, Image, ImageList, ImportedImages, PruneResponse, PullRequest};
 pub use operation::{
     LayerPhase, LayerProgress, Operation, OperationError, OperationKind, OperationList, OperationState, Progress,
     StreamEvent,
 };
+pub use terminal::{TerminalInfo, TerminalMessage};
 pub use user::{
     CreateUserRequest, PasswordChange, PasswordReset, Role, UpdateMeRequest, UpdateUserRequest, User, UserList,
 };

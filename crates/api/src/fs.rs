@@ -1,0 +1,199 @@
+//! Files of a workspace. Names are camelCase here, as clients of the reference system know them.
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// What is under a path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(example = json!({"name": "a.txt", "path": "/data/a.txt", "size": 5, "mode": "-rw-r--r--",
+    "modTime": "2026-01-02T03:04:05.123456789Z", "isDir": false, "isSymlink": false, "uid": 0, "gid": 0}))]
+pub struct FileInfo {
+    /// Its own name; that of the root is `/`.
+    pub name: String,
+    /// Absolute.
+    pub path: String,
+    /// Bytes.
+    pub size: u64,
+    /// In letters, as `-rw-r--r--`, `drwxr-x---`, `Lrwxrwxrwx`.
+    pub mode: String,
+    /// Last change of its content.
+    pub mod_time: DateTime<Utc>,
+    /// A directory (not a link to one).
+    pub is_dir: bool,
+    /// A symbolic link.
+    pub is_symlink: bool,
+    /// Where the link leads, as written in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+    /// The link leads to a directory.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub target_is_dir: bool,
+    /// Owner, as seen inside.
+    pub uid: u32,
+    /// Group, as seen inside.
+    pub gid: u32,
+    /// Of a directory that a listing does not expand: how much is in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub summary: Option<String>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+/// The entries of a directory, sorted by name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct FileList {
+    /// The directory.
+    pub path: String,
+    /// What is in it.
+    pub entries: Vec<FileInfo>,
+    /// Where the next listing begins, when there is more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_cursor: Option<String>,
+}
+
+/// How bytes are written as text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub enum Encoding {
+    /// As they are.
+    #[serde(rename = "utf-8")]
+    Utf8,
+    /// Base64, standard alphabet, padded.
+    #[serde(rename = "base64")]
+    Base64,
+}
+
+/// The content of a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct FileContent {
+    /// The file.
+    pub path: String,
+    /// Its content, or the lines that were asked for.
+    pub content: String,
+    /// Bytes of the whole file.
+    pub size: u64,
+    /// What is not UTF-8 was replaced by U+FFFD.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub lossy: bool,
+    /// With `?encoding=`: how `content` is written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encoding: Option<Encoding>,
+    /// What a write's `if_match` compares.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub etag: Option<String>,
+}
+
+/// A file to be written whole.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct WriteFileRequest {
+    /// Where; parents are made.
+    #[serde(default)]
+    pub path: String,
+    /// What; at most 16 MiB.
+    #[serde(default)]
+    pub content: String,
+    /// How `content` is written; `utf-8` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encoding: Option<Encoding>,
+    /// Permissions in octal, as `0644`; absent: those of the existing file, or `0600`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<String>,
+    /// The tag the present file must have, or `*`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub if_match: Option<String>,
+}
+
+/// It is done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct FileDone {
+    /// Always `true`.
+    pub ok: bool,
+}
+
+/// One uploaded file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct UploadedFile {
+    /// Where it is.
+    pub path: String,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// Several uploaded files.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct UploadedFiles {
+    /// In the order they were sent.
+    pub files: Vec<UploadedFile>,
+}
+
+/// A path.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PathRequest {
+    /// The path.
+    #[serde(default)]
+    pub path: String,
+}
+
+/// What is to go.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DeleteFileRequest {
+    /// The path.
+    #[serde(default)]
+    pub path: String,
+    /// A directory with all in it.
+    #[serde(default)]
+    pub recursive: bool,
+}
+
+/// Another name.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RenameFileRequest {
+    /// What is there now.
+    #[serde(default)]
+    pub old_path: String,
+    /// Where it is to be.
+    #[serde(default)]
+    pub new_path: String,
+}
+
+/// A copy.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CopyFileRequest {
+    /// What is there now.
+    #[serde(default)]
+    pub from: String,
+    /// Where the copy is to be.
+    #[serde(default)]
+    pub to: String,
+}
+
+/// Other permissions.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ChangeModeRequest {
+    /// The path.
+    #[serde(default)]
+    pub path: String,
+    /// In octal, as `0755`.
+    #[serde(default)]
+    pub mode: String,
+    /// Owner, as seen inside.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
+    /// Group, as seen inside.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gid: Option<u32>,
+}
+
+/// What an unpacked archive held.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ArchiveResult {
+    /// Files, directories and links.
+    pub entries: u64,
+    /// Bytes of content.
+    pub bytes: u64,
+}
