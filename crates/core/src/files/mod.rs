@@ -19,7 +19,7 @@ pub use archive::{ArchiveReport, read_archive, write_archive};
 pub use entry::FileEntry;
 pub use list::{EntryStream, ListOptions, MOST_ENTRIES, list};
 pub use path::WorkspacePath;
-pub use read::{FileReader, read};
+pub use read::{FileReader, read, read_below};
 pub use write::{FileWriter, NewFile, copy_content};
 
 /// Permissions of a new directory.

@@ -21,12 +21,25 @@ pub struct FileReader {
 /// # Errors
 /// `InvalidPath` for anything but a regular file, `NotFound`, `PermissionDenied`, `Unreachable`.
 pub async fn read(bridge: &Bridge, path: &WorkspacePath, offset: u64, length: u64) -> BridgeResult<FileReader> {
+    read_below(bridge, path, (offset, length), None).await
+}
+
+/// As [`read`] of offset and length; a path that leads out of `confine_below`, also by a link, is refused.
+///
+/// # Errors
+/// As [`read`].
+pub async fn read_below(
+    bridge: &Bridge,
+    path: &WorkspacePath,
+    (offset, length): (u64, u64),
+    confine_below: Option<&str>,
+) -> BridgeResult<FileReader> {
     let mut client = bridge.workspace("files")?;
     let request = ReadRequest {
         path: path.to_bytes(),
         offset,
         length,
-        confine_below: Vec::new(),
+        confine_below: confine_below.unwrap_or_default().into(),
     };
     let mut chunks = Bridge::answer(SMALL_WITHIN, client.read(request)).await?;
     let first = next(&mut chunks).await?;

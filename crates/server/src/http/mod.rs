@@ -35,6 +35,8 @@ fn described() -> OpenApiRouter<App> {
         .merge(routes::members::router())
         .merge(routes::operations::router())
         .merge(routes::container::router())
+        .merge(routes::files::router())
+        .merge(routes::exec::router())
         .merge(routes::images::router())
         .merge(routes::audit::router())
         .merge(routes::later::router())

@@ -4,6 +4,8 @@ pub mod audit;
 pub mod auth;
 pub mod bots;
 pub mod container;
+pub mod exec;
+pub mod files;
 pub mod health;
 pub mod images;
 pub mod keys;

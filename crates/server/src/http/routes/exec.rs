@@ -1,0 +1,187 @@
+//! Processes in a workspace: run and wait, run and watch, run and leave alone.
+
+mod control;
+mod output;
+mod stream;
+mod wanted;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::header::ACCEPT;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use skep_api::{ErrorBody, ExecInfo, ExecList, ExecRequest, ExecResult, ExecStarted, ExecState, ExecStreamEvent};
+use skep_core::bridge::Bridge;
+use skep_core::exec::{self, ExecId, ExecOutcome, ExecStatus, Program, TextPiece};
+use skep_store::IdempotencyOutcome;
+use utoipa::IntoParams;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::files::{bridge_of, exact_text, refused};
+use crate::app::App;
+use crate::http::access::{BotAccess, Operate};
+use crate::http::error::{ApiError, ApiResult};
+use crate::http::extract::{Query, RawJsonBody};
+use crate::http::idempotency::{Begin, Idempotency};
+
+/// How much of each output an answer holds; the rest is in the log.
+const MOST_ANSWERED_BYTES: usize = 1024 * 1024;
+
+/// `/bots/{bot_id}/container/exec…`
+pub fn router() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(list, run))
+        .merge(control::router())
+        .merge(output::router())
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+pub(super) struct StartQuery {
+    /// Start a stopped workspace.
+    start: Option<bool>,
+}
+
+/// Run a command. Answers when it has ended; with `Accept: text/event-stream` as it goes; with `detach` at once.
+#[utoipa::path(post, path = "/bots/{bot_id}/container/exec", tag = "exec", params(StartQuery),
+    request_body = ExecRequest,
+    responses((status = 200, content((ExecResult = "application/json"), (ExecStreamEvent = "text/event-stream"))),
+        (status = 202, body = ExecStarted, description = "With `detach`"),
+        (status = 400, body = ErrorBody, description = "A request that cannot be; `exec_not_started` with the reason"),
+        (status = 409, body = ErrorBody, description = "The workspace is stopped"),
+        (status = 422, body = ErrorBody, description = "The idempotency key was used with another body"),
+        (status = 501, body = ErrorBody, description = "`snapshot`"),
+        (status = 503, body = ErrorBody, description = "The workspace is not reachable")))]
+async fn run(
+    State(app): State<App>,
+    access: BotAccess<Operate>,
+    idempotency: Idempotency,
+    Query(query): Query<StartQuery>,
+    headers: HeaderMap,
+    body: RawJsonBody<ExecRequest>,
+) -> ApiResult<Response> {
+    let detach = body.value.detach;
+    let request = wanted::request(body.value, app.config().exec.max_timeout)?;
+    let bridge = bridge_of(&app, access.bot_id(), query.start).await?;
+    let id = id_for(&app, &access, &idempotency, &body.bytes).await?;
+    if detach {
+        exec::start(&bridge, &id, request).await.map_err(refused)?;
+        let started = ExecStarted {
+            exec_id: id.as_str().to_owned(),
+        };
+        return Ok((StatusCode::ACCEPTED, Json(started)).into_response());
+    }
+    let events = exec::run(&bridge, &id, request).await.map_err(refused)?;
+    if wants_events(&headers) {
+        return stream::answer(events, access.context.request_id.clone()).await;
+    }
+    let outcome = exec::collect(events, MOST_ANSWERED_BYTES).await.map_err(refused)?;
+    Ok(Json(result(outcome)?).into_response())
+}
+
+/// The id of the process of this request. With an idempotency key it is remembered before the process is started:
+/// a repeat asks for the same id, and the bridge gives the process there is.
+async fn id_for(app: &App, access: &BotAccess<Operate>, idempotency: &Idempotency, body: &[u8]) -> ApiResult<ExecId> {
+    match idempotency.begin(app, &access.caller, body).await? {
+        Begin::First(claim) => {
+            let id = ExecId::random();
+            let outcome = IdempotencyOutcome {
+                operation_id: None,
+                answer: Some((StatusCode::OK.as_u16(), id.as_str().to_owned())),
+            };
+            claim.finish(app, &outcome).await?;
+            Ok(id)
+        }
+        Begin::Again(outcome) => {
+            let (_, id) = outcome
+                .answer
+                .ok_or_else(|| ApiError::internal("an idempotency key of an exec without its id"))?;
+            ExecId::parse(&id).map_err(refused)
+        }
+    }
+}
+
+fn wants_events(headers: &HeaderMap) -> bool {
+    let mut accepted = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    accepted.any(|value| {
+        value
+            .split(',')
+            .any(|media| media.trim().starts_with("text/event-stream"))
+    })
+}
+
+fn result(outcome: ExecOutcome) -> ApiResult<ExecResult> {
+    let duration_ms = outcome.status.duration_milliseconds();
+    let end = outcome
+        .status
+        .end
+        .ok_or_else(|| ApiError::internal("a process without an end"))?;
+    let (stdout, stdout_encoding) = shown(outcome.stdout.piece);
+    let (stderr, stderr_encoding) = shown(outcome.stderr.piece);
+    Ok(ExecResult {
+        exec_id: outcome.status.id.as_str().to_owned(),
+        exit_code: end.exit_code,
+        signal: end.signal,
+        timed_out: end.timed_out,
+        stdout,
+        stderr,
+        stdout_encoding,
+        stderr_encoding,
+        stdout_truncated: outcome.stdout.truncated,
+        stderr_truncated: outcome.stderr.truncated,
+        duration_ms,
+    })
+}
+
+fn shown(piece: TextPiece) -> (String, skep_api::Encoding) {
+    match piece {
+        TextPiece::Text(text) => (text, skep_api::Encoding::Utf8),
+        TextPiece::Bytes(bytes) => exact_text(bytes),
+    }
+}
+
+/// Running and recent processes.
+#[utoipa::path(get, path = "/bots/{bot_id}/container/exec", tag = "exec", params(StartQuery),
+    responses((status = 200, body = ExecList),
+        (status = 409, body = ErrorBody, description = "The workspace is stopped"),
+        (status = 503, body = ErrorBody, description = "The workspace is not reachable")))]
+async fn list(
+    State(app): State<App>,
+    access: BotAccess<Operate>,
+    Query(query): Query<StartQuery>,
+) -> ApiResult<Json<ExecList>> {
+    let bridge: Bridge = bridge_of(&app, access.bot_id(), query.start).await?;
+    let found = exec::list(&bridge).await.map_err(refused)?;
+    Ok(Json(ExecList {
+        items: found.into_iter().map(info).collect(),
+    }))
+}
+
+fn info(status: ExecStatus) -> ExecInfo {
+    let (command, argv) = match status.program {
+        Program::Command(command) => (Some(command), None),
+        Program::Argv(argv) => (None, Some(argv)),
+    };
+    let end = status.end;
+    ExecInfo {
+        exec_id: status.id.as_str().to_owned(),
+        state: if end.is_some() {
+            ExecState::Exited
+        } else {
+            ExecState::Running
+        },
+        command,
+        argv,
+        pid: status.pid,
+        pty: status.has_terminal,
+        started_at: status.started_at,
+        finished_at: end.as_ref().map(|end| end.finished_at),
+        exit_code: end.as_ref().map(|end| end.exit_code),
+        timed_out: end.as_ref().is_some_and(|end| end.timed_out),
+        signal: end.and_then(|end| end.signal),
+        stdout_bytes: status.stdout_bytes,
+        stderr_bytes: status.stderr_bytes,
+        dropped_bytes: status.dropped_bytes,
+    }
+}

@@ -1,0 +1,264 @@
+//! A file's bytes as they are, whole or in part; a directory as a compressed archive.
+
+use async_compression::tokio::bufread::GzipEncoder;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::header::{
+    ACCEPT_RANGES, CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG,
+    HeaderName, HeaderValue, LAST_MODIFIED, X_CONTENT_TYPE_OPTIONS,
+};
+use axum::http::{HeaderMap, Method, StatusCode};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use futures::{Stream, StreamExt, TryStreamExt};
+use serde::Deserialize;
+use skep_api::ErrorBody;
+use skep_core::bridge::{Bridge, BridgeError, BridgeResult};
+use skep_core::files::{self, FileEntry, FileReader, Links, WorkspacePath};
+use tokio_util::io::{ReaderStream, StreamReader};
+use utoipa::IntoParams;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::media_type::media_type;
+use super::range::{Part, is_known, part_of};
+use super::{bridge_of, refused, required_path};
+use crate::app::App;
+use crate::http::access::{BotAccess, Download};
+use crate::http::error::{ApiError, ApiResult};
+use crate::http::extract::Query;
+
+/// How often a file is looked at anew when it changes between the look and the opening.
+const LOOKS: u32 = 4;
+/// Where a guest's downloads may lead.
+const MEDIA_DIRECTORY: &str = "/data/media";
+/// Pieces in which an archive is compressed.
+const ARCHIVE_PIECE_BYTES: usize = 64 * 1024;
+
+pub(super) fn router() -> OpenApiRouter<App> {
+    OpenApiRouter::new().routes(routes!(download, head))
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+struct DownloadQuery {
+    /// The file or directory.
+    path: Option<String>,
+    /// Start a stopped workspace.
+    start: Option<bool>,
+}
+
+/// A file's bytes, streamed; a directory comes as `.tar.gz`.
+#[utoipa::path(get, path = "/bots/{bot_id}/container/fs/download", tag = "files", params(DownloadQuery),
+    responses((status = 200, content_type = "application/octet-stream", body = Vec<u8>),
+        (status = 206, description = "The range that was asked for"),
+        (status = 304, description = "The caller has it"),
+        (status = 400, body = ErrorBody, description = "Neither a file nor a directory"),
+        (status = 403, body = ErrorBody, description = "The file's permissions"),
+        (status = 404, body = ErrorBody, description = "No such file"),
+        (status = 409, body = ErrorBody, description = "The workspace is stopped"),
+        (status = 416, body = ErrorBody, description = "The range begins behind the end"),
+        (status = 503, body = ErrorBody, description = "The workspace is not reachable")))]
+async fn download(
+    State(app): State<App>,
+    access: BotAccess<Download>,
+    Query(query): Query<DownloadQuery>,
+    headers: HeaderMap,
+) -> ApiResult<Response> {
+    answer(
+        &app,
+        &access,
+        &query,
+        Asked {
+            method: Method::GET,
+            headers,
+        },
+    )
+    .await
+}
+
+/// The same without the bytes.
+#[utoipa::path(head, path = "/bots/{bot_id}/container/fs/download", tag = "files", params(DownloadQuery),
+    responses((status = 200, description = "The headers of the download"),
+        (status = 206, description = "Those of the range that was asked for"),
+        (status = 304, description = "The caller has it"),
+        (status = 400, description = "Neither a file nor a directory"),
+        (status = 403, description = "The file's permissions"),
+        (status = 404, description = "No such file"),
+        (status = 409, description = "The workspace is stopped"),
+        (status = 416, description = "The range begins behind the end"),
+        (status = 503, description = "The workspace is not reachable")))]
+async fn head(
+    State(app): State<App>,
+    access: BotAccess<Download>,
+    Query(query): Query<DownloadQuery>,
+    headers: HeaderMap,
+) -> ApiResult<Response> {
+    answer(
+        &app,
+        &access,
+        &query,
+        Asked {
+            method: Method::HEAD,
+            headers,
+        },
+    )
+    .await
+}
+
+struct Asked {
+    method: Method,
+    headers: HeaderMap,
+}
+
+async fn answer(app: &App, access: &BotAccess<Download>, query: &DownloadQuery, asked: Asked) -> ApiResult<Response> {
+    let path = required_path(query.path.as_deref())?;
+    let bridge = bridge_of(app, access.bot_id(), query.start).await?;
+    let confine = access.as_guest.then_some(MEDIA_DIRECTORY);
+    if confine.is_some() {
+        // Before anything is told of it: a link may lead a guest out.
+        files::read_below(&bridge, &path, (0, 1), confine)
+            .await
+            .map_err(refused)?;
+    }
+    for _ in 0..LOOKS {
+        let entry = files::stat(&bridge, &path, Links::Followed).await.map_err(refused)?;
+        if entry.is_directory() {
+            return directory(&bridge, access, &path, &asked).await;
+        }
+        if !entry.is_regular() {
+            return Err(ApiError::new(
+                skep_api::ErrorCode::InvalidPath,
+                "neither a file nor a directory",
+            ));
+        }
+        if is_known(&asked.headers, &entry.etag) {
+            return Ok(with_state(StatusCode::NOT_MODIFIED, &entry, Body::empty()));
+        }
+        let part = part_of(&asked.headers, entry.size_bytes, &entry.etag);
+        if part == Part::Outside {
+            return Err(ApiError::from(skep_core::Error::RangeNotSatisfiable {
+                size: entry.size_bytes,
+            }));
+        }
+        if asked.method == Method::HEAD {
+            return Ok(file(&entry, part, Body::empty()));
+        }
+        let (offset, length) = match part {
+            Part::Some { offset, length } => (offset, length),
+            _ => (0, 0),
+        };
+        let reader = files::read_below(&bridge, &path, (offset, length), confine)
+            .await
+            .map_err(refused)?;
+        if reader.entry().etag == entry.etag {
+            let promised = if length == 0 { entry.size_bytes } else { length };
+            return Ok(file(&entry, part, Body::from_stream(exactly(reader, promised))));
+        }
+    }
+    Err(ApiError::new(
+        skep_api::ErrorCode::Conflict,
+        "the file changes all the time; read it with /fs/read or copy it first",
+    ))
+}
+
+/// The bytes that were promised and not one less: a short file breaks the transfer.
+fn exactly(reader: FileReader, promised: u64) -> impl Stream<Item = BridgeResult<Bytes>> {
+    futures::stream::try_unfold((reader, promised), |(mut reader, left)| async move {
+        if left == 0 {
+            return Ok(None);
+        }
+        let Some(mut piece) = reader.next_piece().await? else {
+            return Err(BridgeError::SourceBroken(
+                "the file became shorter while it was read".to_owned(),
+            ));
+        };
+        piece.truncate(usize::try_from(left).unwrap_or(usize::MAX).min(piece.len()));
+        let left = left - piece.len() as u64;
+        Ok(Some((piece, (reader, left))))
+    })
+}
+
+fn file(entry: &FileEntry, part: Part, body: Body) -> Response {
+    let (status, length) = match part {
+        Part::Some { length, .. } => (StatusCode::PARTIAL_CONTENT, length),
+        _ => (StatusCode::OK, entry.size_bytes),
+    };
+    let mut response = with_state(status, entry, body);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(media_type(&entry.name)));
+    set(headers, CONTENT_DISPOSITION, &disposition("inline", &entry.name));
+    if let Part::Some { offset, length } = part {
+        let range = format!("bytes {offset}-{}/{}", offset + length - 1, entry.size_bytes);
+        set(headers, CONTENT_RANGE, &range);
+    }
+    response
+}
+
+fn with_state(status: StatusCode, entry: &FileEntry, body: Body) -> Response {
+    let mut response = (status, body).into_response();
+    let headers = response.headers_mut();
+    set(headers, ETAG, &entry.etag);
+    let modified = entry.modified_at.format("%a, %d %b %Y %H:%M:%S GMT").to_string();
+    set(headers, LAST_MODIFIED, &modified);
+    headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    keep_harmless(headers);
+    response
+}
+
+/// The bytes are a tenant's and come from our own origin: a browser must not take them for a page of ours.
+fn keep_harmless(headers: &mut HeaderMap) {
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(
+        CONTENT_SECURITY_POLICY,
+        HeaderValue::from_static("sandbox; default-src 'none'"),
+    );
+}
+
+async fn directory(
+    bridge: &Bridge,
+    access: &BotAccess<Download>,
+    path: &WorkspacePath,
+    asked: &Asked,
+) -> ApiResult<Response> {
+    if access.as_guest {
+        return Err(ApiError::forbidden("guests download files, not directories"));
+    }
+    let body = match asked.method == Method::HEAD {
+        true => Body::empty(),
+        false => {
+            let archive = files::read_archive(bridge, path).await.map_err(refused)?;
+            let tar = StreamReader::new(archive.map_err(std::io::Error::other).boxed());
+            Body::from_stream(ReaderStream::with_capacity(GzipEncoder::new(tar), ARCHIVE_PIECE_BYTES))
+        }
+    };
+    let mut response = body.into_response();
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/gzip"));
+    let name = if path.is_root() { "root" } else { path.name() };
+    set(
+        headers,
+        CONTENT_DISPOSITION,
+        &disposition("attachment", &format!("{name}.tar.gz")),
+    );
+    keep_harmless(headers);
+    Ok(response)
+}
+
+/// The file's name as RFC 6266 has it, every other byte than plain ones in hexadecimal.
+fn disposition(kind: &str, name: &str) -> String {
+    let mut encoded = String::new();
+    for byte in name.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' => encoded.push(char::from(byte)),
+            byte => encoded.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    format!("{kind}; filename*=UTF-8''{encoded}")
+}
+
+fn set(headers: &mut HeaderMap, name: HeaderName, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        headers.insert(name, value);
+    }
+}

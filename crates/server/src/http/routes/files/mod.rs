@@ -1,0 +1,113 @@
+//! Files of a workspace.
+
+mod archive;
+mod change;
+mod download;
+mod lines;
+mod list;
+mod media_type;
+mod range;
+mod read;
+mod upload;
+
+pub(super) use upload::body_bytes;
+
+use skep_api::{Encoding, FileInfo};
+use skep_core::bridge::{Bridge, BridgeError};
+use skep_core::files::{FileEntry, WorkspacePath};
+use skep_core::{Error, WhenStopped};
+use skep_names::BotId;
+use utoipa_axum::router::OpenApiRouter;
+
+use crate::app::App;
+use crate::http::error::{ApiError, ApiResult};
+
+/// `/bots/{bot_id}/container/fs…`
+pub fn router() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .merge(read::router())
+        .merge(list::router())
+        .merge(download::router())
+        .merge(change::router())
+        .merge(upload::router())
+        .merge(archive::router())
+}
+
+/// The bridge of a bot's running workspace; `?start=true` starts a stopped one.
+pub(super) async fn bridge_of(app: &App, bot: &BotId, start: Option<bool>) -> ApiResult<Bridge> {
+    let when_stopped = match start {
+        Some(true) => WhenStopped::Start,
+        _ => WhenStopped::Refuse,
+    };
+    Ok(app.core().usable_bridge(bot, when_stopped).await?)
+}
+
+/// A bridge's refusal as the API's.
+pub(super) fn refused(error: BridgeError) -> ApiError {
+    ApiError::from(Error::from(error))
+}
+
+/// A path of a query or a body that must be given.
+pub(super) fn required_path(text: Option<&str>) -> ApiResult<WorkspacePath> {
+    WorkspacePath::parse_given(text).map_err(refused)
+}
+
+pub(super) fn file_info(entry: FileEntry) -> FileInfo {
+    FileInfo {
+        size: entry.size_bytes,
+        mode: entry.mode_letters(),
+        mod_time: entry.modified_at,
+        is_dir: entry.is_directory(),
+        is_symlink: entry.is_link(),
+        target: entry.link_target,
+        target_is_dir: entry.target_is_directory,
+        uid: entry.uid,
+        gid: entry.gid,
+        summary: entry.summary,
+        name: entry.name,
+        path: entry.path,
+    }
+}
+
+/// Permissions in octal, as `0644`.
+fn octal_mode(text: &str) -> ApiResult<u32> {
+    let digits = text.trim().strip_prefix("0o").unwrap_or(text.trim());
+    let is_octal = (1..=5).contains(&digits.len()) && digits.bytes().all(|digit| (b'0'..=b'7').contains(&digit));
+    let mode = u32::from_str_radix(digits, 8)
+        .ok()
+        .filter(|mode| is_octal && *mode <= 0o7777);
+    mode.ok_or_else(|| ApiError::invalid_argument("mode must be octal, as in \"0644\""))
+}
+
+/// Bytes as text that is exact: as they are when they are UTF-8, else in base64.
+pub(super) fn exact_text(bytes: Vec<u8>) -> (String, Encoding) {
+    use base64::Engine;
+    match String::from_utf8(bytes) {
+        Ok(text) => (text, Encoding::Utf8),
+        Err(error) => {
+            let text = base64::engine::general_purpose::STANDARD.encode(error.as_bytes());
+            (text, Encoding::Base64)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modes_are_octal() {
+        for (text, mode) in [
+            ("644", 0o644),
+            ("0755", 0o755),
+            ("0o600", 0o600),
+            ("4755", 0o4755),
+            ("0", 0),
+        ] {
+            assert_eq!(octal_mode(text).unwrap(), mode);
+        }
+        for bad in ["", "8", "-1", "+644", "rw-r--r--", "17777", "00000644"] {
+            assert!(octal_mode(bad).is_err(), "{bad:?}");
+        }
+    }
+}

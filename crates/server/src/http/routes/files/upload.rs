@@ -1,0 +1,311 @@
+//! Files as they come in: streamed on, never held; an upload that breaks off leaves the old file.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::multipart::{Field, Multipart, MultipartError};
+use axum::extract::{DefaultBodyLimit, FromRequest, Request, State};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use futures::{Stream, StreamExt};
+use serde::Deserialize;
+use skep_api::{ErrorBody, ErrorCode, UploadedFile, UploadedFiles};
+use skep_core::bridge::{Bridge, BridgeError, BridgeResult};
+use skep_core::files::{self, Depth, FileWriter, NewFile, WorkspacePath};
+use tokio::time::timeout;
+use utoipa::IntoParams;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::{bridge_of, octal_mode, refused, required_path};
+use crate::app::App;
+use crate::http::access::{BotAccess, Operate};
+use crate::http::error::{ApiError, ApiResult};
+use crate::http::extract::Query;
+
+/// Permissions of a new file that is uploaded.
+const NEW_FILE_MODE: u32 = 0o644;
+/// How long a caller may send nothing.
+const NEXT_BYTES_WITHIN: Duration = Duration::from_secs(120);
+/// The longest path that a form may name, in bytes.
+const LONGEST_PATH: usize = 16 * 1024;
+/// The most files of one form.
+const MOST_FILES: usize = 10_000;
+
+pub(super) fn router() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(upload_form, upload_raw))
+        .layer(DefaultBodyLimit::disable())
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+struct FormQuery {
+    /// Start a stopped workspace.
+    start: Option<bool>,
+}
+
+/// A form of an upload. With several files, or a path that ends in `/`, the path is their directory.
+#[derive(utoipa::ToSchema)]
+#[allow(dead_code, reason = "describes the form; it is read as a stream")]
+struct UploadForm {
+    /// Where.
+    path: String,
+    /// What.
+    #[schema(value_type = String, format = Binary)]
+    file: Vec<u8>,
+}
+
+/// Upload files by a form, its parts in any order.
+#[utoipa::path(post, path = "/bots/{bot_id}/container/fs/upload", tag = "files", params(FormQuery),
+    request_body(content = UploadForm, content_type = "multipart/form-data"),
+    responses((status = 200, body = UploadedFile, description = "With several files: `{\"files\": […]}`"),
+        (status = 400, body = ErrorBody, description = "Path or file is missing; a directory is in the way"),
+        (status = 403, body = ErrorBody, description = "The permissions there"),
+        (status = 409, body = ErrorBody, description = "The workspace is stopped"),
+        (status = 503, body = ErrorBody, description = "The workspace is not reachable"),
+        (status = 507, body = ErrorBody, description = "No space")))]
+async fn upload_form(
+    State(app): State<App>,
+    access: BotAccess<Operate>,
+    Query(query): Query<FormQuery>,
+    request: Request,
+) -> ApiResult<Response> {
+    let mut form = Multipart::from_request(request, &app)
+        .await
+        .map_err(|rejection| ApiError::invalid_body(rejection.body_text()))?;
+    let bridge = bridge_of(&app, access.bot_id(), query.start).await?;
+    let mut upload = FormUpload {
+        bridge: &bridge,
+        path: None,
+        uploaded: Vec::new(),
+        aside: Vec::new(),
+    };
+    let outcome = upload.read(&mut form).await;
+    upload.remove_aside().await;
+    outcome?;
+    answer(upload.uploaded)
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+struct RawQuery {
+    /// Where.
+    path: Option<String>,
+    /// Permissions in octal, as `0644`; absent: those of the existing file, or `0644`.
+    mode: Option<String>,
+    /// Start a stopped workspace.
+    start: Option<bool>,
+}
+
+/// Upload a file as the body.
+#[utoipa::path(put, path = "/bots/{bot_id}/container/fs/upload", tag = "files", params(RawQuery),
+    request_body(content = Vec<u8>, content_type = "application/octet-stream"),
+    responses((status = 200, body = UploadedFile),
+        (status = 400, body = ErrorBody, description = "The path is missing; a directory is in the way"),
+        (status = 403, body = ErrorBody, description = "The permissions there"),
+        (status = 409, body = ErrorBody, description = "The workspace is stopped"),
+        (status = 503, body = ErrorBody, description = "The workspace is not reachable"),
+        (status = 507, body = ErrorBody, description = "No space")))]
+async fn upload_raw(
+    State(app): State<App>,
+    access: BotAccess<Operate>,
+    Query(query): Query<RawQuery>,
+    body: Body,
+) -> ApiResult<Json<UploadedFile>> {
+    let path = required_path(query.path.as_deref())?;
+    if path.names_directory() {
+        return Err(ApiError::new(
+            ErrorCode::InvalidPath,
+            "path names a directory; add the file's name",
+        ));
+    }
+    let set_mode = query.mode.as_deref().map(octal_mode).transpose()?;
+    let bridge = bridge_of(&app, access.bot_id(), query.start).await?;
+    let size = write(&bridge, &path, set_mode, body_bytes(body))
+        .await
+        .map_err(refused)?;
+    Ok(Json(UploadedFile {
+        path: path.as_str().to_owned(),
+        size,
+    }))
+}
+
+/// A request's body as it comes; a caller who sends nothing for two minutes has gone.
+pub(in crate::http::routes) fn body_bytes(body: Body) -> impl Stream<Item = BridgeResult<Bytes>> + Send + use<> {
+    futures::stream::try_unfold(body.into_data_stream(), |mut body| async move {
+        match timeout(NEXT_BYTES_WITHIN, body.next()).await {
+            Ok(None) => Ok(None),
+            Ok(Some(Ok(bytes))) => Ok(Some((bytes, body))),
+            Ok(Some(Err(_))) => Err(BridgeError::SourceBroken("the request body broke off".to_owned())),
+            Err(_) => Err(BridgeError::SourceBroken("the request body stood still".to_owned())),
+        }
+    })
+}
+
+async fn write(
+    bridge: &Bridge,
+    path: &WorkspacePath,
+    set_mode: Option<u32>,
+    source: impl Stream<Item = BridgeResult<Bytes>>,
+) -> BridgeResult<u64> {
+    let file = NewFile {
+        mode: NEW_FILE_MODE,
+        set_mode,
+        if_match: None,
+    };
+    let mut writer = FileWriter::begin(bridge, path, file).await?;
+    tokio::pin!(source);
+    while let Some(bytes) = source.next().await.transpose()? {
+        writer.write(bytes).await?;
+    }
+    writer.finish().await
+}
+
+/// A form on its way. Files that come before the path wait in the workspace, not in the server.
+struct FormUpload<'a> {
+    bridge: &'a Bridge,
+    path: Option<WorkspacePath>,
+    uploaded: Vec<UploadedFile>,
+    aside: Vec<Aside>,
+}
+
+struct Aside {
+    name: String,
+    place: WorkspacePath,
+}
+
+impl FormUpload<'_> {
+    async fn read(&mut self, form: &mut Multipart) -> ApiResult<()> {
+        while let Some(field) = next_field(form).await? {
+            match field.name() {
+                Some("path") => {
+                    let text = short_text(field).await?;
+                    if self.path.is_some() {
+                        return Err(ApiError::invalid_body("path is given twice"));
+                    }
+                    self.path = Some(required_path(Some(&text))?);
+                }
+                Some("file") => self.take(field).await?,
+                _ => {}
+            }
+        }
+        let Some(path) = self.path.clone() else {
+            return Err(ApiError::new(ErrorCode::InvalidPath, "path is required"));
+        };
+        for index in 0..self.aside.len() {
+            let target = self.target(&path, &self.aside[index].name.clone())?;
+            self.put_in_place(index, target).await?;
+        }
+        if self.uploaded.is_empty() {
+            return Err(ApiError::invalid_body("file is required"));
+        }
+        Ok(())
+    }
+
+    async fn take(&mut self, field: Field<'_>) -> ApiResult<()> {
+        let name = field.file_name().unwrap_or_default().to_owned();
+        if self.uploaded.len() + self.aside.len() >= MOST_FILES {
+            return Err(ApiError::invalid_body("too many files in one form"));
+        }
+        if let Some(path) = self.path.clone() {
+            let target = self.target(&path, &name)?;
+            let size = write(self.bridge, &target, None, field_bytes(field))
+                .await
+                .map_err(refused)?;
+            self.note(&target, size);
+            return Ok(());
+        }
+        let place = format!("/tmp/.skep-upload-{}", uuid::Uuid::new_v4());
+        let place = WorkspacePath::parse(&place).map_err(refused)?;
+        self.aside.push(Aside {
+            name,
+            place: place.clone(),
+        });
+        write(self.bridge, &place, Some(0o600), field_bytes(field))
+            .await
+            .map_err(refused)?;
+        Ok(())
+    }
+
+    fn target(&self, path: &WorkspacePath, name: &str) -> ApiResult<WorkspacePath> {
+        if path.names_directory() {
+            return path.join(name).map_err(refused);
+        }
+        if self.uploaded.is_empty() && self.aside.len() <= 1 {
+            return Ok(path.clone());
+        }
+        Err(ApiError::new(
+            ErrorCode::InvalidPath,
+            "several files need a path that ends in /",
+        ))
+    }
+
+    async fn put_in_place(&mut self, index: usize, target: WorkspacePath) -> ApiResult<()> {
+        let from = files::read(self.bridge, &self.aside[index].place, 0, 0)
+            .await
+            .map_err(refused)?;
+        let file = NewFile {
+            mode: NEW_FILE_MODE,
+            ..NewFile::default()
+        };
+        let to = FileWriter::begin(self.bridge, &target, file).await.map_err(refused)?;
+        let size = files::copy_content(from, to).await.map_err(refused)?;
+        self.note(&target, size);
+        Ok(())
+    }
+
+    fn note(&mut self, path: &WorkspacePath, size: u64) {
+        self.uploaded.push(UploadedFile {
+            path: path.as_str().to_owned(),
+            size,
+        });
+    }
+
+    async fn remove_aside(&mut self) {
+        for aside in self.aside.drain(..) {
+            if let Err(error) = files::remove(self.bridge, &aside.place, Depth::EmptyOnly).await {
+                tracing::warn!(%error, "an upload's file that was put aside stays in the workspace");
+            }
+        }
+    }
+}
+
+async fn next_field(form: &mut Multipart) -> ApiResult<Option<Field<'_>>> {
+    match timeout(NEXT_BYTES_WITHIN, form.next_field()).await {
+        Ok(field) => field.map_err(|error| broken(&error)),
+        Err(_) => Err(ApiError::invalid_body("the request body stood still")),
+    }
+}
+
+async fn short_text(mut field: Field<'_>) -> ApiResult<String> {
+    let mut bytes = Vec::new();
+    while let Some(piece) = field.chunk().await.map_err(|error| broken(&error))? {
+        bytes.extend_from_slice(&piece);
+        if bytes.len() > LONGEST_PATH {
+            return Err(ApiError::new(ErrorCode::InvalidPath, "the path is too long"));
+        }
+    }
+    String::from_utf8(bytes).map_err(|_| ApiError::new(ErrorCode::InvalidPath, "the path is not UTF-8"))
+}
+
+fn field_bytes(field: Field<'_>) -> impl Stream<Item = BridgeResult<Bytes>> {
+    futures::stream::try_unfold(field, |mut field| async move {
+        match timeout(NEXT_BYTES_WITHIN, field.chunk()).await {
+            Ok(Ok(None)) => Ok(None),
+            Ok(Ok(Some(bytes))) => Ok(Some((bytes, field))),
+            Ok(Err(_)) => Err(BridgeError::SourceBroken("the request body broke off".to_owned())),
+            Err(_) => Err(BridgeError::SourceBroken("the request body stood still".to_owned())),
+        }
+    })
+}
+
+fn broken(error: &MultipartError) -> ApiError {
+    ApiError::invalid_body(format!("the form is not multipart/form-data: {}", error.body_text()))
+}
+
+fn answer(mut uploaded: Vec<UploadedFile>) -> ApiResult<Response> {
+    if uploaded.len() == 1 {
+        return Ok(Json(uploaded.remove(0)).into_response());
+    }
+    Ok(Json(UploadedFiles { files: uploaded }).into_response())
+}
