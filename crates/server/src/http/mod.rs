@@ -37,6 +37,7 @@ fn described() -> OpenApiRouter<App> {
         .merge(routes::container::router())
         .merge(routes::files::router())
         .merge(routes::exec::router())
+        .merge(routes::terminal::router())
         .merge(routes::images::router())
         .merge(routes::audit::router())
         .merge(routes::later::router())

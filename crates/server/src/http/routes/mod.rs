@@ -12,4 +12,5 @@ pub mod keys;
 pub mod later;
 pub mod members;
 pub mod operations;
+pub mod terminal;
 pub mod users;

@@ -1,0 +1,150 @@
+//! A terminal in a workspace, on a WebSocket.
+
+mod origin;
+mod window;
+
+use axum::Json;
+use axum::extract::{FromRequestParts, State, WebSocketUpgrade};
+use axum::http::HeaderMap;
+use axum::http::request::Parts;
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use skep_api::{ErrorBody, ErrorCode, TerminalInfo};
+use skep_core::exec::{self, ExecId};
+use skep_core::terminal;
+use utoipa::IntoParams;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::files::bridge_of;
+use crate::app::App;
+use crate::http::access::{BotAccess, Operate, Terminal};
+use crate::http::error::{ApiError, ApiResult};
+use crate::http::extract::Query;
+
+/// The largest frame either way, in bytes.
+const LARGEST_FRAME_BYTES: usize = 64 * 1024;
+
+/// `/bots/{bot_id}/container/terminal…`
+pub fn router() -> OpenApiRouter<App> {
+    OpenApiRouter::new().routes(routes!(info)).routes(routes!(socket))
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+struct InfoQuery {
+    /// Start a stopped workspace.
+    start: Option<bool>,
+}
+
+/// Whether a terminal can be opened, and which shell it starts.
+#[utoipa::path(get, path = "/bots/{bot_id}/container/terminal", tag = "terminal", params(InfoQuery),
+    responses((status = 200, body = TerminalInfo)))]
+async fn info(
+    State(app): State<App>,
+    access: BotAccess<Operate>,
+    Query(query): Query<InfoQuery>,
+) -> ApiResult<Json<TerminalInfo>> {
+    let bridge = match bridge_of(&app, access.bot_id(), query.start).await {
+        Ok(bridge) => bridge,
+        Err(error) => return not_available(error),
+    };
+    match exec::shell(&bridge).await {
+        Ok(shell) => Ok(Json(TerminalInfo { available: true, shell })),
+        Err(error) => not_available(super::files::refused(error)),
+    }
+}
+
+/// A workspace that is stopped or not reachable has no terminal; anything else is a failure.
+fn not_available(error: ApiError) -> ApiResult<Json<TerminalInfo>> {
+    match error.code() {
+        ErrorCode::WorkspaceStopped | ErrorCode::BridgeUnavailable | ErrorCode::Unsupported => Ok(Json(TerminalInfo {
+            available: false,
+            shell: String::new(),
+        })),
+        _ => Err(error),
+    }
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+struct SocketQuery {
+    /// Columns; 80 when absent, not a number or 0; at most 1000.
+    cols: Option<String>,
+    /// Rows; 24 when absent, not a number or 0; at most 1000.
+    rows: Option<String>,
+    /// Open a window on this process, which was started with `pty`, in place of a shell.
+    exec_id: Option<String>,
+    /// With `exec_id`: from which byte of its output on.
+    offset: Option<u64>,
+    /// A shell that outlives its window: not in this version.
+    session: Option<String>,
+    /// Start a stopped workspace.
+    start: Option<bool>,
+}
+
+/// A terminal. Binary frames are keystrokes and output; the text `{"type":"resize","cols","rows"}` is another size.
+/// At the end a close frame 1000 `exit <code>`; the bridge lost: 1011; idle: 1001.
+#[utoipa::path(get, path = "/bots/{bot_id}/container/terminal/ws", tag = "terminal", params(SocketQuery),
+    responses((status = 101, description = "The socket"),
+        (status = 400, body = ErrorBody, description = "Not an upgrade to a WebSocket"),
+        (status = 403, body = ErrorBody, description = "A foreign origin"),
+        (status = 404, body = ErrorBody, description = "No such process"),
+        (status = 409, body = ErrorBody, description = "The workspace is stopped"),
+        (status = 426, body = ErrorBody, description = "Not an upgrade to a WebSocket"),
+        (status = 501, body = ErrorBody, description = "`session`"),
+        (status = 503, body = ErrorBody, description = "The workspace is not reachable")))]
+async fn socket(
+    State(app): State<App>,
+    access: BotAccess<Terminal>,
+    Query(query): Query<SocketQuery>,
+    headers: HeaderMap,
+    upgrade: Upgrade,
+) -> ApiResult<Response> {
+    if !origin::is_allowed(&headers, &app.config().server.allowed_origins) {
+        return Err(ApiError::forbidden(
+            "this origin may not open terminals; see server.allowed_origins",
+        ));
+    }
+    if query.session.is_some() {
+        return Err(ApiError::unsupported(
+            "sessions that outlive their window are not in this version",
+        ));
+    }
+    let number = |text: &Option<String>| text.as_deref().and_then(|text| text.trim().parse().ok());
+    let size = terminal::size(number(&query.cols), number(&query.rows));
+    let attached = query.exec_id.as_deref().map(ExecId::parse).transpose();
+    let attached = attached.map_err(|_| ApiError::invalid_id("exec"))?;
+    let bridge = bridge_of(&app, access.bot_id(), query.start).await?;
+    let opening = match attached {
+        Some(id) => {
+            let offset = query.offset.unwrap_or(0);
+            let attached = terminal::attach(&bridge, id, offset)
+                .await
+                .map_err(super::files::refused)?;
+            window::Opening::Attached(attached, size)
+        }
+        None => window::Opening::Shell(size),
+    };
+    let idle_timeout = app.config().terminal.idle_timeout;
+    let upgrade = upgrade
+        .0
+        .max_message_size(LARGEST_FRAME_BYTES)
+        .max_frame_size(LARGEST_FRAME_BYTES);
+    Ok(upgrade
+        .on_upgrade(move |socket| window::serve(socket, bridge, opening, idle_timeout))
+        .into_response())
+}
+
+/// An upgrade, refused in the one form of errors.
+struct Upgrade(WebSocketUpgrade);
+
+impl FromRequestParts<App> for Upgrade {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+        let upgrade = WebSocketUpgrade::from_request_parts(parts, app).await;
+        upgrade.map(Self).map_err(|rejection| {
+            let status = rejection.into_response().status();
+            ApiError::invalid_argument("this route is a WebSocket").with_status(status)
+        })
+    }
+}

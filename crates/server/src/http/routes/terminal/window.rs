@@ -1,0 +1,203 @@
+//! A window on a terminal: frames of the socket to keystrokes, output to frames.
+//!
+//! Two halves that never wait for each other: a client that does not read stops its own shell (the output is not
+//! taken from the bridge), and still can close; a process that does not read its keystrokes still shows its output.
+
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+use axum::extract::ws::{CloseFrame, Message, WebSocket, close_code};
+use bytes::Bytes;
+use futures::stream::{SplitSink, SplitStream};
+use futures::{SinkExt, StreamExt};
+use skep_api::TerminalMessage;
+use skep_core::bridge::Bridge;
+use skep_core::exec::{self, ExecEvent, ExecEvents, ExecId, InputEnd, TerminalSize};
+use skep_core::terminal::{self, Terminal};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+
+/// Between two pings.
+const PING_EVERY: Duration = Duration::from_secs(30);
+/// How long a client may leave a frame unread before its window is given up.
+const SEND_WITHIN: Duration = Duration::from_secs(120);
+/// Frames of keystrokes that wait for a process that reads slowly.
+const WAITING_KEYSTROKES: usize = 64;
+/// The longest reason a close frame holds, in bytes.
+const LONGEST_REASON: usize = 120;
+/// The largest piece of output in one frame.
+const LARGEST_OUTPUT_BYTES: usize = 32 * 1024;
+
+/// What the window is opened on.
+pub(super) enum Opening {
+    /// The workspace's shell, of this size.
+    Shell(TerminalSize),
+    /// A process that runs, made this size.
+    Attached(Terminal, TerminalSize),
+}
+
+type Close = (u16, String);
+
+/// Serves one window to its end.
+pub(super) async fn serve(socket: WebSocket, bridge: Bridge, opening: Opening, idle_timeout: Duration) {
+    let (mut sink, frames) = socket.split();
+    let terminal = match open(&bridge, opening).await {
+        Ok(terminal) => terminal,
+        Err(()) => return close(&mut sink, (close_code::ERROR, "exec failed".to_owned())).await,
+    };
+    let (keystrokes, typed) = mpsc::channel::<Bytes>(WAITING_KEYSTROKES);
+    let (activity, mut active) = tokio::sync::watch::channel(Instant::now());
+    let id = terminal.id.clone();
+    let reading = Reading {
+        frames,
+        keystrokes,
+        activity,
+        bridge: bridge.clone(),
+        id: id.clone(),
+    };
+    let ended = tokio::select! {
+        ended = show(&mut sink, terminal.events) => ended,
+        () = reading.read() => None,
+        () = type_into(&bridge, &id, typed) => None,
+        () = idle(&mut active, idle_timeout) => Some((close_code::AWAY, "idle timeout".to_owned())),
+    };
+    if let Some(ended) = ended {
+        close(&mut sink, ended).await;
+    }
+}
+
+async fn open(bridge: &Bridge, opening: Opening) -> Result<Terminal, ()> {
+    match opening {
+        Opening::Shell(size) => terminal::open(bridge, size).await.map_err(|error| {
+            tracing::debug!(%error, "a terminal could not be opened");
+        }),
+        Opening::Attached(terminal, size) => {
+            // One that has ended by now still shows its output.
+            if let Err(error) = exec::resize(bridge, &terminal.id, size).await {
+                tracing::debug!(%error, "the size of a terminal was not taken");
+            }
+            Ok(terminal)
+        }
+    }
+}
+
+/// Output to frames, until the process ends. `None`: the client is gone.
+async fn show(sink: &mut SplitSink<WebSocket, Message>, mut events: ExecEvents) -> Option<Close> {
+    let mut pings = interval(PING_EVERY);
+    pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let event = tokio::select! {
+            event = events.next() => event,
+            _ = pings.tick() => {
+                send(sink, Message::Ping(Bytes::new())).await.ok()?;
+                continue;
+            }
+        };
+        match event {
+            Ok(Some(ExecEvent::Output { mut data, .. })) => {
+                while !data.is_empty() {
+                    let piece = data.split_to(data.len().min(LARGEST_OUTPUT_BYTES));
+                    send(sink, Message::Binary(piece)).await.ok()?;
+                }
+            }
+            Ok(Some(ExecEvent::Started(_))) => {}
+            Ok(Some(ExecEvent::Exited(status))) => {
+                let code = status.end.map_or(0, |end| end.exit_code);
+                return Some((close_code::NORMAL, format!("exit {code}")));
+            }
+            Ok(None) => return Some((close_code::ERROR, "bridge lost".to_owned())),
+            Err(error) => {
+                tracing::debug!(%error, "a terminal lost its bridge");
+                return Some((close_code::ERROR, "bridge lost".to_owned()));
+            }
+        }
+    }
+}
+
+struct Gone;
+
+async fn send(sink: &mut SplitSink<WebSocket, Message>, message: Message) -> Result<(), Gone> {
+    match timeout(SEND_WITHIN, sink.send(message)).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) | Err(_) => Err(Gone),
+    }
+}
+
+struct Reading {
+    frames: SplitStream<WebSocket>,
+    keystrokes: mpsc::Sender<Bytes>,
+    activity: tokio::sync::watch::Sender<Instant>,
+    bridge: Bridge,
+    id: ExecId,
+}
+
+impl Reading {
+    /// Frames to keystrokes and sizes, until the client is gone.
+    async fn read(mut self) {
+        while let Some(Ok(message)) = self.frames.next().await {
+            if self.take(message).await.is_break() {
+                return;
+            }
+        }
+    }
+
+    async fn take(&mut self, message: Message) -> ControlFlow<()> {
+        match message {
+            Message::Binary(bytes) => {
+                self.activity.send_replace(Instant::now());
+                if self.keystrokes.send(bytes).await.is_err() {
+                    tracing::trace!("keystrokes for a process that takes no more");
+                }
+            }
+            Message::Text(text) => {
+                self.activity.send_replace(Instant::now());
+                if let Ok(TerminalMessage::Resize { cols, rows }) = serde_json::from_str(&text) {
+                    let size = terminal::size(Some(cols), Some(rows));
+                    if let Err(error) = exec::resize(&self.bridge, &self.id, size).await {
+                        tracing::debug!(%error, "the size of a terminal was not taken");
+                    }
+                }
+            }
+            Message::Close(_) => return ControlFlow::Break(()),
+            Message::Ping(_) | Message::Pong(_) => {}
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+/// Keystrokes to the process. When its input is closed the window stays open: what it shows still counts.
+async fn type_into(bridge: &Bridge, id: &ExecId, typed: mpsc::Receiver<Bytes>) {
+    let typed = ReceiverStream::new(typed).map(Ok);
+    if let Err(error) = exec::write_stdin(bridge, id, typed, InputEnd::Open).await {
+        tracing::debug!(%error, "the input of a terminal is closed");
+    }
+    std::future::pending::<()>().await;
+}
+
+/// Until the client has sent nothing for so long.
+async fn idle(active: &mut tokio::sync::watch::Receiver<Instant>, idle_timeout: Duration) {
+    loop {
+        let until = *active.borrow_and_update() + idle_timeout;
+        tokio::select! {
+            () = sleep_until(until) => return,
+            changed = active.changed() => {
+                if changed.is_err() {
+                    sleep_until(until).await;
+                    return;
+                }
+            }
+        }
+    }
+}
+
+async fn close(sink: &mut SplitSink<WebSocket, Message>, (code, mut reason): Close) {
+    reason.truncate(LONGEST_REASON);
+    let frame = CloseFrame {
+        code,
+        reason: reason.into(),
+    };
+    if send(sink, Message::Close(Some(frame))).await.is_err() {
+        tracing::debug!("a terminal's client was gone before its close frame");
+    }
+}
