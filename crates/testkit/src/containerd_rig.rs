@@ -41,7 +41,8 @@ pub struct RigOptions {
     pub user_namespace: UserNamespaceMode,
     /// Process 1 of every workspace in place of the bridge; run by the image's own shell.
     pub script: Option<String>,
-    /// Workspaces' network; `None`: loopback only.
+    /// Workspaces' network, in the rig's own data root; `None`: loopback only. A test that has one calls
+    /// [`Network::teardown`](skep_runtime::network::Network::teardown) at its end.
     pub network: Option<NetworkConfig>,
 }
 
@@ -281,6 +282,7 @@ fn configuration(server: &ContainerdServer, options: &RigOptions) -> ContainerdC
         OciRuntime::Crun if hybrid => Some(wrapper.clone()),
         OciRuntime::Crun => Some(PathBuf::from("crun")),
     };
+    let network_id = data_root_id.clone();
     let mut loopback_only = NetworkConfig::new(&data_root_id);
     loopback_only.mode = NetworkMode::None;
     ContainerdConfig {
@@ -302,7 +304,10 @@ fn configuration(server: &ContainerdServer, options: &RigOptions) -> ContainerdC
             ..Default::default()
         },
         registries: RegistrySettings::default(),
-        network: options.network.clone().unwrap_or(loopback_only),
+        network: options.network.clone().map_or(loopback_only, |network| NetworkConfig {
+            data_root_id: network_id,
+            ..network
+        }),
     }
 }
 

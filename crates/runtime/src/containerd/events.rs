@@ -4,7 +4,7 @@ use std::sync::Weak;
 use std::time::Duration;
 
 use containerd_client::events::{TaskExit, TaskOom};
-use containerd_client::services::v1::SubscribeRequest;
+use containerd_client::services::v1::{PublishRequest, SubscribeRequest};
 use containerd_client::types::Envelope;
 use prost::Message;
 use prost_types::Any;
@@ -13,10 +13,12 @@ use tokio::sync::broadcast;
 
 use super::ContainerdRuntime;
 use super::client::{Client, failed};
-use crate::{Result, RuntimeEvent};
+use crate::{Result, RuntimeError, RuntimeEvent};
 
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// The topic of the event by which we see that a subscription is followed.
+const GREETING: &str = "/skep/subscribed";
 /// A quiet stream says nothing about the daemon: it is asked so often whether it is there.
 const QUIET_LIMIT: Duration = Duration::from_secs(20);
 
@@ -47,20 +49,47 @@ pub(super) async fn follow(runtime: Weak<ContainerdRuntime>, client: Client, eve
     }
 }
 
+/// A stream that is known to be followed: what happens from now on is in it.
+///
+/// containerd answers a subscription only with its first event. So one of our own is published until it comes:
+/// without it a quiet daemon would look like an absent one, and what happens meanwhile could be lost.
 async fn subscribe(client: &Client, runtime: &Weak<ContainerdRuntime>) -> Result<tonic::Streaming<Envelope>> {
     let namespace = runtime.upgrade().map(|runtime| runtime.config.namespace.clone());
     let namespace = namespace.unwrap_or_default();
-    let filters = ["/tasks/exit", "/tasks/oom"].map(|topic| format!("namespace==\"{namespace}\",topic==\"{topic}\""));
+    let filters = ["/tasks/exit", "/tasks/oom", GREETING];
+    let filters = filters.map(|topic| format!("namespace==\"{namespace}\",topic==\"{topic}\""));
     let request = client.endless_request(SubscribeRequest {
         filters: filters.to_vec(),
     });
-    // containerd answers a subscription with its first event, not before: that the daemon is there is asked apart.
-    let version = client.version().version(client.request_within((), QUIET_LIMIT)).await;
-    version.map_err(|status| failed("asking containerd for its version", status))?;
-    let stream = client.events().subscribe(request).await;
-    Ok(stream
-        .map_err(|status| failed("following containerd's events", status))?
-        .into_inner())
+    let mut events = client.events();
+    let subscribed = tokio::select! {
+        stream = events.subscribe(request) => stream.map_err(|status| failed("following containerd's events", status)),
+        error = greet(client) => Err(error),
+    };
+    Ok(subscribed?.into_inner())
+}
+
+/// Publishes an event of our own again and again; returns only when that fails.
+async fn greet(client: &Client) -> RuntimeError {
+    let mut pause = Duration::from_millis(5);
+    loop {
+        tokio::time::sleep(pause).await;
+        let message = PublishRequest {
+            topic: GREETING.to_owned(),
+            event: Some(Any {
+                type_url: "skep.events.Greeting".to_owned(),
+                value: Vec::new(),
+            }),
+        };
+        if let Err(status) = client
+            .events()
+            .publish(client.request_within(message, QUIET_LIMIT))
+            .await
+        {
+            return failed("publishing an event in containerd", status);
+        }
+        pause = (pause * 2).min(Duration::from_secs(1));
+    }
 }
 
 async fn read(
