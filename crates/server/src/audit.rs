@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use skep_store::{NewAudit, Store};
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// Lines that may wait. Over it, requests wait: none is dropped.
@@ -14,15 +15,16 @@ const TOGETHER: usize = 500;
 /// Between two tries while the store is away.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
 
-/// Takes lines. The last clone that is dropped ends the writer, when all is written.
+/// Takes lines for the one writer.
 #[derive(Clone)]
 pub struct AuditTrail(mpsc::Sender<NewAudit>);
 
 impl AuditTrail {
     /// Starts the writer among `tasks`.
-    pub fn start(store: Store, tasks: &TaskTracker) -> Self {
+    /// When `end` is cancelled it writes what waits, takes nothing more, and ends.
+    pub fn start(store: Store, tasks: &TaskTracker, end: CancellationToken) -> Self {
         let (sender, receiver) = mpsc::channel(QUEUE);
-        tasks.spawn(write(store, receiver));
+        tasks.spawn(write(store, receiver, end));
         Self(sender)
     }
 
@@ -34,12 +36,22 @@ impl AuditTrail {
     }
 }
 
-async fn write(store: Store, mut receiver: mpsc::Receiver<NewAudit>) {
+async fn write(store: Store, mut receiver: mpsc::Receiver<NewAudit>, end: CancellationToken) {
     let mut lines = Vec::with_capacity(TOGETHER);
-    while receiver.recv_many(&mut lines, TOGETHER).await > 0 {
+    loop {
+        let taken = tokio::select! {
+            taken = receiver.recv_many(&mut lines, TOGETHER) => taken,
+            () = end.cancelled(), if !receiver.is_closed() => {
+                receiver.close();
+                continue;
+            }
+        };
+        if taken == 0 {
+            return;
+        }
         while let Err(error) = store.append_audit(&lines).await {
             let cause = crate::http::error::chain(&error);
-            if receiver.is_closed() {
+            if end.is_cancelled() {
                 tracing::error!(cause, lines = ?lines, "the audit trail could not be written before the end");
                 break;
             }

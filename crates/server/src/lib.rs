@@ -8,3 +8,4 @@ pub mod audit;
 pub mod auth;
 pub mod config;
 pub mod http;
+pub mod server;

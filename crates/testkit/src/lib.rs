@@ -9,6 +9,7 @@ mod containerd_server;
 pub mod fake_runtime;
 pub mod images;
 pub mod registry;
+pub mod server;
 
 pub use containerd_rig::{ContainerdRig, RigOptions};
 pub use containerd_server::{ContainerdServer, mounts_below, unmount_below};

@@ -17,6 +17,11 @@ pub(crate) fn random_text() -> String {
     URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>())
 }
 
+/// A new secret that signs tokens.
+pub fn random_secret() -> String {
+    random_text()
+}
+
 /// A new API key.
 pub fn new_api_key() -> String {
     format!("{API_KEY_PREFIX}{}", random_text())
