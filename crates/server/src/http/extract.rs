@@ -60,6 +60,10 @@ impl<T: DeserializeOwned> RawJsonBody<T> {
         if !content_type.is_some_and(|value| value.to_str().is_ok_and(is_json)) {
             return Err(ApiError::invalid_body("the Content-Type must be application/json"));
         }
+        // A list would be taken for a structure's fields in their order, which nobody means.
+        if bytes.trim_ascii_start().first().is_none_or(|first| *first != b'{') {
+            return Err(ApiError::invalid_body("the request body must be a JSON object"));
+        }
         let value = serde_json::from_slice(&bytes).map_err(|error| {
             ApiError::invalid_body(format!("the request body is not what this route takes: {error}"))
         })?;

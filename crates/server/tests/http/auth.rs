@@ -1,0 +1,297 @@
+//! Signing in and out, keys, tickets.
+
+use serde_json::{Value, json};
+use skep_testkit::server::{ADMIN_PASSWORD, Answer, TestServer, text_of};
+
+async fn login(server: &TestServer, username: &str, password: &str, from: &str) -> Answer {
+    let body = json!({"username": username, "password": password});
+    let call = server
+        .call_as("", "POST", "/auth/login")
+        .header("x-forwarded-for", from);
+    call.json(&body).send().await
+}
+
+#[tokio::test]
+async fn a_login_gives_a_token_that_works_until_logout() {
+    let server = TestServer::start().await;
+    let answer = login(&server, "admin", ADMIN_PASSWORD, "").await;
+    let body = answer.expect_status(200).json();
+    assert_eq!(
+        (&body["token_type"], &body["role"], &body["username"]),
+        (&json!("Bearer"), &json!("admin"), &json!("admin"))
+    );
+    let token = text_of(&body, "access_token");
+    assert_eq!(token.split('.').count(), 3);
+    server
+        .call_as(&token, "GET", "/users/me")
+        .send()
+        .await
+        .expect_status(200);
+    server
+        .call_as(&token, "POST", "/auth/logout")
+        .send()
+        .await
+        .expect_status(204);
+    server
+        .call_as(&token, "GET", "/users/me")
+        .send()
+        .await
+        .expect_error(401, "unauthorized");
+}
+
+#[tokio::test]
+async fn blank_wrong_and_unknown_are_told_apart_only_as_far_as_they_may() {
+    let server = TestServer::start().await;
+    for (name, password) in [("", ""), ("admin", ""), ("  ", "x")] {
+        let message = login(&server, name, password, "")
+            .await
+            .expect_error(400, "invalid_argument");
+        assert_eq!(message, "username and password are required");
+    }
+    let wrong = login(&server, "admin", "wrong", "")
+        .await
+        .expect_error(401, "invalid_credentials");
+    let unknown = login(&server, "nobody", "wrong", "")
+        .await
+        .expect_error(401, "invalid_credentials");
+    assert_eq!(
+        (wrong.as_str(), unknown.as_str()),
+        ("invalid credentials", "invalid credentials")
+    );
+}
+
+#[tokio::test]
+async fn an_email_is_as_good_as_a_name() {
+    let server = TestServer::start().await;
+    let body = json!({"email": "admin@example.org"});
+    server
+        .call("PUT", "/users/me")
+        .json(&body)
+        .send()
+        .await
+        .expect_status(200);
+    login(&server, "Admin@example.org", ADMIN_PASSWORD, "")
+        .await
+        .expect_status(200);
+}
+
+#[tokio::test]
+async fn ten_failures_refuse_the_pair_also_with_the_right_password() {
+    let server = TestServer::with(&[("server.trusted_proxies", "127.0.0.1")]).await;
+    for _ in 0..10 {
+        login(&server, "admin", "wrong", "192.0.2.1")
+            .await
+            .expect_error(401, "invalid_credentials");
+    }
+    let answer = login(&server, "admin", ADMIN_PASSWORD, "192.0.2.1").await;
+    answer.expect_error(429, "rate_limited");
+    assert!(
+        answer
+            .header("retry-after")
+            .parse::<u64>()
+            .is_ok_and(|seconds| (1..=61).contains(&seconds))
+    );
+    login(&server, "admin", ADMIN_PASSWORD, "192.0.2.2")
+        .await
+        .expect_status(200);
+}
+
+#[tokio::test]
+async fn nobody_but_a_trusted_proxy_may_choose_his_address() {
+    let server = TestServer::start().await;
+    for from in 1..=10 {
+        login(&server, "admin", "wrong", &format!("192.0.2.{from}"))
+            .await
+            .expect_status(401);
+    }
+    login(&server, "admin", ADMIN_PASSWORD, "192.0.2.99")
+        .await
+        .expect_error(429, "rate_limited");
+}
+
+#[tokio::test]
+async fn an_inactive_user_is_refused_with_every_credential() {
+    let server = TestServer::start().await;
+    let (id, token) = server.member("ada").await;
+    let key = server
+        .call_as(&token, "POST", "/auth/keys")
+        .json(&json!({"name": "k", "scope": "read"}))
+        .send()
+        .await;
+    let key = text_of(&key.expect_status(201).json(), "key");
+    let body = json!({"is_active": false});
+    server
+        .call("PUT", &format!("/users/{id}"))
+        .json(&body)
+        .send()
+        .await
+        .expect_status(200);
+    for credential in [&token, &key] {
+        let message = server
+            .call_as(credential, "GET", "/users/me")
+            .send()
+            .await
+            .expect_error(401, "unauthorized");
+        assert_eq!(message, "user is inactive");
+    }
+    let message = login(&server, "ada", ADMIN_PASSWORD, "")
+        .await
+        .expect_error(401, "unauthorized");
+    assert_eq!(message, "user is inactive");
+    server
+        .call_as(&token, "POST", "/auth/refresh")
+        .send()
+        .await
+        .expect_status(401);
+}
+
+#[tokio::test]
+async fn a_refresh_gives_another_token_and_a_key_gets_none() {
+    let server = TestServer::start().await;
+    let token = server.login("admin", ADMIN_PASSWORD).await;
+    let answer = server.call_as(&token, "POST", "/auth/refresh").send().await;
+    let other = text_of(&answer.expect_status(200).json(), "access_token");
+    assert_ne!(token, other);
+    server
+        .call_as(&other, "GET", "/users/me")
+        .send()
+        .await
+        .expect_status(200);
+    server
+        .call("POST", "/auth/refresh")
+        .send()
+        .await
+        .expect_error(403, "forbidden");
+}
+
+#[tokio::test]
+async fn a_key_is_shown_once_and_ends_with_its_revocation() {
+    let server = TestServer::start().await;
+    let made = server
+        .call("POST", "/auth/keys")
+        .json(&json!({"name": "ci", "scope": "read"}))
+        .send()
+        .await;
+    let made = made.expect_status(201).json();
+    let (key, id) = (text_of(&made, "key"), text_of(&made, "id"));
+    let listed = server.call("GET", "/auth/keys").send().await;
+    assert!(!listed.text().contains(&key));
+    assert!(
+        listed.json()["items"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|one| one["id"] == Value::from(id.clone()))
+    );
+    server.call_as(&key, "GET", "/bots").send().await.expect_status(200);
+    server
+        .call_as(&key, "POST", "/bots")
+        .send()
+        .await
+        .expect_error(403, "forbidden");
+    server
+        .call("DELETE", &format!("/auth/keys/{id}"))
+        .send()
+        .await
+        .expect_status(204);
+    server
+        .call("DELETE", &format!("/auth/keys/{id}"))
+        .send()
+        .await
+        .expect_error(404, "not_found");
+    server
+        .call_as(&key, "GET", "/bots")
+        .send()
+        .await
+        .expect_error(401, "unauthorized");
+}
+
+#[tokio::test]
+async fn a_key_for_one_bot_opens_no_other_and_makes_none() {
+    let server = TestServer::start().await;
+    let (mine, other) = (
+        server.bare_bot(server.admin_key()).await,
+        server.bare_bot(server.admin_key()).await,
+    );
+    let body = json!({"name": "one", "scope": "manage", "bots": [mine]});
+    let key = text_of(
+        &server
+            .call("POST", "/auth/keys")
+            .json(&body)
+            .send()
+            .await
+            .expect_status(201)
+            .json(),
+        "key",
+    );
+    server
+        .call_as(&key, "GET", &format!("/bots/{mine}"))
+        .send()
+        .await
+        .expect_status(200);
+    server
+        .call_as(&key, "GET", &format!("/bots/{other}"))
+        .send()
+        .await
+        .expect_error(403, "bot_access_denied");
+    server
+        .call_as(&key, "POST", "/bots")
+        .send()
+        .await
+        .expect_error(403, "forbidden");
+    server
+        .call_as(&key, "GET", "/users")
+        .send()
+        .await
+        .expect_error(403, "forbidden");
+    let items = server.call_as(&key, "GET", "/bots").send().await.json();
+    assert_eq!(items["items"].as_array().unwrap().len(), 1, "{items}");
+}
+
+#[tokio::test]
+async fn the_first_admin_and_his_key_last() {
+    let mut server = TestServer::start().await;
+    let path = server.directory().join("data/admin.key");
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&path).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600);
+    let token = server.login("admin", ADMIN_PASSWORD).await;
+    server.restart().await;
+    server.call("GET", "/users/me").send().await.expect_status(200);
+    server
+        .call_as(&token, "GET", "/users/me")
+        .send()
+        .await
+        .expect_status(200);
+    let users = server.call("GET", "/users").send().await.json();
+    assert_eq!(users["items"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_ticket_needs_the_right_to_what_it_opens() {
+    let server = TestServer::start().await;
+    let bot = server.bare_bot(server.admin_key()).await;
+    let (_, stranger) = server.member("stranger").await;
+    let body = json!({"bot_id": bot, "use": "terminal"});
+    let made = server.call("POST", "/auth/tickets").json(&body).send().await;
+    assert!(!text_of(&made.expect_status(201).json(), "ticket").is_empty());
+    let refused = server
+        .call_as(&stranger, "POST", "/auth/tickets")
+        .json(&body)
+        .send()
+        .await;
+    refused.expect_error(403, "bot_access_denied");
+    let malformed = json!({"bot_id": "x", "use": "terminal"});
+    server
+        .call("POST", "/auth/tickets")
+        .json(&malformed)
+        .send()
+        .await
+        .expect_error(400, "invalid_id");
+    let unknown = json!({"bot_id": bot, "use": "everything"});
+    server
+        .call("POST", "/auth/tickets")
+        .json(&unknown)
+        .send()
+        .await
+        .expect_error(400, "invalid_body");
+}

@@ -1,0 +1,174 @@
+//! Bots: how they come, change and go.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use skep_testkit::server::{TestServer, text_of};
+
+/// The first answer for which `enough` holds, within 30 s.
+async fn until(server: &TestServer, path: &str, enough: impl Fn(u16, &Value) -> bool) -> Value {
+    let begun = Instant::now();
+    loop {
+        let answer = server.call("GET", path).send().await;
+        let body = answer.json();
+        if enough(answer.status, &body) {
+            return body;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(30), "{path} is still {body}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_bot_is_set_up_in_the_background() {
+    let server = TestServer::start().await;
+    let made = server
+        .call("POST", "/bots")
+        .json(&json!({"display_name": "demo"}))
+        .send()
+        .await;
+    let bot = made.expect_status(201).json();
+    assert_eq!(
+        (&bot["status"], &bot["display_name"]),
+        (&json!("creating"), &json!("demo"))
+    );
+    assert!(!made.header("x-operation-id").is_empty());
+    let path = format!("/bots/{}", text_of(&bot, "id"));
+    until(&server, &path, |_, bot| bot["status"] == "ready").await;
+    let info = server
+        .call("GET", &format!("{path}/container"))
+        .send()
+        .await
+        .expect_status(200)
+        .json();
+    assert_eq!(
+        (&info["status"], &info["task_running"]),
+        (&json!("running"), &json!(true))
+    );
+    let checks = server
+        .call("GET", &format!("{path}/checks"))
+        .send()
+        .await
+        .expect_status(200)
+        .json();
+    let of = |kind: &str| {
+        checks["items"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|item| item["type"] == kind)
+            .cloned()
+    };
+    assert_eq!(of("container.data_path").unwrap()["status"], "ok", "{checks}");
+}
+
+#[tokio::test]
+async fn a_deleted_bot_is_gone_and_its_operation_is_not() {
+    let server = TestServer::start().await;
+    let bot = server.bot_with_workspace().await;
+    let answer = server.call("DELETE", &format!("/bots/{bot}")).send().await;
+    assert_eq!(
+        answer.expect_status(202).json(),
+        json!({"id": bot, "status": "deleting"})
+    );
+    let operation = answer.header("x-operation-id").to_owned();
+    until(&server, &format!("/bots/{bot}"), |status, _| status == 404).await;
+    let kept = until(&server, &format!("/operations/{operation}"), |_, body| {
+        body["state"] == "succeeded"
+    })
+    .await;
+    assert_eq!(kept["kind"], "delete_bot");
+}
+
+#[tokio::test]
+async fn put_replaces_metadata_and_patch_merges_it() {
+    let server = TestServer::start().await;
+    let path = format!("/bots/{}", server.bare_bot(server.admin_key()).await);
+    let send = async |method: &str, metadata: Value| {
+        let answer = server
+            .call(method, &path)
+            .json(&json!({"metadata": metadata}))
+            .send()
+            .await;
+        answer.expect_status(200).json()["metadata"].clone()
+    };
+    assert_eq!(
+        send("PUT", json!({"a": 1, "b": {"c": 2}})).await,
+        json!({"a": 1, "b": {"c": 2}})
+    );
+    assert_eq!(
+        send("PATCH", json!({"a": null, "b": {"d": 3}})).await,
+        json!({"b": {"c": 2, "d": 3}})
+    );
+    assert_eq!(send("PUT", json!({"x": true})).await, json!({"x": true}));
+}
+
+#[tokio::test]
+async fn bots_are_paged_newest_first() {
+    let server = TestServer::start().await;
+    let mut made = Vec::new();
+    for _ in 0..5 {
+        made.insert(0, server.bare_bot(server.admin_key()).await);
+    }
+    let mut seen = Vec::new();
+    let mut cursor = String::new();
+    loop {
+        let page = server
+            .call("GET", &format!("/bots?limit=2{cursor}"))
+            .send()
+            .await
+            .expect_status(200)
+            .json();
+        seen.extend(page["items"].as_array().unwrap().iter().map(|bot| text_of(bot, "id")));
+        match page["next_cursor"].as_str() {
+            Some(next) => cursor = format!("&cursor={next}"),
+            None => break,
+        }
+    }
+    assert_eq!(seen, made);
+}
+
+#[tokio::test]
+async fn an_idempotency_key_makes_one_bot_and_refuses_another_body() {
+    let server = TestServer::start().await;
+    let make = |key: &'static str, name: &'static str| {
+        let call = server
+            .call("POST", "/bots?workspace=false")
+            .header("idempotency-key", key);
+        call.json(&json!({"display_name": name})).send()
+    };
+    let first = make("k1", "a").await.expect_status(201).json();
+    let again = make("k1", "a").await.expect_status(201).json();
+    assert_eq!(first, again);
+    make("k1", "b").await.expect_error(422, "idempotency_key_reused");
+    assert_ne!(make("k2", "a").await.expect_status(201).json()["id"], first["id"]);
+}
+
+#[tokio::test]
+async fn an_admin_gives_a_bot_to_another_user() {
+    let server = TestServer::start().await;
+    let (id, token) = server.member("ada").await;
+    let bot = server.bare_bot(server.admin_key()).await;
+    let path = format!("/bots/{bot}/owner");
+    let body = json!({"owner_user_id": id});
+    let given = server.call("PUT", &path).json(&body).send().await;
+    assert_eq!(given.expect_status(200).json()["owner_user_id"], Value::from(id));
+    server
+        .call_as(&token, "GET", &format!("/bots/{bot}"))
+        .send()
+        .await
+        .expect_status(200);
+    server
+        .call_as(&token, "PUT", &path)
+        .json(&body)
+        .send()
+        .await
+        .expect_error(403, "forbidden");
+    let nobody = json!({"owner_user_id": "nobody"});
+    server
+        .call("PUT", &path)
+        .json(&nobody)
+        .send()
+        .await
+        .expect_error(404, "not_found");
+}

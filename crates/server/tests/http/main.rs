@@ -1,0 +1,10 @@
+//! The server over real HTTP: its conventions, who may do what, and that nothing a caller sends is
+//! our failure. One binary, so that it is linked once.
+
+mod access;
+mod auth;
+mod bots;
+mod conventions;
+mod document;
+mod users;
+mod workspace;
