@@ -6,6 +6,11 @@
 pub mod app;
 pub mod audit;
 pub mod auth;
+pub mod backend;
 pub mod config;
 pub mod http;
+pub mod logging;
+pub mod serve;
 pub mod server;
+
+pub use serve::{ServeError, serve};
