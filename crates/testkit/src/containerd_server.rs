@@ -123,7 +123,7 @@ fn shims_of(socket: &Path) -> io::Result<Vec<i32>> {
             continue;
         };
         let words: Vec<_> = line.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
-        if words[0].contains("containerd-shim") && words.iter().any(|word| *word == address) {
+        if words[0].contains("containerd-shim") && words.contains(&address) {
             shims.push(pid);
         }
     }

@@ -54,9 +54,10 @@ impl ContainerdRuntime {
                 cgroup,
                 started_at: chrono::Utc::now(),
             };
+            // The record first: undoing what fails from here on finds the claim by it.
+            records.put(&bot, running.clone())?;
             isolation::make_namespaces(paths, &bot, ids)?;
             isolation::mount_socket_directory(paths, &bot, running.root_uid())?;
-            records.put(&bot, running.clone())?;
             Ok(running)
         })
         .await
