@@ -139,6 +139,7 @@ pub(crate) struct PieceReader {
     pieces: mpsc::Receiver<Piece>,
     current: Bytes,
     finished: bool,
+    cut: bool,
 }
 
 impl PieceReader {
@@ -147,7 +148,13 @@ impl PieceReader {
             pieces,
             current: Bytes::new(),
             finished: false,
+            cut: false,
         }
+    }
+
+    /// The client's stream ended before it was finished.
+    pub(crate) fn is_cut(&self) -> bool {
+        self.cut
     }
 }
 
@@ -158,10 +165,8 @@ impl Read for PieceReader {
                 Some(Piece::Data(data)) => self.current = data,
                 Some(Piece::Finish) => self.finished = true,
                 None => {
-                    return Err(io::Error::new(
-                        io::ErrorKind::UnexpectedEof,
-                        "the upload ended before its end",
-                    ));
+                    self.cut = true;
+                    return Err(io::ErrorKind::UnexpectedEof.into());
                 }
             }
         }

@@ -212,9 +212,11 @@ pub(super) async fn archive_in(mut chunks: Streaming<ArchiveInChunk>) -> Result<
     let work = move |pieces| {
         let mut reader = PieceReader::new(pieces);
         let unpacked = files::unpack(&path, &mut reader);
-        let result = unpacked.map_err(|(at, error)| match error.kind() {
-            std::io::ErrorKind::UnexpectedEof => cut(&path),
-            _ => failure::of_path(&error, &at),
+        let result = unpacked.map_err(|(at, error)| match (reader.is_cut(), error.raw_os_error()) {
+            (true, _) => cut(&path),
+            // Not the file system's: the archive itself is no archive, or ends too early.
+            (false, None) => Status::invalid_argument(format!("{}: {error}", at.display())),
+            (false, Some(_)) => failure::of_path(&error, &at),
         })?;
         // What follows the archive's own end (padding) is read too: the client waits for it to be taken.
         std::io::copy(&mut reader, &mut std::io::sink()).map_err(|_| cut(&path))?;

@@ -115,3 +115,12 @@ impl Running {
         }
     }
 }
+
+/// Waits for a condition.
+pub(crate) async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let limit = std::time::Instant::now() + LIMIT;
+    while !is_so() {
+        assert!(std::time::Instant::now() < limit, "not so within {LIMIT:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}

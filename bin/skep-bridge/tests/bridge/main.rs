@@ -1,5 +1,10 @@
 //! The bridge as it is shipped, tried over the wire: each sentence of its contract.
 
 mod calls;
+mod many_execs;
+mod our_execs;
+mod our_files;
 mod reference_exec;
+mod reference_files;
+mod start_and_end;
 mod workspace;

@@ -2,7 +2,6 @@
 //! directory with nothing but busybox, called over its socket from outside, as the host does.
 
 use std::fs;
-use std::io::Read;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -167,14 +166,6 @@ impl Workspace {
         }
     }
 
-    /// What the bridge wrote to its own stderr. Only after its end.
-    pub(crate) fn stderr(&mut self) -> String {
-        let mut text = String::new();
-        let stderr = self.process.stderr.as_mut().expect("stderr");
-        stderr.read_to_string(&mut text).expect("a text");
-        text
-    }
-
     pub(crate) fn open_descriptors(&self) -> usize {
         fs::read_dir(format!("/proc/{}/fd", self.bridge_pid()))
             .expect("the bridge's descriptors")
@@ -183,8 +174,6 @@ impl Workspace {
 
     /// All processes of the workspace but the bridge: state and command name.
     pub(crate) fn processes(&self) -> Vec<(char, String)> {
-        let root = fs::canonicalize(format!("/proc/{}/ns/pid", self.process.id())).expect("a namespace");
-        drop(root);
         let namespace = fs::read_link(format!("/proc/{}/ns/pid", self.bridge_pid())).expect("a namespace");
         let mut found = Vec::new();
         for entry in fs::read_dir("/proc").expect("/proc").flatten() {
@@ -209,6 +198,10 @@ impl Workspace {
 
 impl Drop for Workspace {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            let said = fs::read_to_string(self.directory.path().join("stderr")).unwrap_or_default();
+            eprintln!("the bridge said: {said}");
+        }
         // --kill-child ends the bridge, and with process 1 its namespace and mounts.
         drop(self.process.kill());
         drop(self.process.wait());
@@ -289,7 +282,7 @@ fn spawn(root: &Path, layout: &Layout) -> Child {
         .envs(layout.environment.iter().copied())
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(Stdio::piped())
+        .stderr(fs::File::create(root.with_file_name("stderr")).expect("a file for what the bridge says"))
         .spawn()
         .expect("unshare (util-linux)")
 }

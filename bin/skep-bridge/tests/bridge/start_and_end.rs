@@ -1,0 +1,165 @@
+//! What the bridge does before it listens and at its end, and whom it serves.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::time::{Duration, Instant};
+
+use skep_bridge_protocol::bridgepb::ExecInput;
+
+use crate::calls::{begin, command, run, until};
+use crate::workspace::{Init, Layout, SOCKET, Workspace};
+
+#[tokio::test]
+async fn data_and_templates_are_there_before_the_first_answer() {
+    let prepare = |root: &std::path::Path| {
+        fs::write(root.join("opt/memoh/templates/NEW.md"), b"template").expect("a template");
+        fs::write(root.join("opt/memoh/templates/OWN.md"), b"template").expect("a template");
+        fs::create_dir(root.join("data")).expect("data");
+        fs::set_permissions(root.join("data"), fs::Permissions::from_mode(0o755)).expect("a mode");
+        fs::write(root.join("data/OWN.md"), b"own").expect("own");
+    };
+    let workspace = Workspace::with(Layout {
+        prepare,
+        ..Layout::default()
+    })
+    .await;
+    assert_eq!(fs::read(workspace.path("data/NEW.md")).expect("copied"), b"template");
+    assert_eq!(
+        fs::metadata(workspace.path("data/NEW.md")).expect("copied").mode() & 0o7777,
+        0o644
+    );
+    assert_eq!(fs::read(workspace.path("data/OWN.md")).expect("kept"), b"own");
+    assert_eq!(
+        fs::metadata(workspace.path("data")).expect("data").mode() & 0o7777,
+        0o755,
+        "its mode is the tenant's"
+    );
+    let fresh = Workspace::start().await;
+    assert_eq!(fs::metadata(fresh.path("data")).expect("data").mode() & 0o7777, 0o750);
+}
+
+#[tokio::test]
+async fn a_socket_that_was_left_over_is_replaced() {
+    let prepare = |root: &std::path::Path| {
+        drop(std::os::unix::net::UnixListener::bind(root.join(SOCKET)).expect("a socket nobody listens on"));
+    };
+    Workspace::with(Layout {
+        prepare,
+        ..Layout::default()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn with_nothing_running_the_end_takes_no_time() {
+    let mut workspace = Workspace::start().await;
+    let begun = Instant::now();
+    workspace.signal_bridge("-TERM");
+    workspace.wait_for_end(Duration::from_secs(2)).await;
+    // The signal is sent by a process of its own, and the tests run side by side.
+    assert!(begun.elapsed() < Duration::from_millis(250), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn the_end_lets_processes_finish_and_shells_hang_up() {
+    let mut workspace = Workspace::start().await;
+    let client = workspace.reference().await;
+    let text =
+        "trap 'sleep 0.5; echo cleaned > /data/cleaned; exit 0' TERM; echo ready; while true; do sleep 0.05; done";
+    let mut worker = begin(&client, command(text)).await.expect("started");
+    worker.read_until("ready").await;
+    let mut shell = begin(
+        &client,
+        ExecInput {
+            pty: true,
+            ..command("/bin/sh")
+        },
+    )
+    .await
+    .expect("started");
+    shell.send(b"echo re''ady\n").await;
+    shell.read_until("ready").await;
+    let begun = Instant::now();
+    workspace.signal_bridge("-TERM");
+    assert_eq!(worker.finish().await.exit_code, 0, "its exit is still told");
+    workspace.wait_for_end(Duration::from_secs(5)).await;
+    assert!(
+        begun.elapsed() > Duration::from_millis(450),
+        "it waited: {:?}",
+        begun.elapsed()
+    );
+    assert_eq!(
+        fs::read(workspace.path("data/cleaned")).expect("finished"),
+        b"cleaned\n"
+    );
+}
+
+#[tokio::test]
+async fn a_workspace_that_ends_starts_nothing_more() {
+    let workspace = Workspace::start().await;
+    let client = workspace.reference().await;
+    let text = "trap '' TERM; echo ready; sleep 1.5";
+    let mut running = begin(&client, command(text)).await.expect("started");
+    running.read_until("ready").await;
+    workspace.signal_bridge("-TERM");
+    let limit = Instant::now() + Duration::from_secs(1);
+    loop {
+        match begin(&client, command("true")).await {
+            Err(error) => {
+                assert_eq!(error.code(), tonic::Code::Unavailable, "{error}");
+                return;
+            }
+            Ok(_) => assert!(Instant::now() < limit, "execs are still started"),
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_caller_from_inside_the_workspace_is_refused() {
+    let workspace = Workspace::start().await;
+    let client = workspace.reference().await;
+    // An HTTP/2 preface: the host would get SETTINGS for it.
+    let text = r"printf 'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n' | nc -w 2 local:/run/memoh/bridge.sock | wc -c";
+    assert_eq!(run(&client, command(text)).await.text().trim(), "0");
+}
+
+#[tokio::test]
+async fn as_the_child_of_an_init_it_serves_when_told_to() {
+    let environment = vec![("BRIDGE_ALLOW_SAME_PID_NAMESPACE", "1")];
+    let layout = Layout {
+        init: Init::Shell,
+        environment,
+        ..Layout::default()
+    };
+    let workspace = Workspace::with(layout).await;
+    let client = workspace.reference().await;
+    assert_eq!(run(&client, command("sleep 0.1; exit 3")).await.exit_code, 3);
+    let shown = run(&client, command("env")).await;
+    assert!(
+        !shown.text().contains("BRIDGE_ALLOW"),
+        "that is meant for the bridge alone"
+    );
+}
+
+#[tokio::test]
+async fn an_idle_bridge_is_small() {
+    let workspace = Workspace::start().await;
+    let client = workspace.reference().await;
+    run(&client, command("seq 1 1000")).await;
+    drop(client);
+    let mut last = 0;
+    let small = until("less than 2 MiB of private memory", || {
+        let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", workspace.bridge_pid())).expect("its memory");
+        // Not what is mapped from the file, which all workspaces of a host share.
+        let own = rollup
+            .lines()
+            .find_map(|line| line.strip_prefix("Anonymous:"))
+            .expect("its own pages");
+        let kib: u64 = own.trim().trim_end_matches(" kB").parse().expect("KiB");
+        last = kib;
+        kib < 2048
+    });
+    small.await;
+    println!("{last} KiB of its own");
+}
