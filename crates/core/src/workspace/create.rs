@@ -25,6 +25,13 @@ const HAD_LAYER: &str = "had_layer";
 impl Work {
     /// The work of `create`.
     pub(crate) async fn create(&self, plan: &CreatePlan) -> Result<Outcome> {
+        // A container that nobody recorded is a workspace that exists, unless this very create made it.
+        if self.row().await?.is_none()
+            && self.noted(HAD_LAYER).is_none()
+            && self.runtime().inspect(self.bot()).await?.is_some()
+        {
+            self.step("adopt", self.adopt(Desired::Running)).await?;
+        }
         let completed = match self.row().await? {
             Some(row) => self.keep(plan, &row).await?,
             None => self.make(plan).await?,
@@ -55,7 +62,7 @@ impl Work {
         }
         let row = self.row().await?.ok_or(Error::ContainerNotFound)?;
         self.bring_up(&row).await.map_err(|error| error.at(START))?;
-        Ok(completed(&row))
+        self.completed(&row).await
     }
 
     async fn make(&self, plan: &CreatePlan) -> Result<CompletedWorkspace> {
@@ -82,7 +89,7 @@ impl Work {
         let row = self.step("record", self.record(plan, &made, (record, applied))).await?;
         self.skep().observations().wanted(self.bot(), Desired::Running);
         self.skep().observations().happened(self.bot(), &Event::Answered);
-        Ok(completed(&row))
+        self.completed(&row).await
     }
 
     /// Notes, before anything is made, whether there is a layer: after a crash, the note of the first try counts.
@@ -207,25 +214,25 @@ impl Work {
         }
     }
 
+    async fn completed(&self, row: &ContainerRow) -> Result<CompletedWorkspace> {
+        Ok(CompletedWorkspace {
+            container_id: row.container_id.clone(),
+            image: row.image.clone(),
+            snapshotter: row.snapshotter.clone(),
+            cdi_devices: row.cdi_devices.clone(),
+            started: true,
+            data_restored: false,
+            has_preserved_data: self.skep().has_preserved_data(self.bot()).await?,
+            warnings: Vec::new(),
+        })
+    }
+
     /// The first set-up is over, well or not; a bot that is being removed stays so.
     async fn bot_is_ready(&self) -> Result<()> {
         Ok(self
             .store()
             .advance_bot_status(self.bot(), BotStatus::Creating, BotStatus::Ready)
             .await?)
-    }
-}
-
-fn completed(row: &ContainerRow) -> CompletedWorkspace {
-    CompletedWorkspace {
-        container_id: row.container_id.clone(),
-        image: row.image.clone(),
-        snapshotter: row.snapshotter.clone(),
-        cdi_devices: row.cdi_devices.clone(),
-        started: true,
-        data_restored: false,
-        has_preserved_data: false,
-        warnings: Vec::new(),
     }
 }
 

@@ -1,6 +1,8 @@
 //! What a create is about, decided before its stream begins: image, devices, snapshotter, and whether all of that
 //! is allowed.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value};
 use skep_names::{BotId, ImageReference};
 use skep_store::ContainerRow;
@@ -41,10 +43,30 @@ impl Skep {
             )?;
             return Ok(under_way);
         }
-        match self.store().container(bot).await? {
-            Some(row) => self.plan_kept(&row, request),
-            None => self.plan_new_workspace(&bot_row.metadata, request, requester),
+        if let Some(row) = self.store().container(bot).await? {
+            return self.plan_kept(&row, request);
         }
+        if let Some(instance) = self.runtime().inspect(bot).await? {
+            check_request(request)?;
+            differs(request, &instance.image, &instance.cdi_devices, Some(&instance.snapshotter))?;
+            return Ok(CreatePlan {
+                image: instance.image,
+                snapshotter: Some(instance.snapshotter),
+                cdi_devices: instance.cdi_devices,
+                devices_given: false,
+                limits: request.limits,
+                env: BTreeMap::new(),
+                of_new_bot: false,
+            });
+        }
+        if request.restore_data != Some(false) && self.has_preserved_data(bot).await? {
+            return Err(Error::Unsupported(
+                "data of this bot is kept, and putting it back is not supported yet; \
+                 restore_data=false creates an empty workspace and keeps it aside"
+                    .to_owned(),
+            ));
+        }
+        self.plan_new_workspace(&bot_row.metadata, request, requester)
     }
 
     /// A workspace that exists is kept as it is.

@@ -1,0 +1,362 @@
+//! What a create promises: its events, what it keeps, what it undoes, whom it serves.
+
+mod harness;
+
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use harness::{LIMIT, World, admin, all, failure, kinds, until};
+use skep_core::{Code, CreateRequest, EventBody, LimitsColumn, Outcome, Requester};
+use skep_names::ImageReference;
+use skep_runtime::{Runtime, RuntimeError};
+use skep_testkit::fake_runtime::{FAKE_IMAGE, FakeLayer, Verb};
+
+fn of_image(image: &str) -> CreateRequest {
+    CreateRequest {
+        image: Some(image.to_owned()),
+        ..CreateRequest::default()
+    }
+}
+
+#[tokio::test]
+async fn a_create_tells_its_events_and_the_workspace_answers() {
+    let world = World::new().await;
+    let bot = world.bot().await;
+    let create = world.create(&bot).await;
+    let events = all(&create).await;
+    assert_eq!(kinds(&events), ["pulling", "creating", "complete"]);
+    assert_eq!(events.iter().map(|event| event.id).collect::<Vec<_>>(), [1, 2, 3]);
+    let Outcome::Workspace(workspace) = create.outcome().await.unwrap() else {
+        panic!("a create ends with a workspace");
+    };
+    assert_eq!(workspace.container_id, format!("workspace-{bot}"));
+    assert_eq!(workspace.image, FAKE_IMAGE);
+    assert!(workspace.started && !workspace.data_restored);
+    let info = world.skep.workspace_info(&bot).await.unwrap();
+    assert!(info.task_running, "{info:?}");
+    assert_eq!(info.status.as_str(), "running");
+    let metadata = world.skep.bot(&bot).await.unwrap().row.metadata;
+    assert_eq!(metadata["workspace"]["image"], FAKE_IMAGE);
+    world.write(&bot, "/data/file", "content").await;
+    assert_eq!(world.read(&bot, "/data/file").await, "content");
+}
+
+#[tokio::test]
+async fn a_second_create_keeps_every_byte() {
+    let mut world = World::new().await;
+    let bot = world.running_bot().await;
+    world.write(&bot, "/data/file", "first").await;
+    let again = all(&world.create(&bot).await).await;
+    assert_eq!(kinds(&again), ["pulling", "creating", "complete"]);
+    assert_eq!(world.read(&bot, "/data/file").await, "first");
+    world.stop(&bot).await.unwrap();
+    world.create(&bot).await.outcome().await.unwrap();
+    assert_eq!(world.read(&bot, "/data/file").await, "first");
+    world.restart_within(LIMIT).await;
+    assert_eq!(world.read(&bot, "/data/file").await, "first");
+    assert_eq!(world.runtime.faults().calls(Verb::Create), 1);
+}
+
+#[tokio::test]
+async fn eight_creates_at_once_are_one_work() {
+    let world = World::new().await;
+    let bot = world.bot().await;
+    let creates = futures::future::join_all((0..8).map(|_| world.create(&bot))).await;
+    for create in &creates {
+        assert_eq!(create.id(), creates[0].id());
+        assert_eq!(kinds(&all(create).await), ["pulling", "creating", "complete"]);
+        assert!(create.outcome().await.is_ok());
+    }
+    assert_eq!(world.runtime.faults().calls(Verb::Create), 1);
+    assert_eq!(world.runtime.faults().calls(Verb::Start), 1);
+    assert_eq!(world.skep.operations(&bot).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_create_goes_on_when_its_client_goes_away() {
+    let world = World::new().await;
+    let bot = world.bot().await;
+    let hold = world.runtime.faults().hold(Verb::Start);
+    let create = world.create(&bot).await;
+    let mut events = create.events(0);
+    assert!(matches!(events.next().await.unwrap().body, EventBody::Pulling { .. }));
+    let id = create.id().to_owned();
+    drop((events, create));
+    drop(hold);
+    let told = world.skep.operation_events(&id, 0).await.unwrap().collect::<Vec<_>>().await;
+    assert_eq!(kinds(&told), ["pulling", "creating", "complete"]);
+    // And again from the journal, once it is over.
+    let journaled = world.skep.operation_events(&id, 0).await.unwrap().collect::<Vec<_>>().await;
+    assert_eq!(journaled, told);
+    assert!(world.skep.workspace_info(&bot).await.unwrap().task_running);
+}
+
+#[tokio::test]
+async fn a_pull_shows_every_layer_from_its_start_to_its_end() {
+    let world = World::new().await;
+    let bot = world.bot().await;
+    let image: ImageReference = "registry.test/big:1".parse().unwrap();
+    let layer = |size_bytes, milliseconds| FakeLayer {
+        size_bytes,
+        takes: Duration::from_millis(milliseconds),
+    };
+    world
+        .runtime
+        .offer_image(&image, vec![layer(1000, 900), layer(50, 10), layer(7000, 900)]);
+    let create = world
+        .skep
+        .create_workspace(&bot, of_image("registry.test/big:1"), &admin())
+        .await
+        .unwrap();
+    let mut events = create.events(0);
+    let mut told = Vec::new();
+    while let Some(event) = tokio::time::timeout(LIMIT, events.next()).await.unwrap() {
+        told.push((Instant::now(), event));
+    }
+    let plain: Vec<_> = told.iter().map(|(_, event)| event.clone()).collect();
+    assert_eq!(kinds(&plain), ["pulling", "pull_progress", "creating", "complete"]);
+    let progress: Vec<_> = told
+        .iter()
+        .filter_map(|(at, event)| match &event.body {
+            EventBody::PullProgress { layers } => Some((*at, layers.clone())),
+            _ => None,
+        })
+        .collect();
+    assert!(progress.len() >= 4, "{} events", progress.len());
+    for pair in progress.windows(2) {
+        for (before, after) in pair[0].1.iter().zip(&pair[1].1) {
+            assert_eq!((&before.digest, before.total), (&after.digest, after.total));
+            assert!(before.offset <= after.offset, "{before:?} went back to {after:?}");
+        }
+    }
+    // The last one may come at any time; the others keep their distance.
+    for pair in progress[..progress.len() - 1].windows(2) {
+        let apart = pair[1].0 - pair[0].0;
+        assert!(apart >= Duration::from_millis(190), "{apart:?} apart");
+        assert!(apart <= Duration::from_millis(600), "{apart:?} apart");
+    }
+    let last = &progress.last().unwrap().1;
+    assert_eq!(last.iter().map(|layer| layer.total).collect::<Vec<_>>(), [1000, 50, 7000]);
+    assert!(last.iter().all(|layer| layer.offset == layer.total && layer.phase == "done"));
+    let id = create.id();
+    let journaled = world.skep.operation_events(id, 0).await.unwrap().collect::<Vec<_>>().await;
+    assert_eq!(kinds(&journaled), ["pulling", "pull_progress", "creating", "complete"]);
+}
+
+#[tokio::test]
+async fn an_image_that_nobody_has_is_told_with_its_stage() {
+    let world = World::new().await;
+    let bot = world.bot().await;
+    let create = world
+        .skep
+        .create_workspace(&bot, of_image("registry.test/none"), &admin())
+        .await
+        .unwrap();
+    let events = all(&create).await;
+    assert_eq!(kinds(&events), ["pulling", "error"]);
+    let (code, message) = failure(&events);
+    assert_eq!(code, "image_not_found");
+    assert_eq!(message, "image pull failed: image registry.test/none:latest not found");
+    assert_eq!(create.outcome().await.unwrap_err().code(), Code::ImageNotFound);
+    let shown = world.skep.operation(create.id()).await.unwrap();
+    assert_eq!((shown.state.as_str(), shown.error.unwrap().0), ("failed", Code::ImageNotFound));
+    let info = world.skep.workspace_info(&bot).await;
+    assert_eq!(info.unwrap_err().code(), Code::ContainerNotFound);
+}
+
+#[tokio::test]
+async fn a_failed_create_leaves_nothing_and_the_next_one_works() {
+    let world = World::new().await;
+    let bot = world.bot().await;
+    for verb in [Verb::Create, Verb::Start] {
+        let error = RuntimeError::other("doing it", std::io::Error::other("broken"));
+        world.runtime.faults().fail_next(verb, error);
+        let events = all(&world.create(&bot).await).await;
+        assert_eq!(
+            failure(&events),
+            ("internal".to_owned(), "container start failed: doing it failed".to_owned())
+        );
+        assert!(world.runtime.inspect(&bot).await.unwrap().is_none());
+        assert!(world.runtime.layers().await.unwrap().is_empty());
+        let checks = world.skep.checks(&bot).await.unwrap();
+        assert_eq!(checks[0].status.as_str(), "error", "{checks:?}");
+        assert_eq!(world.skep.bot(&bot).await.unwrap().check_issue_count, 1);
+    }
+    world.create(&bot).await.outcome().await.unwrap();
+    let bot = world.skep.bot(&bot).await.unwrap();
+    assert_eq!((bot.check_state.as_str(), bot.check_issue_count), ("ok", 0));
+}
+
+#[tokio::test]
+async fn started_means_that_the_bridge_answered() {
+    let world = World::new().await;
+    let bot = world.bot().await;
+    world.runtime.replace_process_one(&bot, &["/bin/sh", "-c", "exit 3"]);
+    let (code, message) = failure(&all(&world.create(&bot).await).await);
+    assert_eq!(code, "container_start_failed");
+    assert!(message.starts_with("container start failed: "), "{message}");
+    assert!(world.runtime.layers().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_failed_create_never_removes_a_layer_that_was_there() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    world.write(&bot, "/data/file", "kept").await;
+    world.stop(&bot).await.unwrap();
+    world.skep.store().delete_containers(&bot).await.unwrap();
+    world.runtime.forget_container(&bot);
+    let error = RuntimeError::other("starting", std::io::Error::other("broken"));
+    world.runtime.faults().fail_next(Verb::Start, error);
+    failure(&all(&world.create(&bot).await).await);
+    assert_eq!(world.runtime.layers().await.unwrap(), [bot.clone()]);
+    world.create(&bot).await.outcome().await.unwrap();
+    assert_eq!(world.read(&bot, "/data/file").await, "kept");
+}
+
+#[tokio::test]
+async fn another_image_for_a_workspace_is_refused_with_the_way() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    let refused = world
+        .skep
+        .create_workspace(&bot, of_image("debian:12"), &admin())
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code(), Code::WorkspaceExists);
+    assert!(refused.to_string().contains("preserve_data=true"), "{refused}");
+    let same = world.skep.create_workspace(&bot, of_image("busybox"), &admin()).await;
+    assert!(same.unwrap().outcome().await.is_ok());
+}
+
+#[tokio::test]
+async fn what_comes_later_is_refused_before_the_stream() {
+    let world = World::new().await;
+    let bot = world.bot().await;
+    let restore = CreateRequest {
+        restore_data: Some(true),
+        ..CreateRequest::default()
+    };
+    let gpu = CreateRequest {
+        gpu_devices: Some(vec!["nvidia.com/gpu=0".to_owned()]),
+        ..CreateRequest::default()
+    };
+    for request in [restore, gpu] {
+        let refused = world.skep.create_workspace(&bot, request, &admin()).await.unwrap_err();
+        assert_eq!(refused.code(), Code::Unsupported);
+    }
+    // Preserved data would be put back: not doing so silently would be less than was asked for.
+    std::fs::create_dir_all(world.root.path().join("backups")).unwrap();
+    std::fs::write(world.root.path().join(format!("backups/{bot}.tar.gz")), "x").unwrap();
+    let refused = world.skep.create_workspace(&bot, CreateRequest::default(), &admin()).await;
+    assert_eq!(refused.unwrap_err().code(), Code::Unsupported);
+    let aside = CreateRequest {
+        restore_data: Some(false),
+        ..CreateRequest::default()
+    };
+    let create = world.skep.create_workspace(&bot, aside, &admin()).await.unwrap();
+    let Outcome::Workspace(workspace) = create.outcome().await.unwrap() else {
+        panic!("a create ends with a workspace");
+    };
+    assert!(workspace.has_preserved_data && !workspace.data_restored);
+}
+
+#[tokio::test]
+async fn members_may_have_images_of_the_default_registry_only() {
+    let world = World::new().await;
+    let bot = world.bot().await;
+    let member = Requester {
+        user_id: Some("member".to_owned()),
+        may_manage: true,
+        ..Requester::default()
+    };
+    let refused = world
+        .skep
+        .create_workspace(&bot, of_image("ghcr.io/x/y"), &member)
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code(), Code::ImageNotAllowed);
+    let operator = Requester {
+        may_manage: false,
+        ..member.clone()
+    };
+    let refused = world.skep.create_workspace(&bot, of_image("debian"), &operator).await;
+    assert_eq!(refused.unwrap_err().code(), Code::ImageNotAllowed);
+    let default = world.skep.create_workspace(&bot, CreateRequest::default(), &operator).await;
+    assert!(default.unwrap().outcome().await.is_ok());
+}
+
+#[tokio::test]
+async fn limits_of_a_create_are_kept_and_applied() {
+    let world = World::new().await;
+    let bot = world.bot().await;
+    let limits = LimitsColumn {
+        memory_bytes: 64 << 20,
+        ..LimitsColumn::default()
+    };
+    let request = CreateRequest {
+        limits: Some(limits),
+        ..CreateRequest::default()
+    };
+    let create = world.skep.create_workspace(&bot, request, &admin()).await.unwrap();
+    create.outcome().await.unwrap();
+    let shown = world.skep.workspace_info(&bot).await.unwrap().limits;
+    assert_eq!(shown.wanted.memory_bytes, 64 << 20);
+    assert_eq!(shown.wanted.pids, 1024);
+    assert_eq!(shown.applied, Some(shown.wanted));
+    let more = LimitsColumn {
+        memory_bytes: 128 << 20,
+        ..LimitsColumn::default()
+    };
+    let changed = world.skep.set_workspace_limits(&bot, more, &admin()).await.unwrap();
+    let Outcome::Limits(report) = changed.outcome().await.unwrap() else {
+        panic!("limits end with limits");
+    };
+    assert_eq!(report.applied.unwrap().memory_bytes, 128 << 20);
+    assert_eq!(world.runtime.faults().calls(Verb::ApplyLimits), 1);
+}
+
+#[tokio::test]
+async fn a_create_that_a_crash_cut_off_is_finished_by_the_next_server() {
+    let mut world = World::new().await;
+    let bot = world.bot().await;
+    for verb in [Verb::Create, Verb::Start] {
+        let hold = world.runtime.faults().hold(verb);
+        let calls = world.runtime.faults().calls(verb);
+        let create = world.create(&bot).await;
+        let faults = world.runtime.faults().clone();
+        until(|| {
+            let reached = faults.calls(verb) > calls;
+            async move { reached.then_some(()).ok_or_else(|| format!("{verb:?} was not called")) }
+        })
+        .await;
+        world.crash().await;
+        drop(hold);
+        let told = world.skep.operation_events(create.id(), 0).await.unwrap();
+        let told = tokio::time::timeout(LIMIT, told.collect::<Vec<_>>()).await.unwrap();
+        assert_eq!(kinds(&told), ["pulling", "creating", "complete"], "cut off in {verb:?}");
+        assert!(told[0].id > 1, "its numbers were given before");
+        assert_eq!(world.skep.operation(create.id()).await.unwrap().state.as_str(), "succeeded");
+        assert!(world.skep.workspace_info(&bot).await.unwrap().task_running);
+        let delete = world
+            .skep
+            .delete_workspace(&bot, skep_core::DeleteData::Remove, &admin())
+            .await
+            .unwrap();
+        delete.outcome().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_cancelled_create_is_undone() {
+    let world = World::new().await;
+    let bot = world.bot().await;
+    let hold = world.runtime.faults().hold(Verb::Start);
+    let create = world.create(&bot).await;
+    let cancelled = world.skep.cancel_operation(create.id()).await.unwrap();
+    assert_eq!(cancelled.state.as_str(), "cancelled");
+    drop(hold);
+    assert_eq!(failure(&all(&create).await).0, "operation_cancelled");
+    assert!(world.runtime.layers().await.unwrap().is_empty());
+    world.create(&bot).await.outcome().await.unwrap();
+}

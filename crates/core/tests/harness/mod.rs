@@ -1,0 +1,176 @@
+//! A server without HTTP on a fake runtime with real bridges, and a store in a real file.
+
+#![allow(dead_code)] // Each test binary uses its own part.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use serde_json::Map;
+use skep_core::bridge::BridgePool;
+use skep_core::files::{self, FileWriter, NewFile, WorkspacePath};
+use skep_core::{
+    CreateBot, CreateRequest, EventBody, OperationEvent, OperationHandle, Outcome, Parts, Requester, Settings, Skep,
+    WhenStopped,
+};
+use skep_names::BotId;
+use skep_store::Store;
+use skep_testkit::fake_runtime::{FAKE_IMAGE, FakeRuntime};
+
+/// How long anything may take.
+pub const LIMIT: Duration = Duration::from_secs(20);
+
+pub struct World {
+    pub runtime: FakeRuntime,
+    pub skep: Skep,
+    pub root: tempfile::TempDir,
+}
+
+async fn begin(runtime: &FakeRuntime, root: &Path, settings: &Settings) -> Skep {
+    let runtime: Arc<FakeRuntime> = Arc::new(runtime.clone());
+    Skep::start(Parts {
+        store: Store::open(&root.join("skep.db")).await.unwrap(),
+        bridges: Arc::new(BridgePool::new(runtime.clone())),
+        runtime,
+        settings: settings.clone(),
+    })
+    .await
+    .unwrap()
+}
+
+impl World {
+    pub async fn new() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    pub async fn with(change: impl FnOnce(&mut Settings)) -> Self {
+        let runtime = FakeRuntime::new().unwrap();
+        let root = tempfile::tempdir().unwrap();
+        let mut settings = Settings::new(root.path().to_owned(), FAKE_IMAGE.parse().unwrap());
+        // So that a test sees what it does itself, not what the clock does.
+        settings.reconcile_interval = Duration::from_secs(3600);
+        settings.stop_grace = Duration::from_secs(2);
+        change(&mut settings);
+        let skep = begin(&runtime, root.path(), &settings).await;
+        Self { runtime, skep, root }
+    }
+
+    /// The server goes down within `limit` and comes up again on the same data root and runtime.
+    pub async fn restart_within(&mut self, limit: Duration) {
+        let settings = self.skep.settings().clone();
+        self.skep.shut_down(limit).await;
+        self.skep.store().close().await;
+        self.skep = begin(&self.runtime, self.root.path(), &settings).await;
+    }
+
+    /// The server is gone at once, whatever it did.
+    pub async fn crash(&mut self) {
+        self.restart_within(Duration::ZERO).await;
+    }
+
+    /// A bot without a workspace.
+    pub async fn bot(&self) -> BotId {
+        let new = CreateBot {
+            owner_user_id: "owner".to_owned(),
+            display_name: "a bot".to_owned(),
+            metadata: Some(Map::new()),
+            ..CreateBot::default()
+        };
+        self.skep.create_bot(new, &admin()).await.unwrap().0.row.id
+    }
+
+    /// A bot whose workspace runs.
+    pub async fn running_bot(&self) -> BotId {
+        let bot = self.bot().await;
+        self.create(&bot).await.outcome().await.unwrap();
+        bot
+    }
+
+    pub async fn create(&self, bot: &BotId) -> OperationHandle {
+        self.skep
+            .create_workspace(bot, CreateRequest::default(), &admin())
+            .await
+            .unwrap()
+    }
+
+    pub async fn start(&self, bot: &BotId) -> skep_core::Result<Outcome> {
+        self.skep.start_workspace(bot, &admin()).await?.outcome().await
+    }
+
+    pub async fn stop(&self, bot: &BotId) -> skep_core::Result<Outcome> {
+        self.skep.stop_workspace(bot, None, &admin()).await?.outcome().await
+    }
+
+    pub async fn write(&self, bot: &BotId, path: &str, content: &'static str) {
+        let bridge = self.skep.usable_bridge(bot, WhenStopped::Refuse).await.unwrap();
+        let path = WorkspacePath::parse(path).unwrap();
+        let file = NewFile {
+            mode: 0o600,
+            ..NewFile::default()
+        };
+        let mut writer = FileWriter::begin(&bridge, &path, file).await.unwrap();
+        writer.write(content.into()).await.unwrap();
+        writer.finish().await.unwrap();
+    }
+
+    pub async fn read(&self, bot: &BotId, path: &str) -> String {
+        let bridge = self.skep.usable_bridge(bot, WhenStopped::Refuse).await.unwrap();
+        let path = WorkspacePath::parse(path).unwrap();
+        let reader = files::read(&bridge, &path, 0, 0).await.unwrap();
+        String::from_utf8(reader.collect(1 << 20).await.unwrap()).unwrap()
+    }
+}
+
+pub fn admin() -> Requester {
+    Requester {
+        user_id: Some("owner".to_owned()),
+        ..Requester::server()
+    }
+}
+
+/// All events, within the limit.
+pub async fn all(handle: &OperationHandle) -> Vec<OperationEvent> {
+    tokio::time::timeout(LIMIT, handle.events(0).collect()).await.unwrap()
+}
+
+/// The events' types in their order, a run of progress shown once.
+pub fn kinds(events: &[OperationEvent]) -> Vec<&'static str> {
+    let mut kinds: Vec<_> = events
+        .iter()
+        .map(|event| match event.body {
+            EventBody::Pulling { .. } => "pulling",
+            EventBody::PullProgress { .. } => "pull_progress",
+            EventBody::Creating => "creating",
+            EventBody::Restoring => "restoring",
+            EventBody::Complete { .. } => "complete",
+            EventBody::Error { .. } => "error",
+            EventBody::Step { .. } => "step",
+            EventBody::Progress { .. } => "progress",
+        })
+        .collect();
+    kinds.dedup();
+    kinds
+}
+
+/// Code and message of the last event, which is an error.
+pub fn failure(events: &[OperationEvent]) -> (String, String) {
+    match events.last().map(|event| event.body.clone()) {
+        Some(EventBody::Error { code, message, .. }) => (code, message),
+        other => panic!("the last event is {other:?}"),
+    }
+}
+
+/// Waits until `holds` says nothing more to complain of.
+pub async fn until<F, W>(mut holds: W)
+where
+    W: FnMut() -> F,
+    F: Future<Output = Result<(), String>>,
+{
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        let Err(last) = holds().await else { return };
+        assert!(Instant::now() < deadline, "not within {LIMIT:?}: {last}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}

@@ -1,0 +1,378 @@
+//! Start, stop, delete, deaths, crashes of the server, and a runtime that is away.
+
+mod harness;
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use harness::{LIMIT, World, admin, all, failure, until};
+use skep_core::{
+    BotStatus, Code, CreateBot, DeleteData, Desired, Patience, Requester, WhenStopped, WorkspaceStatus,
+};
+use skep_names::BotId;
+use skep_runtime::{Runtime, RuntimeError};
+use skep_testkit::fake_runtime::Verb;
+
+fn impatient() -> Requester {
+    Requester {
+        patience: Patience::Refuse,
+        ..admin()
+    }
+}
+
+async fn until_running(world: &World, bot: &BotId) {
+    until(|| async {
+        match world.skep.workspace_info(bot).await {
+            Ok(info) if info.task_running && info.status == WorkspaceStatus::Running => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn repeated_starts_and_stops_are_accepted() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    for _ in 0..2 {
+        world.start(&bot).await.unwrap();
+    }
+    for _ in 0..2 {
+        world.stop(&bot).await.unwrap();
+    }
+    let info = world.skep.workspace_info(&bot).await.unwrap();
+    assert_eq!((info.status, info.task_running), (WorkspaceStatus::Stopped, false));
+    let row = world.skep.store().container(&bot).await.unwrap().unwrap();
+    assert!(row.last_stopped_at.is_some());
+    world.start(&bot).await.unwrap();
+    assert_eq!(world.skep.workspace_info(&bot).await.unwrap().status, WorkspaceStatus::Running);
+}
+
+#[tokio::test]
+async fn eight_starts_and_eight_stops_at_once_are_one_work_each() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    let stops = futures::future::join_all((0..8).map(|_| world.stop(&bot))).await;
+    assert!(stops.iter().all(Result::is_ok), "{stops:?}");
+    let before = world.runtime.faults().calls(Verb::Start);
+    let starts = futures::future::join_all((0..8).map(|_| world.start(&bot))).await;
+    assert!(starts.iter().all(Result::is_ok), "{starts:?}");
+    assert_eq!(world.runtime.faults().calls(Verb::Start), before + 1);
+}
+
+#[tokio::test]
+async fn a_bot_without_a_workspace_has_none() {
+    let world = World::new().await;
+    let bot = world.bot().await;
+    for result in [world.start(&bot).await, world.stop(&bot).await] {
+        assert_eq!(result.unwrap_err().code(), Code::ContainerNotFound);
+    }
+    let bridge = world.skep.usable_bridge(&bot, WhenStopped::Start).await;
+    assert_eq!(bridge.err().map(|error| error.code()), Some(Code::ContainerNotFound));
+    let delete = world.skep.delete_workspace(&bot, DeleteData::Remove, &admin()).await;
+    assert!(delete.unwrap().outcome().await.is_ok());
+    let preserve = world.skep.delete_workspace(&bot, DeleteData::Preserve, &admin()).await;
+    assert_eq!(preserve.unwrap_err().code(), Code::Unsupported);
+}
+
+#[tokio::test]
+async fn stopped_stays_stopped_until_somebody_starts_it() {
+    let mut world = World::new().await;
+    let bot = world.running_bot().await;
+    world.write(&bot, "/data/file", "kept").await;
+    world.stop(&bot).await.unwrap();
+    let bridge = world.skep.usable_bridge(&bot, WhenStopped::Refuse).await;
+    assert_eq!(bridge.err().map(|error| error.code()), Some(Code::WorkspaceStopped));
+    let starts = world.runtime.faults().calls(Verb::Start);
+    world.restart_within(LIMIT).await;
+    // Another bot's create comes after the first comparison has begun, and takes longer than it.
+    world.running_bot().await;
+    assert_eq!(world.runtime.faults().calls(Verb::Start), starts + 1);
+    assert!(!world.skep.workspace_info(&bot).await.unwrap().task_running);
+    assert!(world.skep.usable_bridge(&bot, WhenStopped::Start).await.is_ok());
+    assert_eq!(world.read(&bot, "/data/file").await, "kept");
+}
+
+#[tokio::test]
+async fn a_workspace_that_dies_is_started_again() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    world.write(&bot, "/data/file", "kept").await;
+    let mut states = world.skep.watch_workspace(&bot).await.unwrap();
+    let first = states.next().await.unwrap();
+    assert_eq!((first.status, first.task_running), (Some(WorkspaceStatus::Running), true));
+    assert_eq!(first.desired, Some(Desired::Running));
+    assert!(world.runtime.kill_process_one(&bot).unwrap());
+    let mut seen = Vec::new();
+    loop {
+        let state = tokio::time::timeout(LIMIT, states.next()).await.unwrap().unwrap();
+        seen.push(state.status);
+        if state.status == Some(WorkspaceStatus::Running) {
+            break;
+        }
+    }
+    assert!(seen.len() > 1, "its death was not shown: {seen:?}");
+    until_running(&world, &bot).await;
+    assert_eq!(world.read(&bot, "/data/file").await, "kept");
+}
+
+#[tokio::test]
+async fn one_that_keeps_dying_is_given_up_after_three_quick_tries() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    let starts = world.runtime.faults().calls(Verb::Start);
+    world.runtime.replace_process_one(&bot, &["/bin/sh", "-c", "exit 7"]);
+    assert!(world.runtime.kill_process_one(&bot).unwrap());
+    until(|| async {
+        let row = world.skep.store().container(&bot).await.unwrap().unwrap();
+        let tries = world.runtime.faults().calls(Verb::Start) - starts;
+        match (row.status.as_str(), tries) {
+            ("error", 3) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    let info = world.skep.workspace_info(&bot).await.unwrap();
+    assert!(info.reason.is_some() && info.desired == Desired::Running, "{info:?}");
+    // A person's start begins anew.
+    world.runtime.restore_process_one(&bot);
+    world.start(&bot).await.unwrap();
+    until_running(&world, &bot).await;
+}
+
+#[tokio::test]
+async fn a_delete_overtakes_and_cancels_what_is_under_way() {
+    let world = World::new().await;
+    let bot = world.bot().await;
+    let hold = world.runtime.faults().hold(Verb::Start);
+    let create = world.create(&bot).await;
+    let stop = world.skep.stop_workspace(&bot, None, &admin()).await.unwrap();
+    let delete = world
+        .skep
+        .delete_workspace(&bot, DeleteData::Remove, &impatient())
+        .await
+        .unwrap();
+    drop(hold);
+    delete.outcome().await.unwrap();
+    for overtaken in [create, stop] {
+        let (code, message) = failure(&all(&overtaken).await);
+        assert_eq!(code, "operation_cancelled");
+        assert!(message.contains(delete.id()), "{message}");
+        assert_eq!(world.skep.operation(overtaken.id()).await.unwrap().state.as_str(), "cancelled");
+    }
+    assert!(world.runtime.inspect(&bot).await.unwrap().is_none());
+    assert!(world.skep.store().container(&bot).await.unwrap().is_none());
+    assert!(world.runtime.layers().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn the_queue_is_bounded_and_the_impatient_are_refused() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    let hold = world.runtime.faults().hold(Verb::Stop);
+    let first = world.skep.restart_workspace(&bot, None, &admin()).await.unwrap();
+    until(|| async {
+        let shown = world.skep.operation(first.id()).await.unwrap();
+        match shown.state.as_str() {
+            "running" => Ok(()),
+            other => Err(other.to_owned()),
+        }
+    })
+    .await;
+    let refused = world.skep.stop_workspace(&bot, None, &impatient()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::OperationInProgress);
+    assert!(refused.to_string().contains(first.id()), "{refused}");
+    let mut waiting = Vec::new();
+    for _ in 0..32 {
+        waiting.push(world.skep.restart_workspace(&bot, None, &admin()).await.unwrap());
+    }
+    let full = world.skep.restart_workspace(&bot, None, &admin()).await.unwrap_err();
+    assert_eq!(full.code(), Code::QueueFull);
+    let delete = world.skep.delete_workspace(&bot, DeleteData::Remove, &admin()).await.unwrap();
+    drop(hold);
+    delete.outcome().await.unwrap();
+    for one in waiting {
+        assert_eq!(one.outcome().await.unwrap_err().code(), Code::OperationCancelled);
+    }
+}
+
+#[tokio::test]
+async fn those_who_come_while_the_task_is_down_wait_for_it() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    let hold = world.runtime.faults().hold(Verb::Start);
+    let starts = world.runtime.faults().calls(Verb::Start);
+    let restart = world.skep.restart_workspace(&bot, None, &admin()).await.unwrap();
+    until(|| async {
+        match world.runtime.faults().calls(Verb::Start) > starts {
+            true => Ok(()),
+            false => Err("not yet started".to_owned()),
+        }
+    })
+    .await;
+    let waiting = world.skep.usable_bridge(&bot, WhenStopped::Refuse);
+    tokio::pin!(waiting);
+    assert!(tokio::time::timeout(Duration::from_millis(300), &mut waiting).await.is_err());
+    drop(hold);
+    assert!(tokio::time::timeout(LIMIT, waiting).await.unwrap().is_ok());
+    restart.outcome().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_container_that_is_gone_is_put_back_on_its_own_layer() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    world.write(&bot, "/data/file", "kept").await;
+    world.stop(&bot).await.unwrap();
+    world.runtime.forget_container(&bot);
+    let info = world.skep.workspace_info(&bot).await.unwrap();
+    assert_eq!((info.status, info.recoverable), (WorkspaceStatus::Missing, Some(true)));
+    assert!(!info.task_running);
+    world.start(&bot).await.unwrap();
+    assert_eq!(world.read(&bot, "/data/file").await, "kept");
+}
+
+#[tokio::test]
+async fn the_next_server_brings_back_what_should_run() {
+    let mut world = World::new().await;
+    let bot = world.running_bot().await;
+    world.write(&bot, "/data/file", "kept").await;
+    let settings = world.skep.settings().clone();
+    world.skep.shut_down(LIMIT).await;
+    // The host was restarted meanwhile: no process, and somebody removed the container.
+    world.runtime.stop(&bot, Duration::ZERO).await.unwrap();
+    world.runtime.forget_container(&bot);
+    assert_eq!(settings.data_root, world.root.path());
+    world.restart_within(LIMIT).await;
+    until_running(&world, &bot).await;
+    assert_eq!(world.read(&bot, "/data/file").await, "kept");
+}
+
+#[tokio::test]
+async fn a_container_without_a_row_is_adopted_as_it_is() {
+    let mut world = World::new().await;
+    let bot = world.running_bot().await;
+    world.skep.store().delete_containers(&bot).await.unwrap();
+    let info = world.skep.workspace_info(&bot).await.unwrap();
+    assert_eq!((info.status, info.task_running), (WorkspaceStatus::Unknown, true));
+    world.restart_within(LIMIT).await;
+    until_running(&world, &bot).await;
+}
+
+#[tokio::test]
+async fn while_the_runtime_is_away_nothing_is_made_anew_and_bridges_work() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    world.write(&bot, "/data/file", "kept").await;
+    let creates = world.runtime.faults().calls(Verb::Create);
+    world.runtime.go_away();
+    assert_eq!(world.read(&bot, "/data/file").await, "kept");
+    let info = world.skep.workspace_info(&bot).await;
+    assert_eq!(info.unwrap_err().code(), Code::RuntimeUnavailable);
+    assert_eq!(world.start(&bot).await.unwrap_err().code(), Code::RuntimeUnavailable);
+    assert!(!world.skep.readiness().await.is_ready());
+    assert_eq!(world.skep.bot(&bot).await.unwrap().row.status, BotStatus::Ready);
+    let checks = world.skep.checks(&bot).await.unwrap();
+    let task = checks.iter().find(|check| check.check_type.as_str() == "container.task");
+    assert_eq!(task.unwrap().status.as_str(), "unknown");
+    world.runtime.come_back();
+    until_running(&world, &bot).await;
+    assert_eq!(world.runtime.faults().calls(Verb::Create), creates);
+    assert_eq!(world.read(&bot, "/data/file").await, "kept");
+}
+
+#[tokio::test]
+async fn work_that_a_crash_cut_off_waits_for_the_runtime() {
+    let mut world = World::new().await;
+    let bot = world.running_bot().await;
+    let hold = world.runtime.faults().hold(Verb::Remove);
+    let delete = world.skep.delete_workspace(&bot, DeleteData::Remove, &admin()).await.unwrap();
+    let faults = world.runtime.faults().clone();
+    until(|| {
+        let reached = faults.calls(Verb::Remove) > 0;
+        async move { reached.then_some(()).ok_or_else(|| "not reached".to_owned()) }
+    })
+    .await;
+    world.runtime.go_away();
+    world.crash().await;
+    drop(hold);
+    assert_eq!(world.skep.operation(delete.id()).await.unwrap().finished_at, None);
+    world.runtime.come_back();
+    assert!(tokio::time::timeout(LIMIT, world.skep.operation_outcome(delete.id())).await.unwrap().is_ok());
+    assert!(world.runtime.layers().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_new_bot_becomes_ready_and_a_deleted_one_leaves_nothing() {
+    let world = World::new().await;
+    let new = CreateBot {
+        owner_user_id: "owner".to_owned(),
+        display_name: "b".to_owned(),
+        with_workspace: true,
+        ..CreateBot::default()
+    };
+    let (bot, create) = world.skep.create_bot(new.clone(), &admin()).await.unwrap();
+    assert_eq!(bot.row.status, BotStatus::Creating);
+    create.unwrap().outcome().await.unwrap();
+    let id = bot.row.id;
+    assert_eq!(world.skep.bot(&id).await.unwrap().row.status, BotStatus::Ready);
+    let checks = world.skep.checks(&id).await.unwrap();
+    assert!(checks.iter().all(|check| check.status.as_str() == "ok"), "{checks:?}");
+
+    let hold = world.runtime.faults().hold(Verb::Remove);
+    let deleted = world.skep.delete_bot(&id, DeleteData::Remove, &admin()).await.unwrap();
+    assert_eq!(world.skep.bot(&id).await.unwrap().row.status, BotStatus::Deleting);
+    let again = world.skep.delete_bot(&id, DeleteData::Remove, &admin()).await.unwrap();
+    assert_eq!(again.operation.id(), deleted.operation.id());
+    let create = world.skep.create_workspace(&id, skep_core::CreateRequest::default(), &admin()).await;
+    assert_eq!(create.unwrap_err().code(), Code::OperationInProgress);
+    drop(hold);
+    deleted.operation.outcome().await.unwrap();
+    assert_eq!(world.skep.bot(&id).await.unwrap_err().code(), Code::BotNotFound);
+    assert!(world.runtime.layers().await.unwrap().is_empty());
+    assert_eq!(world.skep.operations(&id).await.unwrap().len(), 2);
+
+    let error = RuntimeError::other("starting", std::io::Error::other("broken"));
+    world.runtime.faults().fail_next(Verb::Start, error);
+    let (bot, create) = world.skep.create_bot(new, &admin()).await.unwrap();
+    assert!(create.unwrap().outcome().await.is_err());
+    let bot = world.skep.bot(&bot.row.id).await.unwrap();
+    assert_eq!((bot.row.status, bot.check_state.as_str()), (BotStatus::Ready, "issue"));
+}
+
+#[tokio::test]
+async fn a_removal_that_fails_gives_the_bot_back_and_says_why() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    let error = RuntimeError::other("removing a layer", std::io::Error::other("busy"));
+    world.runtime.faults().fail_next(Verb::Remove, error);
+    let deleted = world.skep.delete_bot(&bot, DeleteData::Remove, &admin()).await.unwrap();
+    assert!(deleted.operation.outcome().await.is_err());
+    assert_eq!(world.skep.bot(&bot).await.unwrap().row.status, BotStatus::Ready);
+    let checks = world.skep.checks(&bot).await.unwrap();
+    let removal = checks.iter().find(|check| check.check_type.as_str() == "bot.delete").unwrap();
+    assert_eq!(removal.detail.as_deref(), Some("removing a layer failed"));
+    let again = world.skep.delete_bot(&bot, DeleteData::Remove, &admin()).await.unwrap();
+    again.operation.outcome().await.unwrap();
+}
+
+#[tokio::test]
+async fn bots_that_a_crash_left_half_made_or_half_gone_are_carried_on() {
+    let mut world = World::new().await;
+    let creating = world.bot().await;
+    let deleting = world.running_bot().await;
+    let store = world.skep.store();
+    store.set_bot_status(&creating, BotStatus::Creating).await.unwrap();
+    store.set_bot_status(&deleting, BotStatus::Deleting).await.unwrap();
+    world.crash().await;
+    until(|| async {
+        let made = world.skep.bot(&creating).await.unwrap().row.status;
+        let gone = world.skep.bot(&deleting).await.err().map(|error| error.code());
+        match (made, gone) {
+            (BotStatus::Ready, Some(Code::BotNotFound)) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    until_running(&world, &creating).await;
+}
