@@ -83,10 +83,22 @@ async fn a_create_goes_on_when_its_client_goes_away() {
     let id = create.id().to_owned();
     drop((events, create));
     drop(hold);
-    let told = world.skep.operation_events(&id, 0).await.unwrap().collect::<Vec<_>>().await;
+    let told = world
+        .skep
+        .operation_events(&id, 0)
+        .await
+        .unwrap()
+        .collect::<Vec<_>>()
+        .await;
     assert_eq!(kinds(&told), ["pulling", "creating", "complete"]);
     // And again from the journal, once it is over.
-    let journaled = world.skep.operation_events(&id, 0).await.unwrap().collect::<Vec<_>>().await;
+    let journaled = world
+        .skep
+        .operation_events(&id, 0)
+        .await
+        .unwrap()
+        .collect::<Vec<_>>()
+        .await;
     assert_eq!(journaled, told);
     assert!(world.skep.workspace_info(&bot).await.unwrap().task_running);
 }
@@ -136,10 +148,22 @@ async fn a_pull_shows_every_layer_from_its_start_to_its_end() {
         assert!(apart <= Duration::from_millis(600), "{apart:?} apart");
     }
     let last = &progress.last().unwrap().1;
-    assert_eq!(last.iter().map(|layer| layer.total).collect::<Vec<_>>(), [1000, 50, 7000]);
-    assert!(last.iter().all(|layer| layer.offset == layer.total && layer.phase == "done"));
+    assert_eq!(
+        last.iter().map(|layer| layer.total).collect::<Vec<_>>(),
+        [1000, 50, 7000]
+    );
+    assert!(
+        last.iter()
+            .all(|layer| layer.offset == layer.total && layer.phase == "done")
+    );
     let id = create.id();
-    let journaled = world.skep.operation_events(id, 0).await.unwrap().collect::<Vec<_>>().await;
+    let journaled = world
+        .skep
+        .operation_events(id, 0)
+        .await
+        .unwrap()
+        .collect::<Vec<_>>()
+        .await;
     assert_eq!(kinds(&journaled), ["pulling", "pull_progress", "creating", "complete"]);
 }
 
@@ -159,7 +183,10 @@ async fn an_image_that_nobody_has_is_told_with_its_stage() {
     assert_eq!(message, "image pull failed: image registry.test/none:latest not found");
     assert_eq!(create.outcome().await.unwrap_err().code(), Code::ImageNotFound);
     let shown = world.skep.operation(create.id()).await.unwrap();
-    assert_eq!((shown.state.as_str(), shown.error.unwrap().0), ("failed", Code::ImageNotFound));
+    assert_eq!(
+        (shown.state.as_str(), shown.error.unwrap().0),
+        ("failed", Code::ImageNotFound)
+    );
     let info = world.skep.workspace_info(&bot).await;
     assert_eq!(info.unwrap_err().code(), Code::ContainerNotFound);
 }
@@ -174,7 +201,10 @@ async fn a_failed_create_leaves_nothing_and_the_next_one_works() {
         let events = all(&world.create(&bot).await).await;
         assert_eq!(
             failure(&events),
-            ("internal".to_owned(), "container start failed: doing it failed".to_owned())
+            (
+                "internal".to_owned(),
+                "container start failed: doing it failed".to_owned()
+            )
         );
         assert!(world.runtime.inspect(&bot).await.unwrap().is_none());
         assert!(world.runtime.layers().await.unwrap().is_empty());
@@ -248,7 +278,10 @@ async fn what_comes_later_is_refused_before_the_stream() {
     // Preserved data would be put back: not doing so silently would be less than was asked for.
     std::fs::create_dir_all(world.root.path().join("backups")).unwrap();
     std::fs::write(world.root.path().join(format!("backups/{bot}.tar.gz")), "x").unwrap();
-    let refused = world.skep.create_workspace(&bot, CreateRequest::default(), &admin()).await;
+    let refused = world
+        .skep
+        .create_workspace(&bot, CreateRequest::default(), &admin())
+        .await;
     assert_eq!(refused.unwrap_err().code(), Code::Unsupported);
     let aside = CreateRequest {
         restore_data: Some(false),
@@ -282,7 +315,10 @@ async fn members_may_have_images_of_the_default_registry_only() {
     };
     let refused = world.skep.create_workspace(&bot, of_image("debian"), &operator).await;
     assert_eq!(refused.unwrap_err().code(), Code::ImageNotAllowed);
-    let default = world.skep.create_workspace(&bot, CreateRequest::default(), &operator).await;
+    let default = world
+        .skep
+        .create_workspace(&bot, CreateRequest::default(), &operator)
+        .await;
     assert!(default.unwrap().outcome().await.is_ok());
 }
 
@@ -336,7 +372,10 @@ async fn a_create_that_a_crash_cut_off_is_finished_by_the_next_server() {
         let told = tokio::time::timeout(LIMIT, told.collect::<Vec<_>>()).await.unwrap();
         assert_eq!(kinds(&told), ["pulling", "creating", "complete"], "cut off in {verb:?}");
         assert!(told[0].id > 1, "its numbers were given before");
-        assert_eq!(world.skep.operation(create.id()).await.unwrap().state.as_str(), "succeeded");
+        assert_eq!(
+            world.skep.operation(create.id()).await.unwrap().state.as_str(),
+            "succeeded"
+        );
         assert!(world.skep.workspace_info(&bot).await.unwrap().task_running);
         let delete = world
             .skep

@@ -6,9 +6,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use harness::{LIMIT, World, admin, all, failure, until};
-use skep_core::{
-    BotStatus, Code, CreateBot, DeleteData, Desired, Patience, Requester, WhenStopped, WorkspaceStatus,
-};
+use skep_core::{BotStatus, Code, CreateBot, DeleteData, Desired, Patience, Requester, WhenStopped, WorkspaceStatus};
 use skep_names::BotId;
 use skep_runtime::{Runtime, RuntimeError};
 use skep_testkit::fake_runtime::Verb;
@@ -45,7 +43,10 @@ async fn repeated_starts_and_stops_are_accepted() {
     let row = world.skep.store().container(&bot).await.unwrap().unwrap();
     assert!(row.last_stopped_at.is_some());
     world.start(&bot).await.unwrap();
-    assert_eq!(world.skep.workspace_info(&bot).await.unwrap().status, WorkspaceStatus::Running);
+    assert_eq!(
+        world.skep.workspace_info(&bot).await.unwrap().status,
+        WorkspaceStatus::Running
+    );
 }
 
 #[tokio::test]
@@ -100,7 +101,10 @@ async fn a_workspace_that_dies_is_started_again() {
     world.write(&bot, "/data/file", "kept").await;
     let mut states = world.skep.watch_workspace(&bot).await.unwrap();
     let first = states.next().await.unwrap();
-    assert_eq!((first.status, first.task_running), (Some(WorkspaceStatus::Running), true));
+    assert_eq!(
+        (first.status, first.task_running),
+        (Some(WorkspaceStatus::Running), true)
+    );
     assert_eq!(first.desired, Some(Desired::Running));
     assert!(world.runtime.kill_process_one(&bot).unwrap());
     let mut seen = Vec::new();
@@ -158,7 +162,10 @@ async fn a_delete_overtakes_and_cancels_what_is_under_way() {
         let (code, message) = failure(&all(&overtaken).await);
         assert_eq!(code, "operation_cancelled");
         assert!(message.contains(delete.id()), "{message}");
-        assert_eq!(world.skep.operation(overtaken.id()).await.unwrap().state.as_str(), "cancelled");
+        assert_eq!(
+            world.skep.operation(overtaken.id()).await.unwrap().state.as_str(),
+            "cancelled"
+        );
     }
     assert!(world.runtime.inspect(&bot).await.unwrap().is_none());
     assert!(world.skep.store().container(&bot).await.unwrap().is_none());
@@ -188,7 +195,11 @@ async fn the_queue_is_bounded_and_the_impatient_are_refused() {
     }
     let full = world.skep.restart_workspace(&bot, None, &admin()).await.unwrap_err();
     assert_eq!(full.code(), Code::QueueFull);
-    let delete = world.skep.delete_workspace(&bot, DeleteData::Remove, &admin()).await.unwrap();
+    let delete = world
+        .skep
+        .delete_workspace(&bot, DeleteData::Remove, &admin())
+        .await
+        .unwrap();
     drop(hold);
     delete.outcome().await.unwrap();
     for one in waiting {
@@ -212,7 +223,11 @@ async fn those_who_come_while_the_task_is_down_wait_for_it() {
     .await;
     let waiting = world.skep.usable_bridge(&bot, WhenStopped::Refuse);
     tokio::pin!(waiting);
-    assert!(tokio::time::timeout(Duration::from_millis(300), &mut waiting).await.is_err());
+    assert!(
+        tokio::time::timeout(Duration::from_millis(300), &mut waiting)
+            .await
+            .is_err()
+    );
     drop(hold);
     assert!(tokio::time::timeout(LIMIT, waiting).await.unwrap().is_ok());
     restart.outcome().await.unwrap();
@@ -273,7 +288,9 @@ async fn while_the_runtime_is_away_nothing_is_made_anew_and_bridges_work() {
     assert!(!world.skep.readiness().await.is_ready());
     assert_eq!(world.skep.bot(&bot).await.unwrap().row.status, BotStatus::Ready);
     let checks = world.skep.checks(&bot).await.unwrap();
-    let task = checks.iter().find(|check| check.check_type.as_str() == "container.task");
+    let task = checks
+        .iter()
+        .find(|check| check.check_type.as_str() == "container.task");
     assert_eq!(task.unwrap().status.as_str(), "unknown");
     world.runtime.come_back();
     until_running(&world, &bot).await;
@@ -286,7 +303,11 @@ async fn work_that_a_crash_cut_off_waits_for_the_runtime() {
     let mut world = World::new().await;
     let bot = world.running_bot().await;
     let hold = world.runtime.faults().hold(Verb::Remove);
-    let delete = world.skep.delete_workspace(&bot, DeleteData::Remove, &admin()).await.unwrap();
+    let delete = world
+        .skep
+        .delete_workspace(&bot, DeleteData::Remove, &admin())
+        .await
+        .unwrap();
     let faults = world.runtime.faults().clone();
     until(|| {
         let reached = faults.calls(Verb::Remove) > 0;
@@ -298,7 +319,12 @@ async fn work_that_a_crash_cut_off_waits_for_the_runtime() {
     drop(hold);
     assert_eq!(world.skep.operation(delete.id()).await.unwrap().finished_at, None);
     world.runtime.come_back();
-    assert!(tokio::time::timeout(LIMIT, world.skep.operation_outcome(delete.id())).await.unwrap().is_ok());
+    assert!(
+        tokio::time::timeout(LIMIT, world.skep.operation_outcome(delete.id()))
+            .await
+            .unwrap()
+            .is_ok()
+    );
     assert!(world.runtime.layers().await.unwrap().is_empty());
 }
 
@@ -324,7 +350,10 @@ async fn a_new_bot_becomes_ready_and_a_deleted_one_leaves_nothing() {
     assert_eq!(world.skep.bot(&id).await.unwrap().row.status, BotStatus::Deleting);
     let again = world.skep.delete_bot(&id, DeleteData::Remove, &admin()).await.unwrap();
     assert_eq!(again.operation.id(), deleted.operation.id());
-    let create = world.skep.create_workspace(&id, skep_core::CreateRequest::default(), &admin()).await;
+    let create = world
+        .skep
+        .create_workspace(&id, skep_core::CreateRequest::default(), &admin())
+        .await;
     assert_eq!(create.unwrap_err().code(), Code::OperationInProgress);
     drop(hold);
     deleted.operation.outcome().await.unwrap();
@@ -350,7 +379,10 @@ async fn a_removal_that_fails_gives_the_bot_back_and_says_why() {
     assert!(deleted.operation.outcome().await.is_err());
     assert_eq!(world.skep.bot(&bot).await.unwrap().row.status, BotStatus::Ready);
     let checks = world.skep.checks(&bot).await.unwrap();
-    let removal = checks.iter().find(|check| check.check_type.as_str() == "bot.delete").unwrap();
+    let removal = checks
+        .iter()
+        .find(|check| check.check_type.as_str() == "bot.delete")
+        .unwrap();
     assert_eq!(removal.detail.as_deref(), Some("removing a layer failed"));
     let again = world.skep.delete_bot(&bot, DeleteData::Remove, &admin()).await.unwrap();
     again.operation.outcome().await.unwrap();

@@ -180,6 +180,9 @@ impl Skep {
         }
         if let Err(error) = &result {
             self.undo(&work, error).await;
+            if self.letting_go().is_cancelled() {
+                return self.let_go(pending);
+            }
         }
         self.finish(bot, pending, result).await;
     }
@@ -211,7 +214,14 @@ impl Skep {
     }
 
     async fn undo(&self, work: &Work, error: &Error) {
-        match tokio::time::timeout(UNDO_LIMIT, work.undo(error)).await {
+        let undoing = async {
+            tokio::select! {
+                // It stays unfinished in the journal: the next start carries it on.
+                () = self.letting_go().cancelled() => Err(Error::GoingDown),
+                undone = work.undo(error) => undone,
+            }
+        };
+        match tokio::time::timeout(UNDO_LIMIT, undoing).await {
             Ok(Ok(())) => {}
             Ok(Err(undo)) => tracing::error!(
                 bot = %work.bot(),
@@ -307,8 +317,9 @@ impl Work {
         match &self.pending().request {
             Request::Create(plan) => self.undo_create(plan, error).await,
             Request::DeleteBot => self.skep().removal_failed(self.bot(), error).await,
-            Request::Start | Request::Restart { .. } | Request::Recover => self.note_not_running(error).await,
-            Request::Stop { .. } | Request::Limits { .. } | Request::Delete => Ok(()),
+            Request::Start | Request::Restart { .. } => self.note_not_running(error).await.map(|_| ()),
+            // A recovery notes each of its tries itself.
+            Request::Recover | Request::Stop { .. } | Request::Limits { .. } | Request::Delete => Ok(()),
         }
     }
 }

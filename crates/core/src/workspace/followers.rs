@@ -119,7 +119,11 @@ impl Skep {
     async fn reconcile_for_ever(&self, mut asked: mpsc::Receiver<()>) {
         let mut back_off = BACK_OFF.0;
         loop {
-            let pause = match self.reconcile().await {
+            let compared = tokio::select! {
+                () = self.letting_go().cancelled() => return,
+                compared = self.reconcile() => compared,
+            };
+            let pause = match compared {
                 Ok(()) => {
                     back_off = BACK_OFF.0;
                     self.settings().reconcile_interval
@@ -136,12 +140,8 @@ impl Skep {
             tokio::select! {
                 () = self.going_down().cancelled() => return,
                 () = tokio::time::sleep(pause) => {}
-                asked = asked.recv() => {
-                    // The other follower ended: the clock alone remains.
-                    if asked.is_none() {
-                        tokio::time::sleep(pause).await;
-                    }
-                }
+                // The other follower has ended: the clock alone remains.
+                Some(()) = asked.recv() => {}
             }
         }
     }

@@ -48,7 +48,12 @@ impl Skep {
         }
         if let Some(instance) = self.runtime().inspect(bot).await? {
             check_request(request)?;
-            differs(request, &instance.image, &instance.cdi_devices, Some(&instance.snapshotter))?;
+            differs(
+                request,
+                &instance.image,
+                &instance.cdi_devices,
+                Some(&instance.snapshotter),
+            )?;
             return Ok(CreatePlan {
                 image: instance.image,
                 snapshotter: Some(instance.snapshotter),

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::limits::{to_column, to_runtime};
 use super::mend::{Mend, Seen, mend};
 use super::plan::parse_image;
-use super::state::{Event, State};
+use super::state::{Event, Retry, State};
 use super::work::Work;
 use crate::error::{Error, Result};
 use crate::operations::Outcome;
@@ -56,10 +56,10 @@ impl Work {
         };
         match mend(&self.look(&row).await?) {
             Mend::Nothing | Mend::Wait => {}
-            Mend::RecordRunning | Mend::Start => self.bring_up(&row).await?,
+            Mend::RecordRunning | Mend::Start => self.bring_up_with_tries(&row).await?,
             Mend::RecordStopped | Mend::Stop => self.take_down(None).await?,
             Mend::PutBack => self.step("container", self.ensure_container(&row)).await?,
-            Mend::Rebuild if row.desired == Desired::Running => self.bring_up(&row).await?,
+            Mend::Rebuild if row.desired == Desired::Running => self.bring_up_with_tries(&row).await?,
             Mend::Rebuild => self.step("container", self.ensure_container(&row)).await?,
             Mend::LeaveMissing => self.skep().observations().seen(self.bot(), State::Missing, row.desired),
         }
@@ -76,6 +76,18 @@ impl Work {
             TaskState::Dead | TaskState::None => Desired::Stopped,
         })
         .await
+    }
+
+    /// As often as the count of its deaths allows without a pause.
+    async fn bring_up_with_tries(&self, row: &ContainerRow) -> Result<()> {
+        loop {
+            let Err(error) = self.bring_up(row).await else {
+                return Ok(());
+            };
+            if self.note_not_running(&error).await? != Some(Retry::Now) {
+                return Err(error);
+            }
+        }
     }
 
     async fn look(&self, row: &ContainerRow) -> Result<Seen> {
@@ -240,19 +252,19 @@ impl Work {
     }
 
     /// After a start that came to nothing: no half of it stays, and the reason is kept. What cannot be known while
-    /// the runtime or the store is away is left as it is, for reconcile.
-    pub(crate) async fn note_not_running(&self, error: &Error) -> Result<()> {
+    /// the runtime or the store is away is left as it is, for reconcile, and has no answer.
+    pub(crate) async fn note_not_running(&self, error: &Error) -> Result<Option<Retry>> {
         use crate::Code::{OperationCancelled, RuntimeUnavailable, StoreUnavailable};
         if matches!(error.code(), OperationCancelled | RuntimeUnavailable | StoreUnavailable) {
-            return Ok(());
+            return Ok(None);
         }
         let why = error.to_string();
         let event = Event::NotStarted { why: why.clone() };
         self.end_task(Duration::ZERO).await?;
         self.store().set_container_error(self.bot(), &why).await?;
-        self.skep().observations().died(self.bot());
+        let retry = self.skep().observations().died(self.bot());
         self.skep().observations().happened(self.bot(), &event);
-        Ok(())
+        Ok(Some(retry))
     }
 
     /// Writes a change of the workspace down, for its history.

@@ -1,0 +1,249 @@
+//! The journal, the rows of workspaces and the data root, on a real file.
+
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+use skep_names::BotId;
+use skep_store::{
+    BotStatus, BotVisibility, ContainerStatus, DataRoot, DataRootError, Desired, EventRow, IdempotencyBegin,
+    IdempotencyKey, IdempotencyOutcome, LimitsColumn, MemberRole, NewBot, NewContainer, NewOperation, OperationEnd,
+    OperationState, Store, StoreError,
+};
+
+async fn store(root: &Path) -> Store {
+    Store::open(&root.join("skep.db")).await.unwrap()
+}
+
+async fn bot(store: &Store, owner: &str) -> BotId {
+    let id = BotId::random();
+    let new = NewBot {
+        id: id.clone(),
+        owner_user_id: owner.to_owned(),
+        display_name: "b".to_owned(),
+        avatar_url: None,
+        timezone: None,
+        is_active: true,
+        status: BotStatus::Ready,
+        metadata: Map::new(),
+    };
+    store.insert_bot(new).await.unwrap();
+    id
+}
+
+fn operation(id: &str, bot: &BotId) -> NewOperation {
+    NewOperation {
+        id: id.to_owned(),
+        bot_id: bot.clone(),
+        kind: "create".to_owned(),
+        request: json!({ "kind": "create" }),
+        requested_by: Some("u".to_owned()),
+        request_id: None,
+    }
+}
+
+#[tokio::test]
+async fn what_was_journaled_is_there_after_the_process_is_gone() {
+    let root = tempfile::tempdir().unwrap();
+    let first = store(root.path()).await;
+    let bot = bot(&first, "u").await;
+    first.insert_operation(&operation("a", &bot)).await.unwrap();
+    first
+        .set_operation_step("a", "pull", &json!({ "had_layer": false }))
+        .await
+        .unwrap();
+    let event = EventRow {
+        id: 1,
+        data: json!({ "type": "creating" }),
+    };
+    first.insert_event("a", &event).await.unwrap();
+    // Not closed: as a killed process leaves it, with everything still in the write-ahead log.
+    let second = store(root.path()).await;
+    let unfinished = second.unfinished_operations().await.unwrap();
+    assert_eq!(unfinished.len(), 1);
+    assert_eq!(
+        (unfinished[0].step.as_str(), unfinished[0].state),
+        ("pull", OperationState::Running)
+    );
+    assert_eq!(unfinished[0].notes, json!({ "had_layer": false }));
+    assert_eq!(second.events("a").await.unwrap(), [event]);
+    assert_eq!(second.restart_events("a").await.unwrap(), 2);
+    assert_eq!(second.restart_events("a").await.unwrap(), 2);
+    assert!(second.events("a").await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn an_operation_ends_once() {
+    let root = tempfile::tempdir().unwrap();
+    let store = store(root.path()).await;
+    let bot = bot(&store, "u").await;
+    store.insert_operation(&operation("a", &bot)).await.unwrap();
+    let good = OperationEnd::Succeeded {
+        outcome: Value::from("fine"),
+    };
+    store.finish_operation("a", &good, None).await.unwrap();
+    let late = OperationEnd::Cancelled {
+        message: "late".to_owned(),
+    };
+    let event = EventRow { id: 9, data: json!({}) };
+    store.finish_operation("a", &late, Some(&event)).await.unwrap();
+    store.set_operation_step("a", "late", &json!({})).await.unwrap();
+    let row = store.operation("a").await.unwrap().unwrap();
+    assert_eq!((row.state, row.step.as_str()), (OperationState::Succeeded, ""));
+    assert_eq!(row.outcome, Some(Value::from("fine")));
+    assert!(store.events("a").await.unwrap().is_empty());
+    store.delete_bot(&bot).await.unwrap();
+    assert!(
+        store.operation("a").await.unwrap().is_some(),
+        "operations outlive their bot"
+    );
+    let now = chrono::Utc::now() + chrono::TimeDelta::seconds(1);
+    assert_eq!(
+        store
+            .forget_operations(now, chrono::DateTime::UNIX_EPOCH)
+            .await
+            .unwrap(),
+        1
+    );
+}
+
+#[tokio::test]
+async fn the_newest_row_is_told_by_its_sequence() {
+    let root = tempfile::tempdir().unwrap();
+    let store = store(root.path()).await;
+    let bot = bot(&store, "u").await;
+    for container_id in ["mcp-x", "workspace-x"] {
+        let new = NewContainer {
+            bot_id: bot.clone(),
+            container_id: container_id.to_owned(),
+            image: "i".to_owned(),
+            image_digest: None,
+            snapshotter: "s".to_owned(),
+            status: ContainerStatus::Running,
+            desired: Desired::Running,
+            namespace: "n".to_owned(),
+            cdi_devices: vec!["a/b=c".to_owned()],
+            env: [("K".to_owned(), "V".to_owned())].into(),
+            limits_wanted: LimitsColumn::default(),
+            limits_applied: Some(LimitsColumn::default()),
+        };
+        store.put_container(&new).await.unwrap();
+    }
+    let row = store.container(&bot).await.unwrap().unwrap();
+    assert_eq!(
+        (row.container_id.as_str(), row.container_path.as_str()),
+        ("workspace-x", "/data")
+    );
+    assert!(row.last_started_at.is_some() && row.last_stopped_at.is_none());
+    store.set_container_stopped(&bot, None).await.unwrap();
+    let rows = store.containers().await.unwrap();
+    assert_eq!(rows.len(), 1);
+    assert_eq!(
+        (rows[0].status, rows[0].limits_applied),
+        (ContainerStatus::Stopped, None)
+    );
+    assert!(rows[0].last_stopped_at.is_some());
+    store.delete_bot(&bot).await.unwrap();
+    assert!(store.containers().await.unwrap().is_empty());
+    assert!(!store.set_desired(&bot, Desired::Running).await.unwrap());
+}
+
+#[tokio::test]
+async fn bots_are_paged_newest_first_and_shown_to_those_who_may_see_them() {
+    let root = tempfile::tempdir().unwrap();
+    let store = store(root.path()).await;
+    let mut mine = Vec::new();
+    for _ in 0..5 {
+        mine.push(bot(&store, "me").await);
+    }
+    let shared = bot(&store, "other").await;
+    bot(&store, "other").await;
+    store.put_member(&shared, "me", MemberRole::Viewer).await.unwrap();
+    let seen = BotVisibility::SeenBy("me".to_owned());
+    let mut got = Vec::new();
+    let mut before = None;
+    loop {
+        let page = store.bots(&seen, before, 2).await.unwrap();
+        got.extend(page.bots.into_iter().map(|row| row.id));
+        before = page.next_before;
+        if before.is_none() {
+            break;
+        }
+    }
+    mine.push(shared);
+    mine.reverse();
+    assert_eq!(got, mine);
+    let owned = BotVisibility::OwnedBy("me".to_owned());
+    assert_eq!(store.bots(&owned, None, 100).await.unwrap().bots.len(), 5);
+    assert_eq!(store.bots(&BotVisibility::All, None, 100).await.unwrap().bots.len(), 7);
+}
+
+#[tokio::test]
+async fn of_two_requests_with_one_key_one_is_the_first() {
+    let root = tempfile::tempdir().unwrap();
+    let store = store(root.path()).await;
+    let key = IdempotencyKey {
+        user_id: "u".to_owned(),
+        method: "POST".to_owned(),
+        path: "/bots".to_owned(),
+        key: "k".to_owned(),
+    };
+    let both = tokio::join!(
+        store.begin_idempotent(&key, "body"),
+        store.begin_idempotent(&key, "body")
+    );
+    let both = [both.0.unwrap(), both.1.unwrap()];
+    assert_eq!(both.iter().filter(|one| **one == IdempotencyBegin::First).count(), 1);
+    let other = store.begin_idempotent(&key, "other").await.unwrap();
+    assert_eq!(other, IdempotencyBegin::OtherBody);
+    let outcome = IdempotencyOutcome {
+        operation_id: Some("o".to_owned()),
+        answer: None,
+    };
+    store.finish_idempotent(&key, &outcome).await.unwrap();
+    let repeat = store.begin_idempotent(&key, "body").await.unwrap();
+    assert_eq!(repeat, IdempotencyBegin::Repeat(outcome));
+    store.release_idempotent(&key).await.unwrap();
+    let kept = store.begin_idempotent(&key, "body").await.unwrap();
+    assert!(
+        matches!(kept, IdempotencyBegin::Repeat(_)),
+        "what has an operation is not released"
+    );
+}
+
+#[tokio::test]
+async fn a_database_of_a_newer_release_is_refused_and_left_alone() {
+    let root = tempfile::tempdir().unwrap();
+    let file = root.path().join("skep.db");
+    store(root.path()).await.close().await;
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(&file);
+    let raw = sqlx::SqlitePool::connect_with(options).await.unwrap();
+    sqlx::query(
+        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
+         VALUES (9999, 'from the future', 1, x'00', 0)",
+    )
+    .execute(&raw)
+    .await
+    .unwrap();
+    raw.close().await;
+    match Store::open(&file).await {
+        Err(StoreError::Newer { version: 9999 }) => {}
+        other => panic!("it was opened: {other:?}"),
+    }
+}
+
+#[test]
+fn a_data_root_has_one_owner_and_one_id() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("data");
+    let first = DataRoot::claim(&path, "skep serve, process 1").unwrap();
+    match DataRoot::claim(&path, "skep serve, process 2") {
+        Err(DataRootError::Held { holder, .. }) => assert_eq!(holder.description, "skep serve, process 1"),
+        other => panic!("it was claimed twice: {other:?}"),
+    }
+    let id = first.id();
+    drop(first);
+    assert_eq!(DataRoot::claim(&path, "again").unwrap().id(), id);
+    std::fs::write(path.join("id"), "no uuid").unwrap();
+    let bad = DataRoot::claim(&path, "again");
+    assert!(matches!(bad, Err(DataRootError::BadId { .. })), "{bad:?}");
+}
