@@ -239,7 +239,7 @@ async fn a_failed_create_never_removes_a_layer_that_was_there() {
     let error = RuntimeError::other("starting", std::io::Error::other("broken"));
     world.runtime.faults().fail_next(Verb::Start, error);
     failure(&all(&world.create(&bot).await).await);
-    assert_eq!(world.runtime.layers().await.unwrap(), [bot.clone()]);
+    assert_eq!(world.runtime.layers().await.unwrap(), std::slice::from_ref(&bot));
     world.create(&bot).await.outcome().await.unwrap();
     assert_eq!(world.read(&bot, "/data/file").await, "kept");
 }

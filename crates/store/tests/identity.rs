@@ -158,7 +158,7 @@ async fn the_audit_trail_is_paged_newest_first() {
         at: Utc::now(),
         user_id: "1".into(),
         action: format!("a{n}"),
-        bot_id: (n % 2 == 0).then(|| "b".to_owned()),
+        bot_id: n.is_multiple_of(2).then(|| "b".to_owned()),
         address: "127.0.0.1".into(),
         outcome: "200".into(),
         request_id: "r".into(),

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::limits::{to_column, to_runtime};
 use super::mend::{Mend, Seen, mend};
 use super::plan::parse_image;
-use super::state::{Event, Retry, State};
+use super::state::{Event, Retry};
 use super::work::Work;
 use crate::error::{Error, Result};
 use crate::operations::Outcome;
@@ -61,7 +61,7 @@ impl Work {
             Mend::PutBack => self.step("container", self.ensure_container(&row)).await?,
             Mend::Rebuild if row.desired == Desired::Running => self.bring_up_with_tries(&row).await?,
             Mend::Rebuild => self.step("container", self.ensure_container(&row)).await?,
-            Mend::LeaveMissing => self.skep().observations().seen(self.bot(), State::Missing, row.desired),
+            Mend::LeaveMissing => self.skep().observations().happened(self.bot(), &Event::Lost),
         }
         Ok(Outcome::Done)
     }

@@ -19,12 +19,12 @@ use skep_store::Store;
 use skep_testkit::fake_runtime::{FAKE_IMAGE, FakeRuntime};
 
 /// How long anything may take.
-pub const LIMIT: Duration = Duration::from_secs(20);
+pub(crate) const LIMIT: Duration = Duration::from_secs(20);
 
-pub struct World {
-    pub runtime: FakeRuntime,
-    pub skep: Skep,
-    pub root: tempfile::TempDir,
+pub(crate) struct World {
+    pub(crate) runtime: FakeRuntime,
+    pub(crate) skep: Skep,
+    pub(crate) root: tempfile::TempDir,
 }
 
 async fn begin(runtime: &FakeRuntime, root: &Path, settings: &Settings) -> Skep {
@@ -40,11 +40,11 @@ async fn begin(runtime: &FakeRuntime, root: &Path, settings: &Settings) -> Skep 
 }
 
 impl World {
-    pub async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         Self::with(|_| {}).await
     }
 
-    pub async fn with(change: impl FnOnce(&mut Settings)) -> Self {
+    pub(crate) async fn with(change: impl FnOnce(&mut Settings)) -> Self {
         let runtime = FakeRuntime::new().unwrap();
         let root = tempfile::tempdir().unwrap();
         let mut settings = Settings::new(root.path().to_owned(), FAKE_IMAGE.parse().unwrap());
@@ -57,7 +57,7 @@ impl World {
     }
 
     /// The server goes down within `limit` and comes up again on the same data root and runtime.
-    pub async fn restart_within(&mut self, limit: Duration) {
+    pub(crate) async fn restart_within(&mut self, limit: Duration) {
         let settings = self.skep.settings().clone();
         self.skep.shut_down(limit).await;
         self.skep.store().close().await;
@@ -65,12 +65,12 @@ impl World {
     }
 
     /// The server is gone at once, whatever it did.
-    pub async fn crash(&mut self) {
+    pub(crate) async fn crash(&mut self) {
         self.restart_within(Duration::ZERO).await;
     }
 
     /// A bot without a workspace.
-    pub async fn bot(&self) -> BotId {
+    pub(crate) async fn bot(&self) -> BotId {
         let new = CreateBot {
             owner_user_id: "owner".to_owned(),
             display_name: "a bot".to_owned(),
@@ -81,28 +81,28 @@ impl World {
     }
 
     /// A bot whose workspace runs.
-    pub async fn running_bot(&self) -> BotId {
+    pub(crate) async fn running_bot(&self) -> BotId {
         let bot = self.bot().await;
         self.create(&bot).await.outcome().await.unwrap();
         bot
     }
 
-    pub async fn create(&self, bot: &BotId) -> OperationHandle {
+    pub(crate) async fn create(&self, bot: &BotId) -> OperationHandle {
         self.skep
             .create_workspace(bot, CreateRequest::default(), &admin())
             .await
             .unwrap()
     }
 
-    pub async fn start(&self, bot: &BotId) -> skep_core::Result<Outcome> {
+    pub(crate) async fn start(&self, bot: &BotId) -> skep_core::Result<Outcome> {
         self.skep.start_workspace(bot, &admin()).await?.outcome().await
     }
 
-    pub async fn stop(&self, bot: &BotId) -> skep_core::Result<Outcome> {
+    pub(crate) async fn stop(&self, bot: &BotId) -> skep_core::Result<Outcome> {
         self.skep.stop_workspace(bot, None, &admin()).await?.outcome().await
     }
 
-    pub async fn write(&self, bot: &BotId, path: &str, content: &'static str) {
+    pub(crate) async fn write(&self, bot: &BotId, path: &str, content: &'static str) {
         let bridge = self.skep.usable_bridge(bot, WhenStopped::Refuse).await.unwrap();
         let path = WorkspacePath::parse(path).unwrap();
         let file = NewFile {
@@ -114,7 +114,7 @@ impl World {
         writer.finish().await.unwrap();
     }
 
-    pub async fn read(&self, bot: &BotId, path: &str) -> String {
+    pub(crate) async fn read(&self, bot: &BotId, path: &str) -> String {
         let bridge = self.skep.usable_bridge(bot, WhenStopped::Refuse).await.unwrap();
         let path = WorkspacePath::parse(path).unwrap();
         let reader = files::read(&bridge, &path, 0, 0).await.unwrap();
@@ -122,7 +122,7 @@ impl World {
     }
 }
 
-pub fn admin() -> Requester {
+pub(crate) fn admin() -> Requester {
     Requester {
         user_id: Some("owner".to_owned()),
         ..Requester::server()
@@ -130,12 +130,12 @@ pub fn admin() -> Requester {
 }
 
 /// All events, within the limit.
-pub async fn all(handle: &OperationHandle) -> Vec<OperationEvent> {
+pub(crate) async fn all(handle: &OperationHandle) -> Vec<OperationEvent> {
     tokio::time::timeout(LIMIT, handle.events(0).collect()).await.unwrap()
 }
 
 /// The events' types in their order, a run of progress shown once.
-pub fn kinds(events: &[OperationEvent]) -> Vec<&'static str> {
+pub(crate) fn kinds(events: &[OperationEvent]) -> Vec<&'static str> {
     let mut kinds: Vec<_> = events
         .iter()
         .map(|event| match event.body {
@@ -154,7 +154,7 @@ pub fn kinds(events: &[OperationEvent]) -> Vec<&'static str> {
 }
 
 /// Code and message of the last event, which is an error.
-pub fn failure(events: &[OperationEvent]) -> (String, String) {
+pub(crate) fn failure(events: &[OperationEvent]) -> (String, String) {
     match events.last().map(|event| event.body.clone()) {
         Some(EventBody::Error { code, message, .. }) => (code, message),
         other => panic!("the last event is {other:?}"),
@@ -162,7 +162,7 @@ pub fn failure(events: &[OperationEvent]) -> (String, String) {
 }
 
 /// Waits until `holds` says nothing more to complain of.
-pub async fn until<F, W>(mut holds: W)
+pub(crate) async fn until<F, W>(mut holds: W)
 where
     W: FnMut() -> F,
     F: Future<Output = Result<(), String>>,
