@@ -33,14 +33,25 @@ pub(crate) fn unpack(directory: &Path, input: impl Read) -> Result<ArchiveInResu
         done: ArchiveInResult::default(),
     };
     let mut archive = Archive::new(input);
-    for entry in archive.entries().map_err(told)? {
-        let mut entry = entry.map_err(told)?;
+    for entry in archive.entries().map_err(malformed).map_err(told)? {
+        let mut entry = entry.map_err(malformed).map_err(told)?;
         let name = PathBuf::from(OsString::from_vec(entry.path_bytes().into_owned()));
         unpacker
             .entry(&mut entry, &name)
+            .map_err(malformed)
             .map_err(|error| (directory.join(&name), error))?;
     }
     unpacker.finish().map_err(|(name, error)| (directory.join(name), error))
+}
+
+/// What the reader of the archive finds wrong has no kind of its own: it is the archive that is wrong, not we.
+fn malformed(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::Other | io::ErrorKind::UnexpectedEof if error.raw_os_error().is_none() => {
+            io::Error::new(io::ErrorKind::InvalidData, error)
+        }
+        _ => error,
+    }
 }
 
 struct Unpacker {

@@ -1,0 +1,217 @@
+//! Processes: truthful ends, whole outputs.
+
+use serde_json::{Value, json};
+
+use crate::Workspace;
+
+async fn events(workspace: &Workspace, body: Value) -> Vec<Value> {
+    let call = workspace.server.call("POST", &workspace.path("/exec"));
+    let answer = call.header("accept", "text/event-stream").json(&body).send().await;
+    answer.expect_status(200).events()
+}
+
+#[tokio::test]
+async fn the_result_of_a_command_is_what_it_did() {
+    let workspace = Workspace::start().await;
+    let result = workspace.run("echo out; echo err >&2; exit 7").await;
+    for (field, value) in [
+        ("exit_code", json!(7)),
+        ("stdout", json!("out\n")),
+        ("stderr", json!("err\n")),
+        ("stdout_encoding", json!("utf-8")),
+        ("timed_out", json!(false)),
+        ("stdout_truncated", json!(false)),
+    ] {
+        assert_eq!(result[field], value, "{field} in {result}");
+    }
+    assert!(result.get("signal").is_none());
+    let killed = workspace.run("kill -9 $$").await;
+    assert_eq!(
+        (&killed["exit_code"], &killed["signal"]),
+        (&json!(137), &json!("SIGKILL"))
+    );
+    let slow = workspace
+        .post("/exec", json!({"command": "sleep 60", "timeout_seconds": 0.2}))
+        .await
+        .json();
+    assert_eq!((&slow["timed_out"], &slow["exit_code"]), (&json!(true), &json!(143)));
+    let bytes = workspace.run("printf 'a\\377'").await;
+    assert_eq!(
+        (&bytes["stdout"], &bytes["stdout_encoding"]),
+        (&json!("Yf8="), &json!("base64"))
+    );
+    let long = workspace.run("yes | head -c 3000000").await;
+    assert_eq!(long["stdout"].as_str().unwrap().len(), 1024 * 1024);
+    assert_eq!(long["stdout_truncated"], true);
+}
+
+#[tokio::test]
+async fn a_request_says_where_as_whom_and_with_what() {
+    let workspace = Workspace::start().await;
+    let body = json!({"argv": ["/bin/sh", "-c", "pwd; id -u; echo $A; cat"], "cwd": "/tmp", "user": "worker",
+        "env": {"A": "x y"}, "stdin": "given"});
+    let result = workspace.post("/exec", body).await.expect_status(200).json();
+    assert_eq!(result["stdout"], "/tmp\n1000\nx y\ngiven", "{result}");
+    let nothing = workspace
+        .post("/exec", json!({"argv": ["cat"]}))
+        .await
+        .expect_status(200)
+        .json();
+    assert_eq!((&nothing["stdout"], &nothing["exit_code"]), (&json!(""), &json!(0)));
+    let terminal = json!({"command": "test -t 0 && test -t 1 && stty size", "pty": true, "cols": 99, "rows": 33});
+    let terminal = workspace.post("/exec", terminal).await.expect_status(200).json();
+    assert_eq!(terminal["stdout"], "33 99\r\n", "{terminal}");
+}
+
+#[tokio::test]
+async fn a_stream_begins_with_start_ends_with_exit_and_loses_nothing() {
+    let workspace = Workspace::start().await;
+    let command = "printf 'a\\342'; sleep 0.1; printf '\\202\\254b'; echo err >&2; exit 3";
+    let events = events(&workspace, json!({"command": command})).await;
+    assert_eq!(events[0]["type"], "start");
+    assert!(events[0]["pid"].as_u64().unwrap() > 1);
+    let text: String = events
+        .iter()
+        .filter(|event| event["type"] == "stdout")
+        .map(|event| event["data"].as_str().unwrap())
+        .collect();
+    assert_eq!(text, "a\u{20ac}b");
+    assert!(
+        events
+            .iter()
+            .all(|event| event.get("encoding").is_none_or(|encoding| encoding == "utf-8"))
+    );
+    let last = events.last().unwrap();
+    assert_eq!(
+        (&last["type"], &last["exit_code"], &last["stdout_bytes"]),
+        (&json!("exit"), &json!(3), &json!(5))
+    );
+}
+
+#[tokio::test]
+async fn what_cannot_be_started_is_a_status_also_for_a_stream() {
+    let workspace = Workspace::start().await;
+    let call = workspace
+        .server
+        .call("POST", &workspace.path("/exec"))
+        .header("accept", "text/event-stream");
+    call.json(&json!({"argv": ["/none"]}))
+        .send()
+        .await
+        .expect_error(400, "exec_not_started");
+}
+
+#[tokio::test]
+async fn a_detached_process_is_written_to_read_signalled_and_removed() {
+    let workspace = Workspace::start().await;
+    let started = workspace
+        .post("/exec", json!({"command": "cat; sleep 600", "detach": true}))
+        .await;
+    let id = started.expect_status(202).json()["exec_id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let state = workspace.get(&format!("/exec/{id}")).await.expect_status(200).json();
+    assert_eq!(
+        (&state["state"], &state["command"]),
+        (&json!("running"), &json!("cat; sleep 600"))
+    );
+    let stdin = |rest: &str, body: &'static str| {
+        let call = workspace
+            .server
+            .call("POST", &workspace.path(&format!("/exec/{id}/stdin{rest}")));
+        call.body("application/octet-stream", body).send()
+    };
+    stdin("", "one\n").await.expect_status(200);
+    stdin("?eof=true", "two\n").await.expect_status(200);
+    let limit = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    let output = loop {
+        let output = workspace.get(&format!("/exec/{id}/output?offset=2")).await;
+        if output.expect_status(200).body.len() == 6 {
+            break output;
+        }
+        assert!(std::time::Instant::now() < limit, "{output:?}");
+    };
+    assert_eq!(
+        (output.text().as_str(), output.header("x-next-offset")),
+        ("e\ntwo\n", "8")
+    );
+    let signal = workspace
+        .post(&format!("/exec/{id}/signal"), json!({"signal": "SIGTERM"}))
+        .await;
+    signal.expect_status(200);
+    let followed = workspace.get(&format!("/exec/{id}/output?follow=true")).await;
+    assert_eq!(followed.expect_status(200).text(), "one\ntwo\n");
+    let state = workspace.get(&format!("/exec/{id}")).await.json();
+    assert_eq!(
+        (&state["state"], &state["exit_code"], &state["signal"]),
+        (&json!("exited"), &json!(143), &json!("SIGTERM"))
+    );
+    workspace
+        .post(&format!("/exec/{id}/signal"), json!({"signal": "TERM"}))
+        .await
+        .expect_error(409, "conflict");
+    let listed = workspace.get("/exec").await.expect_status(200).json();
+    assert!(
+        listed["items"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|item| item["exec_id"] == id.as_str())
+    );
+    let delete = || {
+        workspace
+            .server
+            .call("DELETE", &workspace.path(&format!("/exec/{id}")))
+            .send()
+    };
+    delete().await.expect_status(204);
+    delete().await.expect_error(404, "not_found");
+}
+
+#[tokio::test]
+async fn an_idempotency_key_runs_a_command_once() {
+    let workspace = Workspace::start().await;
+    let call = |command: &str| {
+        let call = workspace
+            .server
+            .call("POST", &workspace.path("/exec"))
+            .header("idempotency-key", "once");
+        call.json(&json!({"command": command})).send()
+    };
+    let first = call("echo x >> ran; cat ran").await.expect_status(200).json();
+    let second = call("echo x >> ran; cat ran").await.expect_status(200).json();
+    assert_eq!(
+        (&first["exec_id"], &first["stdout"]),
+        (&second["exec_id"], &second["stdout"])
+    );
+    assert_eq!(workspace.output_of("cat ran").await, "x\n");
+    call("something else").await.expect_error(422, "idempotency_key_reused");
+}
+
+#[tokio::test]
+async fn a_stream_whose_bridge_dies_ends_with_an_error() {
+    let workspace = Workspace::start().await;
+    let call = workspace
+        .server
+        .call("POST", &workspace.path("/exec"))
+        .header("accept", "text/event-stream");
+    let mut response = call.json(&json!({"command": "echo begun; sleep 600"})).open().await;
+    let mut text = String::new();
+    while !text.contains("begun") {
+        text.push_str(&String::from_utf8(response.chunk().await.unwrap().unwrap().to_vec()).unwrap());
+    }
+    workspace
+        .server
+        .runtime()
+        .kill_process_one(&workspace.bot.parse().unwrap())
+        .unwrap();
+    while let Some(piece) = response.chunk().await.unwrap() {
+        text.push_str(&String::from_utf8(piece.to_vec()).unwrap());
+    }
+    let last = text.lines().rfind(|line| line.starts_with("data:")).unwrap();
+    assert!(
+        last.contains("\"type\":\"error\"") && last.contains("bridge_unavailable"),
+        "{text}"
+    );
+}

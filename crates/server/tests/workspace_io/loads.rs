@@ -1,0 +1,102 @@
+//! Much of it: ten thousand processes, and a file larger than anybody may hold.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use serde_json::json;
+
+use crate::Workspace;
+
+const EXECS: usize = 10_000;
+const AT_A_TIME: usize = 50;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_thousand_execs_have_their_own_codes_and_outputs() {
+    let workspace = Arc::new(Workspace::start().await);
+    let runs = futures::stream::iter(0..EXECS).map(|number| {
+        let workspace = Arc::clone(&workspace);
+        async move {
+            let code = number % 256;
+            let argv = [
+                "/bin/sh",
+                "-c",
+                &format!("echo out-{number}; echo err-{number} >&2; exit {code}"),
+            ];
+            let answer = workspace.post("/exec", json!({"argv": argv})).await;
+            let result = answer.expect_status(200).json();
+            assert_eq!(result["exit_code"], code, "{result}");
+            assert_eq!(result["stdout"], format!("out-{number}\n"), "{result}");
+            assert_eq!(result["stderr"], format!("err-{number}\n"), "{result}");
+        }
+    });
+    runs.buffer_unordered(AT_A_TIME).collect::<Vec<()>>().await;
+    let zombies = workspace.output_of("ps -o stat | grep -c '^Z' || true").await;
+    assert_eq!(zombies, "0\n");
+}
+
+const LARGE_BYTES: u64 = 2 << 30;
+const PIECE_BYTES: usize = 1 << 20;
+
+/// Resident memory of this process, which is server and client at once, in bytes.
+fn resident_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_of_two_gibibytes_goes_up_and_down_in_little_memory() {
+    let workspace = Workspace::start().await;
+    let client = reqwest::Client::new();
+    let key = workspace.server.admin_key().to_owned();
+    let url = |route: &str| format!("{}{}", workspace.server.url(), workspace.path(route));
+    let piece = bytes::Bytes::from(vec![0x5a_u8; PIECE_BYTES]);
+    let up = || {
+        let piece = piece.clone();
+        let count = LARGE_BYTES / PIECE_BYTES as u64;
+        let pieces = futures::stream::iter((0..count).map(move |_| Ok::<_, std::io::Error>(piece.clone())));
+        client
+            .put(url("/fs/upload?path=/data/large"))
+            .bearer_auth(&key)
+            .body(reqwest::Body::wrap_stream(pieces))
+    };
+    workspace.output_of("true").await;
+    let (mut peak, idle, begun) = (0, resident_bytes(), Instant::now());
+    let watch = async {
+        loop {
+            peak = peak.max(resident_bytes());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let transfer = async {
+        let answer = up().send().await.unwrap();
+        assert_eq!(answer.json::<serde_json::Value>().await.unwrap()["size"], LARGE_BYTES);
+        let down = client
+            .get(url("/fs/download?path=/data/large"))
+            .bearer_auth(&key)
+            .send()
+            .await
+            .unwrap();
+        assert_eq!(down.content_length(), Some(LARGE_BYTES));
+        let mut bytes = down.bytes_stream();
+        let mut received = 0;
+        while let Some(piece) = bytes.next().await {
+            let piece = piece.unwrap();
+            assert!(piece.iter().all(|byte| *byte == 0x5a));
+            received += piece.len() as u64;
+        }
+        assert_eq!(received, LARGE_BYTES);
+    };
+    tokio::select! {
+        () = watch => {}
+        () = transfer => {}
+    }
+    let grown = peak.saturating_sub(idle);
+    println!(
+        "up and down in {:?}, memory grew by {} KiB",
+        begun.elapsed(),
+        grown / 1024
+    );
+    assert!(grown < 32 << 20, "memory grew by {grown} bytes");
+}

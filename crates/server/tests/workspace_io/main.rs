@@ -1,0 +1,52 @@
+//! Files, processes and terminals of a workspace over real HTTP: a real bridge and real processes below.
+//! One binary, so that it is linked once.
+
+mod downloads;
+mod execs;
+mod files;
+mod loads;
+mod refusals;
+mod terminals;
+mod uploads;
+
+use serde_json::{Value, json};
+use skep_testkit::server::{Answer, TestServer};
+
+/// A server with one running workspace.
+pub struct Workspace {
+    pub server: TestServer,
+    pub bot: String,
+}
+
+impl Workspace {
+    pub async fn start() -> Self {
+        let server = TestServer::start().await;
+        let bot = server.bot_with_workspace().await;
+        Self { server, bot }
+    }
+
+    pub fn path(&self, rest: &str) -> String {
+        format!("/bots/{}/container{rest}", self.bot)
+    }
+
+    pub async fn get(&self, rest: &str) -> Answer {
+        self.server.call("GET", &self.path(rest)).send().await
+    }
+
+    pub async fn post(&self, rest: &str, body: Value) -> Answer {
+        self.server.call("POST", &self.path(rest)).json(&body).send().await
+    }
+
+    /// The result of a command that must be started.
+    pub async fn run(&self, command: &str) -> Value {
+        let answer = self.post("/exec", json!({"command": command})).await;
+        answer.expect_status(200).json()
+    }
+
+    /// What a command that must end well wrote to stdout.
+    pub async fn output_of(&self, command: &str) -> String {
+        let result = self.run(command).await;
+        assert_eq!(result["exit_code"], 0, "{command}: {result}");
+        result["stdout"].as_str().unwrap().to_owned()
+    }
+}

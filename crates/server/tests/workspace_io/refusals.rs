@@ -1,0 +1,202 @@
+//! What is wrong is said with a status and a code, and never with a 500.
+
+use serde_json::json;
+
+use crate::Workspace;
+
+#[tokio::test]
+async fn each_wrong_path_has_its_status() {
+    let workspace = Workspace::start().await;
+    workspace
+        .output_of("echo x > file; mkdir -p dir/sub; mkfifo pipe")
+        .await;
+    let long = format!("/data/{}", "n".repeat(300));
+    let longer = "/x".repeat(3000);
+    for (route, status, code) in [
+        ("/fs?path=/data/none".to_owned(), 404, "not_found"),
+        ("/fs?path=/data/file/below".to_owned(), 400, "invalid_path"),
+        (format!("/fs?path={long}"), 400, "invalid_path"),
+        (format!("/fs?path={longer}"), 400, "invalid_path"),
+        ("/fs?path=/a%00b".to_owned(), 400, "invalid_path"),
+        ("/fs/list?path=/data/none".to_owned(), 404, "not_found"),
+        ("/fs/list?path=/data/file".to_owned(), 400, "invalid_path"),
+        ("/fs/list?path=/data&limit=x".to_owned(), 400, "invalid_argument"),
+        ("/fs/read".to_owned(), 400, "invalid_path"),
+        ("/fs/read?path=/data/dir".to_owned(), 400, "invalid_path"),
+        ("/fs/read?path=/data/pipe".to_owned(), 400, "invalid_path"),
+        ("/fs/read?path=/data/none".to_owned(), 404, "not_found"),
+        (
+            "/fs/read?path=/data/file&encoding=latin1".to_owned(),
+            400,
+            "invalid_argument",
+        ),
+        ("/fs/read?path=/data/file&n_lines=0".to_owned(), 400, "invalid_argument"),
+        ("/fs/download".to_owned(), 400, "invalid_path"),
+        ("/fs/download?path=/data/pipe".to_owned(), 400, "invalid_path"),
+        ("/fs/download?path=/data/none".to_owned(), 404, "not_found"),
+        ("/fs/archive?path=/data/none".to_owned(), 404, "not_found"),
+        ("/fs/search?path=/data&pattern=x".to_owned(), 501, "unsupported"),
+        ("/fs/watch?path=/data".to_owned(), 501, "unsupported"),
+        ("/exec/none".to_owned(), 404, "not_found"),
+        ("/exec/a%20b".to_owned(), 400, "invalid_id"),
+        ("/exec/none/output".to_owned(), 404, "not_found"),
+    ] {
+        let message = workspace.get(&route).await.expect_error(status, code);
+        assert!(!message.is_empty(), "{route}");
+    }
+}
+
+#[tokio::test]
+async fn each_wrong_body_has_its_status() {
+    let workspace = Workspace::start().await;
+    workspace.output_of("echo x > file; mkdir -p dir/sub").await;
+    let big = "x".repeat(16 * 1024 * 1024 + 1);
+    for (route, body, status, code) in [
+        ("/fs/write", json!({"content": "x"}), 400, "invalid_path"),
+        (
+            "/fs/write",
+            json!({"path": "/data/dir", "content": "x"}),
+            400,
+            "invalid_path",
+        ),
+        (
+            "/fs/write",
+            json!({"path": "/data/file/x", "content": "x"}),
+            400,
+            "invalid_path",
+        ),
+        (
+            "/fs/write",
+            json!({"path": "/data/f", "content": "%", "encoding": "base64"}),
+            400,
+            "invalid_argument",
+        ),
+        (
+            "/fs/write",
+            json!({"path": "/data/f", "content": "", "encoding": "utf-16"}),
+            400,
+            "invalid_body",
+        ),
+        (
+            "/fs/write",
+            json!({"path": "/data/f", "content": "", "mode": "rwx"}),
+            400,
+            "invalid_argument",
+        ),
+        ("/fs/write", json!({"path": 5}), 400, "invalid_body"),
+        (
+            "/fs/write",
+            json!({"path": "/data/f", "content": big}),
+            413,
+            "body_too_large",
+        ),
+        ("/fs/mkdir", json!({}), 400, "invalid_path"),
+        ("/fs/mkdir", json!({"path": "/data/file"}), 400, "invalid_path"),
+        ("/fs/mkdir", json!({"path": "/data/file/x"}), 400, "invalid_path"),
+        ("/fs/delete", json!({"path": " "}), 400, "invalid_path"),
+        ("/fs/rename", json!({"oldPath": "/data/file"}), 400, "invalid_path"),
+        (
+            "/fs/rename",
+            json!({"oldPath": "/data/file", "newPath": "/data/dir"}),
+            400,
+            "invalid_path",
+        ),
+        (
+            "/fs/copy",
+            json!({"from": "/data/none", "to": "/data/y"}),
+            404,
+            "not_found",
+        ),
+        (
+            "/fs/chmod",
+            json!({"path": "/data/file", "mode": "9"}),
+            400,
+            "invalid_argument",
+        ),
+        (
+            "/fs/chmod",
+            json!({"path": "/data/none", "mode": "0644"}),
+            404,
+            "not_found",
+        ),
+        ("/fs/extract", json!({"path": "/data/x.zip"}), 501, "unsupported"),
+        ("/fs/archive", json!({"paths": []}), 501, "unsupported"),
+        ("/exec", json!({}), 400, "invalid_argument"),
+        ("/exec", json!({"command": "x", "argv": ["x"]}), 400, "invalid_argument"),
+        (
+            "/exec",
+            json!({"command": "x", "timeout_seconds": -1}),
+            400,
+            "invalid_argument",
+        ),
+        (
+            "/exec",
+            json!({"command": "x", "timeout_seconds": 90000}),
+            400,
+            "invalid_argument",
+        ),
+        (
+            "/exec",
+            json!({"command": "x", "env": {"A=B": "c"}}),
+            400,
+            "invalid_argument",
+        ),
+        ("/exec", json!({"command": "x\u{0}"}), 400, "invalid_argument"),
+        ("/exec", json!({"command": "x", "snapshot": true}), 501, "unsupported"),
+        ("/exec", json!({"argv": ["/no/such/program"]}), 400, "exec_not_started"),
+        (
+            "/exec",
+            json!({"command": "true", "cwd": "/no/such/directory"}),
+            400,
+            "exec_not_started",
+        ),
+        (
+            "/exec",
+            json!({"command": "true", "user": "nobody-knows"}),
+            400,
+            "exec_not_started",
+        ),
+        ("/exec/none/signal", json!({"signal": "SIGTERM"}), 404, "not_found"),
+        (
+            "/exec/none/signal",
+            json!({"signal": "SIGNONE"}),
+            400,
+            "invalid_argument",
+        ),
+        (
+            "/exec/none/resize",
+            json!({"cols": 0, "rows": 5}),
+            400,
+            "invalid_argument",
+        ),
+        ("/exec/none/resize", json!({"cols": 5, "rows": 5}), 404, "not_found"),
+    ] {
+        let answer = workspace.post(route, body.clone()).await;
+        assert_eq!(answer.status, status, "{route}: {}", answer.text());
+        answer.expect_error(status, code);
+    }
+}
+
+#[tokio::test]
+async fn a_stopped_workspace_is_told_or_started() {
+    let workspace = Workspace::start().await;
+    workspace.post("/stop", json!({})).await.expect_status(200);
+    workspace.get("/fs").await.expect_error(409, "workspace_stopped");
+    workspace
+        .post("/exec", json!({"command": "true"}))
+        .await
+        .expect_error(409, "workspace_stopped");
+    let terminal = workspace.get("/terminal").await.expect_status(200).json();
+    assert_eq!(terminal["available"], false);
+    workspace.get("/fs?start=true").await.expect_status(200);
+    let terminal = workspace.get("/terminal").await.expect_status(200).json();
+    assert_eq!(terminal, json!({"available": true, "shell": "/bin/sh"}));
+}
+
+#[tokio::test]
+async fn files_and_execs_go_on_while_the_runtime_is_away() {
+    let workspace = Workspace::start().await;
+    workspace.server.runtime().go_away();
+    assert_eq!(workspace.output_of("echo here").await, "here\n");
+    workspace.get("/fs").await.expect_status(200);
+}

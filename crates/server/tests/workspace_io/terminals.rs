@@ -1,0 +1,150 @@
+//! Terminals over their socket.
+
+use std::time::Duration;
+
+use futures::{SinkExt, StreamExt};
+use serde_json::json;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::{Error, Message};
+
+use crate::Workspace;
+
+type Socket = tokio_tungstenite::WebSocketStream<tokio_tungstenite::MaybeTlsStream<tokio::net::TcpStream>>;
+
+async fn connect(workspace: &Workspace, query: &str, origin: Option<&str>) -> Result<Socket, Error> {
+    let url = format!(
+        "{}{}",
+        workspace.server.url(),
+        workspace.path(&format!("/terminal/ws{query}"))
+    );
+    let mut request = url.replace("http://", "ws://").into_client_request().unwrap();
+    let key = format!("Bearer {}", workspace.server.admin_key());
+    request.headers_mut().insert("authorization", key.parse().unwrap());
+    if let Some(origin) = origin {
+        request.headers_mut().insert("origin", origin.parse().unwrap());
+    }
+    tokio_tungstenite::connect_async(request)
+        .await
+        .map(|(socket, _)| socket)
+}
+
+/// What the terminal shows until it has shown `until`.
+async fn read_until(socket: &mut Socket, until: &str) -> String {
+    let mut shown = String::new();
+    while !shown.contains(until) {
+        let frame = tokio::time::timeout(Duration::from_secs(10), socket.next()).await;
+        match frame {
+            Ok(Some(Ok(Message::Binary(bytes)))) => shown.push_str(&String::from_utf8_lossy(&bytes)),
+            Ok(Some(Ok(Message::Ping(_) | Message::Pong(_)))) => {}
+            other => panic!("{other:?} in place of {until:?}, after {shown:?}"),
+        }
+    }
+    shown
+}
+
+async fn read_close(socket: &mut Socket) -> (u16, String) {
+    loop {
+        let frame = tokio::time::timeout(Duration::from_secs(10), socket.next()).await;
+        match frame {
+            Ok(Some(Ok(Message::Close(Some(close))))) => return (close.code.into(), close.reason.to_string()),
+            Ok(Some(Ok(_))) => {}
+            other => panic!("{other:?} in place of a close frame"),
+        }
+    }
+}
+
+async fn type_line(socket: &mut Socket, line: &str) {
+    socket
+        .send(Message::Binary(format!("{line}\n").into_bytes().into()))
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_shell_takes_keystrokes_and_sizes_and_tells_its_end() {
+    let workspace = Workspace::start().await;
+    let mut socket = connect(&workspace, "?cols=101&rows=31", None).await.unwrap();
+    type_line(&mut socket, "echo begin-$TERM; stty size; pwd").await;
+    let shown = read_until(&mut socket, "/data\r\n").await;
+    assert!(
+        shown.contains("begin-xterm-256color\r\n") && shown.contains("31 101\r\n"),
+        "{shown}"
+    );
+    socket.send(Message::Text("nonsense".into())).await.unwrap();
+    socket
+        .send(Message::Text(r#"{"type":"resize","cols":55,"rows":22}"#.into()))
+        .await
+        .unwrap();
+    type_line(
+        &mut socket,
+        "until test \"$(stty size)\" = '22 55'; do sleep 0.05; done; echo resized",
+    )
+    .await;
+    read_until(&mut socket, "\nresized\r\n").await;
+    type_line(&mut socket, "exit 9").await;
+    assert_eq!(read_close(&mut socket).await, (1000, "exit 9".to_owned()));
+}
+
+#[tokio::test]
+async fn closing_the_window_ends_the_shells_processes() {
+    let workspace = Workspace::start().await;
+    let mut socket = connect(&workspace, "", None).await.unwrap();
+    type_line(
+        &mut socket,
+        "(trap '' HUP TERM; exec sleep 7777) & sleep 7777 & echo started",
+    )
+    .await;
+    read_until(&mut socket, "started\r\n").await;
+    socket.close(None).await.unwrap();
+    let limit = std::time::Instant::now() + Duration::from_secs(10);
+    while workspace.run("pgrep -f 'sleep 777[7]'").await["exit_code"] == 0 {
+        assert!(std::time::Instant::now() < limit, "processes of the terminal live on");
+    }
+}
+
+#[tokio::test]
+async fn a_window_opens_on_a_detached_process_with_a_terminal() {
+    let workspace = Workspace::start().await;
+    let body = json!({"command": "read x; echo got-$x; exit 4", "detach": true, "pty": true});
+    let started = workspace.post("/exec", body).await.expect_status(202).json();
+    let id = started["exec_id"].as_str().unwrap();
+    let mut socket = connect(&workspace, &format!("?exec_id={id}"), None).await.unwrap();
+    type_line(&mut socket, "it").await;
+    read_until(&mut socket, "got-it\r\n").await;
+    assert_eq!(read_close(&mut socket).await, (1000, "exit 4".to_owned()));
+}
+
+#[tokio::test]
+async fn a_lost_bridge_closes_the_window_with_1011() {
+    let workspace = Workspace::start().await;
+    let mut socket = connect(&workspace, "", None).await.unwrap();
+    type_line(&mut socket, "echo up").await;
+    read_until(&mut socket, "up\r\n").await;
+    workspace
+        .server
+        .runtime()
+        .kill_process_one(&workspace.bot.parse().unwrap())
+        .unwrap();
+    assert_eq!(read_close(&mut socket).await.0, 1011);
+}
+
+#[tokio::test]
+async fn refusals_come_before_the_upgrade() {
+    let workspace = Workspace::start().await;
+    let status_of = |outcome: Result<Socket, Error>| match outcome {
+        Err(Error::Http(response)) => response.status().as_u16(),
+        other => panic!("not refused: {:?}", other.map(|_| ())),
+    };
+    assert_eq!(
+        status_of(connect(&workspace, "", Some("https://evil.example")).await),
+        403
+    );
+    assert_eq!(status_of(connect(&workspace, "?exec_id=none", None).await), 404);
+    assert_eq!(status_of(connect(&workspace, "?session=x", None).await), 501);
+    connect(&workspace, "?cols=x&rows=0", Some(&workspace.server.url()))
+        .await
+        .unwrap();
+    workspace.post("/stop", json!({})).await.expect_status(200);
+    assert_eq!(status_of(connect(&workspace, "", None).await), 409);
+    workspace.get("/terminal/ws").await.expect_status(400);
+}

@@ -1,0 +1,127 @@
+//! Files as they come in.
+
+use futures::StreamExt;
+use serde_json::json;
+
+use crate::Workspace;
+
+const BOUNDARY: &str = "multipart/form-data; boundary=cut";
+
+fn part(name: &str, file: Option<&str>, content: &str) -> String {
+    let file = file.map(|file| format!("; filename=\"{file}\"")).unwrap_or_default();
+    format!("--cut\r\nContent-Disposition: form-data; name=\"{name}\"{file}\r\n\r\n{content}\r\n")
+}
+
+async fn form(workspace: &Workspace, parts: &[String]) -> skep_testkit::server::Answer {
+    let body = format!("{}--cut--\r\n", parts.concat());
+    let call = workspace.server.call("POST", &workspace.path("/fs/upload"));
+    call.body(BOUNDARY, body).send().await
+}
+
+#[tokio::test]
+async fn the_parts_of_a_form_come_in_any_order() {
+    let workspace = Workspace::start().await;
+    let (path, file) = (part("path", None, "/data/up/a"), part("file", Some("x.txt"), "content"));
+    for parts in [[path.clone(), file.clone()], [file.clone(), path.clone()]] {
+        let answer = form(&workspace, &parts).await;
+        assert_eq!(
+            answer.expect_status(200).json(),
+            json!({"path": "/data/up/a", "size": 7})
+        );
+        let seen = workspace
+            .output_of("cat up/a; stat -c ' %a' up/a; rm up/a; ls -A /tmp /data")
+            .await;
+        assert_eq!(seen, "content 644\n/data:\nup\n\n/tmp:\n");
+    }
+}
+
+#[tokio::test]
+async fn several_files_go_into_a_directory() {
+    let workspace = Workspace::start().await;
+    let files = [
+        part("file", Some("a"), "1"),
+        part("file", Some("../b"), "22"),
+        part("path", None, "/data/d/"),
+    ];
+    let answer = form(&workspace, &files).await.expect_status(200).json();
+    let wanted = json!({"files": [{"path": "/data/d/a", "size": 1}, {"path": "/data/d/b", "size": 2}]});
+    assert_eq!(answer, wanted);
+    let one = form(
+        &workspace,
+        &[part("path", None, "/data/d/"), part("file", Some("c"), "")],
+    )
+    .await;
+    assert_eq!(one.expect_status(200).json(), json!({"path": "/data/d/c", "size": 0}));
+    let no_directory = [
+        part("path", None, "/data/one"),
+        part("file", Some("a"), "1"),
+        part("file", Some("b"), "2"),
+    ];
+    form(&workspace, &no_directory).await.expect_error(400, "invalid_path");
+}
+
+#[tokio::test]
+async fn an_incomplete_form_is_refused_and_leaves_nothing() {
+    let workspace = Workspace::start().await;
+    let message = form(&workspace, &[part("file", Some("a"), "1")])
+        .await
+        .expect_error(400, "invalid_path");
+    assert_eq!(message, "path is required");
+    let message = form(&workspace, &[part("path", None, "/data/x")])
+        .await
+        .expect_error(400, "invalid_body");
+    assert_eq!(message, "file is required");
+    let call = workspace.server.call("POST", &workspace.path("/fs/upload"));
+    call.body("text/plain", "x")
+        .send()
+        .await
+        .expect_error(400, "invalid_body");
+    let broken = workspace.server.call("POST", &workspace.path("/fs/upload"));
+    let broken = broken
+        .body(BOUNDARY, part("path", None, "/data/x") + "--cut\r\nContent-Disp")
+        .send()
+        .await;
+    broken.expect_error(400, "invalid_body");
+    assert_eq!(workspace.output_of("ls -A /tmp /data").await, "/data:\n\n/tmp:\n");
+}
+
+#[tokio::test]
+async fn a_raw_upload_keeps_or_sets_the_mode_and_an_empty_one_is_an_empty_file() {
+    let workspace = Workspace::start().await;
+    let put = |rest: &str, body: &'static str| {
+        let call = workspace
+            .server
+            .call("PUT", &workspace.path(&format!("/fs/upload?path={rest}")));
+        call.body("application/octet-stream", body).send()
+    };
+    let new = put("/data/n/f", "abc").await;
+    assert_eq!(new.expect_status(200).json(), json!({"path": "/data/n/f", "size": 3}));
+    put("/data/run&mode=755", "x").await.expect_status(200);
+    put("/data/run", "").await.expect_status(200);
+    assert_eq!(workspace.output_of("stat -c '%a %s' n/f run").await, "644 3\n755 0\n");
+    put("/data/n", "x").await.expect_error(400, "invalid_path");
+    put("/data/n/", "x").await.expect_error(400, "invalid_path");
+    put("", "x").await.expect_error(400, "invalid_path");
+}
+
+#[tokio::test]
+async fn an_aborted_upload_leaves_the_old_file() {
+    let workspace = Workspace::start().await;
+    workspace.output_of("echo old > f").await;
+    let pieces = futures::stream::iter((0..20).map(|_| Ok(vec![b'x'; 100_000])));
+    let broken = pieces.chain(futures::stream::once(async { Err(std::io::Error::other("gone")) }));
+    let client = reqwest::Client::new();
+    let url = format!(
+        "{}{}",
+        workspace.server.url(),
+        workspace.path("/fs/upload?path=/data/f")
+    );
+    let request = client.put(url).bearer_auth(workspace.server.admin_key());
+    let sent = request.body(reqwest::Body::wrap_stream(broken)).send().await;
+    assert!(sent.is_err(), "the upload was not aborted");
+    let limit = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while workspace.output_of("ls -A").await != "f\n" {
+        assert!(std::time::Instant::now() < limit, "a temporary file was left");
+    }
+    assert_eq!(workspace.output_of("cat f").await, "old\n");
+}
