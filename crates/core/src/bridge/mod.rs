@@ -7,6 +7,8 @@
 
 mod connect;
 mod error;
+#[cfg(test)]
+mod hostile_tests;
 mod pool;
 
 pub(crate) use error::sentence;

@@ -11,7 +11,7 @@ use skep_bridge_protocol::bridgepb::container_service_client::ContainerServiceCl
 use skep_bridge_protocol::workspace::workspace_client::WorkspaceClient;
 use skep_bridge_protocol::workspace::{InfoRequest, InfoResponse};
 use skep_names::BotId;
-use skep_runtime::{Runtime, RuntimeError};
+use skep_runtime::{BridgeEndpoint, Runtime, RuntimeError};
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, timeout, timeout_at};
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -146,22 +146,27 @@ impl BridgePool {
             RuntimeError::NotFound { .. } => BridgeError::Unreachable("it does not run".to_owned()),
             other => BridgeError::Unreachable(other.to_string()),
         })?;
-        let gone = Arc::new(AtomicBool::new(false));
-        let wire = timeout(CONNECT_WITHIN, connect(&endpoint, Arc::clone(&gone)))
-            .await
-            .map_err(|_| BridgeError::late("the connection"))?
-            .map_err(|error| BridgeError::Unreachable(error.to_string()))?;
-        let channel = timeout(CONNECT_WITHIN, channel_over(wire))
-            .await
-            .map_err(|_| BridgeError::late("the handshake"))?
-            .map_err(|_| BridgeError::Unreachable("the handshake failed".to_owned()))?;
-        let kind = ask_kind(&channel).await?;
-        Ok(Arc::new(Connection { channel, gone, kind }))
+        connection_to(&endpoint).await
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<BotId, Arc<Slot>>> {
         self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Connects, shakes hands and asks what the other end is.
+async fn connection_to(endpoint: &BridgeEndpoint) -> BridgeResult<Arc<Connection>> {
+    let gone = Arc::new(AtomicBool::new(false));
+    let wire = timeout(CONNECT_WITHIN, connect(endpoint, Arc::clone(&gone)))
+        .await
+        .map_err(|_| BridgeError::late("the connection"))?
+        .map_err(|error| BridgeError::Unreachable(error.to_string()))?;
+    let channel = timeout(CONNECT_WITHIN, channel_over(wire))
+        .await
+        .map_err(|_| BridgeError::late("the handshake"))?
+        .map_err(|_| BridgeError::Unreachable("the handshake failed".to_owned()))?;
+    let kind = ask_kind(&channel).await?;
+    Ok(Arc::new(Connection { channel, gone, kind }))
 }
 
 /// A channel over this one stream: when the stream ends, the channel is dead and the pool makes another.
@@ -205,6 +210,13 @@ impl Connection {
 }
 
 impl Bridge {
+    /// A bridge at a place that a test chose.
+    #[cfg(test)]
+    pub(crate) async fn at(endpoint: &BridgeEndpoint) -> BridgeResult<Self> {
+        let connection = connection_to(endpoint).await?;
+        Ok(Self { connection })
+    }
+
     /// The version the bridge tells; `None` for one that has the reference's service alone.
     pub fn version(&self) -> Option<&str> {
         match &self.connection.kind {
