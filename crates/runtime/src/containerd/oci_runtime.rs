@@ -75,9 +75,12 @@ async fn probe(crun: &Path, cgroup_parent: &str) -> Result<(), String> {
         .tempdir()
         .map_err(|error| format!("making a bundle failed: {error}"))?;
     let id = format!("skep-probe-{}", uuid::Uuid::new_v4());
-    let written = std::fs::create_dir(bundle.path().join("rootfs")).and_then(|()| {
+    // crun opens the directories that it mounts on or makes device nodes in.
+    let rootfs = bundle.path().join("rootfs");
+    let directories = ["dev", "proc"].map(|name| std::fs::create_dir_all(rootfs.join(name)));
+    let written = directories.into_iter().collect::<Result<(), _>>().and_then(|()| {
         // crun looks whether process 1 could be executed, and executes it only at `start`.
-        let process = bundle.path().join("rootfs/probe");
+        let process = rootfs.join("probe");
         std::fs::write(&process, "")?;
         std::fs::set_permissions(&process, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
         let text = probe_specification(&format!("{cgroup_parent}/{id}")).to_string();
