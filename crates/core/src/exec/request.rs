@@ -74,6 +74,8 @@ pub struct ExecRequest {
     pub terminal: Option<TerminalSize>,
     /// Name, uid, `name:group` or `uid:gid`; `None`: root.
     pub user: Option<String>,
+    /// Bytes of each output that are kept, the oldest dropped; 0: the bridge's default.
+    pub log_bytes: u64,
     /// What a lost stream means.
     pub when_stream_ends: WhenStreamEnds,
 }
@@ -89,6 +91,7 @@ impl ExecRequest {
             timeout: None,
             terminal: None,
             user: None,
+            log_bytes: 0,
             when_stream_ends: WhenStreamEnds::GoesOn,
         }
     }
@@ -157,7 +160,7 @@ impl ExecRequest {
             rows: u32::from(size.rows),
             user: self.user.unwrap_or_default(),
             stdin,
-            log_bytes: 0,
+            log_bytes: self.log_bytes,
             end_with_stream: ends,
             command,
             stdin_data,

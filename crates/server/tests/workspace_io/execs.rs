@@ -199,7 +199,7 @@ async fn a_stream_whose_bridge_dies_ends_with_an_error() {
     let mut response = call.json(&json!({"command": "echo begun; sleep 600"})).open().await;
     let mut text = String::new();
     while !text.contains("begun") {
-        text.push_str(&String::from_utf8(response.chunk().await.unwrap().unwrap().to_vec()).unwrap());
+        text.push_str(std::str::from_utf8(&response.chunk().await.unwrap().unwrap()).unwrap());
     }
     workspace
         .server
@@ -207,7 +207,7 @@ async fn a_stream_whose_bridge_dies_ends_with_an_error() {
         .kill_process_one(&workspace.bot.parse().unwrap())
         .unwrap();
     while let Some(piece) = response.chunk().await.unwrap() {
-        text.push_str(&String::from_utf8(piece.to_vec()).unwrap());
+        text.push_str(std::str::from_utf8(&piece).unwrap());
     }
     let last = text.lines().rfind(|line| line.starts_with("data:")).unwrap();
     assert!(

@@ -62,7 +62,7 @@ async fn run(
     body: RawJsonBody<ExecRequest>,
 ) -> ApiResult<Response> {
     let detach = body.value.detach;
-    let request = wanted::request(body.value, app.config().exec.max_timeout)?;
+    let request = wanted::request(body.value, &app.config().exec)?;
     let bridge = bridge_of(&app, access.bot_id(), query.start).await?;
     let id = id_for(&app, &access, &idempotency, &body.bytes).await?;
     if detach {

@@ -120,7 +120,7 @@ async fn socket(
             let attached = terminal::attach(&bridge, id, offset)
                 .await
                 .map_err(super::files::refused)?;
-            window::Opening::Attached(attached, size)
+            window::Opening::Attached(Box::new(attached), size)
         }
         None => window::Opening::Shell(size),
     };

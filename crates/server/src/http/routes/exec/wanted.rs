@@ -8,12 +8,13 @@ use skep_core::exec::{ExecRequest, ExecStdin, LONGEST_TIMEOUT, Program, WhenStre
 use skep_core::terminal;
 
 use super::super::files::refused;
+use crate::config::ExecConfig;
 use crate::http::error::{ApiError, ApiResult};
 
 /// The time limit of what somebody waits for, when none is given.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 
-pub(super) fn request(asked: Asked, max_timeout: Duration) -> ApiResult<ExecRequest> {
+pub(super) fn request(asked: Asked, config: &ExecConfig) -> ApiResult<ExecRequest> {
     if asked.snapshot {
         return Err(ApiError::unsupported("snapshots are not in this version"));
     }
@@ -27,7 +28,7 @@ pub(super) fn request(asked: Asked, max_timeout: Duration) -> ApiResult<ExecRequ
     let timeout = match asked.timeout_seconds {
         None if leaves_open => None,
         None => Some(DEFAULT_TIMEOUT),
-        Some(seconds) => limit(seconds, max_timeout)?,
+        Some(seconds) => limit(seconds, config.max_timeout)?,
     };
     let stdin = match asked.stdin {
         None | Some(StdinRequest::Open(true)) if leaves_open => ExecStdin::Open(Bytes::new()),
@@ -43,6 +44,7 @@ pub(super) fn request(asked: Asked, max_timeout: Duration) -> ApiResult<ExecRequ
         timeout,
         terminal: asked.pty.then(|| terminal::size(asked.cols, asked.rows)),
         user: asked.user.filter(|user| !user.is_empty()),
+        log_bytes: config.log_bytes,
         when_stream_ends: WhenStreamEnds::GoesOn,
     };
     request.check().map_err(refused)?;
@@ -77,7 +79,12 @@ mod tests {
     }
 
     fn checked(asked: Asked) -> ApiResult<ExecRequest> {
-        request(asked, LONGEST_TIMEOUT)
+        let config = ExecConfig {
+            log_bytes: 1 << 20,
+            keep: LONGEST_TIMEOUT,
+            max_timeout: LONGEST_TIMEOUT,
+        };
+        request(asked, &config)
     }
 
     #[test]

@@ -34,7 +34,7 @@ pub(super) enum Opening {
     /// The workspace's shell, of this size.
     Shell(TerminalSize),
     /// A process that runs, made this size.
-    Attached(Terminal, TerminalSize),
+    Attached(Box<Terminal>, TerminalSize),
 }
 
 type Close = (u16, String);
@@ -77,7 +77,7 @@ async fn open(bridge: &Bridge, opening: Opening) -> Result<Terminal, ()> {
             if let Err(error) = exec::resize(bridge, &terminal.id, size).await {
                 tracing::debug!(%error, "the size of a terminal was not taken");
             }
-            Ok(terminal)
+            Ok(*terminal)
         }
     }
 }
