@@ -43,13 +43,18 @@ pub enum BackendError {
 pub async fn make(config: &Config, data_root: &DataRoot) -> Result<Arc<dyn Runtime>, BackendError> {
     match config.workspace.backend {
         Backend::Containerd => {
-            let runtime = ContainerdRuntime::new(containerd_config(config, data_root)?)?;
+            let runtime = make_containerd(config, data_root)?;
             for warning in runtime.network().prepare().await? {
                 tracing::warn!("{warning}");
             }
             Ok(runtime)
         }
     }
+}
+
+/// The containerd backend with its network as it is, for taking both down.
+pub fn make_containerd(config: &Config, data_root: &DataRoot) -> Result<Arc<ContainerdRuntime>, BackendError> {
+    Ok(ContainerdRuntime::new(containerd_config(config, data_root)?)?)
 }
 
 fn containerd_config(config: &Config, data_root: &DataRoot) -> Result<ContainerdConfig, BackendError> {

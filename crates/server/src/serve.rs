@@ -2,6 +2,7 @@
 
 use std::fs::{DirBuilder, OpenOptions};
 use std::io::Write;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -17,7 +18,7 @@ use crate::config::Config;
 use crate::server::{RunningServer, StartError, StartParts};
 
 /// What operations get to come to a safe step after SIGTERM.
-const GRACE: Duration = Duration::from_secs(30);
+pub const GRACE: Duration = Duration::from_secs(30);
 /// The exit code of a server that was told twice to end: 128 and SIGTERM.
 const TOLD_TWICE: i32 = 143;
 
@@ -52,6 +53,14 @@ pub enum ServeError {
 pub async fn start(config: Config) -> Result<RunningServer, ServeError> {
     let holder = format!("skep serve, process {}", std::process::id());
     let data_root = DataRoot::claim(&config.workspace.data_root, &holder)?;
+    start_in(config, data_root).await
+}
+
+/// The same in a data root that this process owns already.
+///
+/// # Errors
+/// What it lacks.
+pub async fn start_in(config: Config, data_root: DataRoot) -> Result<RunningServer, ServeError> {
     let address = config.server.addr;
     let listener = TcpListener::bind(address).await.map_err(|source| StartError::Listen {
         address: address.to_string(),
@@ -131,7 +140,7 @@ impl ServerFile {
     pub fn write(server: &RunningServer) -> Result<Self, ServeError> {
         let path = Path::new(RUN_ROOT).join("server.json");
         let text = json!({
-            "server": format!("http://{}", server.address()),
+            "server": format!("http://{}", reachable(server.address())),
             "pid": std::process::id(),
             "data_root": server.data_root().path(),
             "data_root_id": server.data_root().id(),
@@ -155,6 +164,17 @@ impl Drop for ServerFile {
             tracing::warn!(%error, path = %self.0.display(), "the file that names this server is left behind");
         }
     }
+}
+
+/// Where a client of this host reaches a server that listens on all addresses.
+fn reachable(mut address: SocketAddr) -> SocketAddr {
+    if address.ip().is_unspecified() {
+        address.set_ip(match address {
+            SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    address
 }
 
 fn write_whole(path: &Path, text: &str) -> std::io::Result<()> {
