@@ -56,6 +56,14 @@ pub(crate) struct ConfigurationFile {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Start everything on this machine: containerd, the server, a first workspace
+    Up(UpArguments),
+    /// Stop workspaces, server and our containerd on this machine; deletes nothing
+    Down(ConfigurationFile),
+    /// Run the server alone, in the foreground
+    Serve(ConfigurationFile),
+    /// Look at this machine and say what is missing
+    Doctor(ConfigurationFile),
     /// Show or check the server's configuration
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -106,6 +114,15 @@ pub(crate) enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UpArguments {
+    #[command(flatten)]
+    pub(crate) file: ConfigurationFile,
+    /// Do not make the bot `demo`
+    #[arg(long)]
+    pub(crate) no_demo: bool,
 }
 
 #[derive(Debug, Subcommand)]

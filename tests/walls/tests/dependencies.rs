@@ -30,7 +30,11 @@ const ARROWS: &[(&str, &[&str])] = &[
             "skep-bridge-binary",
         ],
     ),
-    ("skep", &["skep-names", "skep-api", "skep-server"]),
+    // Where the parts are put together: it hands a backend and a data root to the server.
+    (
+        "skep",
+        &["skep-names", "skep-api", "skep-server", "skep-runtime", "skep-store"],
+    ),
     ("skep-bridge", &["skep-names", "skep-bridge-protocol"]),
     ("skep-crun", &[]),
     (

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-pub(crate) use endpoint::{Endpoint, StoredLogin};
+pub(crate) use endpoint::{Endpoint, SERVER_FILE, ServerFile, StoredLogin};
 pub(crate) use events::{EventReader, follow_to_the_end};
 pub(crate) use naming::{Bot, all_bots, find_bot};
 
@@ -51,6 +51,16 @@ impl Client {
             .build()
             .map_err(|source| Failure::Failed(format!("cannot set up an HTTP client: {source}")))?;
         Ok(Self { http, endpoint })
+    }
+
+    /// What the server says of itself: the one answer whose 503 has the same form as its 200.
+    pub(crate) async fn readiness(&self) -> Result<Value> {
+        let answer = self
+            .request(Method::GET, "/ready")
+            .send()
+            .await
+            .map_err(|source| self.not_reachable(source))?;
+        answer.json().await.map_err(|source| self.not_reachable(source))
     }
 
     /// A request with our credential. `path` begins with `/` and is already encoded.

@@ -10,7 +10,7 @@ mod logs;
 mod operations;
 mod place;
 mod unpack;
-mod workspaces;
+pub(crate) mod workspaces;
 
 use clap::CommandFactory;
 
@@ -23,11 +23,17 @@ use crate::machine;
 pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     let Arguments { shared, command } = arguments;
     match command {
+        Command::Up(up) => machine::up::run(up).await,
+        Command::Down(file) => machine::down::run(file).await,
+        Command::Serve(file) => machine::serve::run(file).await,
+        Command::Doctor(file) => machine::doctor::run(file, shared.output).await,
         Command::Config(command) => machine::configuration::run(command, shared.output).await,
         Command::Login(login) => accounts::login(&shared, login).await,
         Command::Completion { shell } => {
-            clap_complete::generate(shell, &mut Arguments::command(), "skep", &mut std::io::stdout());
-            Ok(())
+            // Into memory first: the generator panics when its reader goes away.
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "skep", &mut script);
+            crate::output::print_text(&String::from_utf8_lossy(&script))
         }
         command => run_against_server(&shared, command).await,
     }
@@ -60,6 +66,12 @@ async fn run_against_server(shared: &Shared, command: Command) -> Result<()> {
         Command::Logs(logs) => logs::run(&client, logs).await,
         Command::Users(command) => accounts::users(&client, form, command).await,
         Command::Keys(command) => accounts::keys(&client, form, command).await,
-        Command::Config(_) | Command::Login(_) | Command::Completion { .. } => unreachable!("done by `run`"),
+        Command::Up(_)
+        | Command::Down(_)
+        | Command::Serve(_)
+        | Command::Doctor(_)
+        | Command::Config(_)
+        | Command::Login(_)
+        | Command::Completion { .. } => unreachable!("done by `run`"),
     }
 }

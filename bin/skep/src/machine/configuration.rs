@@ -1,7 +1,7 @@
 //! `skep config`: what is in force, from where, and whether it can be used.
 
 use serde_json::{Map, Value, json};
-use skep_server::config::{Config, ConfigError, Key, Setting, Settings};
+use skep_server::config::{Config, ConfigError, Key, LogConfig, Setting, Settings};
 
 use crate::arguments::{ConfigCommand, ConfigurationFile, OutputForm};
 use crate::failure::{Failure, Result};
@@ -50,6 +50,11 @@ pub(crate) fn read(file: &ConfigurationFile) -> Result<(Settings, Config)> {
     }
     let config = Config::settle(&settings).map_err(|error| whole(&error))?;
     Ok((settings, config))
+}
+
+/// Logs to standard error from now on.
+pub(super) fn start_logging(log: &LogConfig) -> Result<()> {
+    skep_server::logging::start_logging(log).map_err(|error| Failure::Usage(crate::failure::with_causes(&error)))
 }
 
 /// The error with its causes: one line, since a person has to mend it.

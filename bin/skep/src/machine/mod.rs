@@ -1,3 +1,12 @@
-//! The half that touches this host.
+//! The half that touches this host: runs the server, and all that it needs on one machine.
+//!
+//! Here the parts are put together (configuration, data root, containerd, backend, server), and here
+//! alone; none of the rules is here.
 
+mod backend;
 pub(crate) mod configuration;
+pub(crate) mod doctor;
+pub(crate) mod down;
+mod running;
+pub(crate) mod serve;
+pub(crate) mod up;

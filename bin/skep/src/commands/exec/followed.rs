@@ -20,7 +20,8 @@ const ASK_AGAIN_AT_MOST: Duration = Duration::from_secs(1);
 
 pub(super) async fn run(client: &Client, route: &str, mut body: Value) -> Result<()> {
     body["detach"] = json!(true);
-    body["stdin"] = json!("");
+    // Open, to be fed from now on.
+    body["stdin"] = json!(true);
     let exec_id = text(&client.post(route, &body).await?, "exec_id");
     let at = format!("{route}/{exec_id}");
     // Dropped with this function: a read that waits for a key must not keep us.

@@ -26,6 +26,8 @@ pub(crate) async fn run(client: &Client, exec: ExecArguments) -> Result<()> {
     if exec.detach {
         let mut body = body_of(&exec)?;
         body["detach"] = json!(true);
+        // Nobody will ever write to it.
+        body["stdin"] = json!(false);
         return print_text(&format!("{}\n", text(&client.post(&route, &body).await?, "exec_id")));
     }
     if exec.interactive {

@@ -1,0 +1,92 @@
+//! A server of this host: its data root, its containerd, its announcement.
+
+use skep_server::config::Config;
+use skep_server::serve::{self, ServerFile};
+use skep_server::server::RunningServer;
+use skep_store::DataRoot;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::backend::Which;
+use crate::client::{Client, Endpoint};
+use crate::failure::{Failure, Result, with_causes};
+
+/// A server that answers, announced to the command line of this host.
+pub(super) struct Running {
+    pub(super) server: RunningServer,
+    pub(super) file: ServerFile,
+}
+
+/// Owns the data root from here on.
+///
+/// # Errors
+/// Another server owns it, and is named.
+pub(super) fn claim(config: &Config, command: &str) -> Result<DataRoot> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(Failure::Usage(format!(
+            "`{command}` starts containers and sets up networks: run it as root"
+        )));
+    }
+    let holder = format!("{command}, process {}", std::process::id());
+    DataRoot::claim(&config.workspace.data_root, &holder).map_err(|error| Failure::Failed(with_causes(&error)))
+}
+
+/// Starts it on this containerd.
+pub(super) async fn start(mut config: Config, data_root: DataRoot, which: &Which) -> Result<Running> {
+    config.containerd.socket_path = which.socket().to_owned();
+    let failed = |error: serve::ServeError| Failure::Failed(with_causes(&error));
+    let server = serve::start_in(config, data_root).await.map_err(failed)?;
+    let file = ServerFile::write(&server).map_err(failed)?;
+    Ok(Running { server, file })
+}
+
+impl Running {
+    /// Its address.
+    pub(super) fn address(&self) -> String {
+        format!("http://{}", self.server.address())
+    }
+
+    /// A client with the admin key.
+    pub(super) fn client(&self) -> Result<Client> {
+        let path = self.server.admin_key();
+        let key = std::fs::read_to_string(path)
+            .map_err(|error| Failure::local(format!("cannot read the admin key {}", path.display()), error))?;
+        Client::new(Endpoint {
+            server: self.address(),
+            token: Some(key.trim().to_owned()),
+        })
+    }
+
+    /// Ends it in order, without waiting for a signal; workspaces run on.
+    pub(super) async fn end(self) {
+        self.server.shut_down(serve::GRACE).await;
+    }
+
+    /// Serves until a signal, then ends it in order; a second signal ends at once.
+    pub(super) async fn until_told(self) -> Result<()> {
+        let ended = serve::end_on_signal(self.server, self.file).await;
+        ended.map_err(|error| Failure::Failed(with_causes(&error)))
+    }
+}
+
+/// SIGTERM and Ctrl-C.
+pub(super) struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    pub(super) fn new() -> Result<Self> {
+        let listen = |kind| signal(kind).map_err(|error| Failure::local("cannot listen for signals", error));
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+        })
+    }
+
+    pub(super) async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! `skep serve`: the server alone.
+
+use skep_server::auth::FirstAdmin;
+
+use super::{backend, configuration, running};
+use crate::arguments::ConfigurationFile;
+use crate::failure::Result;
+
+pub(crate) async fn run(file: ConfigurationFile) -> Result<()> {
+    let (_, config) = configuration::read(&file)?;
+    configuration::start_logging(&config.log)?;
+    let data_root = running::claim(&config, "skep serve")?;
+    let which = backend::which(&config, data_root.path(), &data_root.id().to_string(), false);
+    // Kept until the end: it reaps a containerd that ends before us.
+    let _daemon = backend::start_daemon(&which).await?;
+    let running = running::start(config, data_root, &which).await?;
+    // To a person and not to the log: a log is kept, this is not to be.
+    if let FirstAdmin::Generated { username, password } = running.server.first_admin() {
+        eprintln!("First start: sign in as {username} with the password {password}");
+        eprintln!("It is shown this once; `skep users password {username}` sets another.");
+    }
+    tracing::info!(address = %running.server.address(), containerd = %which.socket().display(), "serving");
+    running.until_told().await
+}

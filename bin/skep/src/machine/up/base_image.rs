@@ -1,0 +1,72 @@
+//! There is a base image: the default one is pulled, or one is built where no registry answers.
+
+use serde_json::Value;
+use skep_names::ImageReference;
+use skep_server::config::Config;
+
+use crate::arguments::{BuildArguments, OutputForm};
+use crate::commands::images;
+use crate::failure::{Failure, Result, with_causes};
+use crate::machine::running::Running;
+use crate::output::text;
+
+/// What the image is built from where it cannot be pulled.
+const BUILT_FROM: &str = "debian:bookworm";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// It was there, or could be pulled.
+    There,
+    /// It was built here, and counts as default image from the server's next start on.
+    BuiltHere,
+}
+
+/// # Errors
+/// The image can neither be pulled nor built, or a person chose an image that cannot be pulled: then
+/// none other is put in its place.
+pub(super) async fn ensure(config: &Config, running: &Running) -> Result<Outcome> {
+    let client = &running.client()?;
+    let wanted = running.server.core().settings().default_image.clone();
+    let stored = client.all_items("/images").await?;
+    if is_stored(&stored, wanted.as_str()) {
+        println!("image {wanted} is there");
+        return Ok(Outcome::There);
+    }
+    println!("pulling image {wanted}");
+    let failure = match images::pull(client, OutputForm::Table, wanted.as_str()).await {
+        Ok(_) => return Ok(Outcome::There),
+        Err(failure @ (Failure::StreamFailed { .. } | Failure::Refused { status: 502, .. })) => failure,
+        Err(other) => return Err(other),
+    };
+    if !config.workspace.default_image_is_ours {
+        return Err(failure);
+    }
+    println!("image {wanted} cannot be pulled ({failure})");
+    println!("building one from the packages of {BUILT_FROM} instead; this takes a minute or two");
+    let build = BuildArguments {
+        from: BUILT_FROM.into(),
+        name: None,
+        packages: Vec::new(),
+        to_file: None,
+    };
+    let imported = images::build_and_import(client, OutputForm::Table, build).await?;
+    let name = imported
+        .pointer("/items/0")
+        .map(|image| text(image, "name"))
+        .unwrap_or_default();
+    let built: ImageReference = name.parse().map_err(|error| Failure::Unexpected {
+        doing: "storing the image",
+        what: format!("{error}"),
+    })?;
+    running
+        .server
+        .keep_default_image(&built)
+        .await
+        .map_err(|error| Failure::Failed(with_causes(&error)))?;
+    println!("image {built} is built, and the default image of this data root from now on");
+    Ok(Outcome::BuiltHere)
+}
+
+fn is_stored(stored: &[Value], wanted: &str) -> bool {
+    stored.iter().any(|image| text(image, "name") == wanted)
+}

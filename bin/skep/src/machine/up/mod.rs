@@ -1,0 +1,129 @@
+//! `skep up`: from nothing to a workspace that answers, in the foreground until Ctrl-C.
+
+mod base_image;
+mod demo;
+
+use std::time::Instant;
+
+use skep_runtime::containerd::daemon::Daemon;
+use skep_server::auth::FirstAdmin;
+use skep_server::config::{Config, Origin, Settings};
+
+use super::running::{self, Running, Signals};
+use super::{backend, configuration};
+use crate::arguments::UpArguments;
+use crate::failure::{Failure, Result};
+
+pub(crate) async fn run(up: UpArguments) -> Result<()> {
+    let started = Instant::now();
+    let (settings, mut config) = configuration::read(&up.file)?;
+    if is_default(&settings, "log", "level") {
+        // A person reads along: only what is wrong.
+        config.log.level = "warn".into();
+    }
+    configuration::start_logging(&config.log)?;
+    let mut signals = Signals::new()?;
+    let data_root = running::claim(&config, "skep up")?;
+    let which = backend::which(&config, data_root.path(), &data_root.id().to_string(), true);
+    // Kept until the end: it reaps a containerd that ends before us.
+    let _daemon = start_daemon(&which).await?;
+    let running = running::start(config.clone(), data_root, &which).await?;
+    let sign_in = tell_sign_in(running.server.first_admin());
+    let prepared = tokio::select! {
+        prepared = base_image::ensure(&config, &running) => prepared,
+        () = signals.next() => Err(interrupted()),
+    };
+    let running = match prepared {
+        Ok(base_image::Outcome::There) => running,
+        Ok(base_image::Outcome::BuiltHere) => restart(running, config, &which).await?,
+        Err(failure) => return give_up(running, &sign_in, failure).await,
+    };
+    let shown = tokio::select! {
+        shown = show_demo(&up, &running) => shown,
+        () = signals.next() => Err(interrupted()),
+    };
+    if let Err(failure) = shown {
+        return give_up(running, &sign_in, failure).await;
+    }
+    println!("\nReady after {:.1} s.\n{sign_in}", started.elapsed().as_secs_f64());
+    tell_what_next(&running);
+    running.until_told().await?;
+    println!(
+        "
+The server has ended; workspaces run on. `skep down` stops them."
+    );
+    Ok(())
+}
+
+fn is_default(settings: &Settings, section: &'static str, name: &'static str) -> bool {
+    settings
+        .get(section, name)
+        .is_none_or(|setting| setting.origin == Origin::Default)
+}
+
+fn interrupted() -> Failure {
+    Failure::Failed("interrupted; what was begun is taken up by the next `skep up`".into())
+}
+
+/// Ends the server in order, and passes on why. A password that was shown to nobody would be lost.
+async fn give_up(running: Running, sign_in: &str, failure: Failure) -> Result<()> {
+    println!("{sign_in}");
+    running.end().await;
+    Err(failure)
+}
+
+async fn start_daemon(which: &backend::Which) -> Result<Option<Daemon>> {
+    let daemon = backend::start_daemon(which).await?;
+    match &daemon {
+        Some(daemon) if daemon.already_running => println!("containerd of ours runs already (process {})", daemon.pid),
+        Some(daemon) => println!("containerd of ours is started (process {})", daemon.pid),
+        None => println!("containerd at {} is used, as configured", which.socket().display()),
+    }
+    Ok(daemon)
+}
+
+async fn show_demo(up: &UpArguments, running: &Running) -> Result<()> {
+    if up.no_demo {
+        return Ok(());
+    }
+    demo::show(&running.client()?).await
+}
+
+/// A new default image counts from a start on; workspaces are not touched by it.
+async fn restart(running: Running, config: Config, which: &backend::Which) -> Result<Running> {
+    running.end().await;
+    let data_root = running::claim(&config, "skep up")?;
+    running::start(config, data_root, which).await
+}
+
+/// The sentence on how to sign in, kept for the end: a password that scrolled away is lost.
+fn tell_sign_in(first: &FirstAdmin) -> String {
+    match first {
+        FirstAdmin::Generated { username, password } => format!(
+            "Sign in as {username} with the password {password}\n(shown this once; `skep users password {username}` sets another)"
+        ),
+        FirstAdmin::Configured { username } => format!("Sign in as {username} with the configured password."),
+        FirstAdmin::NotNeeded => "Sign in with a user of yours; `skep users` lists them.".to_owned(),
+    }
+}
+
+fn tell_what_next(running: &Running) {
+    println!(
+        "
+  server     {server}      API: {server}/api/docs
+  data root  {root}
+  admin key  {key} (the command line on this host uses it by itself)
+
+Try in another terminal:
+  skep ls                              the workspaces
+  skep shell demo                      a shell in one
+  skep exec demo -- apt-get update     a command
+  skep cp README.md demo:/data/        a file into it
+  skep create my-bot                   another one
+
+Ctrl-C ends the server and leaves workspaces running; `skep down` stops everything, deleting nothing.",
+        server = running.address(),
+        root = running.server.data_root().path().display(),
+        key = running.server.admin_key().display(),
+    );
+}
