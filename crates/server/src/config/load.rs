@@ -51,7 +51,7 @@ pub struct Setting {
 }
 
 /// The values of one `[registry."host"]`, by key name.
-pub type RegistrySettings = BTreeMap<&'static str, Setting>;
+pub(crate) type RegistrySettings = BTreeMap<&'static str, Setting>;
 
 /// All values, before they are made into a [`Config`](crate::config::Config).
 #[derive(Debug)]

@@ -40,7 +40,7 @@ impl Value {
 ///
 /// # Errors
 /// What is expected in its place.
-pub fn from_text(key: &Key, text: &str) -> Result<Value, String> {
+pub(crate) fn from_text(key: &Key, text: &str) -> Result<Value, String> {
     match key.kind {
         Kind::Text | Kind::Secret => Ok(Value::Text(text.to_owned())),
         Kind::OneOf(choices) => choice(choices, text),
@@ -65,7 +65,7 @@ pub fn from_text(key: &Key, text: &str) -> Result<Value, String> {
 ///
 /// # Errors
 /// What is expected in its place.
-pub fn from_toml(key: &Key, value: &toml::Value) -> Result<Value, String> {
+pub(crate) fn from_toml(key: &Key, value: &toml::Value) -> Result<Value, String> {
     match (key.kind, value) {
         (Kind::Flag, toml::Value::Boolean(flag)) => Ok(Value::Flag(*flag)),
         (Kind::Number | Kind::Size, toml::Value::Integer(number)) => u64::try_from(*number)

@@ -134,7 +134,8 @@ fn yes() -> bool {
 
 /// Make a bot; its workspace is set up in the background.
 #[utoipa::path(post, path = "/bots", tag = "bots", params(CreateQuery), request_body = CreateBotRequest,
-    responses((status = 201, body = Bot), (status = 422, description = "The idempotency key was used with another body")))]
+    responses((status = 201, body = Bot), (status = 404, description = "`owner_id` names no user"),
+        (status = 422, description = "The idempotency key was used with another body")))]
 async fn create(
     State(app): State<App>,
     AccountHolder(caller): AccountHolder,
