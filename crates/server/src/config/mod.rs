@@ -5,6 +5,7 @@ mod default_file;
 mod keys;
 mod load;
 mod reference;
+mod sections;
 mod settled;
 mod value;
 
@@ -13,10 +14,10 @@ use std::path::PathBuf;
 pub use default_file::default_file;
 pub use keys::{KEYS, Key, Kind, REGISTRY_KEYS};
 pub use load::{Origin, Setting, Settings};
-pub use settled::{
-    AuthConfig, Backend, Config, ContainerdConfig, ExecConfig, ImportConfig, IsolationConfig, LimitsConfig, LogConfig,
-    LogFormat, McpConfig, NetworkConfig, NetworkMode, PullPolicy, RegistryConfig, ServerConfig, SnapshotsConfig,
-    TerminalConfig, UserNamespaceMode, WorkspaceConfig,
+pub use sections::{
+    AdminConfig, AuthConfig, Backend, Config, ContainerdConfig, ExecConfig, ImportConfig, IsolationConfig,
+    LimitsConfig, LogConfig, LogFormat, McpConfig, NetworkConfig, NetworkMode, PullPolicy, RegistryConfig,
+    ServerConfig, SnapshotsConfig, TerminalConfig, UserNamespaceMode, WorkspaceConfig,
 };
 pub use value::Value;
 

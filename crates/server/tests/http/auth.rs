@@ -1,6 +1,6 @@
 //! Signing in and out, keys, tickets.
 
-use serde_json::{Value, json};
+use serde_json::json;
 use skep_testkit::server::{ADMIN_PASSWORD, Answer, TestServer, text_of};
 
 async fn login(server: &TestServer, username: &str, password: &str, from: &str) -> Answer {
@@ -181,7 +181,7 @@ async fn a_key_is_shown_once_and_ends_with_its_revocation() {
             .as_array()
             .unwrap()
             .iter()
-            .any(|one| one["id"] == Value::from(id.clone()))
+            .any(|one| one["id"] == id.as_str())
     );
     server.call_as(&key, "GET", "/bots").send().await.expect_status(200);
     server
