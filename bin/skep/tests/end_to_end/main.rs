@@ -1,0 +1,8 @@
+//! The main job from outside: the real program over HTTP, on real containerd, runtimes, registry and network.
+
+mod client;
+mod cycles;
+mod inside;
+mod installation;
+mod lifecycle;
+mod load;
