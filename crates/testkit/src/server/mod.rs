@@ -53,14 +53,7 @@ impl TestServer {
         ];
         settings.extend(keys.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
         let runtime = FakeRuntime::new().expect("the fake runtime needs root and /bin/busybox");
-        // A second install says that there is one, which is what is wanted.
-        if rustls::crypto::ring::default_provider().install_default().is_err() {
-            tracing::trace!("TLS is set up already");
-        }
-        let client = reqwest::Client::builder()
-            .redirect(reqwest::redirect::Policy::none())
-            .build()
-            .expect("an HTTP client");
+        let client = http_client();
         let running = start(&settings, &runtime).await;
         let admin_key = std::fs::read_to_string(running.admin_key()).expect("the admin key");
         Self {
@@ -159,6 +152,21 @@ impl TestServer {
         create.json(&json!({})).send().await.expect_status(200);
         bot
     }
+}
+
+/// A client that follows no redirects.
+///
+/// # Panics
+/// When it cannot be made.
+pub fn http_client() -> reqwest::Client {
+    // A second install says that there is one, which is what is wanted.
+    if rustls::crypto::ring::default_provider().install_default().is_err() {
+        tracing::trace!("TLS is set up already");
+    }
+    reqwest::Client::builder()
+        .redirect(reqwest::redirect::Policy::none())
+        .build()
+        .expect("an HTTP client")
 }
 
 /// A text field of an answer.
