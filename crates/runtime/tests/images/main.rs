@@ -1,6 +1,5 @@
 //! Images on a real containerd, from real registries and archives.
 
-mod bench;
 mod imports;
 mod pulls;
 mod setting;

@@ -1,5 +1,10 @@
-//! How fast a pull is beside containerd's own client, from the same registry. Run by hand:
-//! `cargo test --release -p skep-runtime --test images -- --ignored --nocapture pull_speed`.
+//! How fast a pull is beside containerd's own client, from the same registry. A measurement and no
+//! test: `cargo bench -p skep-runtime --bench pull_speed`.
+
+// The tests' own setting; they use more of it.
+#[allow(dead_code)]
+#[path = "../tests/images/setting.rs"]
+mod setting;
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -7,13 +12,12 @@ use std::time::{Duration, Instant};
 use skep_testkit::images::random_image;
 use skep_testkit::registry::Registry;
 
-use crate::setting::{NAMESPACE, Setting, named};
+use setting::{NAMESPACE, Setting, named};
 
 const ROUNDS: usize = 5;
 
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "a measurement, not a test"]
-async fn pull_speed_beside_ctr() {
+#[tokio::main]
+async fn main() {
     for (layers, mebibytes) in [(5, 40), (1, 200), (40, 1)] {
         compare(layers, mebibytes).await;
     }
