@@ -137,3 +137,23 @@ fn every_link_between_documents_leads_somewhere() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
+
+#[test]
+fn the_documents_show_the_configuration_and_the_error_codes_that_there_are() {
+    let read = |path: &str| fs::read_to_string(repository().join(path)).expect("a file of ours is text");
+    let shown = read("docs/configuration.md");
+    assert!(
+        shown.contains(&read("crates/server/src/config/default.toml")),
+        "docs/configuration.md is not default.toml"
+    );
+    let documented = read("docs/http-api.md");
+    let codes = read("crates/api/src/error.rs");
+    let codes = codes.split("codes! {\n").nth(1).expect("the list of codes is there");
+    let missing: Vec<&str> = codes
+        .lines()
+        .take_while(|line| *line != "}")
+        .filter_map(|line| line.split_once(" = \"")?.1.strip_suffix("\","))
+        .filter(|code| !documented.contains(&format!("`{code}`")))
+        .collect();
+    assert!(missing.is_empty(), "docs/http-api.md does not tell of {missing:?}");
+}
