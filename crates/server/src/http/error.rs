@@ -10,7 +10,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::http::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use axum::http::header::{ALLOW, CONTENT_RANGE, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use axum::http::{HeaderName, StatusCode};
 use axum::response::{IntoResponse, Response};
 use skep_api::{ErrorBody, ErrorCode, StreamEvent};
@@ -215,6 +215,7 @@ pub(crate) fn finish(mut response: Response, request_id: &str) -> Response {
     for name in [
         RETRY_AFTER,
         ALLOW,
+        CONTENT_RANGE,
         HeaderName::from_static(skep_api::HEADER_OPERATION_ID),
     ] {
         if let Some(value) = response.headers_mut().remove(&name) {

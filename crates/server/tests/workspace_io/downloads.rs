@@ -68,6 +68,7 @@ async fn ranges_are_served_or_refused() {
         .send()
         .await;
     outside.expect_error(416, "range_not_satisfiable");
+    assert_eq!(outside.header("content-range"), "bytes */10");
     let empty = workspace.get("/fs/download?path=/data/empty").await;
     assert_eq!(
         (empty.expect_status(200).body.len(), empty.header("content-length")),
@@ -84,6 +85,15 @@ async fn a_directory_comes_packed_and_an_archive_goes_back_in() {
     let packed = workspace.get("/fs/download?path=/data/d").await;
     packed.expect_status(200);
     assert_eq!(packed.header("content-type"), "application/gzip");
+    let head = workspace
+        .server
+        .call("HEAD", &workspace.path("/fs/download?path=/data/d"))
+        .send()
+        .await;
+    head.expect_status(200);
+    for name in ["content-type", "content-length", "content-disposition"] {
+        assert_eq!(head.header(name), packed.header(name), "{name}");
+    }
     let mut tar = Vec::new();
     flate2::read::GzDecoder::new(&packed.body[..])
         .read_to_end(&mut tar)

@@ -136,9 +136,7 @@ async fn answer(app: &App, access: &BotAccess<Download>, query: &DownloadQuery, 
         }
         let part = part_of(&asked.headers, entry.size_bytes, &entry.etag);
         if part == Part::Outside {
-            return Err(ApiError::from(skep_core::Error::RangeNotSatisfiable {
-                size: entry.size_bytes,
-            }));
+            return Ok(outside(entry.size_bytes));
         }
         if asked.method == Method::HEAD {
             return Ok(file(&entry, part, Body::empty()));
@@ -159,6 +157,13 @@ async fn answer(app: &App, access: &BotAccess<Download>, query: &DownloadQuery, 
         skep_api::ErrorCode::Conflict,
         "the file changes all the time; read it with /fs/read or copy it first",
     ))
+}
+
+/// 416, with the size in the header that clients look for it in.
+fn outside(size: u64) -> Response {
+    let mut response = ApiError::from(skep_core::Error::RangeNotSatisfiable { size }).into_response();
+    set(response.headers_mut(), CONTENT_RANGE, &format!("bytes */{size}"));
+    response
 }
 
 /// The bytes that were promised and not one less: a short file breaks the transfer.
@@ -225,7 +230,8 @@ async fn directory(
         return Err(ApiError::forbidden("guests download files, not directories"));
     }
     let body = match asked.method == Method::HEAD {
-        true => Body::empty(),
+        // Its length is not known, so none may be told: an empty body would tell 0.
+        true => Body::from_stream(futures::stream::empty::<std::io::Result<Bytes>>()),
         false => {
             let archive = files::read_archive(bridge, path).await.map_err(refused)?;
             let tar = StreamReader::new(archive.map_err(std::io::Error::other).boxed());
