@@ -12,6 +12,7 @@ fn is_reading(route: &Route) -> bool {
         && !route.path.contains("/fs")
         && !route.path.contains("/exec")
         && !route.path.contains("/terminal")
+        && !route.path.contains("/port-forward")
 }
 
 async fn call(server: &TestServer, credential: &str, route: &Route, bot: &str) -> skep_testkit::server::Answer {

@@ -199,18 +199,36 @@ async fn what_a_later_version_brings_is_501_after_all_checks() {
     let server = TestServer::start().await;
     let bot = server.bare_bot(server.admin_key()).await;
     let (_, stranger) = server.member("stranger").await;
-    let path = format!("/bots/{bot}/container/snapshots");
+    for route in ["snapshots", "port-forward?port=80"] {
+        let path = format!("/bots/{bot}/container/{route}");
+        server
+            .call_as("", "GET", &path)
+            .send()
+            .await
+            .expect_error(401, "unauthorized");
+        server
+            .call_as(&stranger, "GET", &path)
+            .send()
+            .await
+            .expect_error(403, "bot_access_denied");
+        server.call("GET", &path).send().await.expect_error(501, "unsupported");
+        let malformed = format!("/bots/x/container/{route}");
+        let malformed = server.call("GET", &malformed).send().await;
+        malformed.expect_error(400, "invalid_id");
+    }
+}
+
+#[tokio::test]
+async fn an_empty_list_does_not_stand_for_devices_that_nobody_looked_for() {
+    let server = TestServer::start().await;
     server
-        .call_as("", "GET", &path)
+        .call_as("", "GET", "/gpus")
         .send()
         .await
         .expect_error(401, "unauthorized");
     server
-        .call_as(&stranger, "GET", &path)
+        .call("GET", "/gpus")
         .send()
         .await
-        .expect_error(403, "bot_access_denied");
-    server.call("GET", &path).send().await.expect_error(501, "unsupported");
-    let malformed = server.call("GET", "/bots/x/container/snapshots").send().await;
-    malformed.expect_error(400, "invalid_id");
+        .expect_error(501, "unsupported");
 }

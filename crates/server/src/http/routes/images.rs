@@ -1,4 +1,4 @@
-//! Stored images, and the GPU devices of this host.
+//! Stored images.
 
 use axum::Json;
 use axum::extract::{Request, State};
@@ -6,7 +6,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use futures::{StreamExt, TryStreamExt};
 use serde::Deserialize;
-use skep_api::{GpuList, ImageList, ImportedImages, PruneResponse, PullRequest, StreamEvent};
+use skep_api::{ImageList, ImportedImages, PruneResponse, PullRequest, StreamEvent};
 use skep_store::Scope;
 use tokio_util::io::StreamReader;
 use utoipa::IntoParams;
@@ -14,13 +14,13 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::app::App;
-use crate::http::access::{self, Admin, Read, SignedIn};
+use crate::http::access::{self, Admin};
 use crate::http::context::RequestContext;
 use crate::http::error::ApiResult;
 use crate::http::extract::{JsonBody, Path, Query};
 use crate::http::{sse, wire};
 
-/// `/images` and `/gpus`
+/// `/images`
 pub fn router() -> OpenApiRouter<App> {
     OpenApiRouter::new()
         .routes(routes!(list))
@@ -28,7 +28,6 @@ pub fn router() -> OpenApiRouter<App> {
         .routes(routes!(import))
         .routes(routes!(prune))
         .routes(routes!(remove))
-        .routes(routes!(gpus))
 }
 
 /// All stored images.
@@ -95,10 +94,4 @@ async fn prune(State(app): State<App>, _admin: Admin) -> ApiResult<Json<PruneRes
 async fn remove(State(app): State<App>, _admin: Admin, Path(reference): Path<String>) -> ApiResult<StatusCode> {
     app.core().remove_image(&reference).await?;
     Ok(StatusCode::NO_CONTENT)
-}
-
-/// The GPU devices of this host. This version offers none.
-#[utoipa::path(get, path = "/gpus", tag = "images", responses((status = 200, body = GpuList)))]
-async fn gpus(_caller: SignedIn<Read>) -> Json<GpuList> {
-    Json(GpuList { items: Vec::new() })
 }

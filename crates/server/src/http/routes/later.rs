@@ -8,7 +8,7 @@ use utoipa_axum::PathItemExt;
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::app::App;
-use crate::http::access::{Admin, BotAccess, Manage, Need, Operate, Read};
+use crate::http::access::{Admin, BotAccess, Manage, Need, Operate, Read, SignedIn};
 use crate::http::error::ApiError;
 
 /// Who may call a route.
@@ -18,6 +18,8 @@ enum Who {
     Operate,
     Manage,
     Admin,
+    /// Whoever is signed in: the route is about no bot.
+    Anybody,
 }
 
 struct Later {
@@ -212,6 +214,14 @@ const LATER: &[Later] = &[
         "MCP over stdio",
     ),
     later(Post, "/bots/{bot_id}/tools", Who::Operate, "mcp", "the tools gateway"),
+    later(
+        Get,
+        "/bots/{bot_id}/container/port-forward",
+        Who::Operate,
+        "terminal",
+        "port forwarding",
+    ),
+    later(Get, "/gpus", Who::Anybody, "workspace", "GPU devices"),
 ];
 
 /// All of them, as routes and in the document.
@@ -239,6 +249,7 @@ fn route(one: &Later) -> MethodRouter<App> {
         Who::Operate => on(filter, refuse_on_bot::<Operate>),
         Who::Manage => on(filter, refuse_on_bot::<Manage>),
         Who::Admin => on(filter, refuse_admin),
+        Who::Anybody => on(filter, refuse_anybody),
     }
 }
 
@@ -247,6 +258,10 @@ async fn refuse_on_bot<N: Need>(_access: BotAccess<N>) -> ApiError {
 }
 
 async fn refuse_admin(_admin: Admin) -> ApiError {
+    unsupported()
+}
+
+async fn refuse_anybody(_caller: SignedIn<Read>) -> ApiError {
     unsupported()
 }
 
