@@ -1,0 +1,239 @@
+//! The command line as a person has it: the program itself, against a real server on the fake runtime.
+
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+use skep_testkit::server::TestServer;
+
+/// No command of these tests takes longer; one that hangs is told.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A server, and `skep` with its address, its admin key and a home of its own.
+struct Setting {
+    server: TestServer,
+    home: tempfile::TempDir,
+}
+
+impl Setting {
+    async fn new() -> Self {
+        Self {
+            server: TestServer::start().await,
+            home: tempfile::tempdir().expect("a directory"),
+        }
+    }
+
+    fn home(&self) -> &Path {
+        self.home.path()
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_skep"));
+        command
+            .args(arguments)
+            .env("SKEP_SERVER", self.server.url())
+            .env("SKEP_TOKEN", self.server.admin_key())
+            .env("HOME", self.home())
+            .env_remove("XDG_CONFIG_HOME")
+            .current_dir(self.home());
+        command
+    }
+
+    async fn run(&self, arguments: &[&str]) -> Output {
+        self.run_with(arguments, "").await
+    }
+
+    async fn run_with(&self, arguments: &[&str], input: &str) -> Output {
+        run(self.command(arguments), input.to_owned()).await
+    }
+
+    /// Runs what must succeed, and returns what it printed.
+    async fn prints(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments).await;
+        assert!(
+            output.status.success(),
+            "{arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).expect("text")
+    }
+}
+
+async fn run(mut command: Command, input: String) -> Output {
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let ended = tokio::task::spawn_blocking(move || {
+        let mut child = command.spawn().expect("skep runs");
+        let mut stdin = child.stdin.take().expect("a pipe");
+        // A command that reads nothing may have ended before.
+        if let Err(error) = stdin.write_all(input.as_bytes()) {
+            assert_eq!(error.kind(), std::io::ErrorKind::BrokenPipe);
+        }
+        drop(stdin);
+        child.wait_with_output().expect("skep ends")
+    });
+    tokio::time::timeout(LIMIT, ended)
+        .await
+        .expect("skep ends in time")
+        .expect("it is waited for")
+}
+
+fn code(output: &Output) -> i32 {
+    output.status.code().expect("it ended by itself")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_workspace_is_made_used_and_deleted() {
+    let setting = Setting::new().await;
+    let id = setting
+        .prints(&["create", "first", "-o", "name", "-e", "GREETING=hello"])
+        .await
+        .trim()
+        .to_owned();
+    assert_eq!(setting.prints(&["ls", "-o", "name"]).await, "first\n");
+    let listed: Value = serde_json::from_str(&setting.prints(&["ls", "-o", "json"]).await).unwrap();
+    assert_eq!(listed[0]["container"]["task_running"], true);
+    let greeting = setting
+        .prints(&["exec", "first", "--", "sh", "-c", "echo $GREETING"])
+        .await;
+    assert_eq!(greeting, "hello\n");
+    // The beginning of its id is a name too.
+    assert_eq!(setting.prints(&["exec", &id[..8], "--", "echo", "-n", "x"]).await, "x");
+    setting.prints(&["stop", "first"]).await;
+    let refused = setting.run(&["exec", "first", "--", "true"]).await;
+    assert_eq!(code(&refused), 1);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("stopped"));
+    setting.prints(&["start", "first"]).await;
+    setting.prints(&["bots", "rm", "--force", "first"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn exit_codes_are_those_of_the_command_or_of_the_failure() {
+    let setting = Setting::new().await;
+    setting.prints(&["create", "one"]).await;
+    assert_eq!(
+        code(&setting.run(&["exec", "one", "--", "sh", "-c", "exit 77"]).await),
+        77
+    );
+    assert_eq!(
+        code(&setting.run(&["exec", "one", "--", "sh", "-c", "kill -9 $$"]).await),
+        137
+    );
+    assert_eq!(code(&setting.run(&["exec", "one", "--", "no-such-program"]).await), 1);
+    assert_eq!(code(&setting.run(&["exec", "nobody", "--", "true"]).await), 3);
+    assert_eq!(code(&setting.run(&["exec", "one"]).await), 2);
+    assert_eq!(code(&setting.run(&["rm", "one"]).await), 2);
+    let mut stranger = setting.command(&["ls"]);
+    stranger.env("SKEP_TOKEN", "wrong");
+    assert_eq!(code(&run(stranger, String::new()).await), 4);
+    let mut nowhere = setting.command(&["ls"]);
+    nowhere.env("SKEP_SERVER", "http://127.0.0.1:1");
+    assert_eq!(code(&run(nowhere, String::new()).await), 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_is_taken_is_refused_and_shows_its_bot() {
+    let setting = Setting::new().await;
+    let id = setting
+        .prints(&["bots", "create", "twin", "--no-workspace", "-o", "name"])
+        .await;
+    let refused = setting.run(&["create", "twin"]).await;
+    assert_eq!(code(&refused), 1);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains(id.trim()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn standard_input_reaches_a_command_and_its_end_too() {
+    let setting = Setting::new().await;
+    setting.prints(&["create", "pipe"]).await;
+    let input = "line\n".repeat(100_000);
+    let output = setting
+        .run_with(&["exec", "-i", "pipe", "--", "wc", "-c"], &input)
+        .await;
+    assert_eq!(code(&output), 0, "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), input.len().to_string());
+    let early = setting
+        .run_with(&["exec", "-i", "pipe", "--", "sh", "-c", "exit 5"], &input)
+        .await;
+    assert_eq!(code(&early), 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn both_outputs_arrive_whole_and_apart() {
+    let setting = Setting::new().await;
+    setting.prints(&["create", "loud"]).await;
+    let script = "i=0; while [ $i -lt 20000 ]; do echo out$i; echo err$i >&2; i=$((i+1)); done";
+    let output = setting.run(&["exec", "loud", "--", "sh", "-c", script]).await;
+    let expected = |word: &str| (0..20_000).map(|at| format!("{word}{at}\n")).collect::<String>();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), expected("out"));
+    assert_eq!(String::from_utf8_lossy(&output.stderr), expected("err"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_and_directories_come_back_as_they_went() {
+    let setting = Setting::new().await;
+    setting.prints(&["create", "box"]).await;
+    let here = setting.home();
+    let bytes: Vec<u8> = (0..3_000_000_u32).map(|at| (at * 7 % 251) as u8).collect();
+    std::fs::create_dir_all(here.join("tree/deep")).unwrap();
+    std::fs::write(here.join("tree/deep/data"), &bytes).unwrap();
+    std::os::unix::fs::symlink("deep/data", here.join("tree/link")).unwrap();
+    setting.prints(&["cp", "tree/deep/data", "box:/data/one"]).await;
+    setting.prints(&["cp", "box:/data/one", "one"]).await;
+    assert!(std::fs::read(here.join("one")).unwrap() == bytes);
+    setting.prints(&["cp", "tree", "box:/data/"]).await;
+    setting.prints(&["cp", "box:/data/tree", "back"]).await;
+    assert!(std::fs::read(here.join("back/deep/data")).unwrap() == bytes);
+    assert_eq!(
+        std::fs::read_link(here.join("back/link")).unwrap(),
+        Path::new("deep/data")
+    );
+    let listed = setting.prints(&["files", "ls", "box:/data/tree", "-o", "name"]).await;
+    assert_eq!(listed, "deep\nlink\n");
+    assert_eq!(code(&setting.run(&["cp", "box:/data/none", "x"]).await), 3);
+    assert_eq!(code(&setting.run(&["cp", "one", "two"]).await), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_is_kept_for_its_server_alone() {
+    let setting = Setting::new().await;
+    let password = skep_testkit::server::ADMIN_PASSWORD;
+    let mut login = setting.command(&["login", "-u", "admin", "--password-stdin"]);
+    login.env_remove("SKEP_TOKEN");
+    let output = run(login, format!("{password}\n")).await;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let kept = setting.home().join(".config/skep/login.json");
+    assert_eq!(
+        std::os::unix::fs::MetadataExt::mode(&kept.metadata().unwrap()) & 0o777,
+        0o600
+    );
+    let mut list = setting.command(&["bots", "ls"]);
+    list.env_remove("SKEP_TOKEN");
+    assert!(run(list, String::new()).await.status.success());
+    let mut elsewhere = setting.command(&["bots", "ls"]);
+    elsewhere
+        .env_remove("SKEP_TOKEN")
+        .env("SKEP_SERVER", "http://127.0.0.1:1");
+    assert_eq!(code(&run(elsewhere, String::new()).await), 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operation_can_be_watched_after_its_end() {
+    let setting = Setting::new().await;
+    setting.prints(&["create", "seen"]).await;
+    let operations: Value = serde_json::from_str(&setting.prints(&["ops", "ls", "seen", "-o", "json"]).await).unwrap();
+    let create = operations
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|operation| operation["kind"] == "create")
+        .unwrap();
+    let watched = setting
+        .prints(&["ops", "watch", create["id"].as_str().unwrap(), "-o", "json"])
+        .await;
+    assert_eq!(serde_json::from_str::<Value>(&watched).unwrap()["state"], "succeeded");
+}
