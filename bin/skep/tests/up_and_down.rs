@@ -1,0 +1,237 @@
+//! The two commands of a newcomer: `skep up` and `skep down`, with a containerd, a registry and a
+//! network that are real. Root and what `scripts/install test` installs are needed.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use skep_testkit::images::busybox_image;
+use skep_testkit::registry::Registry;
+
+/// `up` with an image of a megabyte, on a busy machine.
+const UP_LIMIT: Duration = Duration::from_secs(120);
+const END_LIMIT: Duration = Duration::from_secs(45);
+
+/// A data root with names on the host of its own; taken down and deleted in any case.
+struct Machine {
+    directory: tempfile::TempDir,
+    bridge: String,
+    table: String,
+    up: Option<Child>,
+}
+
+impl Machine {
+    fn new(image: &str, registry: &str) -> Self {
+        let directory = tempfile::Builder::new()
+            .prefix("skep-up-")
+            .tempdir_in("/var/tmp")
+            .expect("a directory");
+        let number = std::process::id() % 10_000;
+        let (bridge, table) = (format!("skepup{number}"), format!("skep_up_{number}"));
+        let port = std::net::TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
+        let text = format!(
+            "[server]\naddr = \"127.0.0.1:{port}\"\n[workspace]\ndata_root = \"{root}\"\ndefault_image = \"{image}\"\n\
+             [registry.\"{registry}\"]\nplain_http = true\n\
+             [network]\nbridge = \"{bridge}\"\ntable = \"{table}\"\nsubnet = \"10.{second}.0.0/16\"\n",
+            root = directory.path().join("data").display(),
+            second = 120 + number % 60,
+        );
+        std::fs::write(directory.path().join("skep.toml"), text).unwrap();
+        Self {
+            directory,
+            bridge,
+            table,
+            up: None,
+        }
+    }
+
+    fn skep(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_skep"));
+        command
+            .args(arguments)
+            .current_dir(self.directory.path())
+            .stdin(Stdio::null());
+        command.env_remove("SKEP_SERVER").env_remove("SKEP_TOKEN");
+        command
+    }
+
+    fn data_root(&self) -> PathBuf {
+        self.directory.path().join("data")
+    }
+
+    /// Runs `skep up` until it is ready, and returns what it said.
+    fn up(&mut self) -> String {
+        let log = self.directory.path().join("up.log");
+        let file = File::create(&log).unwrap();
+        let child = self
+            .skep(&["up"])
+            .stdout(file.try_clone().unwrap())
+            .stderr(file)
+            .spawn()
+            .expect("skep runs");
+        self.up = Some(child);
+        let begun = Instant::now();
+        loop {
+            let said = std::fs::read_to_string(&log).unwrap();
+            if said.contains("Ctrl-C ends the server") {
+                return said;
+            }
+            let ended = self.up.as_mut().and_then(|child| child.try_wait().unwrap());
+            assert!(ended.is_none(), "`skep up` ended ({ended:?}):\n{said}");
+            assert!(begun.elapsed() < UP_LIMIT, "`skep up` is not ready; it said:\n{said}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Ctrl-C.
+    fn interrupt(&mut self) {
+        let mut child = self.up.take().expect("`skep up` runs");
+        let pid = rustix::process::Pid::from_child(&child);
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+        let begun = Instant::now();
+        while child.try_wait().unwrap().is_none() {
+            assert!(begun.elapsed() < END_LIMIT, "`skep up` does not end");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        assert!(child.wait().unwrap().success());
+    }
+
+    /// Ends a server that runs, too: nothing may be left on the host, whatever a test did.
+    fn down(&mut self) -> Output {
+        if self.up.is_some() {
+            self.interrupt();
+        }
+        self.skep(&["down"]).output().expect("skep runs")
+    }
+
+    fn id(&self) -> String {
+        std::fs::read_to_string(self.data_root().join("id"))
+            .unwrap()
+            .trim()
+            .to_owned()
+    }
+
+    /// Everything on the host that is of this data root.
+    fn left_on_the_host(&self) -> Vec<String> {
+        let mut left = Vec::new();
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let (root, id) = (self.directory.path().display().to_string(), self.id());
+        left.extend(
+            mounts
+                .lines()
+                .filter(|line| line.contains(&root) || line.contains(&id))
+                .map(str::to_owned),
+        );
+        if Path::new("/sys/class/net").join(&self.bridge).exists() {
+            left.push(self.bridge.clone());
+        }
+        let tables = Command::new("nft").args(["list", "tables"]).output().expect("nft runs");
+        if String::from_utf8_lossy(&tables.stdout).contains(&self.table) {
+            left.push(self.table.clone());
+        }
+        for process in std::fs::read_dir("/proc").unwrap().flatten() {
+            let line = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line).replace('\0', " ");
+            if line.contains(&id) {
+                left.push(line);
+            }
+        }
+        left
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.up.take() {
+            child.kill().expect("`skep up` can be killed");
+            child.wait().expect("`skep up` ends");
+        }
+        if self.data_root().join("id").exists() {
+            let output = self.skep(&["down"]).output().expect("skep runs");
+            if !output.status.success() {
+                eprintln!("`skep down` failed: {}", String::from_utf8_lossy(&output.stderr));
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn up_makes_a_workspace_that_outlives_the_server_and_comes_back_after_down() {
+    let registry = Registry::start();
+    let image = busybox_image().push(&registry, "base/busybox", "1").await;
+    let host = registry.host();
+    tokio::task::spawn_blocking(move || {
+        let mut machine = Machine::new(&image, &host);
+        let first = machine.up();
+        assert!(first.contains("1 visits"), "the command's output is missing:\n{first}");
+        assert!(
+            first.contains("with the password"),
+            "nobody is told how to sign in:\n{first}"
+        );
+        machine.interrupt();
+        assert!(
+            !machine.left_on_the_host().is_empty(),
+            "workspaces and containerd run on"
+        );
+
+        let begun = Instant::now();
+        let second = machine.up();
+        assert!(second.contains("2 visits"), "the workspace is another one:\n{second}");
+        assert!(
+            second.contains("runs already"),
+            "containerd was started again:\n{second}"
+        );
+        assert!(
+            begun.elapsed() < Duration::from_secs(20),
+            "a second `up` took {:?}",
+            begun.elapsed()
+        );
+
+        let down = machine.down();
+        assert!(down.status.success(), "{}", String::from_utf8_lossy(&down.stderr));
+        assert_eq!(machine.left_on_the_host(), Vec::<String>::new());
+        assert!(
+            machine.skep(&["down"]).output().unwrap().status.success(),
+            "a second `down` is accepted"
+        );
+
+        let third = machine.up();
+        assert!(third.contains("3 visits"), "`down` lost something:\n{third}");
+        assert!(machine.down().status.success());
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_server_on_a_data_root_is_refused_and_names_the_first() {
+    let registry = Registry::start();
+    let image = busybox_image().push(&registry, "base/busybox", "1").await;
+    let host = registry.host();
+    tokio::task::spawn_blocking(move || {
+        let mut machine = Machine::new(&image, &host);
+        // Another bridge than the other test's: both run at once.
+        let (bridge, table) = (format!("{}b", machine.bridge), format!("{}_b", machine.table));
+        let file = machine.directory.path().join("skep.toml");
+        let text = std::fs::read_to_string(&file).unwrap();
+        let text = text
+            .replace(&machine.bridge, "skepupb")
+            .replace(&machine.table, "skep_up_b");
+        let text = text.replace("subnet = \"10.", "subnet = \"172.31.0.0/16\" # 10.");
+        std::fs::write(&file, text).unwrap();
+        (machine.bridge, machine.table) = (bridge, table);
+        machine.up();
+        let refused = machine.skep(&["serve"]).output().unwrap();
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert_eq!(refused.status.code(), Some(1), "{said}");
+        assert!(said.contains("skep up, process"), "{said}");
+        assert!(machine.down().status.success());
+    })
+    .await
+    .unwrap();
+}
