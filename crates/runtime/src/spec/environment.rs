@@ -15,15 +15,18 @@ const FIXED_BEFORE_OWNER: [(&str, &str); 4] = [
     ("XDG_CACHE_HOME", "/data/.cache"),
 ];
 
+/// Begins the names that the bridge is set up by: where it listens and whom it answers is not an image's to say.
+const BRIDGE_PREFIX: &str = "BRIDGE_";
+
 /// Most entries and bytes taken from an image: a stranger wrote it.
 const IMAGE_ENTRIES: usize = 256;
 const IMAGE_ENTRY_BYTES: usize = 32 * 1024;
 
-/// An image's own entries that are of the form `NAME=value`.
+/// An image's own entries that are of the form `NAME=value`, but for those that the bridge would obey.
 pub(crate) fn image_environment(entries: &[String]) -> BTreeMap<String, String> {
     let split = |entry: &String| {
         let (name, value) = entry.split_once('=')?;
-        (is_name(name) && !value.contains('\0') && entry.len() <= IMAGE_ENTRY_BYTES)
+        (is_name(name) && !name.starts_with(BRIDGE_PREFIX) && !value.contains('\0') && entry.len() <= IMAGE_ENTRY_BYTES)
             .then(|| (name.to_owned(), value.to_owned()))
     };
     entries.iter().filter_map(split).take(IMAGE_ENTRIES).collect()
@@ -80,6 +83,18 @@ mod tests {
             );
         }
         assert_eq!(environment.iter().filter(|entry| entry.starts_with("A=")).count(), 1);
+    }
+
+    #[test]
+    fn an_image_does_not_set_up_the_bridge() {
+        let entries = [
+            "BRIDGE_TCP_ADDR=0.0.0.0:9090",
+            "BRIDGE_ALLOW_SAME_PID_NAMESPACE=1",
+            "BRIDGE_SOCKET_PATH=/tmp/elsewhere.sock",
+            "BRIDGES=2",
+        ]
+        .map(str::to_owned);
+        assert_eq!(image_environment(&entries), map(&[("BRIDGES", "2")]));
     }
 
     #[test]
