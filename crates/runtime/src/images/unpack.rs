@@ -21,6 +21,11 @@ const LABEL_TARGET: &str = "containerd.io/snapshot.ref";
 /// On a layer's blob: the digest of its bare tar.
 const LABEL_UNCOMPRESSED: &str = "containerd.io/uncompressed";
 
+/// What the path of containerd's mount of a layer ends in, before a number.
+const TEMPORARY_MOUNT: &str = "/containerd-mount";
+/// Characters of containerd's words that a caller is told; the log has all.
+const CAUSE_LIMIT: usize = 512;
+
 /// Where and in whose name layers are unpacked.
 pub(super) struct Unpacker<'a> {
     pub(super) daemon: &'a Daemon,
@@ -168,12 +173,33 @@ fn target_label(step: &Step<'_>) -> HashMap<String, String> {
 
 /// What a layer holds is a stranger's work: a tar that cannot be unpacked is its fault, not containerd's.
 fn not_unpacked(step: &Step<'_>, status: tonic::Status) -> RuntimeError {
-    let operation = format!("unpack layer {}", step.layer.digest);
-    match failed(&operation, status) {
-        RuntimeError::Other { source, .. } => RuntimeError::Rejected {
-            reason: format!("layer {} cannot be unpacked: {source}", step.layer.digest),
-        },
+    let digest = &step.layer.digest;
+    let cause = without_host_paths(status.message());
+    match failed(&format!("unpack layer {digest}"), status) {
+        RuntimeError::Other { source, .. } => {
+            tracing::warn!(layer = %digest, %source, "a layer cannot be unpacked");
+            RuntimeError::Rejected {
+                reason: format!("layer {digest} cannot be unpacked: {cause}"),
+            }
+        }
         known => known,
+    }
+}
+
+/// containerd's words for a caller: paths below its temporary mount as the layer has them, the names in them cut
+/// where a stranger made them long.
+fn without_host_paths(message: &str) -> String {
+    let words = message.split(' ').map(|word| match word.split_once(TEMPORARY_MOUNT) {
+        Some((_, rest)) => match rest.trim_start_matches(|character: char| character.is_ascii_digit()) {
+            inside if inside.starts_with('/') => inside.to_owned(),
+            after => format!("/{after}"),
+        },
+        None => word.to_owned(),
+    });
+    let text = words.collect::<Vec<_>>().join(" ");
+    match text.char_indices().nth(CAUSE_LIMIT) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
     }
 }
 
@@ -206,5 +232,28 @@ fn upper_directory(mounts: &[Mount]) -> Option<PathBuf> {
             .find_map(|option| option.strip_prefix("upperdir="))
             .map(PathBuf::from),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_caller_is_not_told_where_containerd_mounts_a_layer() {
+        let told = without_host_paths(
+            "mount callback failed on /var/lib/c/tmpmounts/containerd-mount2603267886: \
+             link /var/lib/c/tmpmounts/containerd-mount2603267886/etc/shadow: no such file or directory",
+        );
+        assert_eq!(
+            told,
+            "mount callback failed on /: link /etc/shadow: no such file or directory"
+        );
+    }
+
+    #[test]
+    fn a_long_name_in_a_layer_is_cut_in_the_answer() {
+        let told = without_host_paths(&"ä".repeat(10_000));
+        assert_eq!(told.chars().count(), CAUSE_LIMIT + 1);
     }
 }
