@@ -195,16 +195,13 @@ async fn an_image_that_nobody_has_is_told_with_its_stage() {
 async fn a_failed_create_leaves_nothing_and_the_next_one_works() {
     let world = World::new().await;
     let bot = world.bot().await;
-    for verb in [Verb::Create, Verb::Start] {
+    for (verb, code) in [(Verb::Create, "internal"), (Verb::Start, "container_start_failed")] {
         let error = RuntimeError::other("doing it", std::io::Error::other("broken"));
         world.runtime.faults().fail_next(verb, error);
         let events = all(&world.create(&bot).await).await;
         assert_eq!(
             failure(&events),
-            (
-                "internal".to_owned(),
-                "container start failed: doing it failed".to_owned()
-            )
+            (code.to_owned(), "container start failed: doing it failed".to_owned())
         );
         assert!(world.runtime.inspect(&bot).await.unwrap().is_none());
         assert!(world.runtime.layers().await.unwrap().is_empty());

@@ -203,7 +203,7 @@ impl Work {
         if task != Some(TaskState::Running) {
             self.skep().bridges().evict(self.bot());
         }
-        Ok(self.runtime().start(self.bot(), limits).await?)
+        self.runtime().start(self.bot(), limits).await.map_err(not_started)
     }
 
     /// Returns when the bridge answers; at once with the reason when its process ends instead.
@@ -274,5 +274,41 @@ impl Work {
             .store()
             .insert_lifecycle_event(self.bot(), &container, event, payload)
             .await?)
+    }
+}
+
+/// What a start came to nothing by is told as that, with the code that names it: an image or a tenant can make a
+/// root file system that nothing can be started on.
+fn not_started(error: RuntimeError) -> Error {
+    match Error::from(error) {
+        Error::Internal { operation, source } => Error::ContainerStartFailed {
+            reason: format!("{operation} failed"),
+            source,
+        },
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Code;
+
+    #[test]
+    fn a_task_that_cannot_be_made_is_a_start_that_failed() {
+        let cause = std::io::Error::other("mkdir /run/memoh: Not a directory");
+        let error = not_started(RuntimeError::other("creating the task", cause));
+        assert_eq!(error.code(), Code::ContainerStartFailed);
+        assert_eq!(error.to_string(), "container start failed: creating the task failed");
+        assert!(error.with_causes().contains("Not a directory"));
+    }
+
+    #[test]
+    fn a_runtime_that_is_away_stays_one_that_is_away() {
+        let away = RuntimeError::Unavailable {
+            runtime: "containerd",
+            source: None,
+        };
+        assert_eq!(not_started(away).code(), Code::RuntimeUnavailable);
     }
 }
