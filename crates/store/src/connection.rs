@@ -1,5 +1,8 @@
 //! Opening the database, and its two ways in: one writer, several readers.
 
+use std::fs::{File, Permissions};
+use std::io;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
 
@@ -16,6 +19,9 @@ const BUSY: Duration = Duration::from_secs(5);
 /// How long a call waits for a connection of the pool.
 const ACQUIRE: Duration = Duration::from_secs(10);
 
+/// Mode of the database and its side files.
+const PRIVATE: u32 = 0o600;
+
 /// The database of one data root; clones share its connections.
 #[derive(Debug, Clone)]
 pub struct Store {
@@ -30,6 +36,7 @@ impl Store {
     /// [`StoreError::Newer`] for a database of a newer release, which is left as it is.
     pub async fn open(file: &Path) -> Result<Self> {
         const OPERATION: &str = "opening the database";
+        keep_private(file).map_err(|error| StoreError::on(OPERATION)(sqlx::Error::Io(error)))?;
         let options = SqliteConnectOptions::new()
             .filename(file)
             .journal_mode(SqliteJournalMode::Wal)
@@ -83,4 +90,26 @@ impl Store {
     pub(crate) fn readers(&self) -> &SqlitePool {
         &self.readers
     }
+}
+
+/// Makes the database its owner's alone, an older release's too: it holds hashes of passwords and keys, and the
+/// environments of workspaces. SQLite gives its side files the mode of the database; ones that a crash left are
+/// changed here.
+///
+/// A file that exists is never opened: closing it would drop the locks that this process has on it.
+fn keep_private(file: &Path) -> io::Result<()> {
+    match File::options().write(true).create_new(true).mode(PRIVATE).open(file) {
+        Ok(_) => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(error),
+    }
+    for side in ["", "-wal", "-shm"] {
+        let mut name = file.as_os_str().to_owned();
+        name.push(side);
+        match std::fs::set_permissions(Path::new(&name), Permissions::from_mode(PRIVATE)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
 }

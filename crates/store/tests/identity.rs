@@ -1,5 +1,8 @@
 //! Users, keys, tickets and the audit trail, on a real database.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+
 use chrono::{TimeDelta, Utc};
 use skep_store::{
     AuditFilter, NewApiKey, NewAudit, NewTicket, NewUser, Scope, Store, StoreError, TicketPurpose, UserRole, UserUpdate,
@@ -31,6 +34,25 @@ fn user(id: &str, username: &str, email: Option<&str>) -> NewUser {
         timezone: None,
         is_active: true,
     }
+}
+
+#[tokio::test]
+async fn the_database_is_its_owners_alone_from_the_start_and_after_an_older_release() {
+    let directory = tempfile::tempdir().unwrap();
+    let modes = || {
+        ["skep.db", "skep.db-wal", "skep.db-shm"].map(|name| {
+            let file = directory.path().join(name);
+            std::fs::metadata(&file).unwrap().permissions().mode() & 0o777
+        })
+    };
+    let file = directory.path().join("skep.db");
+    let store = Store::open(&file).await.unwrap();
+    assert_eq!(modes(), [0o600; 3]);
+    store.close().await;
+    std::fs::set_permissions(&file, Permissions::from_mode(0o644)).unwrap();
+    let again = Store::open(&file).await.unwrap();
+    assert_eq!(modes(), [0o600; 3]);
+    again.close().await;
 }
 
 #[tokio::test]
