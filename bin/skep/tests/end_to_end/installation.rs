@@ -209,6 +209,12 @@ impl Drop for Installation {
         run_quietly("ip", &["link", "delete", &self.bridge]);
         run_quietly("nft", &["delete", "table", "inet", &self.table]);
         report("removing the run directory", std::fs::remove_dir_all(&run_directory));
+        for claim in [format!("bridge-{}", self.bridge), format!("table-{}", self.table)] {
+            report(
+                "removing a claim",
+                std::fs::remove_file(Path::new("/run/skep/claims").join(claim)),
+            );
+        }
     }
 }
 
