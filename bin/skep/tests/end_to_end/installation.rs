@@ -209,6 +209,9 @@ impl Drop for Installation {
         run_quietly("ip", &["link", "delete", &self.bridge]);
         run_quietly("nft", &["delete", "table", "inet", &self.table]);
         report("removing the run directory", std::fs::remove_dir_all(&run_directory));
+        for claim in id_claims_of(id.trim()) {
+            report("removing a claim of ids", std::fs::remove_file(claim));
+        }
         for claim in [format!("bridge-{}", self.bridge), format!("table-{}", self.table)] {
             report(
                 "removing a claim",
@@ -216,6 +219,15 @@ impl Drop for Installation {
             );
         }
     }
+}
+
+/// Claims name their data root: those of others on this host stay.
+fn id_claims_of(data_root_id: &str) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir("/run/skep/ids") else {
+        return Vec::new();
+    };
+    let ours = |path: &PathBuf| std::fs::read_to_string(path).is_ok_and(|claim| claim.contains(data_root_id));
+    entries.flatten().map(|entry| entry.path()).filter(ours).collect()
 }
 
 fn namespaces_of(run_directory: &Path) -> Vec<PathBuf> {
