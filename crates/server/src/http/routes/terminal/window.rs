@@ -22,6 +22,8 @@ use tokio_stream::wrappers::ReceiverStream;
 const PING_EVERY: Duration = Duration::from_secs(30);
 /// How long a client may leave a frame unread before its window is given up.
 const SEND_WITHIN: Duration = Duration::from_secs(120);
+/// How long a client has to answer the close frame.
+const CLOSE_ANSWER_WITHIN: Duration = Duration::from_secs(2);
 /// Frames of keystrokes that wait for a process that reads slowly.
 const WAITING_KEYSTROKES: usize = 64;
 /// The longest reason a close frame holds, in bytes.
@@ -56,14 +58,19 @@ pub(super) async fn serve(socket: WebSocket, bridge: Bridge, opening: Opening, i
         bridge: bridge.clone(),
         id: id.clone(),
     };
+    let mut reading = std::pin::pin!(reading.read());
     let ended = tokio::select! {
         ended = show(&mut sink, terminal.events) => ended,
-        () = reading.read() => None,
+        () = &mut reading => None,
         () = type_into(&bridge, &id, typed) => None,
         () = idle(&mut active, idle_timeout) => Some((close_code::AWAY, "idle timeout".to_owned())),
     };
     if let Some(ended) = ended {
         close(&mut sink, ended).await;
+        // A socket dropped with unread frames is reset, and the client loses what it had not read yet.
+        if timeout(CLOSE_ANSWER_WITHIN, reading).await.is_err() {
+            tracing::debug!("a terminal's client did not answer the close frame");
+        }
     }
 }
 
