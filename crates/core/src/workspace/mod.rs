@@ -106,7 +106,7 @@ impl Skep {
     /// Removes the workspace with its layers, overtaking and cancelling what is under way. A bot without one: fine.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for [`DeleteData::Preserve`], for now.
+    /// [`Error::Unsupported`] for [`DeleteData::Preserve`]: this version keeps no backups.
     pub async fn delete_workspace(
         &self,
         bot: &BotId,
