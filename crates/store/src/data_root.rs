@@ -1,11 +1,9 @@
 //! The data root's lock and its id. Only one server may own a data root.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-
-use rustix::fs::FlockOperation;
 
 /// Who holds a data root, as he wrote it down himself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,7 +36,16 @@ pub enum DataRootError {
 pub struct DataRoot {
     path: PathBuf,
     id: uuid::Uuid,
-    _lock: File,
+    lock: File,
+}
+
+impl Drop for DataRoot {
+    /// Not left to the descriptor's end: a process that is just being started has a copy of it for a moment.
+    fn drop(&mut self) {
+        if let Err(error) = self.lock.unlock() {
+            tracing::warn!(path = %self.path.display(), %error, "the data root could not be unlocked");
+        }
+    }
 }
 
 impl DataRoot {
@@ -71,19 +78,19 @@ impl DataRoot {
             .mode(0o600)
             .open(&lock_path)
             .map_err(io("opening", &lock_path))?;
-        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        match lock.try_lock() {
             Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => {
+            Err(TryLockError::WouldBlock) => {
                 return Err(DataRootError::Held {
                     holder: read_holder(&mut lock).map_err(io("reading", &lock_path))?,
                     root: path,
                 });
             }
-            Err(errno) => return Err(io("locking", &lock_path)(errno.into())),
+            Err(TryLockError::Error(error)) => return Err(io("locking", &lock_path)(error)),
         }
         write_holder(&mut lock, holder).map_err(io("writing", &lock_path))?;
         let id = read_or_make_id(&path)?;
-        Ok(Self { path, id, _lock: lock })
+        Ok(Self { path, id, lock })
     }
 
     /// Absolute, without links.

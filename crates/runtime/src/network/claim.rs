@@ -1,11 +1,9 @@
 //! Bridges and tables belong to one data root each: a locked file says to which.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Read, Seek, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-
-use rustix::fs::{FlockOperation, flock};
 
 use super::error::NetworkError;
 
@@ -25,7 +23,16 @@ pub(super) struct Claimed<'a> {
 #[derive(Debug)]
 pub(super) struct Claim {
     path: PathBuf,
-    _locked: File,
+    locked: File,
+}
+
+impl Drop for Claim {
+    /// Not left to the descriptor's end: a process that is just being started has a copy of it for a moment.
+    fn drop(&mut self) {
+        if let Err(error) = self.locked.unlock() {
+            tracing::warn!(path = %self.path.display(), %error, "a claim could not be unlocked");
+        }
+    }
 }
 
 impl Claim {
@@ -64,7 +71,7 @@ impl Claim {
             writeln!(file, "{data_root_id}")
         };
         write().map_err(NetworkError::other(taking()))?;
-        Ok(Self { path, _locked: file })
+        Ok(Self { path, locked: file })
     }
 
     /// Gives it up for good.
@@ -87,10 +94,10 @@ fn lock(path: &Path) -> std::io::Result<(File, bool)> {
             .create(true)
             .truncate(false)
             .open(path)?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        match file.try_lock() {
             Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => return Ok((file, false)),
-            Err(error) => return Err(error.into()),
+            Err(TryLockError::WouldBlock) => return Ok((file, false)),
+            Err(TryLockError::Error(error)) => return Err(error),
         }
         match std::fs::metadata(path) {
             Ok(now) if now.ino() == file.metadata()?.ino() => return Ok((file, true)),
