@@ -84,6 +84,36 @@ impl ContainerdServer {
         Ok(())
     }
 
+    /// Stops it in the middle of whatever it does, without ending it: it listens and never answers.
+    ///
+    /// # Errors
+    /// When it cannot be signalled.
+    pub fn freeze(&self) -> io::Result<()> {
+        signal(self.pid, Signal::STOP)
+    }
+
+    /// Lets it go on after [`ContainerdServer::freeze`].
+    ///
+    /// # Errors
+    /// When it cannot be signalled.
+    pub fn thaw(&self) -> io::Result<()> {
+        signal(self.pid, Signal::CONT)
+    }
+
+    /// As if the machine lost its power: itself, its shims and its containers are gone at once, and so is what it
+    /// keeps below `/run` on a real host. [`ContainerdServer::start_again`] is the boot after it.
+    ///
+    /// # Errors
+    /// As [`ContainerdServer::end`].
+    pub fn lose_power(&mut self) -> io::Result<()> {
+        self.end()?;
+        std::fs::remove_dir_all(&self.config.state)?;
+        match std::fs::remove_file(&self.config.socket) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
     /// Ends it with its shims and containers, and unmounts what they had. Repeatable.
     ///
     /// # Errors
@@ -144,6 +174,11 @@ fn children_of(pid: i32) -> io::Result<Vec<i32>> {
         children.extend(line.split_whitespace().filter_map(|word| word.parse::<i32>().ok()));
     }
     Ok(children)
+}
+
+fn signal(pid: i32, signal: Signal) -> io::Result<()> {
+    let process = Pid::from_raw(pid).ok_or_else(|| io::Error::other("it has no process"))?;
+    Ok(rustix::process::kill_process(process, signal)?)
 }
 
 fn kill_and_wait(pid: i32) -> io::Result<()> {

@@ -7,9 +7,11 @@ pub mod conformance;
 pub mod containerd_rig;
 mod containerd_server;
 pub mod fake_runtime;
+pub mod host_traces;
 pub mod images;
 pub mod registry;
 pub mod server;
 
 pub use containerd_rig::{ContainerdRig, RigOptions};
 pub use containerd_server::{ContainerdServer, mounts_below, unmount_below};
+pub use host_traces::{Expected, HostTraces};
