@@ -147,6 +147,8 @@ async fn a_pull_shows_every_layer_from_its_start_to_its_end() {
         assert!(apart >= Duration::from_millis(190), "{apart:?} apart");
         assert!(apart <= Duration::from_millis(600), "{apart:?} apart");
     }
+    let distinct: std::collections::HashSet<_> = progress.iter().map(|(_, layers)| format!("{layers:?}")).collect();
+    assert_eq!(distinct.len(), progress.len(), "the same is told twice: {progress:?}");
     let last = &progress.last().unwrap().1;
     assert_eq!(
         last.iter().map(|layer| layer.total).collect::<Vec<_>>(),

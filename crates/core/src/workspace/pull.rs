@@ -33,6 +33,12 @@ impl Collected {
         })
     }
 
+    /// One to tell on the way. That all is here is told once, at the end, when it is true of the image too.
+    fn passing_event(&self) -> Option<EventBody> {
+        let all_done = self.lock().iter().all(|layer| layer.phase == LayerPhase::Done);
+        if all_done { None } else { self.event() }
+    }
+
     /// Every layer is here: said so whatever the last word of the runtime was.
     fn complete(&self) -> Option<EventBody> {
         for layer in self.lock().iter_mut() {
@@ -86,7 +92,7 @@ where
             biased;
             pulled = &mut pull => break pulled,
             () = tick => {
-                if let Some(event) = collected.event() {
+                if let Some(event) = collected.passing_event() {
                     tell(event);
                     next_at = Instant::now() + PACE;
                 }
@@ -123,9 +129,11 @@ mod tests {
             panic!("there are layers");
         };
         assert_eq!(layers.iter().map(|one| one.offset).collect::<Vec<_>>(), [100, 100]);
+        assert!(collected.passing_event().is_some());
         let Some(EventBody::PullProgress { layers }) = collected.complete() else {
             panic!("there are layers");
         };
         assert!(layers.iter().all(|one| one.offset == one.total && one.phase == "done"));
+        assert_eq!(collected.passing_event(), None, "the end is told once");
     }
 }
