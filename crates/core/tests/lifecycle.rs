@@ -5,18 +5,11 @@ mod harness;
 use std::time::Duration;
 
 use futures::StreamExt;
-use harness::{LIMIT, World, admin, all, failure, until};
-use skep_core::{BotStatus, Code, CreateBot, DeleteData, Desired, Patience, Requester, WhenStopped, WorkspaceStatus};
+use harness::{LIMIT, World, admin, until};
+use skep_core::{BotStatus, Code, CreateBot, DeleteData, Desired, WhenStopped, WorkspaceStatus};
 use skep_names::BotId;
 use skep_runtime::{Runtime, RuntimeError};
 use skep_testkit::fake_runtime::Verb;
-
-fn impatient() -> Requester {
-    Requester {
-        patience: Patience::Refuse,
-        ..admin()
-    }
-}
 
 async fn until_running(world: &World, bot: &BotId) {
     until(|| async {
@@ -142,69 +135,6 @@ async fn one_that_keeps_dying_is_given_up_after_three_quick_tries() {
     world.runtime.restore_process_one(&bot);
     world.start(&bot).await.unwrap();
     until_running(&world, &bot).await;
-}
-
-#[tokio::test]
-async fn a_delete_overtakes_and_cancels_what_is_under_way() {
-    let world = World::new().await;
-    let bot = world.bot().await;
-    let hold = world.runtime.faults().hold(Verb::Start);
-    let create = world.create(&bot).await;
-    let stop = world.skep.stop_workspace(&bot, None, &admin()).await.unwrap();
-    let delete = world
-        .skep
-        .delete_workspace(&bot, DeleteData::Remove, &impatient())
-        .await
-        .unwrap();
-    drop(hold);
-    delete.outcome().await.unwrap();
-    for overtaken in [create, stop] {
-        let (code, message) = failure(&all(&overtaken).await);
-        assert_eq!(code, "operation_cancelled");
-        assert!(message.contains(delete.id()), "{message}");
-        assert_eq!(
-            world.skep.operation(overtaken.id()).await.unwrap().state.as_str(),
-            "cancelled"
-        );
-    }
-    assert!(world.runtime.inspect(&bot).await.unwrap().is_none());
-    assert!(world.skep.store().container(&bot).await.unwrap().is_none());
-    assert!(world.runtime.layers().await.unwrap().is_empty());
-}
-
-#[tokio::test]
-async fn the_queue_is_bounded_and_the_impatient_are_refused() {
-    let world = World::new().await;
-    let bot = world.running_bot().await;
-    let hold = world.runtime.faults().hold(Verb::Stop);
-    let first = world.skep.restart_workspace(&bot, None, &admin()).await.unwrap();
-    until(|| async {
-        let shown = world.skep.operation(first.id()).await.unwrap();
-        match shown.state.as_str() {
-            "running" => Ok(()),
-            other => Err(other.to_owned()),
-        }
-    })
-    .await;
-    let refused = world.skep.stop_workspace(&bot, None, &impatient()).await.unwrap_err();
-    assert_eq!(refused.code(), Code::OperationInProgress);
-    assert!(refused.to_string().contains(first.id()), "{refused}");
-    let mut waiting = Vec::new();
-    for _ in 0..32 {
-        waiting.push(world.skep.restart_workspace(&bot, None, &admin()).await.unwrap());
-    }
-    let full = world.skep.restart_workspace(&bot, None, &admin()).await.unwrap_err();
-    assert_eq!(full.code(), Code::QueueFull);
-    let delete = world
-        .skep
-        .delete_workspace(&bot, DeleteData::Remove, &admin())
-        .await
-        .unwrap();
-    drop(hold);
-    delete.outcome().await.unwrap();
-    for one in waiting {
-        assert_eq!(one.outcome().await.unwrap_err().code(), Code::OperationCancelled);
-    }
 }
 
 #[tokio::test]

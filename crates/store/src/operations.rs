@@ -6,6 +6,7 @@ use skep_names::BotId;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{QueryBuilder, Row, Sqlite};
 
+use crate::bots::BotStatus;
 use crate::connection::Store;
 use crate::error::{Result, StoreError};
 use crate::time::{from_micros, from_optional_micros, now};
@@ -84,6 +85,8 @@ pub struct NewOperation {
     pub request: Value,
     pub requested_by: Option<String>,
     pub request_id: Option<String>,
+    /// The state that its bot goes into with it.
+    pub bot_status: Option<BotStatus>,
 }
 
 /// How an operation ended.
@@ -141,11 +144,14 @@ fn read(row: &SqliteRow) -> Result<OperationRow> {
 }
 
 impl Store {
-    /// Journals an operation as queued. It is on the disk when this returns.
+    /// Journals an operation as queued, and its bot's state with it in one transaction. Both are on the disk when
+    /// this returns.
     ///
     /// # Errors
     /// [`StoreError::Exists`] for an id that is taken.
     pub async fn insert_operation(&self, operation: &NewOperation) -> Result<()> {
+        let failed = StoreError::on("journaling an operation");
+        let mut transaction = self.writer().begin_with("BEGIN IMMEDIATE").await.map_err(&failed)?;
         sqlx::query(
             "INSERT INTO operations (id, bot_id, kind, state, request, requested_by, request_id, started_at) \
              VALUES (?1, ?2, ?3, 'queued', ?4, ?5, ?6, ?7)",
@@ -157,10 +163,19 @@ impl Store {
         .bind(&operation.requested_by)
         .bind(&operation.request_id)
         .bind(now().timestamp_micros())
-        .execute(self.writer())
+        .execute(&mut *transaction)
         .await
-        .map_err(StoreError::on("journaling an operation"))?;
-        Ok(())
+        .map_err(&failed)?;
+        if let Some(status) = operation.bot_status {
+            sqlx::query("UPDATE bots SET status = ?1, updated_at = ?2 WHERE id = ?3")
+                .bind(status.as_str())
+                .bind(now().timestamp_micros())
+                .bind(operation.bot_id.as_str())
+                .execute(&mut *transaction)
+                .await
+                .map_err(&failed)?;
+        }
+        transaction.commit().await.map_err(&failed)
     }
 
     /// The operation of that id.

@@ -38,6 +38,7 @@ fn operation(id: &str, bot: &BotId) -> NewOperation {
         request: json!({ "kind": "create" }),
         requested_by: Some("u".to_owned()),
         request_id: None,
+        bot_status: None,
     }
 }
 

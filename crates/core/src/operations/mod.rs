@@ -161,7 +161,7 @@ impl Skep {
     }
 
     /// Cancels an operation that waits or runs: what it did is undone, its listeners get `operation_cancelled`.
-    /// Returns when it has ended; one that has ended before stays as it is.
+    /// Returns when it has ended, which for one that waits is at once; one that has ended before stays as it is.
     ///
     /// # Errors
     /// [`Error::Conflict`] for a kind that cannot be cancelled, [`Error::NotFound`].
@@ -173,7 +173,7 @@ impl Skep {
                 ));
             }
             if let Some(bot) = hub.bot() {
-                self.lanes().cancel(bot, id, "a request");
+                self.cancel_in_lane(bot, id);
             }
             // Its end is what is waited for; how it ended is read from the journal below.
             match hub.outcome().await {

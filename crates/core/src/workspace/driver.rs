@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use serde_json::Map;
 use skep_names::BotId;
-use skep_store::{BotStatus, EventRow, NewOperation, OperationEnd, OperationRow};
+use skep_store::{BotStatus, EventRow, NewOperation, OperationEnd, OperationRow, OperationState};
 
 use super::admission::{QUEUE_LENGTH, Refusal};
-use super::lanes::{Admitted, Next, Pending};
+use super::lanes::{Admitted, Next, Origin, Pending};
 use super::request::Request;
 use super::work::Work;
 use crate::error::{Error, Result};
@@ -33,7 +33,12 @@ impl Skep {
         }
         let id = uuid::Uuid::now_v7().to_string();
         let hub = Hub::new(id.clone(), Some(bot.clone()), Some(request.kind()), 1);
-        let pending = Arc::new(Pending::new(hub.clone(), request, requester.request_id.clone(), false));
+        let pending = Arc::new(Pending::new(
+            hub.clone(),
+            request,
+            requester.request_id.clone(),
+            Origin::Asked,
+        ));
         match self.lanes().admit(bot, &pending, requester.patience) {
             Admitted::Joined(joined) => return Ok(OperationHandle::new(joined)),
             Admitted::Refused(refusal) => return Err(refused(refusal)),
@@ -60,7 +65,7 @@ impl Skep {
         let hub = &pending.hub;
         match self.insert_operation(bot, pending, user).await {
             Ok(()) => {
-                self.lanes().journaled(bot, hub.id());
+                self.end_overtaken(bot, hub.id()).await;
                 Ok(())
             }
             Err(error) => {
@@ -78,7 +83,8 @@ impl Skep {
     async fn insert_operation(&self, bot: &BotId, pending: &Arc<Pending>, user: Option<String>) -> Result<()> {
         let request =
             serde_json::to_value(&pending.request).map_err(|error| Error::internal("writing a request", error))?;
-        self.store()
+        Ok(self
+            .store()
             .insert_operation(&NewOperation {
                 id: pending.hub.id().to_owned(),
                 bot_id: bot.clone(),
@@ -86,12 +92,44 @@ impl Skep {
                 request,
                 requested_by: user,
                 request_id: pending.request_id.clone(),
+                bot_status: (pending.request == Request::DeleteBot).then_some(BotStatus::Deleting),
             })
-            .await?;
-        if pending.request == Request::DeleteBot {
-            self.store().set_bot_status(bot, BotStatus::Deleting).await?;
+            .await?)
+    }
+
+    /// An operation is in the journal now: what it overtakes is cancelled, and what of that had not begun is ended.
+    async fn end_overtaken(&self, bot: &BotId, id: &str) {
+        for overtaken in self.lanes().journaled(bot, id) {
+            self.end_unbegun(bot, &overtaken).await;
         }
-        Ok(())
+    }
+
+    /// Cancels an operation. One that waits is ended at once, in a task of its own: a caller that goes away must
+    /// not leave it without an end.
+    pub(crate) fn cancel_in_lane(&self, bot: &BotId, id: &str) {
+        for cancelled in self.lanes().cancel(bot, id, "a request") {
+            let (skep, bot) = (self.clone(), bot.clone());
+            self.tasks()
+                .spawn(async move { skep.end_unbegun(&bot, &cancelled).await });
+        }
+    }
+
+    /// Ends what was cancelled before it began.
+    async fn end_unbegun(&self, bot: &BotId, pending: &Arc<Pending>) {
+        let of_new_bot = matches!(&pending.request, Request::Create(plan) if plan.of_new_bot);
+        let ready = match of_new_bot {
+            // Its first set-up is over, or reconcile would begin it anew.
+            true => {
+                let (creating, ready) = (BotStatus::Creating, BotStatus::Ready);
+                self.store().advance_bot_status(bot, creating, ready).await
+            }
+            false => Ok(()),
+        };
+        let error = match ready {
+            Ok(()) => pending.cancellation(),
+            Err(error) => error.into(),
+        };
+        self.finish(bot, pending, Err(error)).await;
     }
 
     /// Takes up every operation that the journal shows as unfinished, in the order they came.
@@ -109,10 +147,15 @@ impl Skep {
             let first_id = self.store().restart_events(&row.id).await?;
             let hub = Hub::new(row.id.clone(), Some(row.bot_id.clone()), Some(request.kind()), first_id);
             self.remember_hub(&hub);
-            let pending = Arc::new(Pending::new(hub, request, row.request_id, true));
+            let origin = match row.state {
+                OperationState::Queued => Origin::LeftQueued,
+                _ => Origin::LeftBegun,
+            };
+            let pending = Arc::new(Pending::new(hub, request, row.request_id, origin));
             if self.lanes().put_back(&row.bot_id, pending) {
                 self.spawn_driver(&row.bot_id);
             }
+            self.end_overtaken(&row.bot_id, &row.id).await;
         }
         Ok(())
     }
@@ -201,8 +244,7 @@ impl Skep {
             }
             () = pending.cancelled() => {
                 abort(&mut task).await;
-                let by = pending.cancelled_by().unwrap_or("a request").to_owned();
-                return (Err(Error::OperationCancelled(by)), false);
+                return (Err(pending.cancellation()), false);
             }
             finished = &mut task => finished,
         };
@@ -252,7 +294,10 @@ impl Skep {
             Err(error) => {
                 // Not durable, so not done: the next start does it again.
                 tracing::error!(%bot, operation = hub.id(), error = error.with_causes(), "its end was not journaled");
-                result.and(Err(error))
+                match result {
+                    Ok(_) | Err(Error::OperationCancelled(_)) => Err(error),
+                    failed => failed,
+                }
             }
         };
         let last = hub.last_event(&result, end_event(&result, pending));
@@ -298,7 +343,7 @@ impl Skep {
 
 impl Work {
     async fn run(&self) -> Result<Outcome> {
-        if self.pending().carried_on {
+        if self.pending().origin != Origin::Asked {
             self.skep().runtime_answers().await;
         }
         match &self.pending().request {

@@ -12,7 +12,19 @@ use tokio_util::sync::CancellationToken;
 
 use super::admission::{Asked, Decision, Present, admit};
 use super::request::Request;
+use crate::error::Error;
 use crate::operations::Hub;
+
+/// How an operation came into its lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// Somebody asked for it.
+    Asked,
+    /// The server before this one left it waiting.
+    LeftQueued,
+    /// The server before this one had begun it: there may be something to undo.
+    LeftBegun,
+}
 
 /// An operation that waits or runs.
 #[derive(Debug)]
@@ -20,8 +32,7 @@ pub(crate) struct Pending {
     pub(crate) hub: Arc<Hub>,
     pub(crate) request: Request,
     pub(crate) request_id: Option<String>,
-    /// Found unfinished at the start of the server.
-    pub(crate) carried_on: bool,
+    pub(crate) origin: Origin,
     cancel: CancellationToken,
     /// By what, for the message.
     cancelled_by: OnceLock<String>,
@@ -29,13 +40,13 @@ pub(crate) struct Pending {
 }
 
 impl Pending {
-    pub(crate) fn new(hub: Arc<Hub>, request: Request, request_id: Option<String>, carried_on: bool) -> Self {
+    pub(crate) fn new(hub: Arc<Hub>, request: Request, request_id: Option<String>, origin: Origin) -> Self {
         Self {
             fingerprint: fingerprint(&request),
             hub,
             request,
             request_id,
-            carried_on,
+            origin,
             cancel: CancellationToken::new(),
             cancelled_by: OnceLock::new(),
         }
@@ -46,11 +57,14 @@ impl Pending {
         self.cancel.cancelled().await;
     }
 
-    /// What cancelled it.
-    pub(crate) fn cancelled_by(&self) -> Option<&str> {
-        self.cancel
-            .is_cancelled()
-            .then(|| self.cancelled_by.get().map_or("a request", String::as_str))
+    fn is_cancelled(&self) -> bool {
+        self.cancel.is_cancelled()
+    }
+
+    /// How one that was cancelled ends: names what cancelled it.
+    pub(crate) fn cancellation(&self) -> Error {
+        let by = self.cancelled_by.get().map_or("a request", String::as_str);
+        Error::OperationCancelled(by.to_owned())
     }
 
     fn cancel(&self, by: &str) {
@@ -74,6 +88,16 @@ struct Waiting {
     pending: Arc<Pending>,
     /// Its row is in the journal.
     journaled: bool,
+    /// What it cancels as soon as it is in the journal itself.
+    overtakes: Vec<String>,
+}
+
+impl Waiting {
+    /// Cancelled before it began: there is nothing to undo, so its turn need not be waited for. One that is not in
+    /// the journal yet is taken out when it is.
+    fn can_be_taken_out(&self) -> bool {
+        self.journaled && self.pending.origin != Origin::LeftBegun && self.pending.is_cancelled()
+    }
 }
 
 #[derive(Debug, Default)]
@@ -121,7 +145,7 @@ impl Lanes {
         let present = lane.map(Lane::present).unwrap_or_default();
         let running = lane
             .and_then(|lane| lane.running.as_ref())
-            .is_some_and(|running| running.cancelled_by().is_none());
+            .is_some_and(|running| !running.is_cancelled());
         let asked = Asked {
             kind: pending.request.kind(),
             fingerprint: pending.fingerprint.clone(),
@@ -131,40 +155,52 @@ impl Lanes {
             Decision::Refuse(refusal) => Admitted::Refused(refusal),
             Decision::Join(id) => match lane.and_then(|lane| lane.find(&id)) {
                 Some(found) => Admitted::Joined(found.hub.clone()),
-                None => enqueue(&mut lanes, bot, pending),
+                None => enqueue(&mut lanes, bot, pending, Vec::new()),
             },
-            Decision::Enqueue => enqueue(&mut lanes, bot, pending),
-            Decision::Overtake { cancelled } => {
-                let by = format!("operation {}", pending.hub.id());
-                if let Some(lane) = lane {
-                    for id in &cancelled {
-                        lane.find(id).inspect(|found| found.cancel(&by));
-                    }
-                }
-                enqueue(&mut lanes, bot, pending)
-            }
+            Decision::Enqueue => enqueue(&mut lanes, bot, pending, Vec::new()),
+            Decision::Overtake { cancelled } => enqueue(&mut lanes, bot, pending, cancelled),
         }
     }
 
-    /// Takes an operation of the journal up again, whatever is there. True: the caller spawns the driver.
+    /// Takes an operation of the journal up again, whatever is there; the caller says next that it is journaled.
+    /// True: the caller spawns the driver.
     pub(crate) fn put_back(&self, bot: &BotId, pending: Arc<Pending>) -> bool {
         let mut lanes = self.lock();
         let spawn_driver = !lanes.contains_key(bot);
-        lanes.entry(bot.clone()).or_default().waiting.push_back(Waiting {
+        let lane = lanes.entry(bot.clone()).or_default();
+        let before = lane.all().filter(|one| !one.request.kind().overtakes());
+        let before: Vec<_> = before.map(|one| one.hub.id().to_owned()).collect();
+        let overtakes = match pending.request.kind().overtakes() {
+            true => before,
+            false => Vec::new(),
+        };
+        lane.waiting.push_back(Waiting {
             pending,
-            journaled: true,
+            journaled: false,
+            overtakes,
         });
         spawn_driver
     }
 
-    /// Its row is in the journal: it may run.
-    pub(crate) fn journaled(&self, bot: &BotId, id: &str) {
-        if let Some(lane) = self.lock().get_mut(bot) {
-            for waiting in lane.waiting.iter_mut().filter(|waiting| waiting.pending.hub.id() == id) {
-                waiting.journaled = true;
-            }
-            lane.changed.notify_one();
+    /// Its row is in the journal: it may run, and what it overtakes is cancelled. Returned is what was cancelled
+    /// before it began and is out of the lane now; the caller ends it.
+    #[must_use]
+    pub(crate) fn journaled(&self, bot: &BotId, id: &str) -> Vec<Arc<Pending>> {
+        let mut lanes = self.lock();
+        let Some(lane) = lanes.get_mut(bot) else {
+            return Vec::new();
+        };
+        let mut overtaken = Vec::new();
+        for waiting in lane.waiting.iter_mut().filter(|waiting| waiting.pending.hub.id() == id) {
+            waiting.journaled = true;
+            overtaken.append(&mut waiting.overtakes);
         }
+        let by = format!("operation {id}");
+        for one in &overtaken {
+            lane.find(one).inspect(|found| found.cancel(&by));
+        }
+        lane.changed.notify_one();
+        lane.take_out_cancelled()
     }
 
     /// It could not be journaled: it never was.
@@ -175,11 +211,17 @@ impl Lanes {
         }
     }
 
-    /// Cancels an operation that waits or runs; one that is not there is done already.
-    pub(crate) fn cancel(&self, bot: &BotId, id: &str, by: &str) {
-        if let Some(found) = self.lock().get(bot).and_then(|lane| lane.find(id)) {
-            found.cancel(by);
-        }
+    /// Cancels an operation that waits or runs; one that is not there is done already. Returned is what had not
+    /// begun and is out of the lane now; the caller ends it.
+    #[must_use]
+    pub(crate) fn cancel(&self, bot: &BotId, id: &str, by: &str) -> Vec<Arc<Pending>> {
+        let mut lanes = self.lock();
+        let Some(lane) = lanes.get_mut(bot) else {
+            return Vec::new();
+        };
+        lane.find(id).inspect(|found| found.cancel(by));
+        lane.changed.notify_one();
+        lane.take_out_cancelled()
     }
 
     /// For the driver: what it ran is done, what comes next?
@@ -240,11 +282,12 @@ impl Lanes {
     }
 }
 
-fn enqueue(lanes: &mut HashMap<BotId, Lane>, bot: &BotId, pending: &Arc<Pending>) -> Admitted {
+fn enqueue(lanes: &mut HashMap<BotId, Lane>, bot: &BotId, pending: &Arc<Pending>, overtakes: Vec<String>) -> Admitted {
     let spawn_driver = !lanes.contains_key(bot);
     lanes.entry(bot.clone()).or_default().waiting.push_back(Waiting {
         pending: pending.clone(),
         journaled: false,
+        overtakes,
     });
     Admitted::Enqueued { spawn_driver }
 }
@@ -259,13 +302,21 @@ impl Lane {
     /// What was cancelled is as good as gone: nobody joins it, and it does not fill the queue.
     fn present(&self) -> Vec<Present> {
         self.all()
-            .filter(|pending| pending.cancelled_by().is_none())
+            .filter(|pending| !pending.is_cancelled())
             .map(|pending| Present {
                 id: pending.hub.id().to_owned(),
                 kind: pending.request.kind(),
                 fingerprint: pending.fingerprint.clone(),
             })
             .collect()
+    }
+
+    fn take_out_cancelled(&mut self) -> Vec<Arc<Pending>> {
+        let (out, stay) = std::mem::take(&mut self.waiting)
+            .into_iter()
+            .partition::<VecDeque<_>, _>(Waiting::can_be_taken_out);
+        self.waiting = stay;
+        out.into_iter().map(|waiting| waiting.pending).collect()
     }
 
     fn find(&self, id: &str) -> Option<&Arc<Pending>> {

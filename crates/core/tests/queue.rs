@@ -1,0 +1,235 @@
+//! What waits for its turn: how much of it, who is refused, who overtakes, and how a cancel ends it at once.
+
+mod harness;
+
+use std::time::Duration;
+
+use harness::{LIMIT, World, admin, all, failure, until};
+use skep_core::{BotStatus, Code, CreateBot, DeleteData, OperationHandle, Patience, Requester, Result};
+use skep_names::BotId;
+use skep_runtime::Runtime;
+use skep_testkit::fake_runtime::{Hold, Verb};
+
+fn impatient() -> Requester {
+    Requester {
+        patience: Patience::Refuse,
+        ..admin()
+    }
+}
+
+/// An end that must come while the operation before it is still held.
+async fn at_once<T>(end: impl Future<Output = T>) -> T {
+    let end = tokio::time::timeout(Duration::from_secs(5), end).await;
+    end.expect("it waited for its turn")
+}
+
+async fn state(world: &World, operation: &OperationHandle) -> String {
+    let shown = world.skep.operation(operation.id()).await.unwrap();
+    shown.state.as_str().to_owned()
+}
+
+/// A restart that is held in its stop: what comes after it waits.
+async fn held_restart(world: &World, bot: &BotId) -> (OperationHandle, Hold) {
+    let hold = world.runtime.faults().hold(Verb::Stop);
+    let first = world.skep.restart_workspace(bot, None, &admin()).await.unwrap();
+    until(|| async {
+        match state(world, &first).await.as_str() {
+            "running" => Ok(()),
+            other => Err(other.to_owned()),
+        }
+    })
+    .await;
+    (first, hold)
+}
+
+async fn stop(world: &World, bot: &BotId) -> Result<OperationHandle> {
+    world.skep.stop_workspace(bot, None, &admin()).await
+}
+
+#[tokio::test]
+async fn a_delete_overtakes_and_cancels_what_is_under_way() {
+    let world = World::new().await;
+    let bot = world.bot().await;
+    let hold = world.runtime.faults().hold(Verb::Start);
+    let create = world.create(&bot).await;
+    let stop = world.skep.stop_workspace(&bot, None, &admin()).await.unwrap();
+    let delete = world
+        .skep
+        .delete_workspace(&bot, DeleteData::Remove, &impatient())
+        .await
+        .unwrap();
+    drop(hold);
+    delete.outcome().await.unwrap();
+    for overtaken in [create, stop] {
+        let (code, message) = failure(&all(&overtaken).await);
+        assert_eq!(code, "operation_cancelled");
+        assert!(message.contains(delete.id()), "{message}");
+        assert_eq!(
+            world.skep.operation(overtaken.id()).await.unwrap().state.as_str(),
+            "cancelled"
+        );
+    }
+    assert!(world.runtime.inspect(&bot).await.unwrap().is_none());
+    assert!(world.skep.store().container(&bot).await.unwrap().is_none());
+    assert!(world.runtime.layers().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn the_queue_is_bounded_and_the_impatient_are_refused() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    let hold = world.runtime.faults().hold(Verb::Stop);
+    let first = world.skep.restart_workspace(&bot, None, &admin()).await.unwrap();
+    until(|| async {
+        let shown = world.skep.operation(first.id()).await.unwrap();
+        match shown.state.as_str() {
+            "running" => Ok(()),
+            other => Err(other.to_owned()),
+        }
+    })
+    .await;
+    let refused = world.skep.stop_workspace(&bot, None, &impatient()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::OperationInProgress);
+    assert!(refused.to_string().contains(first.id()), "{refused}");
+    let mut waiting = Vec::new();
+    for _ in 0..32 {
+        waiting.push(world.skep.restart_workspace(&bot, None, &admin()).await.unwrap());
+    }
+    let full = world.skep.restart_workspace(&bot, None, &admin()).await.unwrap_err();
+    assert_eq!(full.code(), Code::QueueFull);
+    let delete = world
+        .skep
+        .delete_workspace(&bot, DeleteData::Remove, &admin())
+        .await
+        .unwrap();
+    drop(hold);
+    delete.outcome().await.unwrap();
+    for one in waiting {
+        assert_eq!(one.outcome().await.unwrap_err().code(), Code::OperationCancelled);
+    }
+}
+
+#[tokio::test]
+async fn a_cancelled_operation_that_waits_ends_at_once() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    let (first, hold) = held_restart(&world, &bot).await;
+    let waiting = stop(&world, &bot).await.unwrap();
+    let joined = stop(&world, &bot).await.unwrap();
+    assert_eq!(joined.id(), waiting.id());
+    let cancelled = at_once(world.skep.cancel_operation(waiting.id())).await.unwrap();
+    assert_eq!(cancelled.state.as_str(), "cancelled");
+    for waiter in [&waiting, &joined] {
+        let error = at_once(waiter.outcome()).await.unwrap_err();
+        assert_eq!(error.code(), Code::OperationCancelled);
+        assert_eq!(failure(&at_once(all(waiter)).await).0, "operation_cancelled");
+    }
+    // It is not done when its turn comes, and what waits behind it is.
+    let behind = world.skep.start_workspace(&bot, &admin()).await.unwrap();
+    assert_eq!(state(&world, &first).await, "running");
+    drop(hold);
+    behind.outcome().await.unwrap();
+    first.outcome().await.unwrap();
+    assert_eq!(state(&world, &waiting).await, "cancelled");
+    assert!(world.skep.workspace_info(&bot).await.unwrap().task_running);
+    let again = world.skep.cancel_operation(first.id()).await.unwrap();
+    assert_eq!(again.state.as_str(), "succeeded", "one that has ended stays as it is");
+}
+
+#[tokio::test]
+async fn a_place_in_the_queue_is_free_again_when_its_operation_is_cancelled() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    let (first, hold) = held_restart(&world, &bot).await;
+    let mut waiting = Vec::new();
+    for _ in 0..32 {
+        waiting.push(world.skep.restart_workspace(&bot, None, &admin()).await.unwrap());
+    }
+    let full = world.skep.restart_workspace(&bot, None, &admin()).await.unwrap_err();
+    assert_eq!(full.code(), Code::QueueFull);
+    at_once(world.skep.cancel_operation(waiting[7].id())).await.unwrap();
+    let taken = stop(&world, &bot).await.unwrap();
+    for one in waiting.iter().chain([&taken, &first]) {
+        at_once(world.skep.cancel_operation(one.id())).await.unwrap();
+        assert_eq!(state(&world, one).await, "cancelled");
+    }
+    drop(hold);
+    world.start(&bot).await.unwrap();
+}
+
+#[tokio::test]
+async fn those_who_wait_are_told_at_once_that_a_delete_overtook_them() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    let hold_removal = world.runtime.faults().hold(Verb::Remove);
+    let (first, hold) = held_restart(&world, &bot).await;
+    let waiting = stop(&world, &bot).await.unwrap();
+    let delete = world
+        .skep
+        .delete_workspace(&bot, DeleteData::Remove, &admin())
+        .await
+        .unwrap();
+    let (code, message) = failure(&at_once(all(&waiting)).await);
+    assert_eq!(code, "operation_cancelled");
+    assert!(message.contains(delete.id()), "{message}");
+    assert_eq!(state(&world, &waiting).await, "cancelled");
+    drop(hold);
+    let cancelled = first.outcome().await.unwrap_err();
+    assert_eq!(cancelled.code(), Code::OperationCancelled);
+    drop(hold_removal);
+    delete.outcome().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_a_delete_overtook_is_not_done_by_the_next_server() {
+    let mut world = World::new().await;
+    let bot = world.running_bot().await;
+    let (first, hold) = held_restart(&world, &bot).await;
+    let second = stop(&world, &bot).await.unwrap();
+    // The delete is in the journal, and the server ends before it cancels what it overtakes.
+    world
+        .skep
+        .store()
+        .insert_operation(&skep_store::NewOperation {
+            id: "of-before".to_owned(),
+            bot_id: bot.clone(),
+            kind: "delete".to_owned(),
+            request: serde_json::json!({ "kind": "delete" }),
+            requested_by: None,
+            request_id: None,
+            bot_status: None,
+        })
+        .await
+        .unwrap();
+    let starts = world.runtime.faults().calls(Verb::Start);
+    world.crash().await;
+    drop(hold);
+    let deleted = tokio::time::timeout(LIMIT, world.skep.operation_outcome("of-before")).await;
+    deleted.unwrap().unwrap();
+    for overtaken in [first, second] {
+        assert_eq!(state(&world, &overtaken).await, "cancelled");
+    }
+    assert_eq!(world.runtime.faults().calls(Verb::Start), starts);
+    assert!(world.runtime.inspect(&bot).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn a_new_bot_whose_set_up_is_cancelled_is_ready_and_has_no_workspace() {
+    let world = World::new().await;
+    let hold = world.runtime.faults().hold(Verb::Create);
+    let new = CreateBot {
+        owner_user_id: "owner".to_owned(),
+        display_name: "b".to_owned(),
+        with_workspace: true,
+        ..CreateBot::default()
+    };
+    let (bot, create) = world.skep.create_bot(new, &admin()).await.unwrap();
+    let create = create.unwrap();
+    at_once(world.skep.cancel_operation(create.id())).await.unwrap();
+    drop(hold);
+    let bot = bot.row.id;
+    assert_eq!(state(&world, &create).await, "cancelled");
+    assert_eq!(world.skep.bot(&bot).await.unwrap().row.status, BotStatus::Ready);
+    let info = world.skep.workspace_info(&bot).await;
+    assert_eq!(info.unwrap_err().code(), Code::ContainerNotFound);
+}
