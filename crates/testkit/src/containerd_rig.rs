@@ -3,7 +3,6 @@
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 
 use skep_names::{BotId, ImageReference};
@@ -12,7 +11,7 @@ use skep_runtime::containerd::{ContainerdConfig, ContainerdRuntime, IsolationCon
 use skep_runtime::images::RegistrySettings;
 use skep_runtime::network::{NetworkConfig, NetworkMode};
 
-use crate::{ContainerdServer, images, mounts_below, unmount_below};
+use crate::{ContainerdRelease, ContainerdServer, images, mounts_below, unmount_below};
 
 /// The image every rig has.
 pub const RIG_IMAGE: &str = "skep.test/busybox:1";
@@ -35,6 +34,8 @@ pub enum OciRuntime {
 /// How a rig differs from the usual one.
 #[derive(Debug, Clone)]
 pub struct RigOptions {
+    /// Which containerd.
+    pub release: ContainerdRelease,
     /// Which program makes containers.
     pub oci_runtime: OciRuntime,
     /// `isolation.user_namespace`.
@@ -55,6 +56,7 @@ impl Default for RigOptions {
             Err(_) => OciRuntime::Chosen,
         };
         Self {
+            release: ContainerdRelease::chosen(),
             oci_runtime,
             user_namespace: UserNamespaceMode::Required,
             script: None,
@@ -83,7 +85,9 @@ impl ContainerdRig {
     /// # Panics
     /// As [`ContainerdRig::start`].
     pub async fn start_with(options: RigOptions) -> Self {
-        let server = ContainerdServer::start().await.expect("start a containerd");
+        let server = ContainerdServer::start_release(options.release)
+            .await
+            .expect("start a containerd");
         let config = configuration(&server, &options);
         prepare_runtime_directory(&config.runtime_dir, options.script.as_deref());
         std::fs::write(&config.resolv_conf, "nameserver 192.0.2.53\n").expect("write resolv.conf");
@@ -131,9 +135,9 @@ impl ContainerdRig {
     /// # Panics
     /// When it fails.
     pub fn ctr(&self, arguments: &[&str]) -> String {
-        let output = Command::new("ctr")
-            .arg("--address")
-            .arg(&self.config.socket)
+        let output = self
+            .server
+            .ctr()
             .args(["--namespace", &self.config.namespace])
             .args(arguments)
             .output()

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::mount::UnmountFlags;
@@ -11,6 +12,48 @@ use skep_runtime::containerd::daemon::{DaemonConfig, DaemonError};
 /// How long processes and mounts may take to go.
 const CLEAN_UP_LIMIT: Duration = Duration::from_secs(20);
 
+/// Environment variable that chooses the containerd of tests that do not choose one themselves: `1.6` (the host's,
+/// also when it is unset), `1.7` or `2`.
+pub const CONTAINERD_VARIABLE: &str = "SKEP_TEST_CONTAINERD";
+
+/// Where `scripts/install test` unpacks those that are not the host's.
+const CACHE_DIRECTORY: &str = "/var/cache/skep-test";
+
+/// The containerds Skep is tested on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ContainerdRelease {
+    /// The host's own; Debian 12 has 1.6.20, the oldest that is supported.
+    Installed,
+    /// Debian 13's.
+    V1_7,
+    /// The newest in Debian.
+    V2,
+}
+
+impl ContainerdRelease {
+    /// What [`CONTAINERD_VARIABLE`] says.
+    ///
+    /// # Panics
+    /// When it says something else than the three.
+    pub fn chosen() -> Self {
+        match std::env::var(CONTAINERD_VARIABLE).as_deref() {
+            Err(_) | Ok("1.6") => Self::Installed,
+            Ok("1.7") => Self::V1_7,
+            Ok("2") => Self::V2,
+            Ok(other) => panic!("{CONTAINERD_VARIABLE} is {other:?}, neither 1.6 nor 1.7 nor 2"),
+        }
+    }
+
+    /// One of its programs. A bare name is looked up in `PATH`.
+    pub fn program(self, name: &str) -> PathBuf {
+        match self {
+            Self::Installed => PathBuf::from(name),
+            Self::V1_7 => Path::new(CACHE_DIRECTORY).join("containerd-1.7").join(name),
+            Self::V2 => Path::new(CACHE_DIRECTORY).join("containerd-2").join(name),
+        }
+    }
+}
+
 /// A running containerd with root, state and socket in a directory of its own.
 ///
 /// Dropping it kills its containers, its shims and itself, unmounts all below its directory and removes that.
@@ -18,17 +61,26 @@ const CLEAN_UP_LIMIT: Duration = Duration::from_secs(20);
 pub struct ContainerdServer {
     directory: tempfile::TempDir,
     config: DaemonConfig,
+    release: ContainerdRelease,
     pid: i32,
     // Held so that the daemon is reaped, not left as a zombie of the test.
     _daemon: skep_runtime::containerd::daemon::Daemon,
 }
 
 impl ContainerdServer {
-    /// Starts one and waits until it answers.
+    /// Starts the [chosen](ContainerdRelease::chosen) one and waits until it answers.
     ///
     /// # Errors
-    /// When containerd is not installed or does not start; a test that needs it fails then.
+    /// As [`ContainerdServer::start_release`].
     pub async fn start() -> Result<Self, DaemonError> {
+        Self::start_release(ContainerdRelease::chosen()).await
+    }
+
+    /// Starts one of a release and waits until it answers.
+    ///
+    /// # Errors
+    /// When it is not there (`scripts/install test` brings it) or does not start; a test that needs it fails then.
+    pub async fn start_release(release: ContainerdRelease) -> Result<Self, DaemonError> {
         let directory = tempfile::Builder::new()
             .prefix("skep-ctd-")
             .tempdir_in("/tmp")
@@ -36,11 +88,13 @@ impl ContainerdServer {
                 path: PathBuf::from("/tmp"),
                 source,
             })?;
-        let config = DaemonConfig::new(&directory.path().join("root"), &directory.path().join("run"));
+        let mut config = DaemonConfig::new(&directory.path().join("root"), &directory.path().join("run"));
+        config.binary = release.program("containerd");
         let daemon = config.start().await?;
         Ok(Self {
             directory,
             config,
+            release,
             pid: daemon.pid,
             _daemon: daemon,
         })
@@ -49,6 +103,13 @@ impl ContainerdServer {
     /// Its gRPC socket.
     pub fn socket(&self) -> &Path {
         &self.config.socket
+    }
+
+    /// containerd's own client, of the same release, told where this one is.
+    pub fn ctr(&self) -> Command {
+        let mut command = Command::new(self.release.program("ctr"));
+        command.arg("--address").arg(self.socket());
+        command
     }
 
     /// Its directory: tests may keep theirs beside what containerd keeps there.
@@ -255,6 +316,24 @@ mod tests {
         drop(server);
         assert!(!directory.exists(), "{} is left", directory.display());
         assert_eq!(mounts_below(&directory).unwrap(), Vec::<PathBuf>::new());
+    }
+
+    #[tokio::test]
+    async fn a_release_is_what_its_name_says() {
+        for (release, begins) in [(ContainerdRelease::V1_7, "1.7."), (ContainerdRelease::V2, "2.")] {
+            let server = ContainerdServer::start_release(release).await.unwrap();
+            let told = server.ctr().arg("version").output().unwrap();
+            let told = String::from_utf8(told.stdout).unwrap();
+            let versions: Vec<&str> = told
+                .lines()
+                .filter_map(|line| line.trim().strip_prefix("Version:"))
+                .collect();
+            assert_eq!(versions.len(), 2, "client and server: {told}");
+            assert!(
+                versions.iter().all(|version| version.trim().starts_with(begins)),
+                "{told}"
+            );
+        }
     }
 
     #[tokio::test]

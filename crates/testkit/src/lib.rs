@@ -13,5 +13,5 @@ pub mod registry;
 pub mod server;
 
 pub use containerd_rig::{ContainerdRig, RigOptions};
-pub use containerd_server::{ContainerdServer, mounts_below, unmount_below};
+pub use containerd_server::{CONTAINERD_VARIABLE, ContainerdRelease, ContainerdServer, mounts_below, unmount_below};
 pub use host_traces::{Expected, HostTraces};

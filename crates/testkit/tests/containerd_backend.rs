@@ -6,7 +6,49 @@ use std::os::unix::fs::MetadataExt;
 use skep_names::BotId;
 use skep_runtime::containerd::UserNamespaceMode;
 use skep_runtime::{BridgeEndpoint, Limits, Runtime, RuntimeError};
+use skep_testkit::ContainerdRelease;
 use skep_testkit::containerd_rig::{ContainerdRig, OciRuntime, RigOptions, instance_spec, until};
+
+/// Each case on each pair of a containerd and a program that makes containers.
+macro_rules! matrix {
+    ($($module:ident: $release:ident, $oci_runtime:ident => $($case:ident),+;)+) => {
+        $(mod $module {
+            use super::*;
+            $(
+                #[tokio::test]
+                async fn $case() {
+                    super::$case(RigOptions {
+                        release: ContainerdRelease::$release,
+                        oci_runtime: OciRuntime::$oci_runtime,
+                        ..Default::default()
+                    })
+                    .await;
+                }
+            )+
+        })+
+    };
+}
+
+matrix! {
+    on_1_6_with_crun: Installed, Crun =>
+        a_workspace_has_what_is_promised_and_nothing_more,
+        crun_is_refused_where_it_would_drop_flags_of_the_root,
+        limits_are_in_force_from_the_start_and_change_without_a_restart;
+    on_1_6_with_runc: Installed, Runc =>
+        a_workspace_has_what_is_promised_and_nothing_more,
+        without_a_user_namespace_a_workspace_has_one_capability_less,
+        limits_are_in_force_from_the_start_and_change_without_a_restart;
+    on_1_7_with_crun: V1_7, Crun =>
+        a_workspace_has_what_is_promised_and_nothing_more,
+        limits_are_in_force_from_the_start_and_change_without_a_restart;
+    on_2_with_crun: V2, Crun =>
+        a_workspace_has_what_is_promised_and_nothing_more,
+        limits_are_in_force_from_the_start_and_change_without_a_restart;
+    on_2_with_runc: V2, Runc =>
+        a_workspace_has_what_is_promised_and_nothing_more,
+        without_a_user_namespace_a_workspace_has_one_capability_less,
+        limits_are_in_force_from_the_start_and_change_without_a_restart;
+}
 
 const LIMITS: Limits = Limits {
     cpu_millicores: 1500,
@@ -50,12 +92,7 @@ fn value<'a>(found: &'a str, name: &str) -> &'a str {
     line.unwrap_or_else(|| panic!("no {name} in {found}")).trim()
 }
 
-async fn looked_around(user_namespace: UserNamespaceMode) -> (ContainerdRig, BotId, String) {
-    let mut options = RigOptions::default();
-    if user_namespace == UserNamespaceMode::Off {
-        // crun is refused there.
-        options.oci_runtime = OciRuntime::Runc;
-    }
+async fn looked_around(options: RigOptions, user_namespace: UserNamespaceMode) -> (ContainerdRig, BotId, String) {
     let rig = ContainerdRig::start_with(RigOptions {
         script: Some(LOOK_AROUND.into()),
         user_namespace,
@@ -91,9 +128,8 @@ fn check_common(found: &str) {
     assert!(value(found, "socket:").starts_with("drwx------"));
 }
 
-#[tokio::test]
-async fn a_workspace_has_what_is_promised_and_nothing_more() {
-    let (rig, bot, found) = looked_around(UserNamespaceMode::Required).await;
+async fn a_workspace_has_what_is_promised_and_nothing_more(options: RigOptions) {
+    let (rig, bot, found) = looked_around(options, UserNamespaceMode::Required).await;
     check_common(&found);
     for set in ["CapPrm:", "CapEff:", "CapBnd:"] {
         assert_eq!(value(&found, set), "00000000800405fb");
@@ -124,9 +160,8 @@ async fn a_workspace_has_what_is_promised_and_nothing_more() {
     );
 }
 
-#[tokio::test]
-async fn without_a_user_namespace_a_workspace_has_one_capability_less() {
-    let (rig, bot, found) = looked_around(UserNamespaceMode::Off).await;
+async fn without_a_user_namespace_a_workspace_has_one_capability_less(options: RigOptions) {
+    let (rig, bot, found) = looked_around(options, UserNamespaceMode::Off).await;
     check_common(&found);
     for set in ["CapPrm:", "CapEff:", "CapBnd:"] {
         assert_eq!(value(&found, set), "00000000000405fb");
@@ -135,12 +170,10 @@ async fn without_a_user_namespace_a_workspace_has_one_capability_less() {
     rig.runtime().remove(&bot).await.unwrap();
 }
 
-#[tokio::test]
-async fn crun_is_refused_where_it_would_drop_flags_of_the_root() {
+async fn crun_is_refused_where_it_would_drop_flags_of_the_root(options: RigOptions) {
     let rig = ContainerdRig::start_with(RigOptions {
-        oci_runtime: OciRuntime::Crun,
         user_namespace: UserNamespaceMode::Off,
-        ..Default::default()
+        ..options
     })
     .await;
     let bot = BotId::random();
@@ -150,9 +183,8 @@ async fn crun_is_refused_where_it_would_drop_flags_of_the_root() {
     assert_eq!(rig.claims().unwrap().len(), 0);
 }
 
-#[tokio::test]
-async fn limits_are_in_force_from_the_start_and_change_without_a_restart() {
-    let (rig, bot, _) = looked_around(UserNamespaceMode::Required).await;
+async fn limits_are_in_force_from_the_start_and_change_without_a_restart(options: RigOptions) {
+    let (rig, bot, _) = looked_around(options, UserNamespaceMode::Required).await;
     let runtime = rig.runtime();
     let usage = runtime.usage(&bot).await.unwrap();
     assert_eq!(usage.memory_limit_bytes, Some(LIMITS.memory_bytes));

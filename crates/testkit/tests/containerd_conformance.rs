@@ -1,21 +1,27 @@
-//! The conformance suite on a real containerd. `SKEP_TEST_OCI_RUNTIME` chooses crun or runc.
+//! The conformance suite on real containerds, old and new, each with the programs that make containers.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use skep_names::{BotId, ImageReference};
 use skep_runtime::Runtime;
+use skep_testkit::ContainerdRelease;
 use skep_testkit::conformance::Subject;
-use skep_testkit::containerd_rig::{ContainerdRig, as_runtime};
+use skep_testkit::containerd_rig::{ContainerdRig, OciRuntime, RigOptions, as_runtime};
 
 struct Containerd {
     rig: ContainerdRig,
 }
 
 impl Containerd {
-    async fn start() -> Self {
+    async fn start(release: ContainerdRelease, oci_runtime: OciRuntime) -> Self {
+        let options = RigOptions {
+            release,
+            oci_runtime,
+            ..Default::default()
+        };
         Self {
-            rig: ContainerdRig::start().await,
+            rig: ContainerdRig::start_with(options).await,
         }
     }
 }
@@ -42,4 +48,22 @@ impl Subject for Containerd {
     }
 }
 
-skep_testkit::conformance_suite!(Containerd::start().await);
+/// One module of all cases for each pair.
+macro_rules! matrix {
+    ($($module:ident: $release:ident, $oci_runtime:ident;)+) => {
+        $(mod $module {
+            use super::*;
+            skep_testkit::conformance_suite!(
+                Containerd::start(ContainerdRelease::$release, OciRuntime::$oci_runtime).await
+            );
+        })+
+    };
+}
+
+matrix! {
+    on_1_6_with_crun: Installed, Crun;
+    on_1_6_with_runc: Installed, Runc;
+    on_1_7_with_crun: V1_7, Crun;
+    on_2_with_crun: V2, Crun;
+    on_2_with_runc: V2, Runc;
+}

@@ -3,6 +3,7 @@
 //! It outlives whoever starts it, so that workspaces run on while the server restarts; whoever wants
 //! it gone calls [`stop`]. Nothing of another containerd on the host is touched.
 
+use std::ffi::OsString;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -23,7 +24,7 @@ const SOCKET_PATH_LIMIT: usize = 107;
 /// Where a containerd of our own keeps its things.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DaemonConfig {
-    /// The program; a bare name is looked up in `PATH`.
+    /// The program; a bare name is looked up in `PATH`. Its shims are looked for beside it first.
     pub binary: PathBuf,
     /// What lasts: images, layers, records. On a file system that can carry overlayfs and id-mapped mounts.
     pub root: PathBuf,
@@ -179,6 +180,9 @@ impl DaemonConfig {
             source,
         };
         let mut command = std::process::Command::new(&self.binary);
+        if let Some(path) = self.search_path() {
+            command.env("PATH", path);
+        }
         command
             .arg("--config")
             .arg(&self.config_file)
@@ -192,6 +196,14 @@ impl DaemonConfig {
             binary: self.binary.clone(),
             source,
         })
+    }
+
+    /// With the program's own directory first: a containerd of one release with shims of another is nobody's test.
+    fn search_path(&self) -> Option<OsString> {
+        let beside = self.binary.parent().filter(|directory| directory.is_absolute())?;
+        let inherited = std::env::var_os("PATH").unwrap_or_default();
+        let directories = std::iter::once(beside.to_owned()).chain(std::env::split_paths(&inherited));
+        std::env::join_paths(directories).ok()
     }
 
     async fn until_answering(&self, mut child: Option<&mut tokio::process::Child>) -> Result<(), DaemonError> {

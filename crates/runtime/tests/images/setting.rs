@@ -39,9 +39,9 @@ impl Setting {
 
     /// Runs `ctr` and returns what it prints.
     pub(crate) fn ctr(&self, arguments: &[&str]) -> String {
-        let output = Command::new("ctr")
-            .arg("--address")
-            .arg(self.containerd.socket())
+        let output = self
+            .containerd
+            .ctr()
             .args(["--namespace", NAMESPACE])
             .args(arguments)
             .output()
