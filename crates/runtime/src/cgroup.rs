@@ -79,7 +79,8 @@ fn below(root: &Path, group: &str) -> PathBuf {
     root.join(group.trim_start_matches('/'))
 }
 
-fn processes(group: &str) -> Vec<i32> {
+/// The processes of a group, by their numbers on the host.
+pub(crate) fn processes(group: &str) -> Vec<i32> {
     let root = Path::new(ROOT);
     let directory = unified(group).unwrap_or_else(|| below(&root.join("pids"), group));
     // A group that is gone has no processes.

@@ -199,6 +199,8 @@ pub enum BridgeEndpoint {
         file_name: String,
         /// Host uid that the listener must have (`SO_PEERCRED`).
         owner_uid: u32,
+        /// The control group that the listener must be in; `None` where its uid belongs to this bot alone.
+        cgroup: Option<String>,
     },
     /// A legacy container.
     Tcp(SocketAddr),

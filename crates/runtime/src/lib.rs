@@ -13,6 +13,7 @@ pub mod images;
 mod instance;
 mod isolation;
 pub mod network;
+mod peer;
 mod spec;
 mod system_calls;
 
@@ -30,6 +31,8 @@ pub use instance::{
     BridgeEndpoint, Capabilities, Check, CheckStatus, CreateOutcome, Instance, InstanceSpec, Isolation, LayerOutcome,
     Limits, RuntimeEvent, Started, TaskState, Usage,
 };
+
+pub use peer::listener_is_in_cgroup;
 
 /// One backend. Every verb may be repeated: doing again what is done is a success.
 ///

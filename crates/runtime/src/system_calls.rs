@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -86,6 +86,34 @@ pub(crate) fn act_on_files_as(id: u32) -> io::Result<()> {
     } else {
         Err(io::Error::from(io::ErrorKind::PermissionDenied))
     }
+}
+
+/// Linux 6.5: the process at the other end of a socket, as a descriptor. The number is the generic one, which
+/// x86_64, aarch64, riscv64, s390x and powerpc64 share.
+const SO_PEERPIDFD: libc::c_int = 77;
+
+/// The process that called `listen` on the other end of a connected Unix socket.
+///
+/// # Errors
+/// `ENOPROTOOPT` before Linux 6.5; others when the process has been reaped.
+pub(crate) fn peer_process(socket: impl AsFd) -> io::Result<OwnedFd> {
+    let mut descriptor: libc::c_int = -1;
+    let mut length = libc::socklen_t::try_from(size_of::<libc::c_int>()).map_err(io::Error::other)?;
+    // SAFETY: the kernel writes one descriptor's number into a variable of the size that it is told.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_PEERPIDFD,
+            (&raw mut descriptor).cast(),
+            &raw mut length,
+        )
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call succeeded, so this is a new open descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 
 /// A child that only holds new namespaces open. Dropping it ends and reaps it.

@@ -3,11 +3,12 @@
 
 use std::os::unix::fs::MetadataExt;
 
+use skep_core::bridge::BridgePool;
 use skep_names::BotId;
 use skep_runtime::containerd::UserNamespaceMode;
 use skep_runtime::{BridgeEndpoint, Limits, Runtime, RuntimeError};
 use skep_testkit::ContainerdRelease;
-use skep_testkit::containerd_rig::{ContainerdRig, OciRuntime, RigOptions, instance_spec, until};
+use skep_testkit::containerd_rig::{ContainerdRig, OciRuntime, RigOptions, as_runtime, instance_spec, until};
 
 /// Each case on each pair of a containerd and a program that makes containers.
 macro_rules! matrix {
@@ -37,6 +38,7 @@ matrix! {
     on_1_6_with_runc: Installed, Runc =>
         a_workspace_has_what_is_promised_and_nothing_more,
         without_a_user_namespace_a_workspace_has_one_capability_less,
+        without_ids_of_its_own_only_a_workspaces_own_process_is_its_bridge,
         limits_are_in_force_from_the_start_and_change_without_a_restart;
     on_1_7_with_crun: V1_7, Crun =>
         a_workspace_has_what_is_promised_and_nothing_more,
@@ -47,6 +49,7 @@ matrix! {
     on_2_with_runc: V2, Runc =>
         a_workspace_has_what_is_promised_and_nothing_more,
         without_a_user_namespace_a_workspace_has_one_capability_less,
+        without_ids_of_its_own_only_a_workspaces_own_process_is_its_bridge,
         limits_are_in_force_from_the_start_and_change_without_a_restart;
 }
 
@@ -168,6 +171,38 @@ async fn without_a_user_namespace_a_workspace_has_one_capability_less(options: R
     }
     assert_eq!(value(&found, "uid_map:").split_whitespace().nth(1), Some("0"));
     rig.runtime().remove(&bot).await.unwrap();
+}
+
+async fn without_ids_of_its_own_only_a_workspaces_own_process_is_its_bridge(options: RigOptions) {
+    let rig = ContainerdRig::start_with(RigOptions {
+        user_namespace: UserNamespaceMode::Off,
+        ..options
+    })
+    .await;
+    let bot = BotId::random();
+    rig.runtime().create(&instance_spec(&bot, &rig.image())).await.unwrap();
+    rig.runtime().start(&bot, &LIMITS).await.unwrap();
+    let pool = BridgePool::new(as_runtime(&rig));
+    let limit = tokio::time::Instant::now() + std::time::Duration::from_secs(20);
+    pool.wait_until_answering(&bot, limit).await.unwrap();
+    let BridgeEndpoint::Unix {
+        owner_uid,
+        directory,
+        file_name,
+        ..
+    } = rig.runtime().bridge_endpoint(&bot).unwrap()
+    else {
+        panic!("a bridge on TCP");
+    };
+    assert_eq!(owner_uid, 0, "its uid is everybody's");
+    // This test is root too, and not of the workspace.
+    let socket = directory.join(file_name);
+    std::fs::remove_file(&socket).unwrap();
+    let _impostor = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    pool.evict(&bot);
+    let refused = pool.bridge(&bot).await.err().map(|error| error.to_string());
+    let refused = refused.expect("an impostor was taken for the bridge");
+    assert!(refused.contains("a process outside of the workspace"), "{refused}");
 }
 
 async fn crun_is_refused_where_it_would_drop_flags_of_the_root(options: RigOptions) {

@@ -2,7 +2,7 @@
 //!
 //! By descriptors, never by the socket's path: a path would follow a link the tenant put there, and may be longer
 //! than the 107 bytes a socket's address holds. The uid that called `listen` (`SO_PEERCRED`) is the proof of who
-//! answers: it belongs to this bot alone.
+//! answers: it belongs to this bot alone. Where workspaces have no ids of their own, the listener's control group is.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -39,7 +39,12 @@ pub(super) async fn connect(endpoint: &BridgeEndpoint, gone: Arc<AtomicBool>) ->
             directory,
             file_name,
             owner_uid,
-        } => Stream::Unix(connect_unix(directory, file_name, *owner_uid).await?),
+            cgroup,
+        } => {
+            let stream = connect_unix(directory, file_name, *owner_uid).await?;
+            is_of_group(&stream, cgroup.as_deref())?;
+            Stream::Unix(stream)
+        }
         BridgeEndpoint::Tcp(address) => Stream::Tcp(TcpStream::connect(address).await?),
     };
     Ok(Wire { stream, gone })
@@ -66,6 +71,17 @@ async fn connect_unix(directory: &Path, file_name: &str, owner_uid: u32) -> io::
         ));
     }
     Ok(stream)
+}
+
+/// Where a workspace shares its root's uid with others, its control group tells whose listener this is.
+fn is_of_group(stream: &UnixStream, cgroup: Option<&str>) -> io::Result<()> {
+    match cgroup {
+        Some(group) if !skep_runtime::listener_is_in_cgroup(stream, group)? => Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            "its socket belongs to a process outside of the workspace",
+        )),
+        _ => Ok(()),
+    }
 }
 
 fn told(error: rustix::io::Errno, text: &'static str) -> io::Error {

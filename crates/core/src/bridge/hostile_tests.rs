@@ -36,6 +36,7 @@ fn endpoint(directory: &Path) -> BridgeEndpoint {
         directory: directory.to_owned(),
         file_name: "bridge.sock".to_owned(),
         owner_uid: rustix::process::geteuid().as_raw(),
+        cgroup: None,
     }
 }
 
@@ -112,10 +113,28 @@ async fn a_listener_of_another_user_is_refused() {
         directory: place.path().to_owned(),
         file_name: "bridge.sock".to_owned(),
         owner_uid: 12345,
+        cgroup: None,
     };
     // With the right owner it is connected to, and then found to say nothing.
     let error = Bridge::at(&right).await.err().expect("it says nothing").to_string();
     assert!(error.contains("took too long"), "{error}");
+}
+
+#[tokio::test]
+async fn a_listener_outside_of_the_workspaces_group_is_refused_whatever_its_user() {
+    let place = TempDir::new().unwrap();
+    let _listener = UnixListener::bind(place.path().join("bridge.sock")).unwrap();
+    let other = BridgeEndpoint::Unix {
+        directory: place.path().to_owned(),
+        file_name: "bridge.sock".to_owned(),
+        owner_uid: rustix::process::geteuid().as_raw(),
+        cgroup: Some("/skep-test/workspace-of-nobody".to_owned()),
+    };
+    let error = Bridge::at(&other).await.err().expect("it is no bridge").to_string();
+    assert_eq!(
+        error,
+        "container not reachable: its socket belongs to a process outside of the workspace"
+    );
 }
 
 #[tokio::test]

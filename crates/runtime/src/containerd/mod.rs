@@ -319,6 +319,8 @@ impl Runtime for ContainerdRuntime {
             directory: self.paths.socket_directory(bot),
             file_name: SOCKET_FILE_NAME.to_owned(),
             owner_uid: running.root_uid(),
+            // Without ids of its own a workspace's root is the host's and every other workspace's.
+            cgroup: running.ids.is_none().then(|| running.cgroup.clone()),
         })
     }
 

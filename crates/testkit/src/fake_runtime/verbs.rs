@@ -220,6 +220,7 @@ impl Runtime for FakeRuntime {
             directory: self.socket_directory_of(bot),
             file_name: SOCKET_FILE_NAME.to_owned(),
             owner_uid: rustix::process::geteuid().as_raw(),
+            cgroup: None,
         })
     }
 
