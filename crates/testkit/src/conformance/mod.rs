@@ -6,6 +6,7 @@
 mod data;
 mod inside;
 mod lifecycle;
+mod walls;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use tokio::time::Instant;
 pub use data::*;
 pub use inside::*;
 pub use lifecycle::*;
+pub use walls::*;
 
 /// How long anything may take before a case fails.
 pub const CASE_LIMIT: Duration = Duration::from_secs(30);
@@ -192,6 +194,8 @@ macro_rules! conformance_suite {
             root_inside_owns_what_it_writes,
             two_bots_have_different_ids,
             nothing_more_than_promised_is_allowed,
+            refused_system_calls_answer_as_promised,
+            file_systems_and_devices_are_as_promised,
             limits_are_in_force
         );
     };

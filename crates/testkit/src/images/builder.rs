@@ -1,6 +1,6 @@
 //! Joins layers to images and images to manifest lists.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use super::layer::{Compression, Layer, compress};
@@ -71,6 +71,7 @@ pub struct ImageBuilder {
     format: ImageFormat,
     architecture: String,
     environment: Vec<String>,
+    settings: Map<String, Value>,
     layers: Vec<(Vec<u8>, Compression)>,
 }
 
@@ -81,6 +82,7 @@ impl ImageBuilder {
             format,
             architecture: host_architecture().to_owned(),
             environment: vec!["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned()],
+            settings: Map::new(),
             layers: Vec::new(),
         }
     }
@@ -94,6 +96,12 @@ impl ImageBuilder {
     /// Adds `NAME=value` to its environment.
     pub fn environment(mut self, assignment: &str) -> Self {
         self.environment.push(assignment.to_owned());
+        self
+    }
+
+    /// Sets a field of its configuration (`User`, `WorkingDir`, …), whatever is there before and whatever its form.
+    pub fn setting(mut self, name: &str, value: Value) -> Self {
+        self.settings.insert(name.to_owned(), value);
         self
     }
 
@@ -111,11 +119,15 @@ impl ImageBuilder {
     /// Makes manifest and configuration.
     pub fn build(self) -> Image {
         let diff_ids: Vec<String> = self.layers.iter().map(|(tar, _)| digest_of(tar)).collect();
+        let mut process = json!({"Env": self.environment, "Cmd": ["/bin/sh"], "WorkingDir": "/"});
+        if let Value::Object(fields) = &mut process {
+            fields.extend(self.settings);
+        }
         let config = json!({
             "created": "2024-01-01T00:00:00Z",
             "architecture": self.architecture,
             "os": "linux",
-            "config": {"Env": self.environment, "Cmd": ["/bin/sh"], "WorkingDir": "/"},
+            "config": process,
             "rootfs": {"type": "layers", "diff_ids": diff_ids},
             "history": diff_ids.iter().map(|_| json!({"created_by": "skep test"})).collect::<Vec<_>>(),
         });
