@@ -344,6 +344,9 @@ pub(crate) struct BuildArguments {
     /// More packages, separated by commas or blanks
     #[arg(long, value_delimiter = ',', num_args = 1..)]
     pub(crate) packages: Vec<String>,
+    /// Where packages come from [default: where this host's apt has them from]
+    #[arg(long, value_name = "URL")]
+    pub(crate) mirror: Option<String>,
     /// Write the OCI archive to this file instead of sending it to the server
     #[arg(long, value_name = "FILE")]
     pub(crate) to_file: Option<PathBuf>,

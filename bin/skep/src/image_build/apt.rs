@@ -1,7 +1,8 @@
-//! The package mirror this host uses, so that an image is made from it and goes on using it.
+//! Where this host's apt gets packages from, so that an image is made from there and goes on using it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use super::Recipe;
 use crate::failure::{Failure, Result};
@@ -11,128 +12,73 @@ use crate::failure::{Failure, Result};
 pub(crate) struct Mirror {
     /// Of the distribution.
     pub(crate) address: String,
-    /// Of its security updates; may be the same.
-    pub(crate) security: String,
+    /// Of its security updates; may be the same, and a host need not have one.
+    security: Option<String>,
     /// Who signs, on this host.
     pub(crate) keyring: PathBuf,
 }
 
 impl Mirror {
-    /// What apt of this host is told, when it is of the same distribution; else the public mirror.
-    pub(crate) fn of_this_host(recipe: &Recipe) -> Result<Self> {
-        let sources = read_sources(Path::new("/etc/apt"));
-        Self::from_sources(&sources, recipe)
+    /// `named` by the user, else what apt of this host is told for the same distribution.
+    ///
+    /// # Errors
+    /// This host's apt has no source of that distribution and none was named.
+    pub(crate) fn of_this_host(recipe: &Recipe, named: Option<&str>) -> Result<Self> {
+        if let Some(address) = named {
+            return Ok(Self::new(recipe, address, None));
+        }
+        // apt itself reads its lists, in all their forms.
+        let listed = Command::new("apt-get")
+            .args([
+                "indextargets",
+                "--format",
+                "$(RELEASE) $(REPO_URI)",
+                "Created-By: Packages",
+            ])
+            .output()
+            .map_err(|error| Failure::local("cannot ask apt-get for this host's package sources", error))?;
+        if !listed.status.success() {
+            return Err(Failure::Failed(format!(
+                "apt-get cannot list this host's package sources: {}",
+                String::from_utf8_lossy(&listed.stderr).trim()
+            )));
+        }
+        Self::from_sources(&String::from_utf8_lossy(&listed.stdout), recipe)
     }
 
-    fn from_sources(sources: &[Source], recipe: &Recipe) -> Result<Self> {
-        let (address, security, keyring) = match recipe.distribution.as_str() {
-            "debian" => (
-                "http://deb.debian.org/debian",
-                "http://deb.debian.org/debian-security",
-                "/usr/share/keyrings/debian-archive-keyring.gpg",
-            ),
-            _ => (
-                "http://archive.ubuntu.com/ubuntu",
-                "http://security.ubuntu.com/ubuntu",
-                "/usr/share/keyrings/ubuntu-archive-keyring.gpg",
-            ),
+    /// `sources`: a suite and an address in each line.
+    fn from_sources(sources: &str, recipe: &Recipe) -> Result<Self> {
+        let distribution = &recipe.distribution;
+        let sources: Vec<(&str, &str)> = sources
+            .lines()
+            .filter_map(|line| line.split_once(' '))
+            .map(|(suite, address)| (suite, address.trim_end_matches('/')))
+            .collect();
+        let main = sources
+            .iter()
+            .find(|(suite, address)| !suite.contains("-security") && address.ends_with(&format!("/{distribution}")));
+        let Some((_, address)) = main else {
+            return Err(Failure::Usage(format!(
+                "this host's apt has no source of {distribution}: name one by --mirror"
+            )));
         };
-        let of_release = |source: &&Source| {
-            source
-                .address
-                .trim_end_matches('/')
-                .ends_with(&format!("/{}", recipe.distribution))
-                && !source.suite.contains("-security")
-        };
-        let of_security =
-            |source: &&Source| source.suite.ends_with("-security") && source.address.contains(&recipe.distribution);
-        let found = |source: Option<&Source>, default: &str| {
-            source.map_or(default.to_owned(), |source| {
-                source.address.trim_end_matches('/').to_owned()
-            })
-        };
-        let main = sources.iter().find(of_release);
-        let keyring = main
-            .and_then(|source| source.signed_by.clone())
-            .filter(|keyring| keyring.exists())
-            .unwrap_or_else(|| PathBuf::from(keyring));
-        Ok(Self {
-            address: found(main, address),
-            security: found(sources.iter().find(of_security), security),
-            keyring,
-        })
+        let security = sources
+            .iter()
+            .find(|(suite, address)| suite.contains("-security") && address.contains(distribution.as_str()));
+        Ok(Self::new(
+            recipe,
+            address,
+            security.map(|(_, address)| (*address).to_owned()),
+        ))
     }
-}
 
-/// One line or stanza of apt's lists, for one suite.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Source {
-    address: String,
-    suite: String,
-    signed_by: Option<PathBuf>,
-}
-
-/// All sources of binary packages. What cannot be read is left out: apt would not use it either.
-fn read_sources(directory: &Path) -> Vec<Source> {
-    let mut files = vec![directory.join("sources.list")];
-    let more = fs::read_dir(directory.join("sources.list.d"));
-    files.extend(more.into_iter().flatten().flatten().map(|entry| entry.path()));
-    files.sort();
-    let mut sources = Vec::new();
-    for file in files {
-        let Ok(text) = fs::read_to_string(&file) else { continue };
-        match file.extension().and_then(|extension| extension.to_str()) {
-            Some("list") => sources.extend(text.lines().filter_map(parse_line)),
-            Some("sources") => sources.extend(text.split("\n\n").flat_map(parse_stanza)),
-            _ => {}
+    fn new(recipe: &Recipe, address: &str, security: Option<String>) -> Self {
+        Self {
+            address: address.trim_end_matches('/').to_owned(),
+            security,
+            keyring: format!("/usr/share/keyrings/{}-archive-keyring.gpg", recipe.distribution).into(),
         }
     }
-    sources
-}
-
-fn parse_line(line: &str) -> Option<Source> {
-    let line = line.split('#').next()?.trim();
-    let rest = line.strip_prefix("deb ")?.trim();
-    let (options, rest) = match rest.strip_prefix('[') {
-        Some(bracketed) => bracketed.split_once(']')?,
-        None => ("", rest),
-    };
-    let mut words = rest.split_whitespace();
-    let signed_by = options
-        .split_whitespace()
-        .find_map(|option| option.strip_prefix("signed-by="));
-    Some(Source {
-        address: words.next()?.to_owned(),
-        suite: words.next()?.to_owned(),
-        signed_by: signed_by.map(PathBuf::from),
-    })
-}
-
-fn parse_stanza(stanza: &str) -> Vec<Source> {
-    let field = |name: &str| {
-        stanza
-            .lines()
-            .filter(|line| !line.starts_with('#'))
-            .filter_map(|line| line.split_once(':'))
-            .find(|(key, _)| key.eq_ignore_ascii_case(name))
-            .map_or("", |(_, value)| value.trim())
-    };
-    if field("Enabled").eq_ignore_ascii_case("no") || !field("Types").split_whitespace().any(|kind| kind == "deb") {
-        return Vec::new();
-    }
-    let signed_by = Some(field("Signed-By"))
-        .filter(|path| path.starts_with('/'))
-        .map(PathBuf::from);
-    let suites: Vec<&str> = field("Suites").split_whitespace().collect();
-    let make = |address: &str, suite: &str| Source {
-        address: address.to_owned(),
-        suite: suite.to_owned(),
-        signed_by: signed_by.clone(),
-    };
-    field("URIs")
-        .split_whitespace()
-        .flat_map(|address| suites.iter().map(move |suite| make(address, suite)))
-        .collect()
 }
 
 /// Tells apt in the image to use the same mirror, and what this host says about proxies and old dates.
@@ -150,20 +96,19 @@ pub(crate) fn write_sources(recipe: &Recipe, mirror: &Mirror, root: &Path) -> Re
     };
     let keyring = Path::new("/usr/share/keyrings").join(mirror.keyring.file_name().unwrap_or_default());
     let signed = format!("Signed-By: {}\n", keyring.display());
+    let stanza = |address: &str, suites: &str| {
+        format!("Types: deb\nURIs: {address}\nSuites: {suites}\nComponents: {components}\n{signed}")
+    };
+    let release = &recipe.release;
     // sid has neither updates nor security.
-    let text = if matches!(recipe.release.as_str(), "sid" | "unstable") {
-        format!(
-            "Types: deb\nURIs: {}\nSuites: {}\nComponents: {components}\n{signed}",
-            mirror.address, recipe.release
-        )
+    let text = if matches!(release.as_str(), "sid" | "unstable") {
+        stanza(&mirror.address, release)
     } else {
-        format!(
-            "Types: deb\nURIs: {}\nSuites: {release} {release}-updates\nComponents: {components}\n{signed}\n\
-             Types: deb\nURIs: {}\nSuites: {security}\nComponents: {components}\n{signed}",
-            mirror.address,
-            mirror.security,
-            release = recipe.release,
-        )
+        let main = stanza(&mirror.address, &format!("{release} {release}-updates"));
+        match &mirror.security {
+            Some(address) => format!("{main}\n{}", stanza(address, &security)),
+            None => main,
+        }
     };
     let write = |path: PathBuf, text: &[u8]| {
         fs::write(&path, text).map_err(|error| Failure::local(format!("cannot write {}", path.display()), error))
@@ -191,7 +136,7 @@ fn is_old_debian(release: &str) -> bool {
 /// Proxies, and the dates of frozen mirrors; credentials and hooks of the host stay on the host.
 fn settings_of_this_host() -> String {
     let mut text = String::from("// From the host that this image was made on.\n");
-    let Ok(dump) = std::process::Command::new("apt-config").arg("dump").output() else {
+    let Ok(dump) = Command::new("apt-config").arg("dump").output() else {
         return text;
     };
     for line in String::from_utf8_lossy(&dump.stdout).lines() {
@@ -219,45 +164,26 @@ mod tests {
             release: "bookworm".into(),
             name: "n".into(),
             packages: vec![],
+            mirror: None,
         }
     }
 
     #[test]
-    fn both_forms_of_apts_lists_are_read() {
-        let line = parse_line("deb [arch=amd64 signed-by=/k.gpg] http://m/debian bookworm main # x").unwrap();
-        assert_eq!(
-            line,
-            Source {
-                address: "http://m/debian".into(),
-                suite: "bookworm".into(),
-                signed_by: Some("/k.gpg".into())
-            }
-        );
-        assert!(parse_line("# deb http://m/debian bookworm main").is_none());
-        assert!(parse_line("deb-src http://m/debian bookworm main").is_none());
-        let stanza =
-            "Types: deb\n# old: x\nURIs: http://m/debian\nSuites: bookworm bookworm-updates\nSigned-By: /k.gpg";
-        assert_eq!(parse_stanza(stanza).len(), 2);
-        assert!(parse_stanza("Enabled: no\nTypes: deb\nURIs: http://m/debian\nSuites: x").is_empty());
+    fn the_hosts_own_sources_of_the_distribution_are_taken() {
+        let sources = "nodistro http://other/debian-like\nbookworm-security http://near/debian-security/\n\
+                       bookworm http://near/debian/\nbookworm-updates http://near/debian/\n";
+        let mirror = Mirror::from_sources(sources, &recipe()).unwrap();
+        assert_eq!(mirror.address, "http://near/debian");
+        assert_eq!(mirror.security.as_deref(), Some("http://near/debian-security"));
+        let mirror = Mirror::from_sources("bookworm http://near/debian", &recipe()).unwrap();
+        assert_eq!(mirror.security, None);
     }
 
     #[test]
-    fn the_hosts_mirror_wins_and_the_public_one_is_the_default() {
-        let source = |address: &str, suite: &str| Source {
-            address: address.into(),
-            suite: suite.into(),
-            signed_by: None,
-        };
-        let sources = [
-            source("http://near/debian/", "bookworm"),
-            source("http://near/debian-security", "bookworm-security"),
-        ];
-        let mirror = Mirror::from_sources(&sources, &recipe()).unwrap();
-        assert_eq!(
-            (mirror.address.as_str(), mirror.security.as_str()),
-            ("http://near/debian", "http://near/debian-security")
-        );
-        let mirror = Mirror::from_sources(&[source("http://x/other", "stable")], &recipe()).unwrap();
-        assert_eq!(mirror.address, "http://deb.debian.org/debian");
+    fn a_host_without_a_source_is_told_to_name_one() {
+        let error = Mirror::from_sources("stable http://x/other\n", &recipe()).unwrap_err();
+        assert!(error.to_string().contains("--mirror"), "{error}");
+        let mirror = Mirror::of_this_host(&recipe(), Some("http://named/debian/")).unwrap();
+        assert_eq!(mirror.address, "http://named/debian");
     }
 }

@@ -30,6 +30,8 @@ pub(crate) struct Recipe {
     pub(crate) name: String,
     /// Packages beyond the minimum, sorted, each once.
     pub(crate) packages: Vec<String>,
+    /// Where packages come from, when not from where this host's apt has them.
+    pub(crate) mirror: Option<String>,
 }
 
 /// A finished archive; gone with this value.
@@ -88,6 +90,7 @@ impl Recipe {
             release: release.to_owned(),
             name: name.to_string(),
             packages,
+            mirror: build.mirror.clone(),
         })
     }
 }
@@ -117,7 +120,7 @@ pub(crate) fn build(recipe: &Recipe, tell: &mut dyn FnMut(&str)) -> Result<Built
         .tempdir_in("/var/tmp")
         .map_err(place)?;
     let root = directory.path().join("root");
-    let mirror = apt::Mirror::of_this_host(recipe)?;
+    let mirror = apt::Mirror::of_this_host(recipe, recipe.mirror.as_deref())?;
     tell(&format!(
         "installing {} {} from {}",
         recipe.distribution, recipe.release, mirror.address
@@ -151,6 +154,7 @@ mod tests {
             from: from.into(),
             name: name.map(str::to_owned),
             packages: packages.iter().map(|package| (*package).to_owned()).collect(),
+            mirror: None,
             to_file: None,
         })
     }

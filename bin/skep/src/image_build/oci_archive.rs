@@ -278,6 +278,7 @@ mod tests {
             release: "x".into(),
             name: "skep.local/debian:x".into(),
             packages: vec![],
+            mirror: None,
         }
     }
 

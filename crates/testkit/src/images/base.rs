@@ -113,7 +113,7 @@ fn bootstrap(root: &Path) {
             DEBIAN_SUITE,
         ])
         .arg(root)
-        .arg("http://deb.debian.org/debian"));
+        .arg(host_mirror()));
     run(Command::new("chroot").arg(root).args(["apt-get", "clean"]));
     // Left by debootstrap's chroot; device nodes are the runtime's to make.
     for directory in ["dev", "proc", "sys", "var/lib/apt/lists", "var/log"] {
@@ -123,7 +123,7 @@ fn bootstrap(root: &Path) {
 
 /// Where a host reaches its package mirrors through certificates or sources of its own, so must the image.
 fn take_over_host_settings(root: &Path) {
-    let sources = format!("deb http://deb.debian.org/debian {DEBIAN_SUITE} main\n");
+    let sources = format!("deb {} {DEBIAN_SUITE} main\n", host_mirror());
     fs::write(root.join("etc/apt/sources.list"), sources).expect("write sources.list");
     let added = Path::new("/usr/local/share/ca-certificates");
     if added.is_dir() {
@@ -131,6 +131,20 @@ fn take_over_host_settings(root: &Path) {
         run(Command::new("cp").arg("-rT").arg(added).arg(&to));
         run(Command::new("chroot").arg(root).arg("update-ca-certificates"));
     }
+}
+
+/// Where this host's apt has Debian's packages from.
+fn host_mirror() -> String {
+    let listed = Command::new("apt-get")
+        .args(["indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"])
+        .output()
+        .expect("run apt-get");
+    let listed = String::from_utf8(listed.stdout).expect("addresses of package sources");
+    let mut addresses = listed.lines().map(|address| address.trim_end_matches('/'));
+    let debian = addresses.find(|address| address.ends_with("/debian"));
+    debian
+        .expect("this host's apt has no source of Debian's packages")
+        .to_owned()
 }
 
 fn empty(directory: &Path) {

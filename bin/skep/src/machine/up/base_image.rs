@@ -47,6 +47,7 @@ pub(super) async fn ensure(config: &Config, running: &Running) -> Result<Outcome
         from: BUILT_FROM.into(),
         name: None,
         packages: Vec::new(),
+        mirror: None,
         to_file: None,
     };
     let imported = images::build_and_import(client, OutputForm::Table, build).await?;
