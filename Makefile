@@ -12,7 +12,7 @@ help:
 	@echo 'make build   target/release/skep, the one file to copy to a host'
 	@echo 'make test    install what the tests need and run all of them (root)'
 	@echo 'make check   format, lints, licences and duplicate versions, walls between the crates'
-	@echo 'make bench   how long a create, an exec and a stop take on this machine'
+	@echo 'make bench   Skep beside the same done by hand, as a table (root; ROWS="exec pull" for some)'
 
 up: build
 	$(SKEP) up
@@ -40,4 +40,5 @@ fmt:
 	$(CARGO) fmt --all
 
 bench: build
-	scripts/bench
+	scripts/install bench
+	$(CARGO) run --release --locked --package skep-bench -- $(SKEP) $(ROWS)

@@ -50,6 +50,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "skep-server",
         ],
     ),
+    ("skep-bench", &["skep-bridge-protocol", "skep-testkit"]),
     ("walls", &[]),
 ];
 
@@ -60,7 +61,10 @@ const RESERVED: &[(&str, &[&str])] = &[
     ("sqlx", &["skep-store"]),
     ("containerd-client", &["skep-runtime", "skep-testkit"]),
     ("clap", &["skep"]),
-    ("reqwest", &["skep", "skep-runtime", "skep-testkit", "skep-server"]),
+    (
+        "reqwest",
+        &["skep", "skep-runtime", "skep-testkit", "skep-server", "skep-bench"],
+    ),
 ];
 
 /// The wire types are data: they know how to be written down, and nothing else.

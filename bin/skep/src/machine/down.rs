@@ -122,7 +122,7 @@ async fn stop_workspaces(config: &Config, data_root: &DataRoot, which: &Which) -
         .try_collect::<Vec<()>>()
         .await
         .map_err(failed)?;
-    println!("{} workspaces are stopped", running.len());
+    println!("workspaces stopped: {}", running.len());
     runtime.sweep().await.map_err(failed)?;
     runtime
         .network()
