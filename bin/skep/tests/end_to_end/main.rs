@@ -2,6 +2,7 @@
 
 mod client;
 mod cycles;
+mod images;
 mod inside;
 mod installation;
 mod lifecycle;

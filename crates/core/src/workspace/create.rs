@@ -1,7 +1,7 @@
 //! The work of a create. What it makes is undone when it fails; what was there before is never touched.
 
 use serde_json::{Map, Value, json};
-use skep_names::ImageReference;
+use skep_names::{DATA_DIRECTORY_INSIDE, ImageReference};
 use skep_runtime::{CreateOutcome, ImageRecord, InstanceSpec, LayerOutcome};
 use skep_store::{BotStatus, ContainerRow, ContainerStatus, Desired, LimitsColumn, NewContainer};
 
@@ -11,8 +11,10 @@ use super::pull::pull_image;
 use super::request::CreatePlan;
 use super::state::Event;
 use super::work::Work;
+use crate::bridge::BridgeError;
 use crate::checks::CheckType;
 use crate::error::{Error, Result};
+use crate::files::{self, Links, WorkspacePath};
 use crate::operations::{CompletedWorkspace, EventBody, Outcome};
 use crate::settings::ImagePullPolicy;
 
@@ -86,6 +88,9 @@ impl Work {
             .start_and_answer(&plan.limits.unwrap_or_default())
             .await
             .map_err(|error| error.at(START))?;
+        if made.layer == LayerOutcome::Made {
+            self.has_data_directory().await.map_err(|error| error.at(START))?;
+        }
         let row = self.step("record", self.record(plan, &made, (record, applied))).await?;
         self.skep().observations().wanted(self.bot(), Desired::Running);
         self.skep().observations().happened(self.bot(), &Event::Answered);
@@ -142,6 +147,21 @@ impl Work {
         self.step("start", self.start_task(&effective)).await?;
         self.step("answer", self.wait_for_bridge()).await?;
         Ok(to_column(&effective))
+    }
+
+    /// An image with a file or a dangling link in the place of `/data` would make a workspace that answers and that
+    /// nothing can be done in. Only a new layer is asked: one with a tenant's data must stay reachable.
+    async fn has_data_directory(&self) -> Result<()> {
+        let bridge = self.skep().bridges().bridge(self.bot()).await?;
+        let place = WorkspacePath::parse(DATA_DIRECTORY_INSIDE)?;
+        match files::stat(&bridge, &place, Links::Followed).await {
+            Ok(entry) if entry.is_directory() => Ok(()),
+            Ok(_) | Err(BridgeError::NotFound(_)) => Err(Error::ContainerStartFailed {
+                reason: format!("the image has something at {DATA_DIRECTORY_INSIDE} that is no directory"),
+                source: None,
+            }),
+            Err(error) => Err(error.into()),
+        }
     }
 
     async fn record(
