@@ -14,6 +14,24 @@ pub(crate) fn of_path(error: &io::Error, path: &Path) -> Status {
     with_reason(code, word, format!("{}: {text}", path.display()))
 }
 
+/// Which of two paths an error of work from one to the other is about, which the kernel does not tell.
+pub(crate) fn path_at_fault<'a>(error: &io::Error, from: &'a Path, to: &'a Path) -> &'a Path {
+    if from.symlink_metadata().is_err() {
+        return from;
+    }
+    let may_write = |path: &Path| {
+        let directory = path.parent().unwrap_or(path);
+        rustix::fs::access(directory, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK).is_ok()
+    };
+    match Errno::from_io_error(error) {
+        // What cannot be read, or be taken away from where it is.
+        Some(Errno::ACCESS | Errno::PERM | Errno::ROFS) if may_write(to) => from,
+        Some(Errno::BUSY | Errno::NXIO | Errno::SPIPE | Errno::IO) => from,
+        // What is asked for is there: the place where it should go cannot take it.
+        _ => to,
+    }
+}
+
 pub(crate) fn path_is_required() -> Status {
     Status::invalid_argument("path is required")
 }
@@ -93,6 +111,28 @@ mod tests {
         let status = of_path(&Errno::NOENT.into(), Path::new("/data/x"));
         assert_eq!(status.code(), Code::NotFound);
         assert_eq!(status.message(), "/data/x: no such file or directory");
+    }
+
+    #[test]
+    fn of_two_paths_the_one_at_fault_is_told() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (there, missing) = (directory.path().join("there"), directory.path().join("missing"));
+        std::fs::write(&there, b"x").expect("written");
+        let told = |error: Errno, from, to| path_at_fault(&error.into(), from, to).to_owned();
+        assert_eq!(told(Errno::NOENT, &missing, &there), missing);
+        let below_missing = missing.join("x");
+        assert_eq!(told(Errno::NOENT, &there, &below_missing), below_missing);
+        for of_the_place in [
+            Errno::NOTEMPTY,
+            Errno::NOTDIR,
+            Errno::INVAL,
+            Errno::NAMETOOLONG,
+            Errno::NOSPC,
+        ] {
+            assert_eq!(told(of_the_place, &there, &missing), missing, "{of_the_place}");
+        }
+        assert_eq!(told(Errno::PERM, &there, &missing), there);
+        assert_eq!(told(Errno::PERM, &there, &below_missing), below_missing);
     }
 
     #[test]

@@ -11,7 +11,9 @@ use skep_bridge_protocol::bridgepb::container_service_server::ContainerService;
 use skep_bridge_protocol::bridgepb::*;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::streams::{Piece, ResponseStream, blocking, consumed, on_path, pieces, produced, read_chunk, write_pieces};
+use super::streams::{
+    Piece, ResponseStream, blocking, consumed, from_path_to_path, on_path, pieces, produced, read_chunk, write_pieces,
+};
 use crate::exec::Registry;
 use crate::failure;
 use crate::files::{self, Commit, Walk};
@@ -78,10 +80,7 @@ impl ContainerService for Reference {
     async fn rename(&self, request: Request<RenameRequest>) -> Result<Response<RenameResponse>, Status> {
         let request = request.into_inner();
         let to = paths::resolve(request.new_path.as_bytes())?;
-        on_path(paths::resolve(request.old_path.as_bytes())?, move |from| {
-            files::rename(from, &to)
-        })
-        .await?;
+        from_path_to_path(paths::resolve(request.old_path.as_bytes())?, to, files::rename).await?;
         Ok(Response::new(RenameResponse {}))
     }
 

@@ -36,6 +36,18 @@ pub(crate) async fn on_path<T: Send + 'static>(
     blocking(move || work(&path).map_err(|error| failure::of_path(&error, &path))).await
 }
 
+/// Like [`on_path`], for work from one path to another: its error names the one that is at fault.
+pub(crate) async fn from_path_to_path(
+    from: PathBuf,
+    to: PathBuf,
+    work: impl FnOnce(&Path, &Path) -> io::Result<()> + Send + 'static,
+) -> Result<(), Status> {
+    blocking(move || {
+        work(&from, &to).map_err(|error| failure::of_path(&error, failure::path_at_fault(&error, &from, &to)))
+    })
+    .await
+}
+
 /// What a producer on a worker thread writes to. When the caller is gone every send fails, which ends the producer.
 pub(crate) struct Outlet<T>(mpsc::Sender<Result<T, Status>>);
 

@@ -9,7 +9,8 @@ use tonic::{Code, Status, Streaming};
 
 use super::reference::{missing_is_fine, refuse_root};
 use super::streams::{
-    Outlet, PieceReader, ResponseStream, blocking, consumed, cut, on_path, pieces, produced, read_chunk, write_pieces,
+    Outlet, PieceReader, ResponseStream, blocking, consumed, cut, from_path_to_path, on_path, pieces, produced,
+    read_chunk, write_pieces,
 };
 use crate::failure;
 use crate::files::{self, Commit, ReadPlan, Walk};
@@ -166,12 +167,12 @@ pub(super) async fn remove(request: RemoveRequest) -> Result<(), Status> {
 
 pub(super) async fn rename(request: RenameRequest) -> Result<(), Status> {
     let to = paths::resolve(&request.to)?;
-    on_path(paths::resolve(&request.from)?, move |from| files::rename(from, &to)).await
+    from_path_to_path(paths::resolve(&request.from)?, to, files::rename).await
 }
 
 pub(super) async fn copy(request: CopyRequest) -> Result<(), Status> {
     let to = paths::resolve(&request.to)?;
-    on_path(paths::resolve(&request.from)?, move |from| files::copy(from, &to)).await
+    from_path_to_path(paths::resolve(&request.from)?, to, files::copy).await
 }
 
 pub(super) async fn change_mode(request: ChangeModeRequest) -> Result<(), Status> {
