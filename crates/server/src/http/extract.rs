@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use skep_api::ErrorCode;
 
 use crate::http::error::ApiError;
+use crate::http::plain;
 
 /// A JSON body: an empty one counts as `{}`, unknown fields are ignored; a wrong type, broken JSON
 /// or another `Content-Type` is 400, a body over the limit 413.
@@ -55,7 +56,7 @@ impl<T: DeserializeOwned> RawJsonBody<T> {
             .await
             .map_err(|rejection| refuse_bytes(&rejection))?;
         if bytes.is_empty() {
-            return parse_empty().map(|value| Self { value, bytes });
+            return parse(b"{}").map(|value| Self { value, bytes });
         }
         if !content_type.is_some_and(|value| value.to_str().is_ok_and(is_json)) {
             return Err(ApiError::invalid_body("the Content-Type must be application/json"));
@@ -64,9 +65,7 @@ impl<T: DeserializeOwned> RawJsonBody<T> {
         if bytes.trim_ascii_start().first().is_none_or(|first| *first != b'{') {
             return Err(ApiError::invalid_body("the request body must be a JSON object"));
         }
-        let value = serde_json::from_slice(&bytes).map_err(|error| {
-            ApiError::invalid_body(format!("the request body is not what this route takes: {error}"))
-        })?;
+        let value = parse(&bytes)?;
         Ok(Self { value, bytes })
     }
 }
@@ -89,15 +88,13 @@ impl<S: Send + Sync> FromRequest<S> for RawBody {
     }
 }
 
-fn parse_empty<T: DeserializeOwned>() -> Result<T, ApiError> {
-    serde_json::from_str("{}")
-        .map_err(|error| ApiError::invalid_body(format!("the request body is empty: {}", without_place(&error))))
-}
-
-/// The position in a `{}` that nobody sent would only confuse.
-fn without_place(error: &serde_json::Error) -> String {
-    let text = error.to_string();
-    text.split(" at line ").next().unwrap_or(&text).to_owned()
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    let mut json = serde_json::Deserializer::from_slice(bytes);
+    let value = serde_path_to_error::deserialize(&mut json)
+        .map_err(|error| ApiError::invalid_body(plain::of_body(&error.path().to_string(), error.inner())))?;
+    json.end()
+        .map_err(|error| ApiError::invalid_body(plain::of_body(".", &error)))?;
+    Ok(value)
 }
 
 fn is_json(content_type: &str) -> bool {
@@ -125,7 +122,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
         axum::extract::Query::<T>::from_request_parts(parts, state)
             .await
             .map(|query| Self(query.0))
-            .map_err(|rejection| ApiError::invalid_argument(format!("query string: {}", rejection.body_text())))
+            .map_err(|rejection| ApiError::invalid_argument(plain::of_text(&rejection.body_text())))
     }
 }
 
@@ -153,7 +150,9 @@ impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T>
             .await
             .map(|path| Self(path.0))
             .map_err(|rejection| match rejection {
-                PathRejection::FailedToDeserializePathParams(inner) => ApiError::invalid_argument(inner.body_text()),
+                PathRejection::FailedToDeserializePathParams(inner) => {
+                    ApiError::invalid_argument(plain::of_text(&inner.body_text()))
+                }
                 other => ApiError::internal(other.to_string()),
             })
     }

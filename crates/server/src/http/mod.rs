@@ -6,6 +6,7 @@ pub mod document;
 pub mod error;
 pub mod extract;
 pub mod idempotency;
+mod plain;
 pub mod routes;
 pub mod sse;
 pub mod timezone;

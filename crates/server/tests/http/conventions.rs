@@ -1,7 +1,7 @@
 //! The sentences of the contract's conventions, one test each.
 
 use serde_json::{Value, json};
-use skep_testkit::server::TestServer;
+use skep_testkit::server::{TestServer, text_of};
 
 #[tokio::test]
 async fn every_route_is_served_below_api_too() {
@@ -102,6 +102,44 @@ async fn a_wrong_query_string_is_400() {
             .send()
             .await
             .expect_error(400, "invalid_argument");
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_names_the_field_in_plain_words() {
+    let server = TestServer::start().await;
+    let bot = server.bare_bot(server.admin_key()).await;
+    for (method, path, body, expected) in [
+        (
+            "PUT",
+            "/container/limits",
+            json!({"pids": "many"}),
+            "pids must be a whole number of 0 or more, in its range",
+        ),
+        (
+            "POST",
+            "/container",
+            json!({"gpu": {"devices": "x"}}),
+            "gpu.devices must be a list",
+        ),
+        ("PUT", "", json!({"display_name": 7}), "display_name must be a text"),
+        (
+            "PUT",
+            "/guest",
+            json!({"enabled": "yes"}),
+            "enabled must be true or false",
+        ),
+        (
+            "GET",
+            "/container/fs?path=/data&start=x",
+            json!({}),
+            "start must be true or false",
+        ),
+    ] {
+        let call = server.call(method, &format!("/bots/{bot}{path}"));
+        let answer = if method == "GET" { call } else { call.json(&body) }.send().await;
+        assert_eq!(answer.status, 400, "{}", answer.text());
+        assert_eq!(text_of(&answer.json(), "message"), expected);
     }
 }
 

@@ -250,7 +250,20 @@ async fn directories_are_made_moved_copied_and_deleted() {
     let gone = workspace
         .post("/fs/rename", json!({"oldPath": "/data/g", "newPath": "/data/h"}))
         .await;
-    gone.expect_error(404, "not_found");
+    assert!(gone.expect_error(404, "not_found").starts_with("/data/g: "));
+    // What is moved is there: the place it should go to is at fault, and is the one that is named.
+    workspace.output_of("touch here; mkdir -p full/of").await;
+    for (new_path, status, code, named) in [
+        ("/data/none/h", 404, "not_found", "/data/none/h: "),
+        ("/data/here/h", 400, "invalid_path", "/data/here/h: "),
+        ("/data/full", 409, "conflict", "/data/full: "),
+    ] {
+        let body = json!({"oldPath": "/data/x", "newPath": new_path});
+        let refused = workspace.post("/fs/rename", body).await;
+        let message = refused.expect_error(status, code);
+        assert!(message.starts_with(named), "{message}");
+    }
+    workspace.output_of("rm -r here full").await;
     let copied = workspace
         .post("/fs/copy", json!({"from": "/data/x", "to": "/data/c"}))
         .await;

@@ -73,7 +73,7 @@ async fn upload_form(
 ) -> ApiResult<Response> {
     let mut form = Multipart::from_request(request, &app)
         .await
-        .map_err(|rejection| ApiError::invalid_body(rejection.body_text()))?;
+        .map_err(|_| ApiError::invalid_body("the Content-Type must be multipart/form-data with a boundary"))?;
     let bridge = bridge_of(&app, access.bot_id(), query.start).await?;
     let mut upload = FormUpload {
         bridge: &bridge,
@@ -300,7 +300,7 @@ fn field_bytes(field: Field<'_>) -> impl Stream<Item = BridgeResult<Bytes>> {
 }
 
 fn broken(error: &MultipartError) -> ApiError {
-    ApiError::invalid_body(format!("the form is not multipart/form-data: {}", error.body_text()))
+    ApiError::invalid_body("the form is broken or not multipart/form-data").caused_by(error.body_text())
 }
 
 fn answer(mut uploaded: Vec<UploadedFile>) -> ApiResult<Response> {
