@@ -116,12 +116,12 @@ fn token_of(caller: &Caller) -> ApiResult<(&str, chrono::DateTime<Utc>)> {
 
 /// A ticket for one use within 30 seconds, as `?ticket=` where a browser cannot send a header.
 #[utoipa::path(post, path = "/auth/tickets", tag = "auth", request_body = TicketRequest,
-    responses((status = 201, body = TicketResponse), (status = 404, description = "No such bot")))]
+    responses((status = 200, body = TicketResponse), (status = 404, description = "No such bot")))]
 async fn ticket(
     State(app): State<App>,
     caller: Caller,
     JsonBody(body): JsonBody<TicketRequest>,
-) -> ApiResult<(StatusCode, Json<TicketResponse>)> {
+) -> ApiResult<Json<TicketResponse>> {
     let id: BotId = body.bot_id.parse().map_err(|_| ApiError::invalid_id("bot"))?;
     let not_found = || ApiError::new(ErrorCode::BotNotFound, "bot not found");
     let bot = app.store().bot(&id).await?.ok_or_else(not_found)?;
@@ -146,5 +146,5 @@ async fn ticket(
             expires_at,
         })
         .await?;
-    Ok((StatusCode::CREATED, Json(TicketResponse { ticket, expires_at })))
+    Ok(Json(TicketResponse { ticket, expires_at }))
 }
