@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
+use crate::operation::OperationError;
 use crate::workspace::ContainerInfo;
 
 /// Where a bot is in its life.
@@ -65,6 +66,9 @@ pub struct Bot {
     /// With `?include=container`: its workspace, when it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container: Option<ContainerInfo>,
+    /// With `?include=container`: why its workspace cannot be told now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container_error: Option<OperationError>,
 }
 
 /// A page of bots.

@@ -46,13 +46,14 @@ pub struct Limits {
     pub storage_bytes: u64,
 }
 
-/// Limits as wanted and as in force; also the answer to `PUT /limits`.
+/// Limits as wanted and as applied; also the answer to `PUT /limits`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LimitsResponse {
     /// Kept in the store.
     pub wanted: Limits,
-    /// In force now; all 0 while nothing runs.
-    pub applied: Limits,
+    /// What the workspace has, or had when it last ran. Absent for one that this server never started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub applied: Option<Limits>,
 }
 
 /// Body of `POST /bots/{id}/container`.
@@ -104,7 +105,7 @@ pub struct Container {
     pub warnings: Vec<String>,
 }
 
-/// What is in force for a running workspace.
+/// What separates a workspace from the host and from others.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Isolation {
     /// It has a user namespace of its own.
@@ -184,9 +185,9 @@ pub struct ContainerInfo {
     /// Where its layers are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshotter: Option<String>,
-    /// As wanted and as in force.
+    /// As wanted and as applied.
     pub limits: LimitsResponse,
-    /// What is in force; absent while nothing runs.
+    /// What is in force, or while nothing runs, what the next start puts in force; absent when that cannot be told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub isolation: Option<Isolation>,
     /// Its address, while it runs.

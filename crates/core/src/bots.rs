@@ -150,8 +150,8 @@ impl Skep {
     /// [`Error::BotNotFound`].
     pub async fn bot(&self, id: &BotId) -> Result<Bot> {
         let row = self.store().bot(id).await?.ok_or(Error::BotNotFound)?;
-        let count = u32::try_from(self.store().faults(id).await?.len()).unwrap_or(u32::MAX);
-        Ok(self.shown(row, &HashMap::from([(id.to_string(), count)])))
+        let issues = self.store().issue_counts().await?;
+        Ok(self.shown(row, &issues))
     }
 
     /// One page of the bots of `visible`, newest first; `cursor` is the `next_cursor` of the page before.
@@ -164,9 +164,9 @@ impl Skep {
             .map(|seq| seq.ok_or_else(|| Error::InvalidArgument("the cursor is not one of ours".to_owned())))
             .transpose()?;
         let page = self.store().bots(visible, before, limit.clamp(1, 1000)).await?;
-        let faults = self.store().fault_counts().await?;
+        let issues = self.store().issue_counts().await?;
         Ok(BotList {
-            bots: page.bots.into_iter().map(|row| self.shown(row, &faults)).collect(),
+            bots: page.bots.into_iter().map(|row| self.shown(row, &issues)).collect(),
             next_cursor: page.next_before.map(|seq| seq.to_string()),
         })
     }
@@ -253,8 +253,8 @@ impl Skep {
         Ok(plan)
     }
 
-    fn shown(&self, row: BotRow, faults: &HashMap<String, u32>) -> Bot {
-        let count = faults.get(row.id.as_str()).copied().unwrap_or(0);
+    fn shown(&self, row: BotRow, issues: &HashMap<String, u32>) -> Bot {
+        let count = issues.get(row.id.as_str()).copied().unwrap_or(0);
         Bot {
             check_state: CheckState::of_known(&row, count),
             check_issue_count: count,

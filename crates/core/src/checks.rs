@@ -96,9 +96,9 @@ impl CheckState {
         }
     }
 
-    /// Without asking anybody: kept failures are issues, a bot that is being made is not known yet.
-    pub(crate) fn of_known(bot: &BotRow, faults: u32) -> Self {
-        match (bot.status, faults) {
+    /// Without asking anybody: what the store knows to be wrong are issues, a bot that is being made is not known yet.
+    pub(crate) fn of_known(bot: &BotRow, issues: u32) -> Self {
+        match (bot.status, issues) {
             (_, 1..) => Self::Issue,
             (BotStatus::Creating, 0) => Self::Unknown,
             (BotStatus::Ready | BotStatus::Deleting, 0) => Self::Ok,
@@ -140,27 +140,37 @@ fn of_fault(check_type: CheckType, faults: &[FaultRow], fine: (CheckStatus, &str
     }
 }
 
-fn of_record(row: Option<&ContainerRow>) -> CheckItem {
-    match row {
-        Some(row) => CheckItem::new(CheckType::ContainerRecord, CheckStatus::Ok, "the container is recorded")
-            .because(row.container_id.clone()),
-        None => CheckItem::new(
-            CheckType::ContainerRecord,
-            CheckStatus::Unknown,
-            "the bot has no workspace",
-        ),
+const NO_WORKSPACE: &str = "the bot has no workspace";
+
+fn of_record(row: Option<&ContainerRow>, task: &Result<Option<TaskState>>) -> CheckItem {
+    let item = |status, summary| CheckItem::new(CheckType::ContainerRecord, status, summary);
+    match (row, task) {
+        (Some(row), _) => item(CheckStatus::Ok, "the container is recorded").because(row.container_id.clone()),
+        (None, Ok(Some(_))) => item(CheckStatus::Warn, "a container is there that is not recorded"),
+        (None, Ok(None)) => item(CheckStatus::Unknown, NO_WORKSPACE),
+        (None, Err(error)) => item(CheckStatus::Unknown, "no container is recorded").because(error.to_string()),
     }
 }
 
-fn of_task(row: &ContainerRow, task: &Result<Option<TaskState>>) -> CheckItem {
+fn of_task(row: Option<&ContainerRow>, task: &Result<Option<TaskState>>) -> CheckItem {
     let item = |status, summary| CheckItem::new(CheckType::ContainerTask, status, summary);
+    let task = match task {
+        Ok(task) => *task,
+        Err(error) => return item(CheckStatus::Unknown, "the runtime does not answer").because(error.to_string()),
+    };
+    let Some(row) = row else {
+        return match task {
+            None => item(CheckStatus::Unknown, NO_WORKSPACE),
+            Some(TaskState::Running) => item(CheckStatus::Ok, "running"),
+            Some(TaskState::Dead | TaskState::None) => item(CheckStatus::Ok, "stopped"),
+        };
+    };
     match (task, row.desired) {
-        (Err(error), _) => item(CheckStatus::Unknown, "the runtime does not answer").because(error.to_string()),
-        (Ok(None), _) => item(CheckStatus::Error, "the container is gone"),
-        (Ok(Some(TaskState::Running)), Desired::Running) => item(CheckStatus::Ok, "running"),
-        (Ok(Some(TaskState::Running)), Desired::Stopped) => item(CheckStatus::Warn, "running, but should be stopped"),
-        (Ok(Some(_)), Desired::Stopped) => item(CheckStatus::Ok, "stopped"),
-        (Ok(Some(_)), Desired::Running) => item(CheckStatus::Error, "not running, but should be")
+        (None, _) => item(CheckStatus::Error, "the container is gone"),
+        (Some(TaskState::Running), Desired::Running) => item(CheckStatus::Ok, "running"),
+        (Some(TaskState::Running), Desired::Stopped) => item(CheckStatus::Warn, "running, but should be stopped"),
+        (Some(_), Desired::Stopped) => item(CheckStatus::Ok, "stopped"),
+        (Some(_), Desired::Running) => item(CheckStatus::Error, "not running, but should be")
             .because(row.reason.clone().unwrap_or_else(|| "it ended".to_owned())),
     }
 }
@@ -175,10 +185,12 @@ impl Skep {
         let bot_row = self.store().bot(bot).await?.ok_or(Error::BotNotFound)?;
         let row = self.store().container(bot).await?;
         let faults = self.store().faults(bot).await?;
+        let instance = self.runtime().inspect(bot).await;
+        let task = instance.map(|found| found.map(|one| one.task)).map_err(Error::from);
         let init = match (&row, bot_row.status) {
             (Some(_), _) => (CheckStatus::Ok, "the workspace was set up"),
             (None, BotStatus::Creating) => (CheckStatus::Unknown, "the workspace is being set up"),
-            (None, _) => (CheckStatus::Unknown, "the bot has no workspace"),
+            (None, _) => (CheckStatus::Unknown, NO_WORKSPACE),
         };
         let mut checks = vec![
             of_fault(
@@ -187,16 +199,10 @@ impl Skep {
                 init,
                 "the workspace could not be set up",
             ),
-            of_record(row.as_ref()),
+            of_record(row.as_ref(), &task),
+            of_task(row.as_ref(), &task),
+            self.check_data_path(bot, row.as_ref(), &task).await,
         ];
-        if let Some(row) = &row {
-            let task = self.runtime().inspect(bot).await;
-            let task = task
-                .map(|instance| instance.map(|instance| instance.task))
-                .map_err(Error::from);
-            checks.push(of_task(row, &task));
-            checks.push(self.check_data_path(bot, row).await);
-        }
         let removal = (CheckStatus::Ok, "no removal has failed");
         checks.push(of_fault(
             CheckType::BotDelete,
@@ -223,7 +229,8 @@ impl Skep {
         .await?;
         writer.write(Bytes::from(mark.clone())).await?;
         writer.finish().await?;
-        let read = files::read(&bridge, &path, 0, 0).await?.collect(mark.len()).await;
+        let read = async { files::read(&bridge, &path, 0, 0).await?.collect(mark.len()).await }.await;
+        // It goes also when it could not be read.
         files::remove(&bridge, &path, Depth::EmptyOnly).await?;
         match read?.as_slice() == mark.as_bytes() {
             true => Ok(()),
@@ -233,10 +240,23 @@ impl Skep {
         }
     }
 
-    async fn check_data_path(&self, bot: &BotId, row: &ContainerRow) -> CheckItem {
+    /// A runtime that is away does not keep a bridge from answering. A task that does not run is told by its own
+    /// check.
+    async fn check_data_path(
+        &self,
+        bot: &BotId,
+        row: Option<&ContainerRow>,
+        task: &Result<Option<TaskState>>,
+    ) -> CheckItem {
         let item = |status, summary| CheckItem::new(CheckType::ContainerDataPath, status, summary);
-        if row.desired == Desired::Stopped {
-            return item(CheckStatus::Unknown, "the workspace is stopped");
+        match (row, task) {
+            (_, Ok(Some(TaskState::Running))) => {}
+            (None, _) => return item(CheckStatus::Unknown, NO_WORKSPACE),
+            (Some(row), _) if row.desired == Desired::Stopped => {
+                return item(CheckStatus::Unknown, "the workspace is stopped");
+            }
+            (Some(_), Ok(_)) => return item(CheckStatus::Unknown, "the workspace does not run"),
+            (Some(_), Err(_)) => {}
         }
         match self.probe_data_path(bot).await {
             Ok(()) => item(CheckStatus::Ok, "a file was written and read"),

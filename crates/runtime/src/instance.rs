@@ -154,8 +154,9 @@ pub struct Instance {
     pub updated_at: DateTime<Utc>,
     /// When process 1 was started, when that is known.
     pub started_at: Option<DateTime<Utc>>,
-    /// What is in force.
-    pub isolation: Isolation,
+    /// What is in force, or while it does not run, what the next start puts in force. `None`: this cannot be
+    /// told, as of a task that another server started and left no record of.
+    pub isolation: Option<Isolation>,
 }
 
 /// Something that happened without being asked for.

@@ -97,6 +97,14 @@ pub trait Runtime: Send + Sync + 'static {
     /// Applies limits to a running workspace at once.
     async fn apply_limits(&self, bot: &BotId, limits: &Limits) -> Result<()>;
 
+    /// What of these limits a start puts in force on this host; 0 for what it does not limit.
+    fn limits_in_force(&self, limits: &Limits) -> Limits {
+        Limits {
+            storage_bytes: 0,
+            ..*limits
+        }
+    }
+
     /// Counters of a running workspace.
     async fn usage(&self, bot: &BotId) -> Result<Usage>;
 

@@ -100,7 +100,7 @@ pub struct ContainerRow {
     /// Environment given at the create. Values are never logged.
     pub env: BTreeMap<String, String>,
     pub limits_wanted: LimitsColumn,
-    /// What its running task was given; `None` while it does not run.
+    /// What its task was given when it was last started; `None` when that was never done here.
     pub limits_applied: Option<LimitsColumn>,
     pub created_at: DateTime<Utc>,
     pub updated_at: DateTime<Utc>,
@@ -284,7 +284,7 @@ impl Store {
             .await
     }
 
-    /// Writes that a workspace is stopped.
+    /// Writes that a workspace is stopped. The limits it had are kept.
     pub async fn set_container_stopped(&self, bot: &BotId, reason: Option<&str>) -> Result<()> {
         self.observed(bot, ContainerStatus::Stopped, reason, None).await
     }
@@ -302,7 +302,7 @@ impl Store {
         applied: Option<String>,
     ) -> Result<()> {
         sqlx::query(
-            "UPDATE containers SET status = ?1, reason = ?2, limits_applied = ?3, updated_at = ?4, \
+            "UPDATE containers SET status = ?1, reason = ?2, limits_applied = COALESCE(?3, limits_applied), updated_at = ?4, \
              last_started_at = CASE WHEN ?1 = 'running' THEN ?4 ELSE last_started_at END, \
              last_stopped_at = CASE WHEN ?1 = 'stopped' THEN ?4 ELSE last_stopped_at END \
              WHERE seq = (SELECT MAX(seq) FROM containers WHERE bot_id = ?5)",

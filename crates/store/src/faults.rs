@@ -69,13 +69,17 @@ impl Store {
             .collect()
     }
 
-    /// The number of kept failures of every bot that has one.
-    pub async fn fault_counts(&self) -> Result<HashMap<String, u32>> {
+    /// How much is known to be wrong with every bot of which something is: its kept failures, and a container that
+    /// should run and could not be kept running.
+    pub async fn issue_counts(&self) -> Result<HashMap<String, u32>> {
         let column = StoreError::on("counting failures");
-        let rows = sqlx::query("SELECT bot_id, COUNT(*) AS n FROM bot_faults GROUP BY bot_id")
-            .fetch_all(self.readers())
-            .await
-            .map_err(&column)?;
+        let rows = sqlx::query(
+            "SELECT bot_id, COUNT(*) AS n FROM (SELECT bot_id FROM bot_faults UNION ALL \
+             SELECT bot_id FROM containers WHERE status = 'error' AND desired = 'running') GROUP BY bot_id",
+        )
+        .fetch_all(self.readers())
+        .await
+        .map_err(&column)?;
         rows.iter()
             .map(|row| {
                 Ok((

@@ -140,7 +140,7 @@ async fn the_newest_row_is_told_by_its_sequence() {
     assert_eq!(rows.len(), 1);
     assert_eq!(
         (rows[0].status, rows[0].limits_applied),
-        (ContainerStatus::Stopped, None)
+        (ContainerStatus::Stopped, Some(LimitsColumn::default()))
     );
     assert!(rows[0].last_stopped_at.is_some());
     store.delete_bot(&bot).await.unwrap();

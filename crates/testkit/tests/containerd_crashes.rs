@@ -157,7 +157,13 @@ async fn the_next_server_takes_up_what_runs_and_clears_what_the_last_one_left() 
     assert_eq!(std::fs::read_dir(run_dir.join("root")).unwrap().count(), 0);
     let found = next.inspect(&bot).await.unwrap().unwrap();
     assert_eq!(found.task, TaskState::Running);
-    assert!(found.isolation.user_namespace && found.started_at.is_some());
+    assert!(
+        found
+            .isolation
+            .as_ref()
+            .is_some_and(|isolation| isolation.user_namespace)
+            && found.started_at.is_some()
+    );
     assert!(next.start(&bot, &Limits::default()).await.unwrap().already_running);
     next.remove(&bot).await.unwrap();
 }

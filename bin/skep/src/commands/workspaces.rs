@@ -1,6 +1,6 @@
 //! The commands that make, show, start, stop and delete workspaces.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use reqwest::Method;
 use reqwest::header::ACCEPT;
@@ -25,7 +25,7 @@ const COLUMNS: &[Column] = &[
     },
     Column {
         title: "STATUS",
-        read: |bot| text(bot, "container.status"),
+        read: status,
     },
     Column {
         title: "IMAGE",
@@ -45,9 +45,28 @@ pub(crate) async fn list(client: &Client, form: OutputForm, list: ListArguments)
     let bots = all_bots(client, list.all).await?;
     let with_workspace: Vec<Value> = bots
         .into_iter()
-        .filter(|bot| bot.get("container").is_some_and(Value::is_object))
+        .filter(|bot| {
+            let there = |field: &str| bot.get(field).is_some_and(Value::is_object);
+            there("container") || there("container_error")
+        })
         .collect();
+    let reasons: BTreeSet<String> = with_workspace
+        .iter()
+        .filter_map(|bot| bot.pointer("/container_error/message").and_then(Value::as_str))
+        .map(output::printable)
+        .collect();
+    for reason in reasons {
+        eprintln!("skep: what is unknown could not be asked: {reason}");
+    }
     output::print_list(form, &with_workspace, "display_name", COLUMNS)
+}
+
+/// Of one that could not be asked it is not known whether there is a workspace.
+fn status(bot: &Value) -> String {
+    match bot.get("container_error") {
+        Some(Value::Object(_)) => "unknown".to_owned(),
+        _ => text(bot, "container.status"),
+    }
 }
 
 pub(crate) async fn create(client: &Client, form: OutputForm, create: CreateArguments) -> Result<()> {

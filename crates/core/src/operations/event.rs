@@ -124,11 +124,11 @@ pub struct CompletedWorkspace {
     pub warnings: Vec<String>,
 }
 
-/// Limits that were asked for and those the running task has.
+/// Limits that were asked for and those of the task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LimitsReport {
     /// Zeros replaced by the defaults.
     pub wanted: skep_store::LimitsColumn,
-    /// `None` while it does not run.
+    /// What the task has, or had when it last ran; 0 is no limit. `None` for one that never ran here.
     pub applied: Option<skep_store::LimitsColumn>,
 }

@@ -146,7 +146,7 @@ impl Work {
         self.skep().observations().happened(self.bot(), &Event::Begun);
         self.step("start", self.start_task(&effective)).await?;
         self.step("answer", self.wait_for_bridge()).await?;
-        Ok(to_column(&effective))
+        Ok(to_column(&self.runtime().limits_in_force(&effective)))
     }
 
     /// An image with a file or a dangling link in the place of `/data` would make a workspace that answers and that

@@ -72,7 +72,7 @@ pub struct WorkspaceInfo {
     /// Of a missing one: its layer is there, a start puts a container back on it.
     pub recoverable: Option<bool>,
     pub limits: LimitsReport,
-    /// `None` while it does not run.
+    /// In force, or what the next start puts in force; `None` when that cannot be told.
     pub isolation: Option<Isolation>,
     pub ip: Option<IpAddr>,
     pub uptime_seconds: Option<u64>,

@@ -29,7 +29,10 @@ pub(crate) fn check(limits: &LimitsColumn) -> Result<()> {
     too_small("cpu_millicores", limits.cpu_millicores, LEAST_MILLICORES)?;
     too_small("memory_bytes", limits.memory_bytes, LEAST_MEMORY)?;
     too_small("pids", limits.pids, LEAST_PIDS)?;
-    too_small("storage_bytes", limits.storage_bytes, 1)
+    if limits.storage_bytes != 0 {
+        return Err(Error::Unsupported("limits of storage are not supported yet".to_owned()));
+    }
+    Ok(())
 }
 
 /// As the runtime takes them.
@@ -71,15 +74,15 @@ impl Work {
         }))
     }
 
-    /// Applies limits to a task that runs; `None` when none runs.
+    /// Applies limits to a task that runs. Returned is what it has, or had when it last ran.
     pub(crate) async fn apply_limits(&self, wanted: &LimitsColumn) -> Result<Option<LimitsColumn>> {
         let instance = self.runtime().inspect(self.bot()).await?;
         if instance.is_none_or(|instance| instance.task != TaskState::Running) {
-            return Ok(None);
+            return Ok(self.row().await?.and_then(|row| row.limits_applied));
         }
         let effective = self.skep().settings().effective_limits(&to_runtime(wanted));
         self.runtime().apply_limits(self.bot(), &effective).await?;
-        let applied = to_column(&effective);
+        let applied = to_column(&self.runtime().limits_in_force(&effective));
         self.store()
             .set_container_limits(self.bot(), wanted, Some(&applied))
             .await?;

@@ -151,9 +151,12 @@ impl Work {
         self.step("answer", self.wait_for_bridge()).await?;
         self.step("record", async {
             if !started.already_running || row.status != ContainerStatus::Running {
-                self.store()
-                    .set_container_running(self.bot(), &to_column(&effective))
-                    .await?;
+                // One that was found running may have been started with other limits.
+                if started.already_running {
+                    self.runtime().apply_limits(self.bot(), &effective).await?;
+                }
+                let applied = to_column(&self.runtime().limits_in_force(&effective));
+                self.store().set_container_running(self.bot(), &applied).await?;
                 self.lived("start", &json!({})).await?;
             }
             Ok(())

@@ -114,9 +114,9 @@ impl Skep {
             recoverable,
             limits: LimitsReport {
                 wanted: to_column(&wanted),
-                applied: row.limits_applied.filter(|_| task_running),
+                applied: row.limits_applied,
             },
-            isolation: running.map(|one| one.isolation.clone()),
+            isolation: instance.as_ref().and_then(|one| one.isolation.clone()),
             ip: match running {
                 Some(_) => self.runtime().address(bot).await?,
                 None => None,
@@ -150,7 +150,7 @@ impl Skep {
                 wanted: to_column(&self.settings().default_limits),
                 applied: None,
             },
-            isolation: task_running.then(|| instance.isolation.clone()),
+            isolation: instance.isolation.clone(),
             ip: match task_running {
                 true => self.runtime().address(&instance.bot).await?,
                 false => None,

@@ -72,7 +72,7 @@ impl ContainerdRuntime {
             self.remove_layers(&spec.bot, snapshotter, None).await?;
         }
         Ok(CreateOutcome {
-            instance: self.instance(spec.bot.clone(), &made?, TaskState::None),
+            instance: self.instance(spec.bot.clone(), &made?, TaskState::None).await,
             layer: layer.outcome,
         })
     }
@@ -214,7 +214,7 @@ impl ContainerdRuntime {
                 continue;
             };
             let task = tasks.get(&container.id).copied().unwrap_or(TaskState::None);
-            instances.push(self.instance(bot, &container, task));
+            instances.push(self.instance(bot, &container, task).await);
         }
         Ok(instances)
     }
@@ -222,14 +222,19 @@ impl ContainerdRuntime {
     /// An instance with its task as it is now.
     pub(super) async fn with_task(&self, bot: BotId, container: Container) -> Result<Instance> {
         let task = self.task_state(&container.id).await?;
-        Ok(self.instance(bot, &container, task))
+        Ok(self.instance(bot, &container, task).await)
     }
 
-    fn instance(&self, bot: BotId, container: &Container, task: TaskState) -> Instance {
+    async fn instance(&self, bot: BotId, container: &Container, task: TaskState) -> Instance {
         let running = self
             .records
             .get(&bot)
             .filter(|running| task == TaskState::Running && running.container_id == container.id);
+        let isolation = match (&running, task) {
+            (Some(running), _) => Some(running.isolation()),
+            (None, TaskState::Running) => None,
+            (None, TaskState::Dead | TaskState::None) => self.isolation_of_next_start().await,
+        };
         let cdi = container.labels.get(LABEL_CDI_DEVICES);
         Instance {
             bot,
@@ -243,7 +248,7 @@ impl ContainerdRuntime {
             created_at: time(container.created_at),
             updated_at: time(container.updated_at),
             started_at: running.as_ref().map(|running| running.started_at),
-            isolation: running.map_or_else(Default::default, |running| running.isolation()),
+            isolation,
         }
     }
 }

@@ -9,10 +9,10 @@ use skep_names::{BotId, container_id_for};
 
 use super::records::{Records, Running};
 use super::turns::Turn;
-use super::{ContainerdRuntime, UserNamespaceMode, daemon};
+use super::{ContainerdRuntime, UserNamespaceMode, daemon, records};
 use crate::isolation::{self, HostError, HostPaths, IdBlock, Layers};
 use crate::network::NetworkError;
-use crate::{Result, RuntimeError, TaskState, cgroup};
+use crate::{Isolation, Result, RuntimeError, TaskState, cgroup};
 
 impl ContainerdRuntime {
     /// Runs work on the host that blocks. It holds the bot's turn to its end, also when its caller is cancelled.
@@ -271,6 +271,20 @@ impl ContainerdRuntime {
                 reason: format!("isolation.user_namespace is required and this host cannot do it: {reason}"),
             }),
             (Err(_), _) => Ok(false),
+        }
+    }
+
+    /// `None` when no start is possible as configured, or the host cannot be tried now.
+    pub(super) async fn isolation_of_next_start(&self) -> Option<Isolation> {
+        match self.uses_user_namespaces().await {
+            Ok(mapped) => {
+                let seccomp = !self.config.isolation.without_seccomp;
+                Some(records::isolation(mapped, seccomp, self.network.mode().as_str()))
+            }
+            Err(error) => {
+                tracing::debug!(%error, "what the next start isolates cannot be told");
+                None
+            }
         }
     }
 

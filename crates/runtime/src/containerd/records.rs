@@ -35,14 +35,19 @@ impl Running {
     }
 
     pub(super) fn isolation(&self) -> Isolation {
-        Isolation {
-            user_namespace: self.ids.is_some(),
-            seccomp: self.seccomp,
-            no_new_privileges: true,
-            capabilities: spec::capabilities(self.ids.is_some()),
-            network: self.network.clone(),
-            storage_quota: "soft".to_owned(),
-        }
+        isolation(self.ids.is_some(), self.seccomp, &self.network)
+    }
+}
+
+/// What a start with these puts in force.
+pub(super) fn isolation(user_namespace: bool, seccomp: bool, network: &str) -> Isolation {
+    Isolation {
+        user_namespace,
+        seccomp,
+        no_new_privileges: true,
+        capabilities: spec::capabilities(user_namespace),
+        network: network.to_owned(),
+        storage_quota: "soft".to_owned(),
     }
 }
 

@@ -117,6 +117,7 @@ pub fn bot(bot: core::Bot) -> api::Bot {
         created_at: row.created_at,
         updated_at: row.updated_at,
         container: None,
+        container_error: None,
     }
 }
 
@@ -154,7 +155,7 @@ pub fn limits(limits: core::LimitsColumn) -> api::Limits {
 pub fn limits_report(report: core::LimitsReport) -> api::LimitsResponse {
     api::LimitsResponse {
         wanted: limits(report.wanted),
-        applied: report.applied.map(limits).unwrap_or_default(),
+        applied: report.applied.map(limits),
     }
 }
 
@@ -310,13 +311,24 @@ pub fn image(record: skep_runtime::ImageRecord) -> api::Image {
     }
 }
 
+/// Code and sentence of an error that is told within an answer.
+pub fn operation_error(error: &core::Error) -> api::OperationError {
+    api::OperationError {
+        code: code(error.code()),
+        message: sentence(error),
+    }
+}
+
+fn sentence(error: &core::Error) -> String {
+    match error {
+        core::Error::Internal { .. } => "internal error".to_owned(),
+        other => other.to_string(),
+    }
+}
+
 impl From<core::Error> for ApiError {
     fn from(error: core::Error) -> Self {
-        let text = match &error {
-            core::Error::Internal { .. } => "internal error".to_owned(),
-            other => other.to_string(),
-        };
-        let answer = ApiError::new(code(error.code()), text);
+        let answer = ApiError::new(code(error.code()), sentence(&error));
         let answer = match &error {
             core::Error::OperationInProgress(id) => answer.about_operation(id.clone()),
             _ => answer,

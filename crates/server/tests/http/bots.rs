@@ -62,6 +62,104 @@ async fn a_bot_is_set_up_in_the_background() {
     assert_eq!(of("container.data_path").unwrap()["status"], "ok", "{checks}");
 }
 
+/// Type and status of every check.
+async fn checks(server: &TestServer, bot: &str) -> Vec<(String, String)> {
+    let answer = server.call("GET", &format!("/bots/{bot}/checks")).send().await;
+    let items = answer.expect_status(200).json()["items"].clone();
+    let items = items.as_array().expect("a list").iter();
+    items
+        .map(|item| {
+            for field in ["id", "title_key", "summary"] {
+                assert!(!text_of(item, field).is_empty(), "{item}");
+            }
+            (text_of(item, "type"), text_of(item, "status"))
+        })
+        .collect()
+}
+
+async fn check_state(server: &TestServer, bot: &str) -> (Value, Value) {
+    let bot = server
+        .call("GET", &format!("/bots/{bot}"))
+        .send()
+        .await
+        .expect_status(200)
+        .json();
+    (bot["check_state"].clone(), bot["check_issue_count"].clone())
+}
+
+fn expected(statuses: [&str; 5]) -> Vec<(String, String)> {
+    let types = [
+        "container.init",
+        "container.record",
+        "container.task",
+        "container.data_path",
+        "bot.delete",
+    ];
+    let pairs = types.into_iter().zip(statuses);
+    pairs.map(|(one, other)| (one.to_owned(), other.to_owned())).collect()
+}
+
+#[tokio::test]
+async fn every_bot_has_every_check_and_they_are_real_probes() {
+    let server = TestServer::start().await;
+    let bare = server.bare_bot(server.admin_key()).await;
+    let none = expected(["unknown", "unknown", "unknown", "unknown", "ok"]);
+    assert_eq!(checks(&server, &bare).await, none);
+    assert_eq!(check_state(&server, &bare).await, (json!("ok"), json!(0)));
+
+    let bot = server.bot_with_workspace().await;
+    assert_eq!(checks(&server, &bot).await, expected(["ok"; 5]));
+    let call = |method: &'static str, rest: &str| server.call(method, &format!("/bots/{bot}/container{rest}"));
+    let listed = call("GET", "/fs/list?path=/data")
+        .send()
+        .await
+        .expect_status(200)
+        .json();
+    assert!(
+        !listed.to_string().contains("skep-check"),
+        "a probe left its file: {listed}"
+    );
+
+    // Nobody can write there: the probe of the path says so, and no other check does.
+    let broken = call("POST", "/exec")
+        .json(&json!({"command": "mv /data /gone && echo x > /data"}))
+        .send();
+    broken.await.expect_status(200);
+    assert_eq!(checks(&server, &bot).await, expected(["ok", "ok", "ok", "error", "ok"]));
+    let mended = call("POST", "/exec")
+        .json(&json!({"command": "rm /data && mv /gone /data", "cwd": "/"}))
+        .send();
+    mended.await.expect_status(200);
+
+    server.runtime().go_away();
+    assert_eq!(
+        checks(&server, &bot).await,
+        expected(["ok", "ok", "unknown", "ok", "ok"])
+    );
+    assert_eq!(checks(&server, &bare).await, none);
+    server.runtime().come_back();
+
+    call("POST", "/stop").send().await.expect_status(200);
+    assert_eq!(
+        checks(&server, &bot).await,
+        expected(["ok", "ok", "ok", "unknown", "ok"])
+    );
+}
+
+#[tokio::test]
+async fn a_workspace_that_cannot_be_kept_running_is_an_issue_of_its_bot() {
+    let server = TestServer::start().await;
+    let bot = server.bot_with_workspace().await;
+    let id = bot.parse().expect("an id");
+    server.runtime().replace_process_one(&id, &["/bin/sh", "-c", "exit 7"]);
+    assert!(server.runtime().kill_process_one(&id).expect("killed"));
+    let path = format!("/bots/{bot}");
+    let told = until(&server, &path, |_, bot| bot["check_state"] == "issue").await;
+    assert_eq!(told["check_issue_count"], 1);
+    let failed = expected(["ok", "ok", "error", "unknown", "ok"]);
+    assert_eq!(checks(&server, &bot).await, failed);
+}
+
 #[tokio::test]
 async fn a_deleted_bot_is_gone_and_its_operation_is_not() {
     let server = TestServer::start().await;

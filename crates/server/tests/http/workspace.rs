@@ -179,6 +179,89 @@ async fn limits_are_wanted_and_applied() {
 }
 
 #[tokio::test]
+async fn a_stopped_workspace_is_told_as_whole_as_a_running_one() {
+    let server = TestServer::start().await;
+    let bot = server.bot_with_workspace().await;
+    let path = format!("/bots/{bot}/container");
+    let running = server.call("GET", &path).send().await.expect_status(200).json();
+    server
+        .call("POST", &format!("{path}/stop"))
+        .send()
+        .await
+        .expect_status(200);
+    let stopped = server.call("GET", &path).send().await.expect_status(200).json();
+    assert_eq!(
+        (&stopped["status"], &stopped["task_running"], &stopped["desired"]),
+        (&json!("stopped"), &json!(false), &json!("stopped"))
+    );
+    for of_a_task in ["ip", "uptime_seconds"] {
+        assert_eq!(stopped[of_a_task], Value::Null, "{of_a_task}: {stopped}");
+    }
+    for field in [
+        "container_id",
+        "image",
+        "namespace",
+        "container_path",
+        "has_preserved_data",
+        "legacy",
+        "created_at",
+        "image_digest",
+        "snapshotter",
+        "limits",
+        "isolation",
+    ] {
+        assert!(!running[field].is_null(), "{field}: {running}");
+        assert_eq!(running[field], stopped[field], "{field}");
+    }
+    for field in ["user_namespace", "seccomp", "no_new_privileges"] {
+        assert!(stopped["isolation"][field].is_boolean(), "{field}: {stopped}");
+    }
+    assert_eq!(stopped["isolation"]["storage_quota"], "soft");
+    assert!(stopped["isolation"]["capabilities"].is_array() && stopped["isolation"]["network"].is_string());
+    // What is wanted from now on has not been applied to anything.
+    let changed = server
+        .call("PUT", &format!("{path}/limits"))
+        .json(&json!({"pids": 77}))
+        .send()
+        .await;
+    let limits = changed.expect_status(200).json();
+    assert_eq!(limits["wanted"]["pids"], 77);
+    assert_eq!(limits["applied"], running["limits"]["applied"]);
+    server
+        .call("POST", &format!("{path}/start"))
+        .send()
+        .await
+        .expect_status(200);
+    let started = server.call("GET", &path).send().await.json();
+    assert_eq!(started["limits"]["applied"]["pids"], 77, "{started}");
+}
+
+#[tokio::test]
+async fn a_list_says_of_which_workspace_it_does_not_know() {
+    let server = TestServer::start().await;
+    let bare = server.bare_bot(server.admin_key()).await;
+    let bot = server.bot_with_workspace().await;
+    let list = async || {
+        let answer = server.call("GET", "/bots?include=container").send().await;
+        let items = answer.expect_status(200).json()["items"].clone();
+        let of = |id: &str| items.as_array().unwrap().iter().find(|one| one["id"] == id).cloned();
+        (of(&bot).unwrap(), of(&bare).unwrap())
+    };
+    let (with, without) = list().await;
+    assert_eq!(with["container"]["task_running"], true, "{with}");
+    assert_eq!(
+        (&without["container"], &without["container_error"]),
+        (&Value::Null, &Value::Null)
+    );
+    server.runtime().go_away();
+    for bot in <[Value; 2]>::from(list().await) {
+        assert_eq!(bot["container"], Value::Null);
+        assert_eq!(bot["container_error"]["code"], "runtime_unavailable", "{bot}");
+    }
+    server.runtime().come_back();
+}
+
+#[tokio::test]
 async fn what_comes_later_is_refused_and_never_silently_less() {
     let server = TestServer::start().await;
     let bot = server.bare_bot(server.admin_key()).await;
@@ -186,6 +269,7 @@ async fn what_comes_later_is_refused_and_never_silently_less() {
     for body in [
         json!({"gpu": {"devices": ["nvidia.com/gpu=0"]}}),
         json!({"restore_data": true}),
+        json!({"limits": {"storage_bytes": 1 << 30}}),
     ] {
         server
             .call("POST", &path)

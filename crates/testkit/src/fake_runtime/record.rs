@@ -41,7 +41,7 @@ impl Record {
             created_at: self.created_at,
             updated_at: self.updated_at,
             started_at: self.started_at.filter(|_| task == TaskState::Running),
-            isolation: isolation(),
+            isolation: Some(isolation()),
         }
     }
 }

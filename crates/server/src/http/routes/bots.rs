@@ -91,15 +91,19 @@ async fn list(
     }))
 }
 
-/// A workspace that cannot be asked now is left out: the list is about bots.
+/// A workspace that cannot be asked now does not keep the others from being listed; the reason is told with it.
 async fn shown(app: &App, bot: skep_core::Bot, with_container: bool) -> Bot {
-    let info = if with_container {
-        app.core().workspace_info(&bot.row.id).await.ok()
-    } else {
-        None
+    if !with_container {
+        return wire::bot(bot);
+    }
+    let (container, container_error) = match app.core().workspace_info(&bot.row.id).await {
+        Ok(info) => (Some(wire::container_info(info)), None),
+        Err(skep_core::Error::ContainerNotFound) => (None, None),
+        Err(error) => (None, Some(wire::operation_error(&error))),
     };
     Bot {
-        container: info.map(wire::container_info),
+        container,
+        container_error,
         ..wire::bot(bot)
     }
 }
