@@ -5,11 +5,13 @@ use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use futures::{Stream, stream};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+
+use crate::log;
 
 pub(crate) const SOCKET_VARIABLE: &str = "BRIDGE_SOCKET_PATH";
 pub(crate) const SAME_NAMESPACE_VARIABLE: &str = "BRIDGE_ALLOW_SAME_PID_NAMESPACE";
@@ -17,12 +19,24 @@ const DEFAULT_SOCKET: &str = "/run/memoh/bridge.sock";
 /// Too many open files, say: the next try may work, and must not be a busy loop.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(50);
 
+fn socket_path() -> PathBuf {
+    let given = env::var_os(SOCKET_VARIABLE).filter(|path| !path.is_empty());
+    given.unwrap_or_else(|| DEFAULT_SOCKET.into()).into()
+}
+
+/// The log's files go where the socket is: the one place that the host can see. Without it the bridge works all the
+/// same.
+pub(crate) fn keep_log_beside_socket() {
+    let path = socket_path();
+    let Some(directory) = path.parent() else { return };
+    if let Err(error) = fs::create_dir_all(directory).and_then(|()| log::keep_in(directory)) {
+        log::tell!("keep a log in {}: {error}", directory.display());
+    }
+}
+
 /// Listens on the socket path, in place of a socket that an earlier bridge left.
 pub(crate) fn listen_on_socket() -> io::Result<UnixListener> {
-    let path = env::var_os(SOCKET_VARIABLE)
-        .filter(|path| !path.is_empty())
-        .unwrap_or_else(|| DEFAULT_SOCKET.into());
-    let path = Path::new(&path);
+    let path = &socket_path();
     let told = |error: io::Error| io::Error::new(error.kind(), format!("listen on {}: {error}", path.display()));
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).map_err(told)?;
@@ -58,7 +72,7 @@ pub(crate) fn host_connections(listener: UnixListener) -> impl Stream<Item = io:
                 // Closed at once: a neighbour within the workspace gets no answer at all.
                 Ok(_) => {}
                 Err(error) => {
-                    eprintln!("skep-bridge: accept a connection: {error}");
+                    log::tell!("accept a connection: {error}");
                     tokio::time::sleep(PAUSE_AFTER_FAILURE).await;
                 }
             }
@@ -79,7 +93,7 @@ pub(crate) fn tcp_address() -> io::Result<Option<SocketAddr>> {
     let Some(text) = env::var_os("BRIDGE_TCP_ADDR").filter(|text| !text.is_empty()) else {
         return Ok(None);
     };
-    let invalid = |why: &str| io::Error::new(io::ErrorKind::InvalidInput, format!("BRIDGE_TCP_ADDR {text:?}: {why}"));
+    let invalid = |why: &str| io::Error::new(io::ErrorKind::InvalidInput, format!("BRIDGE_TCP_ADDR: {why}"));
     if env::var_os("BRIDGE_TLS_MODE").is_some_and(|mode| !mode.is_empty() && mode != "off") {
         return Err(invalid("BRIDGE_TLS_MODE is not supported by this bridge"));
     }
@@ -103,7 +117,7 @@ pub(crate) fn tcp_connections(listener: TcpListener) -> impl Stream<Item = io::R
             match accepted {
                 Ok(connection) => return Some((Ok(connection), listener)),
                 Err(error) => {
-                    eprintln!("skep-bridge: accept a connection: {error}");
+                    log::tell!("accept a connection: {error}");
                     tokio::time::sleep(PAUSE_AFTER_FAILURE).await;
                 }
             }

@@ -7,6 +7,7 @@ mod exec;
 mod failure;
 mod files;
 mod listen;
+mod log;
 mod paths;
 mod reaper;
 mod services;
@@ -45,7 +46,7 @@ fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("skep-bridge: {error}");
+            log::tell!("{error}");
             ExitCode::FAILURE
         }
     }
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
 fn run() -> Result<(), Box<dyn Error>> {
     reaper::block_signals()?;
     let (reaper, signals) = Reaper::start()?;
+    listen::keep_log_beside_socket();
     startup::prepare_data();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -84,8 +86,13 @@ async fn serve(registry: Arc<Registry>, signals: watch::Receiver<bool>) -> io::R
         servers.spawn(server().serve_with_incoming_shutdown(both, listen::tcp_connections(tcp), until));
     }
     let store = tokio::spawn(Arc::clone(&registry).keep_store());
+    log::tell!(
+        "version {} started as process {}",
+        env!("CARGO_PKG_VERSION"),
+        std::process::id()
+    );
     tokio::select! {
-        () = shutdown::terminated(signals) => {}
+        () = shutdown::terminated(signals) => log::tell!("told to end"),
         ended = servers.join_next() => {
             let why = ended.map(|ended| ended.map_err(io::Error::other).and_then(|ended| ended.map_err(io::Error::other)));
             return Err(io::Error::other(format!("the service ended: {why:?}")));
@@ -97,6 +104,7 @@ async fn serve(registry: Arc<Registry>, signals: watch::Receiver<bool>) -> io::R
     let all_ended = async { while servers.join_next().await.is_some() {} };
     // Callers that do not take their answers are left.
     drop(tokio::time::timeout(LAST_ANSWERS, all_ended).await);
+    log::tell!("ended");
     Ok(())
 }
 

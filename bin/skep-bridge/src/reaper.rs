@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use rustix::process::{Signal, WaitOptions, WaitStatus};
 use tokio::sync::{oneshot, watch};
 
+use crate::log;
 use crate::system;
 
 const TAKEN: [Signal; 3] = [Signal::CHILD, Signal::TERM, Signal::INT];
@@ -56,7 +57,7 @@ impl Reaper {
                     terminate.send_replace(true);
                 }
                 // Only EINTR or a wrong set are possible: the set is constant and was valid at the first call.
-                Err(error) => eprintln!("skep-bridge: wait for a signal: {error}"),
+                Err(error) => log::tell!("wait for a signal: {error}"),
             }
         }
     }
@@ -80,13 +81,13 @@ impl Reaper {
                     if let Some(waiter) = awaited.remove(&pid.as_raw_nonzero().get())
                         && waiter.send(ended).is_err()
                     {
-                        eprintln!("skep-bridge: process {pid:?} ended, and nobody watches it");
+                        log::tell!("process {pid:?} ended, and nobody watches it");
                     }
                 }
                 Ok(None) | Err(Errno::CHILD) => return,
                 Err(Errno::INTR) => {}
                 Err(error) => {
-                    eprintln!("skep-bridge: wait for processes: {error}");
+                    log::tell!("wait for processes: {error}");
                     return;
                 }
             }

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use crate::exec::{self, Registry};
+use crate::log;
 use crate::system;
 
 /// For what the last processes wrote to reach its readers and the disk.
@@ -33,7 +34,7 @@ pub(crate) async fn end_processes(registry: &Arc<Registry>) {
         end_own(registry).await
     }
     if timeout(LAST_WRITES, registry.tasks.wait()).await.is_err() {
-        eprintln!("skep-bridge: gave up on output that is still open");
+        log::tell!("gave up on output that is still open");
     }
 }
 
@@ -71,6 +72,6 @@ async fn end_own(registry: &Arc<Registry>) {
 fn told(result: Result<(), Errno>) {
     match result {
         Ok(()) | Err(Errno::SRCH) => {}
-        Err(error) => eprintln!("skep-bridge: end the processes: {error}"),
+        Err(error) => log::tell!("end the processes: {error}"),
     }
 }

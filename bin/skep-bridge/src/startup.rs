@@ -7,6 +7,7 @@ use std::io;
 use std::path::Path;
 
 use crate::files::{self, Commit};
+use crate::log;
 use crate::paths::DATA_DIRECTORY;
 
 const TEMPLATES: &str = "/opt/memoh/templates";
@@ -20,11 +21,11 @@ const TEMPLATE_MODE: u32 = 0o644;
 /// disk is full or read-only must still be reachable.
 pub(crate) fn prepare_data() {
     if let Err(error) = files::make_directory(Path::new(DATA_DIRECTORY), DATA_MODE) {
-        eprintln!("skep-bridge: make {DATA_DIRECTORY}: {error}");
+        log::tell!("make {DATA_DIRECTORY}: {error}");
         return;
     }
     if let Err(error) = copy_templates(Path::new(TEMPLATES), Path::new(DATA_DIRECTORY)) {
-        eprintln!("skep-bridge: copy the templates of {TEMPLATES}: {error}");
+        log::tell!("copy the templates of {TEMPLATES}: {error}");
     }
 }
 

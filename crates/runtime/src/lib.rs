@@ -12,6 +12,7 @@ mod image;
 pub mod images;
 mod instance;
 mod isolation;
+pub mod log;
 pub mod network;
 mod peer;
 mod spec;
@@ -110,6 +111,10 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// Where the bridge of a running workspace listens. Needs no daemon: local state only.
     fn bridge_endpoint(&self, bot: &BotId) -> Result<BridgeEndpoint>;
+
+    /// Where the log of this bot's bridge is, whether the workspace runs or not. Needs no daemon: local state only.
+    /// The backend keeps a copy at each end of a workspace, and removes it with the workspace.
+    fn log_places(&self, bot: &BotId) -> log::LogPlaces;
 
     /// Removes what a crash left on the host (mounts, namespaces, addresses, rules, claims) of bots
     /// that have no live task. Called at start, and by reconcile.

@@ -4,6 +4,7 @@ use chrono::{DateTime, Utc};
 use serde_json::Value;
 use skep_names::BotId;
 use sqlx::Row;
+use sqlx::sqlite::SqliteRow;
 
 use crate::connection::Store;
 use crate::error::{Result, StoreError};
@@ -44,10 +45,32 @@ impl Store {
         Ok(())
     }
 
+    /// Changes of one kind that came after `after_seq`, oldest first: of those the newest `limit`.
+    pub async fn lifecycle_events_of(
+        &self,
+        bot: &BotId,
+        event_type: &str,
+        after_seq: i64,
+        limit: u32,
+    ) -> Result<Vec<LifecycleEventRow>> {
+        const OPERATION: &str = "reading lifecycle events of a kind";
+        let rows = sqlx::query(
+            "SELECT seq, container_id, event_type, payload, created_at FROM lifecycle_events WHERE bot_id = ?1 \
+             AND seq > ?2 AND event_type = ?3 ORDER BY seq DESC LIMIT ?4",
+        )
+        .bind(bot.as_str())
+        .bind(after_seq)
+        .bind(event_type)
+        .bind(i64::from(limit))
+        .fetch_all(self.readers())
+        .await
+        .map_err(StoreError::on(OPERATION))?;
+        rows.iter().rev().map(|row| read(OPERATION, row)).collect()
+    }
+
     /// The newest changes of a bot's workspace, newest first, at most `limit`.
     pub async fn lifecycle_events(&self, bot: &BotId, limit: u32) -> Result<Vec<LifecycleEventRow>> {
         const OPERATION: &str = "reading lifecycle events";
-        let column = StoreError::on(OPERATION);
         let rows = sqlx::query(
             "SELECT seq, container_id, event_type, payload, created_at FROM lifecycle_events WHERE bot_id = ?1 \
              ORDER BY seq DESC LIMIT ?2",
@@ -56,19 +79,20 @@ impl Store {
         .bind(i64::from(limit))
         .fetch_all(self.readers())
         .await
-        .map_err(&column)?;
-        rows.iter()
-            .map(|row| {
-                let payload: String = row.try_get("payload").map_err(&column)?;
-                Ok(LifecycleEventRow {
-                    seq: row.try_get("seq").map_err(&column)?,
-                    container_id: row.try_get("container_id").map_err(&column)?,
-                    event_type: row.try_get("event_type").map_err(&column)?,
-                    payload: serde_json::from_str(&payload)
-                        .map_err(|_| StoreError::damaged(OPERATION, "a payload that is no JSON"))?,
-                    created_at: from_micros(OPERATION, row.try_get("created_at").map_err(&column)?)?,
-                })
-            })
-            .collect()
+        .map_err(StoreError::on(OPERATION))?;
+        rows.iter().map(|row| read(OPERATION, row)).collect()
     }
+}
+
+fn read(operation: &'static str, row: &SqliteRow) -> Result<LifecycleEventRow> {
+    let column = StoreError::on(operation);
+    let payload: String = row.try_get("payload").map_err(&column)?;
+    Ok(LifecycleEventRow {
+        seq: row.try_get("seq").map_err(&column)?,
+        container_id: row.try_get("container_id").map_err(&column)?,
+        event_type: row.try_get("event_type").map_err(&column)?,
+        payload: serde_json::from_str(&payload)
+            .map_err(|_| StoreError::damaged(operation, "a payload that is no JSON"))?,
+        created_at: from_micros(operation, row.try_get("created_at").map_err(&column)?)?,
+    })
 }

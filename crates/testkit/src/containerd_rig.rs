@@ -233,6 +233,7 @@ impl ContainerdRig {
             self.run_dir().join("userns"),
             self.run_dir().join("root"),
             self.config.data_root.join("run"),
+            self.config.data_root.join("logs"),
             Path::new("/sys/fs/cgroup/pids").join(self.config.cgroup_parent.trim_start_matches('/')),
         ] {
             let names = names_in(&directory).expect("a directory of ours");

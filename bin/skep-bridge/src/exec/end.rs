@@ -7,6 +7,7 @@ use rustix::io::Errno;
 use rustix::process::Signal;
 use tokio::time::{Instant, sleep};
 
+use crate::log;
 use crate::system;
 
 const GRACE: Duration = Duration::from_secs(2);
@@ -42,7 +43,7 @@ impl Target {
     /// Waits until nobody is left, at most as long as [`Target::end`] takes to kill whoever is.
     pub(crate) async fn gone(self) {
         if !self.gone_within(GRACE + Duration::from_millis(200)).await {
-            eprintln!("skep-bridge: {self:?} has processes that do not end");
+            log::tell!("{self:?} has processes that do not end");
         }
     }
 
@@ -102,7 +103,7 @@ pub(crate) fn processes() -> Vec<Process> {
     let entries = match fs::read_dir("/proc") {
         Ok(entries) => entries,
         Err(error) => {
-            eprintln!("skep-bridge: read /proc: {error}");
+            log::tell!("read /proc: {error}");
             return Vec::new();
         }
     };

@@ -13,6 +13,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
+use crate::log;
+
 /// What outgrows this goes to disk.
 const MEMORY_BYTES: u64 = 128 * 1024;
 /// How far a process may be ahead of its slowest reader when it waits for readers.
@@ -212,13 +214,13 @@ impl OutputLog {
         for segment in dropped {
             self.policy.on_disk.fetch_sub(segment.length, Ordering::Relaxed);
             if let Err(error) = fs::remove_file(&segment.path) {
-                eprintln!("skep-bridge: remove {}: {error}", segment.path.display());
+                log::tell!("remove {}: {error}", segment.path.display());
             }
         }
     }
 
     fn spill_failed(&self, segment: &Segment, error: &io::Error) {
-        eprintln!("skep-bridge: keep output in {}: {error}", segment.path.display());
+        log::tell!("keep output in {}: {error}", segment.path.display());
         let mut state = self.state();
         // What is on disk no longer joins what memory will keep: the oldest goes first, as ever.
         for segment in state.segments.drain(..) {

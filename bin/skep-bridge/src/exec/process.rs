@@ -19,6 +19,7 @@ use super::end::Target;
 use super::output::{Outcome, Output, Which};
 use super::output_log::READER_LAG_BYTES;
 use super::start::{self, Ends, Started};
+use crate::log;
 use crate::reaper::Ended;
 use crate::system;
 
@@ -121,7 +122,7 @@ impl Process {
         };
         let Ok(ended) = ended else {
             // The reaper owns the other end until it has the status, and lives as long as the bridge.
-            eprintln!("skep-bridge: the reaper lost process {}", self.pid);
+            log::tell!("the reaper lost process {}", self.pid);
             return;
         };
         let drained = async { while work.join_next().await.is_some() {} };
@@ -266,7 +267,7 @@ impl Pump {
                 Ok(piece) if piece.is_empty() => break,
                 Ok(piece) => log.append(piece),
                 Err(error) => {
-                    eprintln!("skep-bridge: read output: {error}");
+                    log::tell!("read output: {error}");
                     break;
                 }
             }
@@ -274,7 +275,7 @@ impl Pump {
             if log.needs_spill() {
                 let (output, which) = (Arc::clone(&self.output), self.which);
                 if let Err(error) = tokio::task::spawn_blocking(move || output.log(which).spill()).await {
-                    eprintln!("skep-bridge: keep output: {error}");
+                    log::tell!("keep output: {error}");
                 }
             }
         }
@@ -346,7 +347,7 @@ fn feed(
             result = write_all => match result {
                 // A process need not read what it is given.
                 Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-                    eprintln!("skep-bridge: write to stdin: {error}");
+                    log::tell!("write to stdin: {error}");
                 }
                 _ => {}
             },

@@ -21,12 +21,16 @@ use super::record;
 use super::start::{self, Program};
 use super::stored::{self, Stored};
 use crate::failure;
+use crate::log::tell;
 use crate::reaper::Reaper;
 
 /// Kept of one stream unless the caller says otherwise, in bytes.
 const DEFAULT_LOG_BYTES: u64 = 64 * 1024 * 1024;
 /// A process that ended but whose children keep its output open is put on disk after this, and again at the end.
 const EARLY_RECORD: Duration = Duration::from_millis(200);
+
+/// In the log, in place of the id of an exec that has none.
+const UNLISTED: &str = "-";
 
 /// What a caller asks for. Without an id the process is not listed and nothing of it is kept on disk.
 pub(crate) struct Request {
@@ -46,6 +50,7 @@ pub(crate) struct Exec {
     pub(crate) process: Arc<Process>,
     end_with_stream: bool,
     removed: AtomicBool,
+    end_told: AtomicBool,
 }
 
 pub(crate) enum Found {
@@ -103,7 +108,7 @@ impl Registry {
         let directory = self.directory.clone();
         match tokio::task::spawn_blocking(move || stored::load(&directory)).await {
             Ok(found) => self.adopt(found),
-            Err(error) => eprintln!("skep-bridge: read {}: {error}", self.directory.display()),
+            Err(error) => tell!("read {}: {error}", self.directory.display()),
         }
         self.loaded.send_replace(true);
         loop {
@@ -143,8 +148,12 @@ impl Registry {
         let started = self.tasks.spawn(async move {
             let id = request.id.clone();
             let result = registry.start_reserved(request).await;
-            if let (Err(_), Some(id)) = (&result, id) {
-                lock(&registry.entries).remove(&id);
+            if result.is_err() {
+                // Not why: the reason names the program.
+                tell!("exec {} was not started", id.as_deref().unwrap_or(UNLISTED));
+                if let Some(id) = id {
+                    lock(&registry.entries).remove(&id);
+                }
             }
             registry.changed.send_replace(());
             result
@@ -198,7 +207,9 @@ impl Registry {
             process,
             end_with_stream: request.watch.end_with_stream,
             removed: AtomicBool::new(false),
+            end_told: AtomicBool::new(false),
         });
+        tell!("exec {} started, pid {pid}", exec.name());
         lock(&self.running).insert(pid, exec.process.target);
         if let Some(id) = request.id {
             lock(&self.entries).insert(id, Entry::Live(Arc::clone(&exec)));
@@ -225,6 +236,7 @@ impl Registry {
         let output = Arc::clone(&exec.process.output);
         let lingering = async {
             output.exited().await;
+            exec.tell_end();
             lock(&self.running).remove(&exec.process.pid);
             tokio::time::sleep(EARLY_RECORD).await;
         };
@@ -238,6 +250,7 @@ impl Registry {
                 watch.await;
             }
         }
+        exec.tell_end();
         lock(&self.running).remove(&exec.process.pid);
         if !exec.id.is_empty() {
             self.store(exec).await;
@@ -257,14 +270,11 @@ impl Registry {
         match tokio::task::spawn_blocking(write).await {
             Ok((Ok(bytes), _)) => Some(bytes),
             Ok((Err(error), directory)) => {
-                eprintln!(
-                    "skep-bridge: keep the end of a process in {}: {error}",
-                    directory.display()
-                );
+                tell!("keep the end of a process in {}: {error}", directory.display());
                 None
             }
             Err(error) => {
-                eprintln!("skep-bridge: keep the end of a process: {error}");
+                tell!("keep the end of a process: {error}");
                 None
             }
         }
@@ -418,6 +428,26 @@ impl Registry {
 impl Exec {
     pub(crate) fn ends_with_stream(&self) -> bool {
         self.end_with_stream
+    }
+
+    /// As it is called in the log.
+    fn name(&self) -> &str {
+        if self.id.is_empty() { UNLISTED } else { &self.id }
+    }
+
+    fn tell_end(&self) {
+        if self.end_told.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let Some(outcome) = self.process.output.outcome() else {
+            return;
+        };
+        let how = match outcome.ended.signal {
+            0 => format!("exit code {}", outcome.ended.exit_code),
+            signal => format!("signal {signal}"),
+        };
+        let late = if outcome.timed_out { ", its time was over" } else { "" };
+        tell!("exec {} ended, pid {}, {how}{late}", self.name(), self.process.pid);
     }
 
     pub(crate) fn status(&self) -> ExecStatus {

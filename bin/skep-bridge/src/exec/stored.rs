@@ -12,6 +12,7 @@ use super::output::{Outcome, Output};
 use super::output_log::{LogPolicy, OutputLog};
 use super::process::unix_nanos;
 use super::record;
+use crate::log;
 use crate::reaper::Ended;
 
 /// How much is kept of ended processes: whichever limit is met first drops the oldest end.
@@ -63,7 +64,7 @@ pub(crate) fn load(directory: &Path) -> Vec<(String, Stored)> {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Vec::new(),
         Err(error) => {
-            eprintln!("skep-bridge: read {}: {error}", directory.display());
+            log::tell!("read {}: {error}", directory.display());
             return Vec::new();
         }
     };
@@ -74,7 +75,7 @@ pub(crate) fn load(directory: &Path) -> Vec<(String, Stored)> {
             Ok(stored) => found.extend(entry.file_name().into_string().ok().map(|id| (id, stored))),
             Err(_) if started_by_this_bridge(&path) => {}
             Err(error) => {
-                eprintln!("skep-bridge: drop {}: {error}", path.display());
+                log::tell!("drop {}: {error}", path.display());
                 remove_now(&path);
             }
         }
@@ -127,7 +128,7 @@ pub(crate) fn open(directory: &Path) -> io::Result<(Output, ExecStatus)> {
 
 pub(crate) async fn remove(directory: PathBuf) {
     if let Err(error) = tokio::task::spawn_blocking(move || remove_now(&directory)).await {
-        eprintln!("skep-bridge: forget an ended process: {error}");
+        log::tell!("forget an ended process: {error}");
     }
 }
 
@@ -135,7 +136,7 @@ fn remove_now(directory: &Path) {
     match fs::remove_dir_all(directory) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => eprintln!("skep-bridge: remove {}: {error}", directory.display()),
+        Err(error) => log::tell!("remove {}: {error}", directory.display()),
     }
 }
 

@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use skep_bridge_protocol::workspace::FileInfo;
 
 use super::info;
+use crate::log;
 use crate::paths;
 
 /// As many links as the kernel itself follows.
@@ -182,7 +183,7 @@ impl Drop for NewFile {
         if let Some(temporary) = self.temporary.take()
             && let Err(error) = rustix::fs::unlinkat(&self.target.directory, &temporary, AtFlags::empty())
         {
-            eprintln!("skep-bridge: remove {}: {error}", Path::new(&temporary).display());
+            log::tell!("remove {}: {error}", Path::new(&temporary).display());
         }
     }
 }

@@ -11,6 +11,7 @@ use tonic::{Response, Status, Streaming};
 
 use super::streams::ResponseStream;
 use crate::exec::{FirstInput, Found, Holder, Next, Process, Program, Reader, Registry, Request, Watch, Which};
+use crate::log;
 use crate::paths;
 
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -122,7 +123,7 @@ async fn feed(process: Arc<Process>, mut inputs: Streaming<ExecInput>) {
                 && process.has_terminal()
                 && let Err(error) = process.resize(dimension(size.cols, 80), dimension(size.rows, 24))
             {
-                eprintln!("skep-bridge: resize a terminal: {error}");
+                log::tell!("resize a terminal: {error}");
             }
             if !input.stdin_data.is_empty() && process.write_stdin(input.stdin_data, false).await.is_err() {
                 // The process no longer reads; resizes may still come.

@@ -7,3 +7,4 @@ mod inside;
 mod installation;
 mod lifecycle;
 mod load;
+mod logs;

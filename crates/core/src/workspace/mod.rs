@@ -11,6 +11,7 @@ mod followers;
 mod info;
 mod lanes;
 mod limits;
+mod log;
 mod mend;
 mod observed;
 mod plan;

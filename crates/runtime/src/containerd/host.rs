@@ -10,7 +10,7 @@ use skep_names::{BotId, container_id_for};
 use super::records::{Records, Running};
 use super::turns::Turn;
 use super::{ContainerdRuntime, UserNamespaceMode, daemon, records};
-use crate::isolation::{self, HostError, HostPaths, IdBlock, Layers};
+use crate::isolation::{self, HostError, HostPaths, IdBlock, Layers, Tried};
 use crate::network::NetworkError;
 use crate::{Isolation, Result, RuntimeError, TaskState, cgroup};
 
@@ -121,6 +121,16 @@ impl ContainerdRuntime {
                 ids.release(paths, &data_root_id, &bot)?;
             }
             records.remove(&bot)
+        })
+        .await
+    }
+
+    /// The kept log goes with its workspace.
+    pub(super) async fn forget_log(&self, turn: &Arc<Turn>, bot: &BotId) -> Result<()> {
+        let bot = bot.clone();
+        self.on_host(turn, move |paths, _| {
+            let places = paths.log(&bot);
+            crate::log::forget(&places).tried(|| format!("removing {}", places.kept_file.display()))
         })
         .await
     }

@@ -200,6 +200,7 @@ impl ContainerdRuntime {
             .map_or_else(|| self.record_id(bot), |found| found.id.clone());
         self.end_task(&id, Duration::ZERO).await?;
         self.release_host(&turn, bot).await?;
+        self.forget_log(&turn, bot).await?;
         if let Some(container) = &container {
             self.delete_container(&container.id).await?;
         }

@@ -30,6 +30,7 @@ pub use config::{ContainerdConfig, IsolationConfig, UserNamespaceMode};
 
 use crate::images::{ImageStore, ImageStoreConfig};
 use crate::isolation::HostPaths;
+use crate::log::LogPlaces;
 use crate::network::Network;
 use crate::spec::LimitSupport;
 use crate::{
@@ -335,6 +336,10 @@ impl Runtime for ContainerdRuntime {
             // Without ids of its own a workspace's root is the host's and every other workspace's.
             cgroup: running.ids.is_none().then(|| running.cgroup.clone()),
         })
+    }
+
+    fn log_places(&self, bot: &BotId) -> LogPlaces {
+        self.paths.log(bot)
     }
 
     async fn sweep(&self) -> Result<()> {

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use skep_names::BotId;
 
+use crate::log::LogPlaces;
 pub(crate) use ids::IdBlock;
 pub(crate) use mapped_root::{Layers, mount as mount_root, unmount as unmount_root};
 pub(crate) use namespaces::{make as make_namespaces, remove as remove_namespaces};
@@ -72,6 +73,14 @@ impl HostPaths {
 
     pub(crate) fn socket_directory(&self, bot: &BotId) -> PathBuf {
         self.data_root.join("run").join(bot.as_str())
+    }
+
+    /// The log of the bridge: in its socket directory, and the copy that is kept.
+    pub(crate) fn log(&self, bot: &BotId) -> LogPlaces {
+        LogPlaces {
+            live_directory: self.socket_directory(bot),
+            kept_file: self.data_root.join("logs").join(format!("{bot}.log")),
+        }
     }
 
     /// What was started and is not yet released, one file for each workspace.

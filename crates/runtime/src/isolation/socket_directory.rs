@@ -29,9 +29,13 @@ pub(crate) fn mount(paths: &HostPaths, bot: &BotId, owner: u32) -> Result<()> {
         .tried(|| format!("mounting the socket directory {}", directory.display()))
 }
 
-/// Unmounts and removes it. Repeatable.
+/// Copies the bridge's log out of it, unmounts and removes it. No process of the workspace may be left. Repeatable.
 pub(crate) fn unmount(paths: &HostPaths, bot: &BotId) -> Result<()> {
     let directory = paths.socket_directory(bot);
+    if let Err(error) = crate::log::keep(&paths.log(bot)) {
+        // A full disk, say: a workspace that cannot end because of its log would be worse.
+        tracing::warn!(%bot, error = &error as &dyn std::error::Error, "the log of a workspace is not kept");
+    }
     unmount_all(&directory)?;
     remove_directory(&directory)
 }

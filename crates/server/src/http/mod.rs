@@ -36,6 +36,7 @@ fn described() -> OpenApiRouter<App> {
         .merge(routes::members::router())
         .merge(routes::operations::router())
         .merge(routes::container::router())
+        .merge(routes::logs::router())
         .merge(routes::files::router())
         .merge(routes::exec::router())
         .merge(routes::terminal::router())

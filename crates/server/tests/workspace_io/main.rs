@@ -5,6 +5,7 @@ mod downloads;
 mod execs;
 mod files;
 mod loads;
+mod logs;
 mod refusals;
 mod terminals;
 mod uploads;

@@ -6,6 +6,7 @@
 mod data;
 mod inside;
 mod lifecycle;
+mod logs;
 mod walls;
 
 use std::path::PathBuf;
@@ -22,6 +23,7 @@ use tokio::time::Instant;
 pub use data::*;
 pub use inside::*;
 pub use lifecycle::*;
+pub use logs::*;
 pub use walls::*;
 
 /// How long anything may take before a case fails.
@@ -190,6 +192,9 @@ macro_rules! conformance_suite {
             eight_starts_at_once_are_one,
             a_removed_workspace_leaves_nothing,
             an_image_that_is_not_there_is_told_and_leaves_nothing,
+            a_log_outlives_each_run_and_goes_with_its_workspace,
+            a_tenants_tricks_with_its_log_lead_nowhere,
+            a_full_socket_directory_stops_nothing,
             the_environment_asked_for_is_there,
             root_inside_owns_what_it_writes,
             two_bots_have_different_ids,

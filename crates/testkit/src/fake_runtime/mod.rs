@@ -20,6 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use skep_names::{BotId, ImageReference};
+use skep_runtime::log::LogPlaces;
 use skep_runtime::{Result, RuntimeError, RuntimeEvent};
 use tokio::sync::broadcast;
 
@@ -121,6 +122,11 @@ impl FakeRuntime {
         }
     }
 
+    /// Tells that the kernel killed a process of the workspace for want of memory, which the fake never has.
+    pub fn tell_out_of_memory(&self, bot: &BotId) {
+        self.tell(RuntimeEvent::OutOfMemory { bot: bot.clone() });
+    }
+
     /// Forgets the container and keeps its layer, as if someone had removed it with the daemon's own tools.
     pub fn forget_container(&self, bot: &BotId) {
         if let Some(state) = self.lock().get_mut(bot) {
@@ -150,7 +156,7 @@ impl FakeRuntime {
         self.directory_of(bot).join("rootfs")
     }
 
-    /// The log of a bot's process 1 on the host.
+    /// What a bot's process 1 said on its stderr.
     pub fn log_path(&self, bot: &BotId) -> PathBuf {
         self.directory_of(bot).join("bridge.log")
     }
@@ -199,7 +205,16 @@ impl FakeRuntime {
             process.wait(Duration::from_secs(10));
             Ok(())
         })
-        .await
+        .await?;
+        let places = self.log_of(bot);
+        blocking("keep the log", move || skep_runtime::log::keep(&places)).await
+    }
+
+    fn log_of(&self, bot: &BotId) -> LogPlaces {
+        LogPlaces {
+            live_directory: self.socket_directory_of(bot),
+            kept_file: self.root().join("logs").join(format!("{bot}.log")),
+        }
     }
 }
 

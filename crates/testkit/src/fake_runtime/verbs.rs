@@ -9,6 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use chrono::Utc;
 use skep_names::{BotId, ImageReference, SOCKET_FILE_NAME};
+use skep_runtime::log::LogPlaces;
 use skep_runtime::{
     BridgeEndpoint, Capabilities, Check, CheckStatus, CreateOutcome, ImageArchive, ImageRecord, Instance, InstanceSpec,
     LayerOutcome, Limits, PullProgress, Result, Runtime, RuntimeError, RuntimeEvent, Started, TaskState, Usage,
@@ -146,8 +147,9 @@ impl Runtime for FakeRuntime {
         if let Some(state) = self.lock().get_mut(bot) {
             state.record = None;
         }
-        let directory = self.directory_of(bot);
+        let (directory, log) = (self.directory_of(bot), self.log_of(bot));
         blocking("remove the directories", move || {
+            skep_runtime::log::forget(&log)?;
             match std::fs::remove_dir_all(&directory) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
                 _ => Ok(()),
@@ -222,6 +224,10 @@ impl Runtime for FakeRuntime {
             owner_uid: rustix::process::geteuid().as_raw(),
             cgroup: None,
         })
+    }
+
+    fn log_places(&self, bot: &BotId) -> LogPlaces {
+        self.log_of(bot)
     }
 
     async fn sweep(&self) -> Result<()> {

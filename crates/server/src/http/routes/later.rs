@@ -58,7 +58,6 @@ const LATER: &[Later] = &[
         "workspace",
         "metrics",
     ),
-    later(Get, "/bots/{bot_id}/container/logs", Who::Read, "workspace", "logs"),
     later(
         Get,
         "/bots/{bot_id}/container/snapshots",

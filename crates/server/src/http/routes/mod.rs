@@ -10,6 +10,7 @@ pub mod health;
 pub mod images;
 pub mod keys;
 pub mod later;
+pub mod logs;
 pub mod members;
 pub mod operations;
 pub mod terminal;

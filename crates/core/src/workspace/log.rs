@@ -1,0 +1,229 @@
+//! The log of a workspace: what its bridge wrote, and the kernel's kills for want of memory among it.
+
+use std::collections::VecDeque;
+use std::io;
+use std::time::Duration;
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use futures::StreamExt;
+use futures::stream::{self, BoxStream};
+use skep_names::BotId;
+use skep_runtime::log::LogFollower;
+use skep_store::LifecycleEventRow;
+
+use crate::error::{Error, Result};
+use crate::skep::Skep;
+
+/// Between two looks at a log that is followed.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// Every how many looks the store is asked, too.
+const LOOKS_TO_ASK: u32 = 5;
+/// Kills for want of memory that are shown at most.
+const MOST_KILLS: u32 = 256;
+
+impl Skep {
+    /// The last lines of a workspace's log (`None`: all that is kept), whether it runs or not. The text is a
+    /// tenant's, made harmless for a terminal.
+    ///
+    /// # Errors
+    /// [`Error::ContainerNotFound`].
+    pub async fn workspace_log(&self, bot: &BotId, tail: Option<u64>) -> Result<String> {
+        let since = self.workspace_of_log(bot).await?;
+        let places = self.runtime().log_places(bot);
+        let text = read_blocking(move || places.read()).await?;
+        let kills = self.kills(bot, 0, since).await?;
+        Ok(last_lines(merge(&text, &kills), tail))
+    }
+
+    /// As [`Skep::workspace_log`], then whole lines as they come, over ends and starts of the workspace. Ends when
+    /// the workspace is deleted; breaks with an error when the server goes down.
+    ///
+    /// # Errors
+    /// [`Error::ContainerNotFound`].
+    pub async fn follow_workspace_log(
+        &self,
+        bot: &BotId,
+        tail: Option<u64>,
+    ) -> Result<BoxStream<'static, Result<String>>> {
+        let since = self.workspace_of_log(bot).await?;
+        let places = self.runtime().log_places(bot);
+        let (text, follower) = read_blocking(move || LogFollower::begin(places)).await?;
+        let kills = self.kills(bot, 0, since).await?;
+        let following = Following {
+            skep: self.clone(),
+            bot: bot.clone(),
+            since,
+            last_kill: kills.last().map_or(0, |kill| kill.seq),
+            follower: Some(follower),
+            looks: 0,
+            ended: false,
+        };
+        let first = last_lines(merge(&text, &kills), tail);
+        let first = stream::iter((!first.is_empty()).then_some(Ok(first)));
+        Ok(first.chain(stream::try_unfold(following, Following::more)).boxed())
+    }
+
+    /// When the workspace was made: kills before that were of an earlier one. `None` while it has no row.
+    async fn workspace_of_log(&self, bot: &BotId) -> Result<Option<DateTime<Utc>>> {
+        self.require_workspace(bot).await?;
+        Ok(self.store().container(bot).await?.map(|row| row.created_at))
+    }
+
+    async fn kills(&self, bot: &BotId, after: i64, since: Option<DateTime<Utc>>) -> Result<Vec<LifecycleEventRow>> {
+        let mut kills = self.store().lifecycle_events_of(bot, "oom", after, MOST_KILLS).await?;
+        kills.retain(|kill| since.is_none_or(|since| kill.created_at >= since));
+        Ok(kills)
+    }
+}
+
+struct Following {
+    skep: Skep,
+    bot: BotId,
+    since: Option<DateTime<Utc>>,
+    last_kill: i64,
+    /// Always there between two looks.
+    follower: Option<LogFollower>,
+    looks: u32,
+    ended: bool,
+}
+
+impl Following {
+    /// Waits for the next lines.
+    async fn more(mut self) -> Result<Option<(String, Self)>> {
+        loop {
+            if self.ended {
+                return Ok(None);
+            }
+            tokio::select! {
+                biased;
+                () = self.skep.going_down().cancelled() => return Err(Error::GoingDown),
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+            }
+            self.looks += 1;
+            let mut kills = Vec::new();
+            if self.looks.is_multiple_of(LOOKS_TO_ASK) {
+                // Before the last look at the files: what was written before the end is told.
+                self.ended = self.is_gone().await?;
+                kills = self.skep.kills(&self.bot, self.last_kill, self.since).await?;
+                self.last_kill = kills.last().map_or(self.last_kill, |kill| kill.seq);
+            }
+            let text = merge(&self.look().await?, &kills);
+            if !text.is_empty() {
+                return Ok(Some((text, self)));
+            }
+        }
+    }
+
+    async fn look(&mut self) -> Result<String> {
+        let Some(mut follower) = self.follower.take() else {
+            return Err(Error::internal("following a log", io::Error::other("a look was lost")));
+        };
+        let (text, follower) = read_blocking(move || follower.next().map(|text| (text, follower))).await?;
+        self.follower = Some(follower);
+        Ok(text)
+    }
+
+    /// Deleted, or deleted and made anew. A runtime that is away tells nothing about it.
+    async fn is_gone(&mut self) -> Result<bool> {
+        match self.skep.workspace_of_log(&self.bot).await {
+            Ok(made) => {
+                let gone = self.since.is_some() && made != self.since;
+                self.since = self.since.or(made);
+                Ok(gone)
+            }
+            Err(Error::ContainerNotFound) => Ok(true),
+            Err(Error::RuntimeUnavailable { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+async fn read_blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> Result<T> {
+    const OPERATION: &str = "reading the log of a workspace";
+    match tokio::task::spawn_blocking(work).await {
+        Ok(read) => read.map_err(|error| Error::internal(OPERATION, error)),
+        Err(panicked) => Err(Error::internal(OPERATION, panicked)),
+    }
+}
+
+/// Puts the kills among the lines by their time. Times in the text are the tenant's word: a false one moves lines of
+/// ours about, and loses none.
+fn merge(text: &str, kills: &[LifecycleEventRow]) -> String {
+    if kills.is_empty() {
+        return text.to_owned();
+    }
+    let mut kills: VecDeque<&LifecycleEventRow> = kills.iter().collect();
+    let mut merged = String::with_capacity(text.len() + kills.len() * 96);
+    for line in text.split_inclusive('\n') {
+        if let Some(time) = time_of(line) {
+            while let Some(kill) = kills.pop_front_if(|kill| kill.created_at < time) {
+                merged.push_str(&kill_line(kill));
+            }
+        }
+        merged.push_str(line);
+    }
+    if !merged.is_empty() && !merged.ends_with('\n') {
+        merged.push('\n');
+    }
+    merged.extend(kills.into_iter().map(kill_line));
+    merged
+}
+
+fn time_of(line: &str) -> Option<DateTime<Utc>> {
+    let word = line.split_ascii_whitespace().next()?;
+    DateTime::parse_from_rfc3339(word).ok().map(|time| time.to_utc())
+}
+
+fn kill_line(kill: &LifecycleEventRow) -> String {
+    let time = kill.created_at.to_rfc3339_opts(SecondsFormat::Millis, true);
+    format!("{time} kernel: a process was killed for want of memory\n")
+}
+
+fn last_lines(text: String, tail: Option<u64>) -> String {
+    let Some(tail) = tail.and_then(|tail| usize::try_from(tail).ok()) else {
+        return text;
+    };
+    let lines: Vec<&str> = text.split_inclusive('\n').collect();
+    lines[lines.len().saturating_sub(tail)..].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn kill(time: &str) -> LifecycleEventRow {
+        LifecycleEventRow {
+            seq: 1,
+            container_id: "workspace-b".to_owned(),
+            event_type: "oom".to_owned(),
+            payload: json!({}),
+            created_at: DateTime::parse_from_rfc3339(time).unwrap().to_utc(),
+        }
+    }
+
+    #[test]
+    fn kills_stand_where_their_time_is() {
+        let text = "2026-01-01T00:00:01.000Z one\nno time\n2026-01-01T00:00:03.000Z three\n";
+        let merged = merge(text, &[kill("2026-01-01T00:00:02Z"), kill("2026-01-01T00:00:04Z")]);
+        assert_eq!(
+            merged,
+            "2026-01-01T00:00:01.000Z one\nno time\n\
+             2026-01-01T00:00:02.000Z kernel: a process was killed for want of memory\n\
+             2026-01-01T00:00:03.000Z three\n\
+             2026-01-01T00:00:04.000Z kernel: a process was killed for want of memory\n"
+        );
+        assert_eq!(merge(text, &[]), text);
+    }
+
+    #[test]
+    fn a_tail_is_so_many_lines() {
+        let tail = |text: &str, count| last_lines(text.to_owned(), Some(count));
+        assert_eq!(tail("a\nb\nc\n", 2), "b\nc\n");
+        assert_eq!(tail("a\nb\nc", 2), "b\nc");
+        assert_eq!(tail("a\n", 5), "a\n");
+        assert_eq!(tail("a\n", 0), "");
+        assert_eq!(last_lines("a\nb\n".to_owned(), None), "a\nb\n");
+        assert_eq!(tail("", u64::MAX), "");
+    }
+}
