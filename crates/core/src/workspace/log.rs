@@ -118,7 +118,7 @@ impl Following {
         let Some(mut follower) = self.follower.take() else {
             return Err(Error::internal("following a log", io::Error::other("a look was lost")));
         };
-        let (text, follower) = read_blocking(move || follower.next().map(|text| (text, follower))).await?;
+        let (text, follower) = read_blocking(move || follower.added().map(|text| (text, follower))).await?;
         self.follower = Some(follower);
         Ok(text)
     }

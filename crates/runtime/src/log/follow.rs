@@ -58,7 +58,7 @@ impl LogFollower {
     ///
     /// # Errors
     /// A file that is there cannot be read.
-    pub fn next(&mut self) -> io::Result<String> {
+    pub fn added(&mut self) -> io::Result<String> {
         let mut text = String::new();
         let live = open::live(&self.places.live_directory)?;
         let held = self.held.as_ref().map(|held| held.file.identity);

@@ -134,7 +134,7 @@ fn links_lead_nowhere() {
         symlink(&target, setting.live("bridge.log.1")).expect("a link");
         assert_eq!(setting.read(), "", "{target:?}");
         let (text, mut follower) = LogFollower::begin(setting.places.clone()).expect("followed");
-        assert_eq!(text + &follower.next().expect("followed"), "");
+        assert_eq!(text + &follower.added().expect("followed"), "");
         keep(&setting.places).expect("nothing to keep");
         for name in ["bridge.log", "bridge.log.1"] {
             fs::remove_file(setting.live(name)).expect("removed");
@@ -181,7 +181,7 @@ fn of_a_file_of_a_tebibyte_only_the_end_is_read() {
     assert!(text.len() <= LOG_BYTES && text.ends_with("end\n") && !text.contains('\0'));
     let (_, mut follower) = LogFollower::begin(setting.places.clone()).expect("followed");
     file.set_len(1 << 41).expect("twice as large");
-    let added = follower.next().expect("followed");
+    let added = follower.added().expect("followed");
     assert!(added.starts_with("skep: lines were left out here\n"), "{added:.100}");
     setting.end();
     assert!(fs::metadata(&setting.places.kept_file).expect("kept").len() <= LOG_BYTES as u64);
@@ -204,22 +204,22 @@ fn a_follower_gets_each_line_once_over_turns_ends_and_starts() {
     setting.add("one\nhalf ");
     let (text, mut follower) = LogFollower::begin(setting.places.clone()).expect("followed");
     assert_eq!(text, "one\n");
-    assert_eq!(follower.next().expect("followed"), "");
+    assert_eq!(follower.added().expect("followed"), "");
     setting.add("a line\ntwo\n");
-    assert_eq!(follower.next().expect("followed"), "half a line\ntwo\n");
+    assert_eq!(follower.added().expect("followed"), "half a line\ntwo\n");
     setting.add("before the turn\n");
     setting.turn();
     setting.add("after it\n");
-    assert_eq!(follower.next().expect("followed"), "before the turn\nafter it\n");
+    assert_eq!(follower.added().expect("followed"), "before the turn\nafter it\n");
     setting.add("last words");
     setting.end();
-    assert_eq!(follower.next().expect("followed"), "last words\n");
-    assert_eq!(follower.next().expect("followed"), "");
+    assert_eq!(follower.added().expect("followed"), "last words\n");
+    assert_eq!(follower.added().expect("followed"), "");
     setting.begin();
-    assert_eq!(follower.next().expect("followed"), "");
+    assert_eq!(follower.added().expect("followed"), "");
     setting.add("anew\n");
-    assert_eq!(follower.next().expect("followed"), "anew\n");
-    assert_eq!(follower.next().expect("followed"), "");
+    assert_eq!(follower.added().expect("followed"), "anew\n");
+    assert_eq!(follower.added().expect("followed"), "");
 }
 
 #[test]
@@ -232,7 +232,7 @@ fn two_turns_between_two_looks_lose_nothing() {
     setting.add("three\n");
     setting.turn();
     setting.add("four\n");
-    assert_eq!(follower.next().expect("followed"), "two\nthree\nfour\n");
+    assert_eq!(follower.added().expect("followed"), "two\nthree\nfour\n");
 }
 
 #[test]
@@ -242,21 +242,21 @@ fn a_follower_is_not_led_away_by_what_replaces_the_log() {
     let (_, mut follower) = LogFollower::begin(setting.places.clone()).expect("followed");
     fs::remove_file(setting.live("bridge.log")).expect("removed");
     symlink("/etc/shadow", setting.live("bridge.log")).expect("a link");
-    assert_eq!(follower.next().expect("followed"), "");
+    assert_eq!(follower.added().expect("followed"), "");
     fs::remove_file(setting.live("bridge.log")).expect("removed");
     let fifo = FileType::Fifo;
     mknodat(CWD, setting.live("bridge.log"), fifo, Mode::from_raw_mode(0o666), 0).expect("a pipe");
-    assert_eq!(follower.next().expect("followed"), "");
+    assert_eq!(follower.added().expect("followed"), "");
     fs::remove_file(setting.live("bridge.log")).expect("removed");
     setting.add("two\n");
-    assert_eq!(follower.next().expect("followed"), "two\n");
+    assert_eq!(follower.added().expect("followed"), "two\n");
     fs::write(setting.live("bridge.log"), "").expect("shortened");
-    assert_eq!(follower.next().expect("followed"), "");
+    assert_eq!(follower.added().expect("followed"), "");
     setting.add("3\n");
-    assert_eq!(follower.next().expect("followed"), "3\n");
+    assert_eq!(follower.added().expect("followed"), "3\n");
     // A line without an end is told in pieces: nothing waits without a limit.
     setting.add(&"x".repeat(200_000));
-    let text = follower.next().expect("followed");
+    let text = follower.added().expect("followed");
     assert_eq!(text.len(), 200_001);
 }
 

@@ -24,12 +24,12 @@ pub async fn a_log_outlives_each_run_and_goes_with_its_workspace(subject: &dyn S
         kept.starts_with(&live) && kept.ends_with(" skep-bridge: ended\n"),
         "{kept}"
     );
-    assert_eq!(follower.next().unwrap(), kept[live.len()..]);
+    assert_eq!(follower.added().unwrap(), kept[live.len()..]);
     workspace.start().await;
     let both = places.read().unwrap();
     assert!(both.starts_with(&kept), "the earlier run is gone: {both}");
     assert_eq!(both.matches("started as process 1\n").count(), 2, "{both}");
-    assert_eq!(follower.next().unwrap(), both[kept.len()..]);
+    assert_eq!(follower.added().unwrap(), both[kept.len()..]);
     workspace.remove().await;
     assert_eq!(places.read().unwrap(), "");
     assert!(!places.kept_file.exists() && !places.live_directory.exists());
