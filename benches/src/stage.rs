@@ -2,10 +2,11 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use reqwest::{Method, RequestBuilder};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use skep_testkit::ContainerdServer;
 use skep_testkit::images::{Image, busybox_image, http_client};
@@ -123,10 +124,13 @@ impl Server {
     async fn until_ready(&mut self) -> Result<()> {
         let begun = Instant::now();
         while begun.elapsed() < READY_WITHIN {
+            if let Some(status) = self.process.try_wait()? {
+                return Err(format!("the server ended with {status}").into());
+            }
             if let Ok(key) = std::fs::read_to_string(self.data_root.path().join("admin.key")) {
                 self.token = key.trim().to_owned();
             }
-            if self.answers("/ready").await {
+            if !self.token.is_empty() && self.answers("/ready").await {
                 return Ok(());
             }
             tokio::time::sleep(Duration::from_millis(2)).await;
@@ -243,19 +247,24 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // It ends the server too, and leaves the workspaces' files to the data root's removal.
+        let pid = Pid::from_child(&self.process);
+        // One that has ended by itself was waited for already.
+        let ended = match self.process.try_wait() {
+            Ok(Some(_)) => Ok(()),
+            _ => kill_process(pid, Signal::TERM).map_err(std::io::Error::from),
+        };
+        if let Err(error) = ended.and_then(|()| self.process.wait()) {
+            eprintln!("the server could not be ended: {error}");
+        }
+        // Stops its workspaces and undoes what the host saw; the files go with the data root.
         let down = Command::new(&self.program)
             .args(["down", "--config"])
             .arg(self.data_root.path().join("skep.toml"))
             .envs(self.environment.iter().cloned())
             .stdout(Stdio::null())
             .status();
-        match down {
-            Ok(status) if status.success() => {}
-            other => eprintln!("skep down: {other:?}"),
-        }
-        if let Err(error) = self.process.wait() {
-            eprintln!("the server could not be waited for: {error}");
+        if !down.as_ref().is_ok_and(ExitStatus::success) {
+            eprintln!("skep down: {down:?}");
         }
     }
 }
