@@ -26,8 +26,19 @@ pub trait Need: Send + Sync + 'static {
     const SCOPE: Scope;
     /// Tickets that stand in for a header, where a browser cannot send one.
     const TICKET: Option<TicketPurpose> = None;
-    /// A bot with guest access lets any signed-in user in, below `/data/media` alone.
-    const GUESTS_BELOW_MEDIA: bool = false;
+    /// What of it a bot with guest access allows to any signed-in user.
+    const GUESTS: Guests = Guests::Nothing;
+}
+
+/// What any signed-in user may do with a bot that has guest access.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Guests {
+    /// Nothing.
+    Nothing,
+    /// What the query's `path` names below `/data/media`.
+    BelowMedia,
+    /// All of the route.
+    Everything,
 }
 
 macro_rules! needs {
@@ -41,7 +52,7 @@ macro_rules! needs {
         }
     )*};
     (@ TICKET $value:expr) => { const TICKET: Option<TicketPurpose> = Some($value); };
-    (@ GUESTS $value:expr) => { const GUESTS_BELOW_MEDIA: bool = $value; };
+    (@ GUESTS $value:expr) => { const GUESTS: Guests = $value; };
 }
 
 needs! {
@@ -52,7 +63,9 @@ needs! {
     /// Everything else.
     Manage: Manage;
     /// A download: also by ticket, also for guests below `/data/media`.
-    Download: Operate, TICKET = TicketPurpose::Download, GUESTS = true;
+    Download: Operate, TICKET = TicketPurpose::Download, GUESTS = Guests::BelowMedia;
+    /// The tools gateway: also for guests.
+    Tools: Operate, GUESTS = Guests::Everything;
     /// The terminal's socket: also by ticket.
     Terminal: Operate, TICKET = TicketPurpose::Terminal;
     /// A forwarded port: also by ticket.
@@ -320,13 +333,16 @@ fn patience(headers: &HeaderMap) -> Patience {
 }
 
 fn is_guest<N: Need>(caller: &Caller, bot: &BotRow, parts: &Parts) -> bool {
-    N::GUESTS_BELOW_MEDIA
-        && bot.guest_enabled
+    let open = match N::GUESTS {
+        Guests::Nothing => false,
+        Guests::BelowMedia => query_part(parts, "path").is_some_and(|path| is_below_media(&path)),
+        Guests::Everything => true,
+    };
+    open && bot.guest_enabled
         && caller
             .bots
             .as_ref()
             .is_none_or(|bots| bots.iter().any(|id| id == bot.id.as_str()))
-        && query_part(parts, "path").is_some_and(|path| is_below_media(&path))
 }
 
 /// Whether a path, cleaned as the file routes clean it, lies below `/data/media`.

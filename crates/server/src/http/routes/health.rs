@@ -16,7 +16,7 @@ use crate::http::error::KeepBody;
 pub fn router() -> OpenApiRouter<App> {
     OpenApiRouter::new()
         .routes(routes!(ping))
-        .routes(routes!(health))
+        .routes(routes!(health, health_head))
         .routes(routes!(ready))
 }
 
@@ -39,6 +39,12 @@ async fn health() -> Json<Health> {
     Json(Health {
         status: "ok".to_owned(),
     })
+}
+
+/// The process is alive: the same without the body.
+#[utoipa::path(head, path = "/health", tag = "health", security(()), responses((status = 200, description = "It is")))]
+async fn health_head() -> StatusCode {
+    StatusCode::OK
 }
 
 /// Store, runtime and network work; 503 when one does not.

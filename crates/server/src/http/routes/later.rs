@@ -8,7 +8,7 @@ use utoipa_axum::PathItemExt;
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::app::App;
-use crate::http::access::{Admin, BotAccess, Manage, Need, Operate, Read, SignedIn};
+use crate::http::access::{Admin, BotAccess, Manage, Need, Operate, Read, SignedIn, Tools};
 use crate::http::error::ApiError;
 
 /// Who may call a route.
@@ -16,6 +16,8 @@ use crate::http::error::ApiError;
 enum Who {
     Read,
     Operate,
+    /// The tools gateway, which guests may call.
+    Tools,
     Manage,
     Admin,
     /// Whoever is signed in: the route is about no bot.
@@ -212,7 +214,7 @@ const LATER: &[Later] = &[
         "mcp",
         "MCP over stdio",
     ),
-    later(Post, "/bots/{bot_id}/tools", Who::Operate, "mcp", "the tools gateway"),
+    later(Post, "/bots/{bot_id}/tools", Who::Tools, "mcp", "the tools gateway"),
     later(
         Get,
         "/bots/{bot_id}/container/port-forward",
@@ -246,6 +248,7 @@ fn route(one: &Later) -> MethodRouter<App> {
     match one.who {
         Who::Read => on(filter, refuse_on_bot::<Read>),
         Who::Operate => on(filter, refuse_on_bot::<Operate>),
+        Who::Tools => on(filter, refuse_on_bot::<Tools>),
         Who::Manage => on(filter, refuse_on_bot::<Manage>),
         Who::Admin => on(filter, refuse_admin),
         Who::Anybody => on(filter, refuse_anybody),
