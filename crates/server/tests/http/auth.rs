@@ -97,6 +97,86 @@ async fn ten_failures_refuse_the_pair_also_with_the_right_password() {
 }
 
 #[tokio::test]
+async fn of_many_tries_at_once_ten_are_answered() {
+    let server = TestServer::start().await;
+    let tries = (0..24).map(|_| login(&server, "admin", "wrong", ""));
+    let answers = futures::future::join_all(tries).await;
+    let of = |status: u16| answers.iter().filter(|answer| answer.status == status).count();
+    assert_eq!((of(401), of(429)), (10, 14));
+}
+
+#[tokio::test]
+async fn a_success_resets_the_count_and_right_passwords_at_once_are_no_failures() {
+    let server = TestServer::start().await;
+    for _ in 0..2 {
+        for _ in 0..9 {
+            login(&server, "admin", "wrong", "").await.expect_status(401);
+        }
+        login(&server, "admin", ADMIN_PASSWORD, "").await.expect_status(200);
+    }
+    let right = (0..12).map(|_| login(&server, "admin", ADMIN_PASSWORD, ""));
+    for answer in futures::future::join_all(right).await {
+        answer.expect_status(200);
+    }
+}
+
+#[tokio::test]
+async fn a_token_has_the_claims_of_the_contract_and_ends() {
+    let server = TestServer::with(&[("auth.jwt_expires_in", "2s")]).await;
+    let body = login(&server, "admin", ADMIN_PASSWORD, "")
+        .await
+        .expect_status(200)
+        .json();
+    let token = text_of(&body, "access_token");
+    for field in ["expires_at", "user_id", "display_name"] {
+        assert!(!text_of(&body, field).is_empty(), "{body}");
+    }
+    let part = token.split('.').nth(1).expect("three parts");
+    let claims = base64::Engine::decode(&base64::engine::general_purpose::URL_SAFE_NO_PAD, part).expect("base64");
+    let claims: serde_json::Value = serde_json::from_slice(&claims).expect("JSON");
+    assert_eq!(
+        (&claims["sub"], &claims["user_id"]),
+        (&body["user_id"], &body["user_id"])
+    );
+    assert_eq!(claims["exp"].as_i64().unwrap() - claims["iat"].as_i64().unwrap(), 2);
+    assert!(!text_of(&claims, "jti").is_empty());
+    let begun = std::time::Instant::now();
+    loop {
+        let answer = server.call_as(&token, "GET", "/users/me").send().await;
+        if answer.status == 401 {
+            answer.expect_error(401, "unauthorized");
+            break;
+        }
+        assert!(
+            begun.elapsed() < std::time::Duration::from_secs(10),
+            "it goes on to count"
+        );
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_key_with_an_end_ends() {
+    let server = TestServer::start().await;
+    let past = json!({"name": "k", "scope": "read", "expires_at": "2020-01-01T00:00:00Z"});
+    let refused = server.call("POST", "/auth/keys").json(&past).send().await;
+    refused.expect_error(400, "invalid_argument");
+    let soon = chrono::Utc::now() + chrono::TimeDelta::milliseconds(1500);
+    let body = json!({"name": "k", "scope": "read", "expires_at": soon});
+    let made = server.call("POST", "/auth/keys").json(&body).send().await;
+    let key = text_of(&made.expect_status(201).json(), "key");
+    server.call_as(&key, "GET", "/bots").send().await.expect_status(200);
+    let begun = std::time::Instant::now();
+    while server.call_as(&key, "GET", "/bots").send().await.status != 401 {
+        assert!(
+            begun.elapsed() < std::time::Duration::from_secs(10),
+            "it goes on to count"
+        );
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
 async fn nobody_but_a_trusted_proxy_may_choose_his_address() {
     let server = TestServer::start().await;
     for from in 1..=10 {

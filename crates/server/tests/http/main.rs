@@ -6,5 +6,7 @@ mod auth;
 mod bots;
 mod conventions;
 mod document;
+mod operations;
+mod tickets;
 mod users;
 mod workspace;

@@ -1,5 +1,7 @@
 //! Login, refresh, logout and tickets.
 
+use std::net::IpAddr;
+
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -39,17 +41,12 @@ async fn login(
     if name.is_empty() || body.password.is_empty() {
         return Err(ApiError::invalid_argument("username and password are required"));
     }
-    match app.auth().throttle.ask(&name, context.from) {
-        Verdict::Go => {}
-        Verdict::Slowed(time) => tokio::time::sleep(time).await,
-        Verdict::Refused(time) => {
-            return Err(
-                ApiError::new(ErrorCode::RateLimited, "too many failed logins; try again later")
-                    .retry_after(time.as_secs().saturating_add(1)),
-            );
-        }
+    if let Verdict::Slowed(time) = may_try(&app, &name, context.from)? {
+        tokio::time::sleep(time).await;
     }
     let user = check_password(&app, &name, body.password).await?;
+    // Others may have failed while this one was looked at: of many tries at once, ten are answered.
+    may_try(&app, &name, context.from)?;
     let Some(user) = user else {
         app.auth().throttle.failed(&name, context.from);
         return Err(ApiError::new(ErrorCode::InvalidCredentials, "invalid credentials"));
@@ -71,6 +68,17 @@ async fn login(
         username: user.username,
         timezone: user.timezone,
     }))
+}
+
+/// Whether a login may be tried, or its result be told, now.
+fn may_try(app: &App, name: &str, from: IpAddr) -> ApiResult<Verdict> {
+    match app.auth().throttle.ask(name, from) {
+        Verdict::Refused(time) => Err(
+            ApiError::new(ErrorCode::RateLimited, "too many failed logins; try again later")
+                .retry_after(time.as_secs().saturating_add(1)),
+        ),
+        other => Ok(other),
+    }
 }
 
 /// The user of that name if the password is right; an unknown name takes as long as a wrong password.

@@ -126,10 +126,14 @@ impl FromRequestParts<App> for OperationAccess {
         }
         let not_found = || ApiError::not_found(format!("operation {id} not found"));
         let row = app.store().operation(&id).await?.ok_or_else(not_found)?;
+        let for_this_bot = caller
+            .bots
+            .as_ref()
+            .is_none_or(|bots| bots.iter().any(|bot| bot == row.bot_id.as_str()));
+        let asked_by_caller = row.requested_by.as_deref() == Some(caller.user.id.as_str());
         let granted = match app.store().bot(&row.bot_id).await? {
             Some(bot) => caller.scope_on(app, &bot).await?,
-            None if caller.is_admin() => Some(caller.scope),
-            None => (row.requested_by.as_deref() == Some(caller.user.id.as_str())).then_some(caller.scope),
+            None => (caller.is_admin() || (asked_by_caller && for_this_bot)).then_some(caller.scope),
         };
         Ok(Self {
             granted: granted.ok_or_else(denied)?,

@@ -1,0 +1,283 @@
+//! Operations over HTTP: the queue, who will not wait, who is overtaken, cancels, events, repeated requests, the trail.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use skep_testkit::fake_runtime::{Hold, Verb};
+use skep_testkit::server::{Answer, Call, TestServer, text_of};
+
+fn container(server: &TestServer, bot: &str, verb: &str) -> Call {
+    server.call("POST", &format!("/bots/{bot}/container{verb}"))
+}
+
+async fn operation(server: &TestServer, id: &str) -> Value {
+    let path = format!("/operations/{id}");
+    server.call("GET", &path).send().await.expect_status(200).json()
+}
+
+async fn listed(server: &TestServer, bot: &str) -> Vec<Value> {
+    let answer = server.call("GET", &format!("/bots/{bot}/operations")).send().await;
+    answer.expect_status(200).json()["items"]
+        .as_array()
+        .expect("a list")
+        .clone()
+}
+
+/// The newest operations, as soon as there are so many that this holds of.
+async fn until(server: &TestServer, bot: &str, count: usize, holds: impl Fn(&Value) -> bool) -> Vec<Value> {
+    let begun = Instant::now();
+    loop {
+        let all = listed(server, bot).await;
+        if all.iter().filter(|one| holds(one)).count() >= count {
+            return all;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(20), "still {all:#?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// A bot with a restart that is held in its stop, and the restart's id.
+async fn held(server: &TestServer) -> (String, String, Hold, tokio::task::JoinHandle<Answer>) {
+    let bot = server.bot_with_workspace().await;
+    let hold = server.runtime().faults().hold(Verb::Stop);
+    let restart = tokio::spawn(container(server, &bot, "/restart").send());
+    let is_held = |one: &Value| one["kind"] == "restart" && one["state"] == "running" && one["step"] == "stop";
+    let all = until(server, &bot, 1, is_held).await;
+    let id = text_of(&all[0], "id");
+    (bot, id, hold, restart)
+}
+
+#[tokio::test]
+async fn who_will_not_wait_is_told_what_runs() {
+    let server = TestServer::start().await;
+    let (bot, running, hold, restart) = held(&server).await;
+    for verb in ["/stop", "/start", "/restart"] {
+        let refused = container(&server, &bot, verb).header("prefer", "wait=0").send().await;
+        let message = refused.expect_error(409, "operation_in_progress");
+        assert!(message.contains(&running), "{message}");
+        assert_eq!(refused.header("x-operation-id"), running);
+    }
+    drop(hold);
+    restart.await.unwrap().expect_status(200);
+}
+
+#[tokio::test]
+async fn thirty_two_wait_and_the_next_is_told_to_come_again() {
+    let server = TestServer::start().await;
+    let (bot, _, hold, restart) = held(&server).await;
+    let waiting: Vec<_> = (0..32)
+        .map(|_| tokio::spawn(container(&server, &bot, "/restart").send()))
+        .collect();
+    until(&server, &bot, 32, |one| one["state"] == "queued").await;
+    let full = container(&server, &bot, "/restart").send().await;
+    full.expect_error(429, "queue_full");
+    assert!(full.header("retry-after").parse::<u64>().is_ok(), "{:?}", full.headers);
+    // A delete is not kept out by a full queue; those who wait hear of it while the first one is still held.
+    let removal = server.runtime().faults().hold(Verb::Remove);
+    let delete = server.call("DELETE", &format!("/bots/{bot}/container"));
+    let delete = tokio::spawn(delete.send());
+    for one in waiting {
+        let overtaken = one.await.unwrap();
+        overtaken.expect_error(409, "operation_cancelled");
+        assert!(!overtaken.header("x-operation-id").is_empty());
+    }
+    drop((hold, removal));
+    restart.await.unwrap().expect_error(409, "operation_cancelled");
+    delete.await.unwrap().expect_status(204);
+}
+
+#[tokio::test]
+async fn a_cancel_is_answered_at_once_and_ends_the_stream_with_an_error() {
+    let server = TestServer::start().await;
+    let (bot, running, hold, restart) = held(&server).await;
+    let waiting = tokio::spawn(container(&server, &bot, "/stop").send());
+    let all = until(&server, &bot, 1, |one| one["kind"] == "stop").await;
+    let id = text_of(&all[0], "id");
+    let events = server.call("GET", &format!("/operations/{id}/events"));
+    let events = tokio::spawn(events.send());
+    let cancel = server.call("POST", &format!("/operations/{id}/cancel")).send().await;
+    let cancelled = cancel.expect_status(200).json();
+    assert_eq!(
+        (&cancelled["state"], &cancelled["kind"]),
+        (&json!("cancelled"), &json!("stop"))
+    );
+    assert_eq!(cancelled["error"]["code"], "operation_cancelled");
+    assert!(cancelled["finished_at"].is_string(), "{cancelled}");
+    waiting.await.unwrap().expect_error(409, "operation_cancelled");
+    let told = events.await.unwrap().events();
+    let last = told.last().expect("an event");
+    assert_eq!(
+        (&last["type"], &last["code"]),
+        (&json!("error"), &json!("operation_cancelled"))
+    );
+    assert_eq!(operation(&server, &running).await["state"], "running");
+    drop(hold);
+    restart.await.unwrap().expect_status(200);
+    // What deletes cannot be called off.
+    let removal = server.runtime().faults().hold(Verb::Remove);
+    let delete = server.call("DELETE", &format!("/bots/{bot}/container"));
+    let delete = tokio::spawn(delete.send());
+    let all = until(&server, &bot, 1, |one| one["kind"] == "delete").await;
+    let cancel = server.call("POST", &format!("/operations/{}/cancel", text_of(&all[0], "id")));
+    cancel.send().await.expect_error(409, "conflict");
+    drop(removal);
+    delete.await.unwrap().expect_status(204);
+}
+
+#[tokio::test]
+async fn others_than_a_create_tell_their_steps_and_are_heard_from_the_last_event_on() {
+    let server = TestServer::start().await;
+    let bot = server.bot_with_workspace().await;
+    let stop = container(&server, &bot, "/stop").send().await;
+    let id = stop.expect_status(200).header("x-operation-id").to_owned();
+    let shown = operation(&server, &id).await;
+    assert_eq!(
+        (&shown["id"], &shown["bot_id"], &shown["kind"], &shown["state"]),
+        (&json!(id), &json!(bot), &json!("stop"), &json!("succeeded"))
+    );
+    assert!(
+        shown["started_at"].is_string() && shown["finished_at"].is_string(),
+        "{shown}"
+    );
+    let events = server.call("GET", &format!("/operations/{id}/events")).send().await;
+    let told = events.events();
+    let types: Vec<_> = told.iter().map(|event| text_of(event, "type")).collect();
+    let (last, steps) = types.split_last().expect("events");
+    assert!(
+        last == "complete" && !steps.is_empty() && steps.iter().all(|one| one == "step"),
+        "{types:?}"
+    );
+    let path = format!("/operations/{id}/events");
+    for after in 0..=told.len() {
+        let rest = server
+            .call("GET", &path)
+            .header("last-event-id", &after.to_string())
+            .send()
+            .await;
+        assert_eq!(rest.expect_status(200).events(), told[after..], "after {after}");
+    }
+    let newest = &listed(&server, &bot).await[0];
+    assert_eq!(newest["id"], json!(id), "newest first");
+}
+
+#[tokio::test]
+async fn the_same_key_is_the_same_operation_and_replays_a_creates_events() {
+    let server = TestServer::start().await;
+    let bot = server.bare_bot(server.admin_key()).await;
+    let create = |key: &'static str, body: Value| {
+        let call = container(&server, &bot, "").header("idempotency-key", key);
+        call.json(&body).send()
+    };
+    let first = create("k", json!({})).await;
+    let again = create("k", json!({})).await;
+    assert_eq!(
+        first.expect_status(200).header("x-operation-id"),
+        again.header("x-operation-id")
+    );
+    assert_eq!(first.events(), again.events());
+    create("k", json!({"env": {"A": "b"}}))
+        .await
+        .expect_error(422, "idempotency_key_reused");
+    let other = create("k2", json!({})).await;
+    assert_ne!(first.header("x-operation-id"), other.header("x-operation-id"));
+    // The same word on another path, or of another user, is another key.
+    let stop = container(&server, &bot, "/stop")
+        .header("idempotency-key", "k")
+        .send()
+        .await;
+    stop.expect_status(200);
+    let start = container(&server, &bot, "/start").send().await;
+    start.expect_status(200);
+    let again = container(&server, &bot, "/stop")
+        .header("idempotency-key", "k")
+        .send()
+        .await;
+    assert_eq!(
+        again.expect_status(200).header("x-operation-id"),
+        stop.header("x-operation-id")
+    );
+    let info = server
+        .call("GET", &format!("/bots/{bot}/container"))
+        .send()
+        .await
+        .json();
+    assert_eq!(info["task_running"], true, "the stop was not done again: {info}");
+    let (id, ada) = server.member("ada").await;
+    let member = server
+        .call("PUT", &format!("/bots/{bot}/members/{id}"))
+        .json(&json!({"role": "operator"}));
+    member.send().await.expect_status(200);
+    let path = format!("/bots/{bot}/container/stop");
+    let hers = server
+        .call_as(&ada, "POST", &path)
+        .header("idempotency-key", "k")
+        .send()
+        .await;
+    assert_ne!(
+        hers.expect_status(200).header("x-operation-id"),
+        stop.header("x-operation-id")
+    );
+}
+
+#[tokio::test]
+async fn a_failed_operation_is_told_again_to_the_same_key() {
+    let server = TestServer::start().await;
+    let bot = server.bare_bot(server.admin_key()).await;
+    let create = || {
+        let call = container(&server, &bot, "").header("idempotency-key", "k");
+        let call = call.header("accept", "application/json");
+        call.json(&json!({"image": "registry.test/none:1"})).send()
+    };
+    let first = create().await;
+    let message = first.expect_error(404, "image_not_found");
+    let again = create().await;
+    assert_eq!(again.expect_error(404, "image_not_found"), message);
+    assert_eq!(first.header("x-operation-id"), again.header("x-operation-id"));
+    assert_eq!(listed(&server, &bot).await.len(), 1);
+}
+
+#[tokio::test]
+async fn every_change_is_in_the_trail_with_who_what_and_how_it_ended() {
+    let mut server = TestServer::start().await;
+    let bot = server.bot_with_workspace().await;
+    let (id, ada) = server.member("ada").await;
+    let member = server
+        .call("PUT", &format!("/bots/{bot}/members/{id}"))
+        .json(&json!({"role": "viewer"}));
+    member.send().await.expect_status(200);
+    let refused = server.call_as(&ada, "POST", &format!("/bots/{bot}/container/stop"));
+    refused.header("x-request-id", "hers-1").send().await.expect_status(403);
+    container(&server, &bot, "/stop").send().await.expect_status(200);
+    server.restart().await;
+    let trail = server.call("GET", &format!("/audit?bot_id={bot}")).send().await;
+    let items = trail.expect_status(200).json()["items"]
+        .as_array()
+        .expect("a list")
+        .clone();
+    let lines: Vec<_> = items
+        .iter()
+        .map(|line| (text_of(line, "action"), text_of(line, "outcome")))
+        .collect();
+    for (action, outcome) in [
+        ("PUT /bots/{bot_id}/members/{user_id}", "200"),
+        ("POST /bots/{bot_id}/container/stop", "403"),
+        ("POST /bots/{bot_id}/container/stop", "200"),
+        ("POST /bots/{bot_id}/container", "200"),
+    ] {
+        assert!(
+            lines.contains(&(action.to_owned(), outcome.to_owned())),
+            "{action} {outcome}: {lines:#?}"
+        );
+    }
+    let hers = items
+        .iter()
+        .find(|line| line["request_id"] == "hers-1")
+        .expect("her try");
+    assert_eq!((&hers["user_id"], &hers["from"]), (&json!(id), &json!("127.0.0.1")));
+    let of_hers = server.call("GET", &format!("/audit?user_id={id}")).send().await.json();
+    assert!(
+        of_hers["items"]
+            .as_array()
+            .is_some_and(|lines| lines.iter().all(|line| line["user_id"] == json!(id)))
+    );
+}
