@@ -92,6 +92,16 @@ impl Store {
         Ok(IdempotencyBegin::First)
     }
 
+    /// Forgets the claims whose requests ended with the server before this one: whatever they were, nobody works on
+    /// them, and a repeat would wait for their outcome in vain.
+    pub async fn release_idempotent_of_before(&self) -> Result<()> {
+        sqlx::query("DELETE FROM idempotency_keys WHERE operation_id IS NULL AND status IS NULL")
+            .execute(self.writer())
+            .await
+            .map_err(StoreError::on("releasing idempotency keys"))?;
+        Ok(())
+    }
+
     /// Remembers the operation, the answer, or both; what was remembered before stays where `outcome` has nothing.
     pub async fn finish_idempotent(&self, key: &IdempotencyKey, outcome: &IdempotencyOutcome) -> Result<()> {
         let (status, response) = outcome.answer.clone().unzip();

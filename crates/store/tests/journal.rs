@@ -209,6 +209,18 @@ async fn of_two_requests_with_one_key_one_is_the_first() {
         matches!(kept, IdempotencyBegin::Repeat(_)),
         "what has an operation is not released"
     );
+    // Its request ended with the server that worked on it.
+    let cut_off = IdempotencyKey {
+        key: "cut off".to_owned(),
+        ..key.clone()
+    };
+    for _ in 0..2 {
+        let first = store.begin_idempotent(&cut_off, "body").await.unwrap();
+        assert_eq!(first, IdempotencyBegin::First);
+        store.release_idempotent_of_before().await.unwrap();
+    }
+    let kept = store.begin_idempotent(&key, "body").await.unwrap();
+    assert!(matches!(kept, IdempotencyBegin::Repeat(_)));
 }
 
 #[tokio::test]
