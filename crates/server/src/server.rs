@@ -104,6 +104,10 @@ impl RunningServer {
         let store = Store::open(&database)
             .await
             .map_err(|source| StartError::Store { path: database, source })?;
+        store
+            .release_idempotent_of_before()
+            .await
+            .map_err(skep_core::Error::from)?;
         let auth = Auth::new(&token_secret(&config, &data_root)?, config.auth.jwt_expires_in)?;
         let first_admin = ensure_first_admin(&store, &auth.passwords, &config).await?;
         let admin_key = data_root.path().join("admin.key");
@@ -234,6 +238,19 @@ fn token_secret(config: &Config, data_root: &DataRoot) -> Result<Vec<u8>, StartE
     }
 }
 
+/// The image that was built here and takes the place of a default image that nobody chose, asked of the store while
+/// a server may be running on it. `None`: there is none, or a person chose the default image.
+///
+/// # Errors
+/// When this process may not read the store.
+pub async fn built_default_image(config: &Config) -> Result<Option<String>, StoreError> {
+    if !config.workspace.default_image_is_ours {
+        return Ok(None);
+    }
+    let database = skep_store::default_database_of(&config.workspace.data_root);
+    Store::setting_in(&database, DEFAULT_IMAGE_SETTING).await
+}
+
 /// What the rules need of the configuration. An image that was built here takes the place of a default
 /// image that nobody chose.
 async fn core_settings(config: &Config, data_root: &DataRoot, store: &Store) -> Result<Settings, StartError> {
@@ -250,9 +267,15 @@ async fn core_settings(config: &Config, data_root: &DataRoot, store: &Store) -> 
             .map_err(skep_core::Error::from)?,
         false => None,
     };
-    let default_image = built
-        .and_then(|image| image.parse().ok())
-        .unwrap_or_else(|| config.workspace.default_image.clone());
+    let default_image = match built {
+        Some(image) => image.parse().map_err(|error| {
+            StartError::Core(skep_core::Error::internal(
+                "reading the default image that was built here",
+                error,
+            ))
+        })?,
+        None => config.workspace.default_image.clone(),
+    };
     Ok(Settings {
         workspace_env: zone.map(|zone| ("TZ".to_owned(), zone)).into_iter().collect(),
         image_pull_policy: match config.workspace.image_pull_policy {

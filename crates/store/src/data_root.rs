@@ -105,8 +105,13 @@ impl DataRoot {
 
     /// Where the database lies unless the configuration says otherwise.
     pub fn default_database(&self) -> PathBuf {
-        self.path.join("skep.db")
+        default_database_of(&self.path)
     }
+}
+
+/// The database of a data root, unless the configuration names another, also of one that is not claimed.
+pub fn default_database_of(data_root: &Path) -> PathBuf {
+    data_root.join("skep.db")
 }
 
 fn read_holder(lock: &mut File) -> std::io::Result<LockHolder> {

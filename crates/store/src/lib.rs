@@ -22,7 +22,7 @@ mod time;
 pub use bots::{BotPage, BotRow, BotStatus, BotUpdate, BotVisibility, NewBot};
 pub use connection::Store;
 pub use containers::{ContainerRow, ContainerStatus, Desired, LimitsColumn, NewContainer};
-pub use data_root::{DataRoot, DataRootError, LockHolder};
+pub use data_root::{DataRoot, DataRootError, LockHolder, default_database_of};
 pub use error::{Result, StoreError};
 pub use faults::FaultRow;
 pub use idempotency::{IdempotencyBegin, IdempotencyKey, IdempotencyOutcome};

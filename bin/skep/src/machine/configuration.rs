@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 use skep_server::config::{Config, ConfigError, Key, LogConfig, Setting, Settings};
+use skep_server::server::DEFAULT_IMAGE_SETTING;
 
 use crate::arguments::{ConfigCommand, ConfigurationFile, OutputForm};
 use crate::failure::{Failure, Result};
@@ -25,8 +26,10 @@ const COLUMNS: &[Column] = &[
 pub(crate) async fn run(command: ConfigCommand, form: OutputForm) -> Result<()> {
     match command {
         ConfigCommand::Show(file) => {
-            let (settings, _) = read(&file)?;
-            output::print_list(form, &shown(&settings), "key", COLUMNS)
+            let (settings, config) = read(&file)?;
+            let mut rows = shown(&settings);
+            show_built_image(&mut rows, &config).await;
+            output::print_list(form, &rows, "key", COLUMNS)
         }
         ConfigCommand::Check(file) => {
             let (settings, _) = read(&file)?;
@@ -60,6 +63,26 @@ pub(super) fn start_logging(log: &LogConfig) -> Result<()> {
 /// The error with its causes: one line, since a person has to mend it.
 fn whole(error: &ConfigError) -> Failure {
     Failure::Usage(crate::failure::with_causes(error))
+}
+
+/// An image that was built here is the default one in force, and comes from the store. A store that may not be read
+/// is told: then the row below may not be what is in force.
+async fn show_built_image(rows: &mut [Value], config: &Config) {
+    let built = match skep_server::server::built_default_image(config).await {
+        Ok(built) => built,
+        Err(error) => {
+            eprintln!(
+                "skep: warning: whether a default image was built here is not known: {}",
+                crate::failure::with_causes(&error)
+            );
+            return;
+        }
+    };
+    let row = rows.iter_mut().find(|row| text(row, "key") == DEFAULT_IMAGE_SETTING);
+    if let (Some(image), Some(row)) = (built, row) {
+        let data_root = config.workspace.data_root.display();
+        *row = json!({"key": DEFAULT_IMAGE_SETTING, "value": image, "from": format!("built here (data root {data_root})")});
+    }
 }
 
 fn shown(settings: &Settings) -> Vec<Value> {
