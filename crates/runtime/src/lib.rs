@@ -7,6 +7,7 @@
 mod cgroup;
 pub mod containerd;
 mod error;
+pub mod failpoint;
 pub mod host;
 mod image;
 pub mod images;

@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use serde_json::Map;
 use skep_names::BotId;
+use skep_runtime::failpoint;
 use skep_store::{BotStatus, EventRow, NewOperation, OperationEnd, OperationRow, OperationState};
 
 use super::admission::{QUEUE_LENGTH, Refusal};
 use super::lanes::{Admitted, Next, Origin, Pending};
 use super::request::Request;
-use super::work::Work;
+use super::work::{Work, passed};
 use crate::error::{Error, Result};
 use crate::operations::{EventBody, Hub, OperationHandle, Outcome};
 use crate::requester::Requester;
@@ -50,10 +51,10 @@ impl Skep {
             }
         }
         // In a task of its own: a caller that goes away here must not leave a place that is never journaled.
-        let (skep, bot, user) = (self.clone(), bot.clone(), requester.user_id.clone());
+        let (skep, bot, requester) = (self.clone(), bot.clone(), requester.clone());
         let journaling = self
             .tasks()
-            .spawn(async move { skep.journal(&bot, &pending, user).await });
+            .spawn(async move { skep.journal(&bot, &pending, &requester).await });
         match journaling.await {
             Ok(Ok(())) => Ok(OperationHandle::new(hub)),
             Ok(Err(error)) => Err(error),
@@ -61,9 +62,9 @@ impl Skep {
         }
     }
 
-    async fn journal(&self, bot: &BotId, pending: &Arc<Pending>, user: Option<String>) -> Result<()> {
+    async fn journal(&self, bot: &BotId, pending: &Arc<Pending>, requester: &Requester) -> Result<()> {
         let hub = &pending.hub;
-        match self.insert_operation(bot, pending, user).await {
+        match self.insert_operation(bot, pending, requester).await {
             Ok(()) => {
                 self.end_overtaken(bot, hub.id()).await;
                 Ok(())
@@ -80,21 +81,24 @@ impl Skep {
         }
     }
 
-    async fn insert_operation(&self, bot: &BotId, pending: &Arc<Pending>, user: Option<String>) -> Result<()> {
+    async fn insert_operation(&self, bot: &BotId, pending: &Arc<Pending>, requester: &Requester) -> Result<()> {
+        passed("operation.admitted")?;
         let request =
             serde_json::to_value(&pending.request).map_err(|error| Error::internal("writing a request", error))?;
-        Ok(self
-            .store()
+        self.store()
             .insert_operation(&NewOperation {
                 id: pending.hub.id().to_owned(),
                 bot_id: bot.clone(),
                 kind: pending.request.kind().as_str().to_owned(),
                 request,
-                requested_by: user,
+                requested_by: requester.user_id.clone(),
                 request_id: pending.request_id.clone(),
                 bot_status: (pending.request == Request::DeleteBot).then_some(BotStatus::Deleting),
+                idempotency: requester.idempotency.clone(),
             })
-            .await?)
+            .await?;
+        failpoint::pass_or_abort("operation.journaled");
+        Ok(())
     }
 
     /// An operation is in the journal now: what it overtakes is cancelled, and what of that had not begun is ended.
@@ -217,12 +221,15 @@ impl Skep {
         let work = Work::new(self.clone(), bot.clone(), pending.clone(), notes);
         let kind = pending.request.kind();
         tracing::info!(%bot, operation = pending.hub.id(), kind = kind.as_str(), "begun");
+        failpoint::pass_or_abort("operation.begun");
         let (result, let_go) = self.do_work(&work).await;
+        failpoint::pass_or_abort("operation.worked");
         if let_go {
             return self.let_go(pending);
         }
         if let Err(error) = &result {
             self.undo(&work, error).await;
+            failpoint::pass_or_abort("operation.undone");
             if self.letting_go().is_cancelled() {
                 return self.let_go(pending);
             }
@@ -300,6 +307,7 @@ impl Skep {
                 }
             }
         };
+        failpoint::pass_or_abort("operation.ended");
         let last = hub.last_event(&result, end_event(&result, pending));
         hub.end(result, last);
         self.forget_hub(hub.id());

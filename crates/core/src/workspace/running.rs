@@ -264,6 +264,12 @@ impl Work {
         let why = error.to_string();
         let event = Event::NotStarted { why: why.clone() };
         self.end_task(Duration::ZERO).await?;
+        // It failed before what is wanted was written: it is stopped, as it was.
+        if self.row().await?.is_some_and(|row| row.desired == Desired::Stopped) {
+            self.store().set_container_stopped(self.bot(), None).await?;
+            self.skep().observations().happened(self.bot(), &Event::Ended);
+            return Ok(None);
+        }
         self.store().set_container_error(self.bot(), &why).await?;
         let retry = self.skep().observations().died(self.bot());
         self.skep().observations().happened(self.bot(), &event);

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::{Map, Value};
 use skep_names::BotId;
-use skep_runtime::Runtime;
+use skep_runtime::{Runtime, failpoint};
 use skep_store::{ContainerRow, EventRow, Store};
 
 use super::lanes::Pending;
@@ -98,22 +98,14 @@ impl Work {
         if kind != crate::OperationKind::Create {
             self.tell(EventBody::Step { step: name.to_owned() }).await?;
         }
-        failpoint(&format!("{}.{name}.before", kind.as_str()))?;
+        passed(&format!("{}.{name}.before", kind.as_str()))?;
         let done = doing.await?;
-        failpoint(&format!("{}.{name}.after", kind.as_str()))?;
+        passed(&format!("{}.{name}.after", kind.as_str()))?;
         Ok(done)
     }
 }
 
-/// Where a test stops the server: `return(abort)` ends the process on the spot, `return` fails the step.
-fn failpoint(name: &str) -> Result<()> {
-    fail::fail_point!(name, |action| match action.as_deref() {
-        Some("abort") => std::process::abort(),
-        _ => Err(Error::Internal {
-            operation: format!("failpoint {name}"),
-            source: None,
-        }),
-    });
-    tracing::trace!(failpoint = name, "passed");
-    Ok(())
+/// Passes a place where a test lets the step fail or ends the server.
+pub(super) fn passed(point: &str) -> Result<()> {
+    failpoint::pass(point).map_err(|error| Error::internal("passing a failpoint", error))
 }

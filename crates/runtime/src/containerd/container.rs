@@ -21,7 +21,7 @@ use super::layer::Layer;
 use super::records::Running;
 use crate::images::UnpackedImage;
 use crate::spec::{self, SpecInput};
-use crate::{CreateOutcome, Instance, InstanceSpec, LayerOutcome, Limits, Result, RuntimeError, TaskState};
+use crate::{CreateOutcome, Instance, InstanceSpec, LayerOutcome, Limits, Result, RuntimeError, TaskState, failpoint};
 
 /// What containerd's own client writes, so that `ctr` reads our specifications.
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
@@ -66,7 +66,13 @@ impl ContainerdRuntime {
                 });
             }
         };
-        let made = self.store_container(spec, &layer, image.as_ref()).await;
+        let made = async {
+            failpoint::LAYER_MADE.passed()?;
+            let made = self.store_container(spec, &layer, image.as_ref()).await?;
+            failpoint::CONTAINER_STORED.passed()?;
+            Ok::<_, RuntimeError>(made)
+        }
+        .await;
         if made.is_err() && layer.outcome == LayerOutcome::Made {
             // Nobody has written into it yet.
             self.remove_layers(&spec.bot, snapshotter, None).await?;

@@ -10,6 +10,7 @@ use skep_names::{BotId, container_id_for};
 use super::records::{Records, Running};
 use super::turns::Turn;
 use super::{ContainerdRuntime, UserNamespaceMode, daemon, records};
+use crate::failpoint;
 use crate::isolation::{self, HostError, HostPaths, IdBlock, Layers, Tried};
 use crate::network::NetworkError;
 use crate::{Isolation, Result, RuntimeError, TaskState, cgroup};
@@ -55,9 +56,16 @@ impl ContainerdRuntime {
                 started_at: chrono::Utc::now(),
             };
             // The record first: undoing what fails from here on finds the claim by it.
-            records.put(&bot, running.clone())?;
+            let recorded = failpoint::IDS_CLAIMED.pass().tried(starting);
+            let recorded = recorded.and_then(|()| records.put(&bot, running.clone()));
+            if let (Err(_), Some(ids)) = (&recorded, ids) {
+                ids.release(paths, &data_root_id, &bot)?;
+            }
+            recorded?;
+            failpoint::START_RECORDED.pass().tried(starting)?;
             isolation::make_namespaces(paths, &bot, ids)?;
             isolation::mount_socket_directory(paths, &bot, running.root_uid())?;
+            failpoint::SOCKET_DIRECTORY_MOUNTED.pass().tried(starting)?;
             Ok(running)
         })
         .await
@@ -89,6 +97,7 @@ impl ContainerdRuntime {
         let place = self
             .on_host(turn, move |paths, _| isolation::mount_root(paths, &bot, &layers, ids))
             .await?;
+        failpoint::ROOT_MOUNTED.passed()?;
         Ok(vec![Mount {
             r#type: "bind".to_owned(),
             source: place.to_string_lossy().into_owned(),
@@ -101,7 +110,8 @@ impl ContainerdRuntime {
     pub(super) async fn release_root(&self, turn: &Arc<Turn>, bot: &BotId) -> Result<()> {
         let bot = bot.clone();
         self.on_host(turn, move |paths, _| isolation::unmount_root(paths, &bot))
-            .await
+            .await?;
+        failpoint::ROOT_RELEASED.passed()
     }
 
     /// Lets go of everything a start made on the host. No process of the workspace may be left. Repeatable.
@@ -111,16 +121,21 @@ impl ContainerdRuntime {
         }
         let namespace = self.paths.network_namespace(bot);
         self.network.detach(bot, &namespace).await.map_err(network_failed)?;
+        failpoint::ATTACHMENT_FORGOTTEN.passed()?;
         let (bot, data_root_id) = (bot.clone(), self.config.data_root_id.clone());
         self.on_host(turn, move |paths, records| {
             isolation::unmount_root(paths, &bot)?;
             isolation::unmount_socket_directory(paths, &bot)?;
+            failpoint::SOCKET_DIRECTORY_GONE.pass().tried(releasing)?;
             isolation::remove_namespaces(paths, &bot)?;
+            failpoint::NAMESPACES_GONE.pass().tried(releasing)?;
             // The claim goes after what its ids own, the record last: a repeat finds what is left by it.
             if let Some(ids) = records.get(&bot).and_then(|running| running.ids) {
                 ids.release(paths, &data_root_id, &bot)?;
             }
-            records.remove(&bot)
+            failpoint::IDS_RELEASED.pass().tried(releasing)?;
+            records.remove(&bot)?;
+            failpoint::RECORD_GONE.pass().tried(releasing)
         })
         .await
     }
@@ -135,7 +150,7 @@ impl ContainerdRuntime {
         .await
     }
 
-    fn has_traces(&self, bot: &BotId) -> bool {
+    pub(super) fn has_traces(&self, bot: &BotId) -> bool {
         let paths = &self.paths;
         self.records.get(bot).is_some()
             || [
@@ -159,11 +174,10 @@ impl ContainerdRuntime {
             let id = self.record_id(&bot);
             match self.task_state(&id).await? {
                 TaskState::Running => self.release_root(&turn, &bot).await?,
-                TaskState::Dead => {
-                    self.clear_task(&id).await?;
+                state => {
+                    self.clear_dead(&id, state).await?;
                     self.release_swept(&turn, &bot).await?;
                 }
-                TaskState::None => self.release_swept(&turn, &bot).await?,
             }
         }
         let live: BTreeSet<BotId> = self.live_bots().await?;
@@ -176,6 +190,7 @@ impl ContainerdRuntime {
         // A claim can outlive its record: the server may have died between the two.
         let (bot, data_root_id) = (bot.clone(), self.config.data_root_id.clone());
         self.on_host(turn, move |paths, _| {
+            IdBlock::remove_draft(paths, &data_root_id, &bot)?;
             let mut claims = IdBlock::claimed_by(paths, &data_root_id)?;
             for ids in claims.remove(&bot).unwrap_or_default() {
                 ids.release(paths, &data_root_id, &bot)?;
@@ -199,6 +214,7 @@ impl ContainerdRuntime {
                 bots.extend(HostPaths::bots_below(&directory)?);
             }
             bots.extend(IdBlock::claimed_by(&paths, &data_root_id)?.into_keys());
+            bots.extend(IdBlock::drafted_by(&paths, &data_root_id)?);
             Ok(bots)
         });
         match listed.await {
@@ -314,6 +330,14 @@ impl ContainerdRuntime {
             reason
         }))
     }
+}
+
+fn starting() -> String {
+    "making what a workspace needs on the host".to_owned()
+}
+
+fn releasing() -> String {
+    "releasing what a workspace had on the host".to_owned()
 }
 
 pub(super) fn on_host_failed(error: HostError) -> RuntimeError {

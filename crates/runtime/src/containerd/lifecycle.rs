@@ -15,7 +15,7 @@ use super::host::{network_failed, on_host_failed};
 use super::records::Running;
 use super::task::Waited;
 use super::turns::Turn;
-use crate::{Limits, Result, RuntimeError, Started, TaskState, cgroup};
+use crate::{Limits, Result, RuntimeError, Started, TaskState, cgroup, failpoint};
 
 impl ContainerdRuntime {
     pub(super) async fn start_workspace(&self, bot: &BotId, limits: &Limits) -> Result<Started> {
@@ -27,13 +27,15 @@ impl ContainerdRuntime {
                 what: format!("starting the legacy container {}", container.id),
             });
         }
-        match self.task_state(&container.id).await? {
-            TaskState::Running => return self.already_running(bot).await,
-            TaskState::Dead => self.clear_task(&container.id).await?,
-            TaskState::None => {}
+        let state = self.task_state(&container.id).await?;
+        if state == TaskState::Running {
+            return self.already_running(bot).await;
         }
         // What an earlier start or its task left: a start begins on a clean host.
-        self.release_host(&turn, bot).await?;
+        if state == TaskState::Dead || self.has_traces(bot) {
+            self.clear_dead(&container.id, state).await?;
+            self.release_host(&turn, bot).await?;
+        }
         self.prepare_parent_cgroup().await?;
         match self.start_steps(&turn, bot, &container, limits).await {
             Ok(started) => Ok(started),
@@ -62,6 +64,7 @@ impl ContainerdRuntime {
         created?;
         let attached = attached.map_err(network_failed)?;
         self.start_task(&container.id).await?;
+        failpoint::TASK_STARTED.passed()?;
         Ok(Started {
             address: attached.address,
             isolation: running.isolation(),
@@ -84,6 +87,7 @@ impl ContainerdRuntime {
         };
         let (rootfs, ()) = tokio::try_join!(rooted, self.store_specification(bot, container, (limits, running)))?;
         let created = self.create_task(&container.id, rootfs).await;
+        failpoint::TASK_CREATED.passed()?;
         if running.ids.is_some() {
             self.release_root(turn, bot).await?;
         }
@@ -113,9 +117,8 @@ impl ContainerdRuntime {
             }),
         });
         let updated = self.client.containers().update(request).await;
-        updated
-            .map(drop)
-            .map_err(|status| failed(format!("writing the specification of {}", container.id), status))
+        updated.map_err(|status| failed(format!("writing the specification of {}", container.id), status))?;
+        failpoint::SPECIFICATION_STORED.passed()
     }
 
     async fn already_running(&self, bot: &BotId) -> Result<Started> {
@@ -155,12 +158,16 @@ impl ContainerdRuntime {
     /// SIGTERM to process 1, the wait, SIGKILL to all; returns when no process is left.
     async fn end_task(&self, id: &str, grace: Duration) -> Result<()> {
         match self.task_state(id).await? {
-            TaskState::None => return self.nothing_left_of(id).await,
-            TaskState::Dead => {}
+            state @ (TaskState::None | TaskState::Dead) => {
+                self.clear_dead(id, state).await?;
+                return self.nothing_left_of(id).await;
+            }
             TaskState::Running if grace.is_zero() => {}
             TaskState::Running => {
                 self.kill_task(id, Signal::TERM).await?;
+                failpoint::TASK_ASKED_TO_END.passed()?;
                 if self.wait_for_task(id, grace).await? == Waited::Ended {
+                    failpoint::TASK_ENDED.passed()?;
                     self.delete_task(id).await?;
                     return self.nothing_left_of(id).await;
                 }
@@ -203,15 +210,16 @@ impl ContainerdRuntime {
         self.forget_log(&turn, bot).await?;
         if let Some(container) = &container {
             self.delete_container(&container.id).await?;
+            failpoint::CONTAINER_GONE.passed()?;
         }
         let key = container.as_ref().map(|container| container.snapshot_key.as_str());
         let own = container.as_ref().map(|container| container.snapshotter.as_str());
         self.remove_layers(bot, &self.config.snapshotter, key.filter(|key| !key.is_empty()))
             .await?;
-        match own.filter(|own| *own != self.config.snapshotter && !own.is_empty()) {
-            Some(other) => self.remove_layers(bot, other, key).await,
-            None => Ok(()),
+        if let Some(other) = own.filter(|own| *own != self.config.snapshotter && !own.is_empty()) {
+            self.remove_layers(bot, other, key).await?;
         }
+        failpoint::LAYERS_GONE.passed()
     }
 
     pub(super) async fn required_container(&self, bot: &BotId) -> Result<Container> {

@@ -13,6 +13,7 @@ mod layer;
 mod lifecycle;
 mod oci_runtime;
 mod records;
+mod shims;
 mod task;
 mod turns;
 

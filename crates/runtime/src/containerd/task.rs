@@ -17,11 +17,17 @@ use tonic::Code;
 use super::ContainerdRuntime;
 use super::client::{failed, optional, ran_out_of_time};
 use crate::spec::limits_as_resources;
-use crate::{Limits, Result, RuntimeError, TaskState};
+use crate::{Limits, Result, RuntimeError, TaskState, failpoint};
 
 /// What containerd's own client writes.
 const RESOURCES_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources";
 const RUNTIME_OPTIONS_TYPE: &str = "containerd.runc.v1.Options";
+/// How long a task may be in no state that containerd can tell.
+const UNKNOWN_LIMIT: Duration = Duration::from_secs(2);
+/// A task takes a tenth of a second to make; on a host at its limits, some.
+const CREATE_LIMIT: Duration = Duration::from_secs(10);
+/// What containerd clears away by itself after a call that was cut off is gone after this.
+const CLEARED_AWAY: Duration = Duration::from_millis(500);
 /// How long a killed process tree may take to be gone.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 
@@ -41,15 +47,17 @@ pub(super) enum Waited {
 
 impl ContainerdRuntime {
     pub(super) async fn task_state(&self, id: &str) -> Result<TaskState> {
+        Ok(self.status(id).await?.map_or(TaskState::None, state_of))
+    }
+
+    /// `None`: there is no task.
+    async fn status(&self, id: &str) -> Result<Option<Status>> {
         let request = self.client.request(GetRequest {
             container_id: id.to_owned(),
             exec_id: String::new(),
         });
         let answer = optional(self.client.tasks().get(request).await, || format!("task {id}"))?;
-        Ok(answer
-            .and_then(|answer| answer.process)
-            .as_ref()
-            .map_or(TaskState::None, state))
+        Ok(answer.and_then(|answer| answer.process).map(|process| process.status()))
     }
 
     /// All tasks in our namespace, by container.
@@ -65,7 +73,10 @@ impl ContainerdRuntime {
             true => process.id.clone(),
             false => process.container_id.clone(),
         };
-        Ok(tasks.iter().map(|process| (id(process), state(process))).collect())
+        Ok(tasks
+            .iter()
+            .map(|process| (id(process), state_of(process.status())))
+            .collect())
     }
 
     pub(super) async fn create_task(&self, id: &str, rootfs: Vec<Mount>) -> Result<()> {
@@ -73,7 +84,7 @@ impl ContainerdRuntime {
         let options = binary.map(|binary| RuncOptions {
             binary_name: binary.to_string_lossy().into_owned(),
         });
-        let request = self.client.request(CreateTaskRequest {
+        let message = CreateTaskRequest {
             container_id: id.to_owned(),
             rootfs,
             options: options.map(|options| Any {
@@ -81,8 +92,19 @@ impl ContainerdRuntime {
                 value: options.encode_to_vec(),
             }),
             ..Default::default()
-        });
-        let created = self.client.tasks().create(request).await;
+        };
+        let first = self.client.request_within(message.clone(), CREATE_LIMIT);
+        let created = match self.client.tasks().create(first).await {
+            Err(status) if ran_out_of_time(&status) => {
+                // containerd clears away the task of a server that died while it was made, by its name: one made
+                // anew in that moment loses its directory and is never answered for.
+                tracing::warn!(id, "containerd does not answer for a new task; it is made once more");
+                self.clear_task(id).await?;
+                tokio::time::sleep(CLEARED_AWAY).await;
+                self.client.tasks().create(self.client.request(message)).await
+            }
+            created => created,
+        };
         created
             .map(drop)
             .map_err(|status| failed(format!("creating the task {id}"), status))
@@ -135,6 +157,7 @@ impl ContainerdRuntime {
 
     /// Kills whatever is left of a task and removes it. Repeatable.
     pub(super) async fn clear_task(&self, id: &str) -> Result<()> {
+        self.until_known(id).await?;
         self.kill_task(id, Signal::KILL).await?;
         if self.wait_for_task(id, KILL_LIMIT).await? == Waited::StillRunning {
             // The shim or the runtime hangs: the kernel does it without them.
@@ -150,12 +173,22 @@ impl ContainerdRuntime {
         self.delete_task(id).await
     }
 
+    /// A task that is being made, or cleared away half-made, has no state that containerd could tell: either is
+    /// over in a moment, and interfering makes it worse.
+    async fn until_known(&self, id: &str) -> Result<()> {
+        let begun = tokio::time::Instant::now();
+        while self.status(id).await? == Some(Status::Unknown) && begun.elapsed() < UNKNOWN_LIMIT {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(())
+    }
+
     pub(super) async fn delete_task(&self, id: &str) -> Result<()> {
         let request = self.client.request(DeleteTaskRequest {
             container_id: id.to_owned(),
         });
         match self.client.tasks().delete(request).await {
-            Ok(_) => Ok(()),
+            Ok(_) => failpoint::TASK_GONE.passed(),
             Err(status) if is_gone(&status) => Ok(()),
             Err(status) => Err(failed(format!("removing the task {id}"), status)),
         }
@@ -172,15 +205,14 @@ impl ContainerdRuntime {
             annotations: HashMap::new(),
         });
         let updated = self.client.tasks().update(request).await;
-        updated
-            .map(drop)
-            .map_err(|status| failed(format!("limiting the task {id}"), status))
+        updated.map_err(|status| failed(format!("limiting the task {id}"), status))?;
+        failpoint::TASK_LIMITED.passed()
     }
 }
 
 /// A task that was created and never started has no process of the workspace: it is as good as dead.
-fn state(process: &Process) -> TaskState {
-    match process.status() {
+fn state_of(status: Status) -> TaskState {
+    match status {
         Status::Running | Status::Paused | Status::Pausing => TaskState::Running,
         Status::Created | Status::Stopped | Status::Unknown => TaskState::Dead,
     }

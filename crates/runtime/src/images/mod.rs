@@ -16,7 +16,6 @@ mod distribution;
 mod fetch;
 mod import;
 mod ingest;
-mod interrupted;
 mod joined;
 mod keyed_lock;
 mod manifest;

@@ -18,7 +18,7 @@ use super::progress::Tracker;
 use super::store::Inner;
 use super::stored::{Documents, INDEX_DEPTH, missing_layers};
 use super::unpack::{Step, Unpacker, written_to_disk};
-use crate::{LayerPhase, Result, RuntimeError};
+use crate::{LayerPhase, Result, RuntimeError, failpoint};
 
 /// Layers fetched at once: more would only share the same line.
 const PARALLEL_LAYERS: usize = 3;
@@ -35,8 +35,7 @@ struct Plan {
     config_bytes: Vec<u8>,
 }
 
-/// Fetches, unpacks and names an image. After a failure that may pass, what was fetched is kept for the next try;
-/// after any other nothing stays.
+/// Fetches, unpacks and names an image. On failure nothing stays.
 pub(super) async fn pull(
     inner: &Inner,
     reference: &ImageReference,
@@ -50,6 +49,7 @@ pub(super) async fn pull(
         () = cancel.cancelled() => return Err(cancelled()),
     };
     let lease = new_lease(inner).await?;
+    failpoint::PULL_LEASED.passed()?;
     let work = Pull {
         inner,
         reference,
@@ -59,21 +59,10 @@ pub(super) async fn pull(
     };
     let done = tokio::select! {
         done = work.carry_out(&plan) => done,
-        () = cancel.cancelled() => {
-            end_lease(inner, &lease, false).await;
-            return Err(cancelled());
-        }
+        () = cancel.cancelled() => Err(cancelled()),
     };
-    // Damaged or refused content is nothing to go on with; what came over a line that broke is.
-    if done.is_err() && repository.has_given_up() {
-        if let Some(oldest) = inner.interrupted.keep(reference, lease) {
-            end_lease(inner, &oldest, false).await;
-        }
-    } else {
-        for lease in inner.interrupted.take(reference).iter().chain([&lease]) {
-            end_lease(inner, lease, done.is_ok()).await;
-        }
-    }
+    end_lease(inner, &lease, done.is_ok()).await;
+    failpoint::PULL_LEASE_GONE.passed()?;
     done.map_err(|error| of_the_registry(reference, error))
 }
 
@@ -182,10 +171,11 @@ impl Pull<'_> {
             unpack_layers(self.inner, &stack, &told, arrivals),
         )?;
         self.store_documents(plan).await?;
+        failpoint::DOCUMENTS_STORED.passed()?;
         let target = plan.path.first().map(|fetched| &fetched.descriptor);
         let target = target.ok_or_else(|| RuntimeError::other("pull", "no manifest"))?;
         self.inner.daemon.put_image(self.reference.as_str(), target).await?;
-        Ok(())
+        failpoint::IMAGE_NAMED.passed()
     }
 
     async fn fetch_layers(
@@ -209,6 +199,7 @@ impl Pull<'_> {
                 let labels = self.source_label(&layer.digest).await?;
                 if missing.contains(&layer.digest) {
                     fetcher.fetch(layer, &labels).await?;
+                    failpoint::BLOB_STORED.passed()?;
                 } else {
                     self.hold(layer, &labels).await?;
                 }

@@ -12,12 +12,11 @@ use tokio_util::task::TaskTracker;
 use tonic::transport::Channel;
 
 use super::daemon::Daemon;
-use super::interrupted::Interrupted;
 use super::joined::Pulls;
 use super::keyed_lock::KeyedLock;
 use super::manifest::{Descriptor, ImageConfig};
 use super::settings::RegistrySettings;
-use super::stored::{Documents, ReadDocuments, is_unpacked, lacks_content, target_of};
+use super::stored::{Documents, is_unpacked, missing_layers, read_documents, target_of};
 use super::transport::Transport;
 use super::{import, names, pull};
 use crate::{ImageArchive, ImageRecord, PullProgress, Result, RuntimeError};
@@ -39,9 +38,8 @@ pub struct ImageStoreConfig {
 /// Images in one namespace of one containerd. Cheap to clone.
 ///
 /// Every verb may be repeated. Dropping a call of [`ImageStore::pull`] or [`ImageStore::import`] ends the
-/// work unless somebody else waits for it, and what it made is collected. After a crash of this process, and after a
-/// pull that a registry or the network let down, a repeat goes on where it stopped; what is never repeated is
-/// collected within a day.
+/// work unless somebody else waits for it, and what it made is collected. After a crash of this process a
+/// repeat goes on where it stopped; what is never repeated is collected within a day.
 #[derive(Clone)]
 pub struct ImageStore {
     inner: Arc<Inner>,
@@ -56,9 +54,6 @@ pub(super) struct Inner {
     pub(super) tasks: TaskTracker,
     /// What was left by pulls of before the last boot is gone.
     pub(super) swept: OnceCell<()>,
-    /// What pulls have fetched of images that they could not finish.
-    pub(super) interrupted: Interrupted,
-    documents: ReadDocuments,
     pulls: Pulls,
 }
 
@@ -86,7 +81,7 @@ struct Found {
     name: String,
     target: Descriptor,
     created_at: DateTime<Utc>,
-    documents: Arc<Documents>,
+    documents: Documents,
 }
 
 impl ImageStore {
@@ -103,8 +98,6 @@ impl ImageStore {
             locks: KeyedLock::default(),
             tasks: TaskTracker::new(),
             swept: OnceCell::new(),
-            interrupted: Interrupted::default(),
-            documents: ReadDocuments::default(),
             pulls: Pulls::default(),
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -133,7 +126,7 @@ impl ImageStore {
 
     async fn listed(&self, name: ImageReference, image: Image, used: &HashSet<ImageReference>) -> Result<ImageRecord> {
         let target = target_of(&image)?;
-        let size_bytes = match self.inner.documents.of(&self.inner.daemon, &target).await {
+        let size_bytes = match read_documents(&self.inner.daemon, &target).await {
             Ok(Some(documents)) => documents.size(),
             Ok(None) | Err(RuntimeError::Rejected { .. }) => target.size,
             Err(error) => return Err(error),
@@ -167,18 +160,18 @@ impl ImageStore {
         let Some(found) = self.find(reference).await? else {
             return Ok(None);
         };
-        let (lacks, unpacked) = tokio::try_join!(
-            lacks_content(&self.inner.daemon, &found.documents),
+        let (missing, unpacked) = tokio::try_join!(
+            missing_layers(&self.inner.daemon, &found.documents.manifest),
             is_unpacked(&self.inner.daemon, snapshotter, &found.documents),
         )?;
-        if lacks || !unpacked {
+        if !missing.is_empty() || !unpacked {
             return Ok(None);
         }
         Ok(Some(found.into()))
     }
 
-    /// What a workspace is made from: the image, unpacked if that is all it lacks, without asking a registry. One
-    /// that is unpacked serves, whatever of its packed content is there. `None` when only a pull can help.
+    /// Unpacks an image whose content is all there, without asking a registry; one that is unpacked is left
+    /// alone. `None` when it is not there or lacks content, so that only a pull can complete it.
     ///
     /// # Errors
     /// As [`ImageStore::image`]; `Rejected` also when a layer cannot be unpacked, `NoSpace`.
@@ -186,13 +179,13 @@ impl ImageStore {
         let Some(found) = self.find(reference).await? else {
             return Ok(None);
         };
-        if is_unpacked(&self.inner.daemon, snapshotter, &found.documents).await? {
-            return Ok(Some(found.into()));
-        }
-        if lacks_content(&self.inner.daemon, &found.documents).await? {
+        let missing = missing_layers(&self.inner.daemon, &found.documents.manifest).await?;
+        if !missing.is_empty() {
             return Ok(None);
         }
-        pull::unpack_stored(&self.inner, &found.documents, snapshotter).await?;
+        if !is_unpacked(&self.inner.daemon, snapshotter, &found.documents).await? {
+            pull::unpack_stored(&self.inner, &found.documents, snapshotter).await?;
+        }
         Ok(Some(found.into()))
     }
 
@@ -201,20 +194,10 @@ impl ImageStore {
     /// # Errors
     /// As [`ImageStore::unpack`].
     pub async fn complete(&self, reference: &ImageReference) -> Result<Option<ImageRecord>> {
-        let Some(found) = self.find(reference).await? else {
-            return Ok(None);
-        };
-        let (lacks, unpacked) = tokio::try_join!(
-            lacks_content(&self.inner.daemon, &found.documents),
-            is_unpacked(&self.inner.daemon, &self.inner.snapshotter, &found.documents),
-        )?;
-        if lacks {
-            return Ok(None);
+        match self.unpack(reference, &self.inner.snapshotter).await? {
+            Some(image) => self.record(reference, image).await.map(Some),
+            None => Ok(None),
         }
-        if !unpacked {
-            pull::unpack_stored(&self.inner, &found.documents, &self.inner.snapshotter).await?;
-        }
-        self.record(reference, found.into()).await.map(Some)
     }
 
     /// Fetches what is missing of an image from its registry and unpacks it. Pulls of the same image at
@@ -267,15 +250,11 @@ impl ImageStore {
         Ok(())
     }
 
-    /// Removes every image that no container uses, and tells which. What was fetched of images whose pull failed
-    /// goes too.
+    /// Removes every image that no container uses, and tells which.
     ///
     /// # Errors
     /// `Unavailable` when containerd does not answer; what was removed before stays removed.
     pub async fn prune(&self) -> Result<Vec<ImageRecord>> {
-        for lease in self.inner.interrupted.take_all() {
-            pull::end_lease(&self.inner, &lease, false).await;
-        }
         let mut removed = Vec::new();
         for image in self.images().await?.into_iter().filter(|image| !image.in_use) {
             match self.remove(&image.name).await {
@@ -300,7 +279,7 @@ impl ImageStore {
                 continue;
             };
             let target = target_of(&image)?;
-            let documents = self.inner.documents.of(&self.inner.daemon, &target).await?;
+            let documents = read_documents(&self.inner.daemon, &target).await?;
             return Ok(documents.map(|documents| Found {
                 name,
                 created_at: created_at(&image),
@@ -346,7 +325,7 @@ impl From<Found> for UnpackedImage {
             digest: found.target.digest.to_string(),
             chain_id: found.documents.top().unwrap_or_default(),
             size_bytes: found.documents.size(),
-            config: found.documents.config.clone(),
+            config: found.documents.config,
             created_at: found.created_at,
         }
     }

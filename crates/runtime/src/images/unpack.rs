@@ -14,7 +14,7 @@ use super::daemon::{Daemon, Lease, UNPACK_LIMIT, failed, under, wire_descriptor}
 use super::keyed_lock::KeyedLock;
 use super::manifest::{Descriptor, Digest};
 use super::owners;
-use crate::{Result, RuntimeError};
+use crate::{Result, RuntimeError, failpoint};
 
 /// Names the stack that a prepared layer is meant to become.
 const LABEL_TARGET: &str = "containerd.io/snapshot.ref";
@@ -90,10 +90,14 @@ impl Unpacker<'_> {
             Err(status) => return Err(failed(&operation, status)),
         };
         let upper = upper_directory(&mounts);
-        let applied = match self.apply(step, mounts).await {
-            Ok(()) => self.commit(step, &key).await,
-            Err(error) => Err(error),
+        let applied = async {
+            failpoint::LAYER_PREPARED.passed()?;
+            self.apply(step, mounts).await?;
+            failpoint::LAYER_APPLIED.passed()?;
+            self.commit(step, &key).await?;
+            failpoint::LAYER_COMMITTED.passed()
         };
+        let applied = applied.await;
         if let Err(error) = applied {
             self.discard(&key).await;
             return Err(error);

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use skep_names::{BotId, IDS_PER_BOT};
 
 use super::{HostPaths, Result, Tried, make_directory, remove_file};
+use crate::failpoint::CLAIM_DRAFTED;
 
 /// Below systemd's own range of containers (0x7000_0000), above what hosts give to people.
 const FIRST_ID: u32 = 0x1000_0000;
@@ -48,11 +49,12 @@ impl IdBlock {
             data_root: data_root_id.to_owned(),
             bot: bot.clone(),
         };
-        let draft = directory.join(format!(".{data_root_id}-{bot}"));
+        let draft = draft_of(paths, data_root_id, bot);
         let text = serde_json::to_vec(&claim).map_err(io::Error::from);
         text.and_then(|text| std::fs::write(&draft, text))
             .tried(|| format!("writing {}", draft.display()))?;
-        let claimed = first_free(paths, &claim, &draft);
+        let passed = CLAIM_DRAFTED.pass().tried(|| format!("claiming ids for bot {bot}"));
+        let claimed = passed.and_then(|()| first_free(paths, &claim, &draft));
         remove_file(&draft)?;
         claimed
     }
@@ -66,18 +68,24 @@ impl IdBlock {
         }
     }
 
+    /// Removes what a crash in the middle of [`IdBlock::claim`] left. Repeatable.
+    pub(crate) fn remove_draft(paths: &HostPaths, data_root_id: &str, bot: &BotId) -> Result<()> {
+        remove_file(&draft_of(paths, data_root_id, bot))
+    }
+
+    /// The bots of this data root whose claim was cut short.
+    pub(crate) fn drafted_by(paths: &HostPaths, data_root_id: &str) -> Result<Vec<BotId>> {
+        let prefix = format!(".{data_root_id}-");
+        let names = names_in(&directory(paths))?;
+        let bots = names.iter().filter_map(|name| name.strip_prefix(&prefix)?.parse().ok());
+        Ok(bots.collect())
+    }
+
     /// All blocks this data root holds.
     pub(crate) fn claimed_by(paths: &HostPaths, data_root_id: &str) -> Result<BTreeMap<BotId, Vec<Self>>> {
-        let directory = directory(paths);
-        let entries = match std::fs::read_dir(&directory) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
-            Err(error) => return Err(error).tried(|| format!("listing {}", directory.display())),
-        };
         let mut claims: BTreeMap<BotId, Vec<Self>> = BTreeMap::new();
-        for entry in entries {
-            let name = entry.tried(|| format!("listing {}", directory.display()))?.file_name();
-            let Some(number) = name.to_str().and_then(|name| name.parse().ok()) else {
+        for name in names_in(&directory(paths))? {
+            let Ok(number) = name.parse() else {
                 continue;
             };
             let claim = read_claim(&Self(number).file(paths))?;
@@ -91,6 +99,24 @@ impl IdBlock {
 
 fn directory(paths: &HostPaths) -> PathBuf {
     paths.run_root.join("ids")
+}
+
+fn draft_of(paths: &HostPaths, data_root_id: &str, bot: &BotId) -> PathBuf {
+    directory(paths).join(format!(".{data_root_id}-{bot}"))
+}
+
+fn names_in(directory: &Path) -> Result<Vec<String>> {
+    let entries = match std::fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error).tried(|| format!("listing {}", directory.display())),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let name = entry.tried(|| format!("listing {}", directory.display()))?.file_name();
+        names.extend(name.into_string());
+    }
+    Ok(names)
 }
 
 fn first_free(paths: &HostPaths, claim: &Claim, draft: &Path) -> Result<IdBlock> {

@@ -9,6 +9,7 @@ use std::path::Path;
 use skep_names::{BotId, IDS_PER_BOT};
 
 use super::{HostPaths, IdBlock, Result, Tried, make_directory, remove_file, unmount_all};
+use crate::failpoint;
 use crate::system_calls::NamespaceHolder;
 
 /// Makes the namespaces of a bot and pins them; what an earlier start left there is replaced.
@@ -20,8 +21,14 @@ pub(crate) fn make(paths: &HostPaths, bot: &BotId, ids: Option<IdBlock>) -> Resu
     if let Some(ids) = ids {
         map_ids(&process, ids)?;
         pin(&process.join("ns/user"), &paths.user_namespace(bot))?;
+        failpoint::USER_NAMESPACE_PINNED.pass().tried(pinning)?;
     }
-    pin(&process.join("ns/net"), &paths.network_namespace(bot))
+    pin(&process.join("ns/net"), &paths.network_namespace(bot))?;
+    failpoint::NETWORK_NAMESPACE_PINNED.pass().tried(pinning)
+}
+
+fn pinning() -> String {
+    "pinning the namespaces of a workspace".to_owned()
 }
 
 /// Lets the namespaces go; they end with their last process. Repeatable.

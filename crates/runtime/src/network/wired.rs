@@ -19,6 +19,7 @@ use super::own::OwnNetwork;
 use super::preparation::{Prepared, enable_forwarding, own_network};
 use super::rules;
 use super::{Attachment, RulesCheck, firewall};
+use crate::failpoint;
 
 type Result<T> = std::result::Result<T, NetworkError>;
 
@@ -138,6 +139,7 @@ impl Wired {
             own_network: self.own.is_some(),
         };
         self.records.save(&record)?;
+        passed(failpoint::ATTACHMENT_INTENDED)?;
         let first = match self.add(prepared, &mut record).await {
             Ok(()) => return Ok(record),
             Err(error) => error,
@@ -165,6 +167,7 @@ impl Wired {
             netns: Some(&record.netns),
         };
         let result = self.plugins.add(&record.configuration, target).await?;
+        passed(failpoint::ATTACHED)?;
         record.address = result.address();
         record.result = Some(result);
         let host = match &record.result {
@@ -175,7 +178,9 @@ impl Wired {
         record.ports = host.ports;
         // Ports before the rules, and both before the task: whatever comes in between is closed.
         self.records.save(record)?;
-        prepared.guard.protect(record.ports.clone()).await
+        passed(failpoint::ATTACHMENT_RECORDED)?;
+        prepared.guard.protect(record.ports.clone()).await?;
+        passed(failpoint::PROTECTED)
     }
 
     pub(super) async fn detach(&self, bot: &BotId, netns: &Path) -> Result<()> {
@@ -194,6 +199,7 @@ impl Wired {
             present(&[netns, &record.netns])
         };
         self.delete(record, netns).await?;
+        passed(failpoint::DETACHED)?;
         self.forget(record).await
     }
 
@@ -346,6 +352,10 @@ impl Wired {
         }
         prepared.claims.iter().try_for_each(Claim::remove)
     }
+}
+
+fn passed(point: failpoint::Point) -> Result<()> {
+    point.pass().map_err(NetworkError::other("attaching or detaching"))
 }
 
 /// The first of these that is a namespace.
