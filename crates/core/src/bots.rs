@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use serde_json::{Map, Value};
 use skep_names::BotId;
+use skep_runtime::failpoint;
 use skep_store::{BotRow, BotStatus, BotUpdate, BotVisibility, NewBot};
 
 use crate::checks::{CheckState, CheckType};
@@ -135,13 +136,29 @@ impl Skep {
                     None => BotStatus::Ready,
                 },
                 metadata,
+                idempotency: requester.idempotency.clone(),
             })
             .await?;
+        failpoint::pass_or_abort("bot.inserted");
         let operation = match plan {
-            Some(plan) => Some(self.submit(&row.id, Request::Create(plan), requester).await?),
+            Some(plan) => Some(self.submit_first_create(&row.id, plan, requester).await?),
             None => None,
         };
         Ok((self.shown(row, &HashMap::new()), operation))
+    }
+
+    /// A bot whose set-up could not be journaled is taken back: its caller is told that there is none.
+    async fn submit_first_create(
+        &self,
+        bot: &BotId,
+        plan: crate::workspace::CreatePlan,
+        requester: &Requester,
+    ) -> Result<OperationHandle> {
+        let submitted = self.submit(bot, Request::Create(plan), requester).await;
+        if submitted.is_err() && !matches!(submitted, Err(Error::GoingDown)) {
+            self.store().delete_bot(bot).await?;
+        }
+        submitted
     }
 
     /// One bot.

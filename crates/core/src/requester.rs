@@ -1,5 +1,7 @@
 //! On whose behalf something is done. That the caller may use the bot at all was checked before.
 
+use skep_store::IdempotencyKey;
+
 /// What a request does when an operation of the bot is under way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Patience {
@@ -23,6 +25,8 @@ pub struct Requester {
     pub request_id: Option<String>,
     /// What to do when an operation is under way.
     pub patience: Patience,
+    /// Bound to what the request begins, in the very step that journals it.
+    pub idempotency: Option<IdempotencyKey>,
 }
 
 impl Requester {

@@ -198,6 +198,7 @@ async fn what_a_delete_overtook_is_not_done_by_the_next_server() {
             requested_by: None,
             request_id: None,
             bot_status: None,
+            idempotency: None,
         })
         .await
         .unwrap();

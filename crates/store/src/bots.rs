@@ -8,6 +8,7 @@ use sqlx::{QueryBuilder, Row, Sqlite};
 
 use crate::connection::Store;
 use crate::error::{Result, StoreError};
+use crate::idempotency::{BoundTo, IdempotencyKey, bind};
 use crate::time::{from_micros, now};
 
 /// Where a bot is in its life.
@@ -68,6 +69,8 @@ pub struct NewBot {
     pub is_active: bool,
     pub status: BotStatus,
     pub metadata: Map<String, Value>,
+    /// The key that its request came with.
+    pub idempotency: Option<IdempotencyKey>,
 }
 
 /// The fields of a bot that its manager may change; `None` leaves one as it is, `Some(None)` empties it.
@@ -138,6 +141,8 @@ impl Store {
         const OPERATION: &str = "adding a bot";
         let now = now();
         let metadata = Value::Object(bot.metadata.clone()).to_string();
+        let failed = StoreError::on(OPERATION);
+        let mut transaction = self.writer().begin_with("BEGIN IMMEDIATE").await.map_err(&failed)?;
         let done = sqlx::query(
             "INSERT INTO bots (id, owner_user_id, display_name, avatar_url, timezone, is_active, status, metadata, \
              created_at, updated_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?9)",
@@ -151,9 +156,14 @@ impl Store {
         .bind(bot.status.as_str())
         .bind(metadata)
         .bind(now.timestamp_micros())
-        .execute(self.writer())
+        .execute(&mut *transaction)
         .await
-        .map_err(StoreError::on(OPERATION))?;
+        .map_err(&failed)?;
+        if let Some(key) = &bot.idempotency {
+            let to = BoundTo::Bot(bot.id.as_str());
+            bind(&mut transaction, key, to).await.map_err(&failed)?;
+        }
+        transaction.commit().await.map_err(&failed)?;
         Ok(BotRow {
             seq: done.last_insert_rowid(),
             id: bot.id,

@@ -26,6 +26,8 @@ pub struct IdempotencyKey {
 pub struct IdempotencyOutcome {
     /// The operation it started.
     pub operation_id: Option<String>,
+    /// The bot it made.
+    pub bot_id: Option<String>,
     /// Its answer, once there is one: status and body.
     pub answer: Option<(u16, String)>,
 }
@@ -35,7 +37,7 @@ pub struct IdempotencyOutcome {
 pub enum IdempotencyBegin {
     /// The first of its key: do the work, then tell [`Store::finish_idempotent`].
     First,
-    /// It was done, or is being done (no operation and no answer yet), by an earlier request.
+    /// It was done, or is being done (nothing of an outcome yet), by an earlier request.
     Repeat(IdempotencyOutcome),
     /// The key was used with another body.
     OtherBody,
@@ -53,7 +55,7 @@ impl Store {
             .await
             .map_err(&failed)?;
         let row = sqlx::query(
-            "SELECT body_sha256, operation_id, status, response FROM idempotency_keys \
+            "SELECT body_sha256, operation_id, bot_id, status, response FROM idempotency_keys \
              WHERE user_id = ?1 AND method = ?2 AND path = ?3 AND key = ?4",
         )
         .bind(&key.user_id)
@@ -72,6 +74,7 @@ impl Store {
             let response: Option<String> = row.try_get("response").map_err(&failed)?;
             return Ok(IdempotencyBegin::Repeat(IdempotencyOutcome {
                 operation_id: row.try_get("operation_id").map_err(&failed)?,
+                bot_id: row.try_get("bot_id").map_err(&failed)?,
                 answer: status.zip(response),
             }));
         }
@@ -92,10 +95,10 @@ impl Store {
         Ok(IdempotencyBegin::First)
     }
 
-    /// Forgets the claims whose requests ended with the server before this one: whatever they were, nobody works on
+    /// Forgets the claims whose requests ended with the server before this one and had begun nothing: nobody works on
     /// them, and a repeat would wait for their outcome in vain.
     pub async fn release_idempotent_of_before(&self) -> Result<()> {
-        sqlx::query("DELETE FROM idempotency_keys WHERE operation_id IS NULL AND status IS NULL")
+        sqlx::query("DELETE FROM idempotency_keys WHERE operation_id IS NULL AND bot_id IS NULL AND status IS NULL")
             .execute(self.writer())
             .await
             .map_err(StoreError::on("releasing idempotency keys"))?;
@@ -137,4 +140,37 @@ impl Store {
         .map_err(StoreError::on("releasing an idempotency key"))?;
         Ok(())
     }
+}
+
+/// What a key is bound to, in the transaction that makes it: a crash never leaves the one without the other.
+pub(crate) enum BoundTo<'a> {
+    Operation(&'a str),
+    Bot(&'a str),
+}
+
+pub(crate) async fn bind(
+    transaction: &mut sqlx::Transaction<'_, sqlx::Sqlite>,
+    key: &IdempotencyKey,
+    to: BoundTo<'_>,
+) -> std::result::Result<(), sqlx::Error> {
+    let (statement, id) = match to {
+        BoundTo::Operation(id) => (
+            "UPDATE idempotency_keys SET operation_id = ?1 \
+             WHERE user_id = ?2 AND method = ?3 AND path = ?4 AND key = ?5",
+            id,
+        ),
+        BoundTo::Bot(id) => (
+            "UPDATE idempotency_keys SET bot_id = ?1 WHERE user_id = ?2 AND method = ?3 AND path = ?4 AND key = ?5",
+            id,
+        ),
+    };
+    sqlx::query(statement)
+        .bind(id)
+        .bind(&key.user_id)
+        .bind(&key.method)
+        .bind(&key.path)
+        .bind(&key.key)
+        .execute(&mut **transaction)
+        .await
+        .map(drop)
 }

@@ -16,6 +16,11 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
         include_str!("../migrations/0001_bots_and_workspaces.sql"),
     ),
     (2, "identity", include_str!("../migrations/0002_identity.sql")),
+    (
+        3,
+        "bots of idempotent requests",
+        include_str!("../migrations/0003_idempotent_bots.sql"),
+    ),
 ];
 
 /// One migration and whether this database has it.

@@ -9,6 +9,7 @@ use sqlx::{QueryBuilder, Row, Sqlite};
 use crate::bots::BotStatus;
 use crate::connection::Store;
 use crate::error::{Result, StoreError};
+use crate::idempotency::{BoundTo, IdempotencyKey, bind};
 use crate::time::{from_micros, from_optional_micros, now};
 
 /// Where an operation is.
@@ -87,6 +88,8 @@ pub struct NewOperation {
     pub request_id: Option<String>,
     /// The state that its bot goes into with it.
     pub bot_status: Option<BotStatus>,
+    /// The key that its request came with.
+    pub idempotency: Option<IdempotencyKey>,
 }
 
 /// How an operation ended.
@@ -144,8 +147,8 @@ fn read(row: &SqliteRow) -> Result<OperationRow> {
 }
 
 impl Store {
-    /// Journals an operation as queued, and its bot's state with it in one transaction. Both are on the disk when
-    /// this returns.
+    /// Journals an operation as queued, with its bot's state and the key of its request in one transaction. All are
+    /// on the disk when this returns.
     ///
     /// # Errors
     /// [`StoreError::Exists`] for an id that is taken.
@@ -174,6 +177,10 @@ impl Store {
                 .execute(&mut *transaction)
                 .await
                 .map_err(&failed)?;
+        }
+        if let Some(key) = &operation.idempotency {
+            let to = BoundTo::Operation(&operation.id);
+            bind(&mut transaction, key, to).await.map_err(&failed)?;
         }
         transaction.commit().await.map_err(&failed)
     }

@@ -25,6 +25,7 @@ async fn bot(store: &Store, owner: &str) -> BotId {
         is_active: true,
         status: BotStatus::Ready,
         metadata: Map::new(),
+        idempotency: None,
     };
     store.insert_bot(new).await.unwrap();
     id
@@ -39,6 +40,7 @@ fn operation(id: &str, bot: &BotId) -> NewOperation {
         requested_by: Some("u".to_owned()),
         request_id: None,
         bot_status: None,
+        idempotency: None,
     }
 }
 
@@ -198,6 +200,7 @@ async fn of_two_requests_with_one_key_one_is_the_first() {
     assert_eq!(other, IdempotencyBegin::OtherBody);
     let outcome = IdempotencyOutcome {
         operation_id: Some("o".to_owned()),
+        bot_id: None,
         answer: None,
     };
     store.finish_idempotent(&key, &outcome).await.unwrap();

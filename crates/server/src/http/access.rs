@@ -318,6 +318,7 @@ pub fn requester(caller: &Caller, scope: Option<Scope>, context: &RequestContext
         may_manage: scope == Some(Scope::Manage),
         request_id: Some(context.request_id.clone()),
         patience: patience(headers),
+        idempotency: None,
     }
 }
 

@@ -9,7 +9,7 @@ use axum::http::request::Parts;
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use skep_api::{ErrorCode, HEADER_IDEMPOTENCY_KEY};
-use skep_core::OperationHandle;
+use skep_core::{OperationHandle, Requester};
 use skep_store::{IdempotencyBegin, IdempotencyKey, IdempotencyOutcome};
 
 use crate::app::App;
@@ -74,19 +74,30 @@ impl FromRequestParts<App> for Idempotency {
 }
 
 impl Idempotency {
+    fn key_of(&self, caller: &Caller) -> Option<IdempotencyKey> {
+        self.key.clone().map(|key| IdempotencyKey {
+            user_id: caller.user.id.clone(),
+            method: self.method.clone(),
+            path: self.path.clone(),
+            key,
+        })
+    }
+
+    /// The requester whose key is bound to what is begun for him, in the step that journals it.
+    pub fn of(&self, caller: &Caller, requester: Requester) -> Requester {
+        Requester {
+            idempotency: self.key_of(caller),
+            ..requester
+        }
+    }
+
     /// Claims the key, if there is one.
     ///
     /// # Errors
     /// 422 when it was used with another body; 409 when the first request is still not accepted after 5 s.
     pub async fn begin(&self, app: &App, caller: &Caller, body: &[u8]) -> Result<Begin, ApiError> {
-        let Some(key) = self.key.clone() else {
+        let Some(key) = self.key_of(caller) else {
             return Ok(Begin::First(Claim(None)));
-        };
-        let key = IdempotencyKey {
-            user_id: caller.user.id.clone(),
-            method: self.method.clone(),
-            path: self.path.clone(),
-            key,
         };
         let mut hash = Sha256::new();
         hash.update(self.query.as_bytes());
@@ -102,7 +113,7 @@ impl Idempotency {
                         "the idempotency key was used with another body",
                     ));
                 }
-                IdempotencyBegin::Repeat(outcome) if outcome.operation_id.is_none() && outcome.answer.is_none() => {
+                IdempotencyBegin::Repeat(outcome) if is_nothing(&outcome) => {
                     tokio::time::sleep(BETWEEN_LOOKS).await;
                 }
                 IdempotencyBegin::Repeat(outcome) => return Ok(Begin::Again(outcome)),
@@ -146,6 +157,7 @@ impl Idempotency {
             Ok(handle) => {
                 let outcome = IdempotencyOutcome {
                     operation_id: Some(handle.id().to_owned()),
+                    bot_id: None,
                     answer: None,
                 };
                 claim.finish(app, &outcome).await?;
@@ -157,6 +169,10 @@ impl Idempotency {
             }
         }
     }
+}
+
+fn is_nothing(outcome: &IdempotencyOutcome) -> bool {
+    outcome.operation_id.is_none() && outcome.bot_id.is_none() && outcome.answer.is_none()
 }
 
 impl Claim {

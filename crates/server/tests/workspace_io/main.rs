@@ -4,7 +4,6 @@
 mod downloads;
 mod execs;
 mod files;
-mod hostile;
 mod loads;
 mod logs;
 mod refusals;

@@ -152,11 +152,12 @@ async fn create(
     let owner = owner_asked(&app, &caller, query.owner_id.as_deref()).await?;
     let new = new_bot(body.value, owner, query.workspace)?;
     let requester = access::requester(&caller, Some(skep_store::Scope::Manage), &context, &headers);
+    let requester = idempotency.of(&caller, requester);
     let (server, bytes) = (app.clone(), body.bytes);
     let work = async move {
         let claim = match idempotency.begin(&server, &caller, &bytes).await? {
             Begin::First(claim) => claim,
-            Begin::Again(outcome) => return again(outcome),
+            Begin::Again(outcome) => return again(&server, outcome).await,
         };
         match server.core().create_bot(new, &requester).await {
             Ok((bot, operation)) => {
@@ -165,6 +166,7 @@ async fn create(
                 let text = serde_json::to_string(&bot).map_err(ApiError::internal)?;
                 let outcome = IdempotencyOutcome {
                     operation_id: operation_id.clone(),
+                    bot_id: None,
                     answer: Some((StatusCode::CREATED.as_u16(), text)),
                 };
                 claim.finish(&server, &outcome).await?;
@@ -183,10 +185,15 @@ async fn create(
     app.tasks().spawn(work).await.map_err(ApiError::internal)?
 }
 
-fn again(outcome: IdempotencyOutcome) -> ApiResult<Response> {
-    let (status, text) = outcome
-        .answer
-        .ok_or_else(|| ApiError::internal("an idempotency key of a bot without its answer"))?;
+/// The first answer; where a crash came before it, the bot as it is now.
+async fn again(app: &App, outcome: IdempotencyOutcome) -> ApiResult<Response> {
+    let Some((status, text)) = outcome.answer else {
+        let id = outcome.bot_id.and_then(|id| id.parse().ok());
+        let id = id.ok_or_else(|| ApiError::internal("an idempotency key of a bot without its bot"))?;
+        let bot = wire::bot(app.core().bot(&id).await?);
+        let answer = (StatusCode::CREATED, Json(bot));
+        return Ok(with_operation(outcome.operation_id.as_deref(), answer));
+    };
     let status = StatusCode::from_u16(status).map_err(ApiError::internal)?;
     let value: Value = serde_json::from_str(&text).map_err(ApiError::internal)?;
     Ok(with_operation(outcome.operation_id.as_deref(), (status, Json(value))))

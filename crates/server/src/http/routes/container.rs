@@ -58,7 +58,8 @@ async fn create(
     body: RawJsonBody<CreateWorkspaceRequest>,
 ) -> ApiResult<Response> {
     let request = create_request(body.value)?;
-    let (server, bot, requester) = (app.clone(), access.bot.id.clone(), access.requester());
+    let requester = idempotency.of(&access.caller, access.requester());
+    let (server, bot) = (app.clone(), access.bot.id.clone());
     let start = async move { server.core().create_workspace(&bot, request, &requester).await };
     let id = idempotency.operation(&app, &access.caller, body.bytes, start).await?;
     if accepts_json_alone(&headers) {
@@ -174,7 +175,8 @@ async fn start(
     idempotency: Idempotency,
     body: RawBody,
 ) -> ApiResult<Response> {
-    let (server, bot, requester) = (app.clone(), access.bot.id.clone(), access.requester());
+    let requester = idempotency.of(&access.caller, access.requester());
+    let (server, bot) = (app.clone(), access.bot.id.clone());
     let work = async move { server.core().start_workspace(&bot, &requester).await };
     let id = idempotency.operation(&app, &access.caller, body.0, work).await?;
     done(&app, &id, StartedResponse { started: true }).await
@@ -209,7 +211,8 @@ async fn stop(
     body: RawBody,
 ) -> ApiResult<Response> {
     let grace = query.grace()?;
-    let (server, bot, requester) = (app.clone(), access.bot.id.clone(), access.requester());
+    let requester = idempotency.of(&access.caller, access.requester());
+    let (server, bot) = (app.clone(), access.bot.id.clone());
     let work = async move { server.core().stop_workspace(&bot, grace, &requester).await };
     let id = idempotency.operation(&app, &access.caller, body.0, work).await?;
     done(&app, &id, StoppedResponse { stopped: true }).await
@@ -226,7 +229,8 @@ async fn restart(
     body: RawBody,
 ) -> ApiResult<Response> {
     let grace = query.grace()?;
-    let (server, bot, requester) = (app.clone(), access.bot.id.clone(), access.requester());
+    let requester = idempotency.of(&access.caller, access.requester());
+    let (server, bot) = (app.clone(), access.bot.id.clone());
     let work = async move { server.core().restart_workspace(&bot, grace, &requester).await };
     let id = idempotency.operation(&app, &access.caller, body.0, work).await?;
     done(&app, &id, RestartedResponse { restarted: true }).await

@@ -88,6 +88,7 @@ async fn id_for(app: &App, access: &BotAccess<Operate>, idempotency: &Idempotenc
             let id = ExecId::random();
             let outcome = IdempotencyOutcome {
                 operation_id: None,
+                bot_id: None,
                 answer: Some((StatusCode::OK.as_u16(), id.as_str().to_owned())),
             };
             claim.finish(app, &outcome).await?;
