@@ -153,3 +153,24 @@ fn every_crate_has_the_licence_of_the_repository() {
         .collect();
     assert!(wrong.is_empty(), "without Apache-2.0: {wrong:?}");
 }
+
+/// What `cargo tree` shows of our crates' features with these kinds of dependencies.
+fn features_of_the_program(edges: &str) -> String {
+    let output = Command::new(env!("CARGO"))
+        .args(["tree", "--offline", "--locked", "--package", "skep", "--edges", edges])
+        .args(["--format", "{p} {f}"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .expect("cargo can be run");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+fn only_the_program_of_the_tests_has_failpoints() {
+    assert!(!features_of_the_program("normal,build").contains("failpoints"));
+    assert!(
+        features_of_the_program("normal,build,dev").contains("failpoints"),
+        "the tests that crash the server have nothing to crash it with"
+    );
+}

@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -38,6 +38,11 @@ pub(crate) struct Installation {
 
 impl Installation {
     pub(crate) async fn start(runtime: OciRuntime) -> Self {
+        Self::start_with(runtime, &[]).await
+    }
+
+    /// As [`Installation::start`], with more in the server's environment.
+    pub(crate) async fn start_with(runtime: OciRuntime, more: &[(&str, String)]) -> Self {
         let containerd = ContainerdServer::start().await.expect("containerd is needed");
         let registry = Registry::start();
         let busybox = registry.reference("test/busybox", "1");
@@ -64,6 +69,7 @@ impl Installation {
         if runtime == OciRuntime::Runc {
             settings.push(("SKEP_CONTAINERD__RUNTIME_BINARY", "runc".to_owned()));
         }
+        settings.extend(more.iter().cloned());
         let mut settings: Vec<(String, String)> = settings
             .into_iter()
             .map(|(key, value)| (key.to_owned(), value))
@@ -117,8 +123,19 @@ impl Installation {
 
     /// Starts the server again on the same data root.
     pub(crate) async fn start_server_again(&mut self) {
-        self.server = spawn(&self.settings, self.data_root.path());
+        self.spawn_server_again();
         self.wait_until_ready().await;
+    }
+
+    /// Starts the server again on the same data root, ready or not.
+    pub(crate) fn spawn_server_again(&mut self) {
+        self.server = spawn(&self.settings, self.data_root.path());
+    }
+
+    /// How the server ended, when it has.
+    #[allow(dead_code, reason = "for the crash tests, which share this file")]
+    pub(crate) fn server_end(&mut self) -> Option<ExitStatus> {
+        self.server.try_wait().expect("the server can be asked for")
     }
 
     pub(crate) fn server_pid(&self) -> u32 {
@@ -135,6 +152,11 @@ impl Installation {
 
     pub(crate) fn bridge(&self) -> &str {
         &self.bridge
+    }
+
+    #[allow(dead_code, reason = "for the crash tests, which share this file")]
+    pub(crate) fn table(&self) -> &str {
+        &self.table
     }
 
     /// The directory of what must not outlive a reboot.

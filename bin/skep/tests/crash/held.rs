@@ -1,0 +1,289 @@
+//! Everything that is held anywhere for an installation, as lines of text that can be compared.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use skep_names::BotId;
+use skep_testkit::mounts_below;
+
+use crate::stage::Stage;
+
+/// Lines, each with how often it is there.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Held(BTreeMap<String, i64>);
+
+impl Held {
+    pub(crate) fn add(&mut self, line: impl Into<String>) {
+        *self.0.entry(line.into()).or_default() += 1;
+    }
+
+    pub(crate) fn extend(&mut self, lines: impl IntoIterator<Item = String>) {
+        for line in lines {
+            self.add(line);
+        }
+    }
+
+    /// What this has beyond `expected`, and what it lacks: the leaks and the losses.
+    pub(crate) fn against(&self, expected: &Self) -> Difference {
+        let count = |held: &Self, line: &str| held.0.get(line).copied().unwrap_or(0);
+        let mut difference = Difference::default();
+        for line in self.0.keys().chain(expected.0.keys()) {
+            let more = count(self, line) - count(expected, line);
+            match more {
+                0 => {}
+                1.. => difference.leaked.insert(line.clone(), more).map_or((), drop),
+                _ => difference.missing.insert(line.clone(), -more).map_or((), drop),
+            }
+        }
+        difference
+    }
+}
+
+/// Between what is held and what should be.
+#[derive(Debug, Default)]
+pub(crate) struct Difference {
+    pub(crate) leaked: BTreeMap<String, i64>,
+    pub(crate) missing: BTreeMap<String, i64>,
+}
+
+impl Difference {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.leaked.is_empty() && self.missing.is_empty()
+    }
+
+    pub(crate) fn describe(&self) -> String {
+        let lines = |sign: &str, lines: &BTreeMap<String, i64>| -> String {
+            let line = |(line, times): (&String, &i64)| match times {
+                1 => format!("  {sign} {line}\n"),
+                times => format!("  {sign} {line} ({times} times)\n"),
+            };
+            lines.iter().map(line).collect()
+        };
+        format!("{}{}", lines("+", &self.leaked), lines("-", &self.missing))
+    }
+}
+
+/// What is held now, with the ids of bots replaced by what they are to the trial.
+pub(crate) async fn capture(stage: &Stage) -> Held {
+    let mut raw = Vec::new();
+    let asked = ask_containerd(stage);
+    rows(stage, &mut raw).await;
+    on_disk(stage, &mut raw);
+    in_the_kernel(stage, &mut raw);
+    answers(asked, &mut raw);
+    let mut held = Held::default();
+    held.extend(raw.into_iter().map(|line| stage.with_names(&line)));
+    held
+}
+
+async fn rows(stage: &Stage, raw: &mut Vec<String>) {
+    let store = stage.store();
+    for bot in stage.all_bots() {
+        let id: BotId = bot.parse().expect("an id of ours");
+        if let Some(row) = store.bot(&id).await.expect("the store can be read") {
+            raw.push(format!("row of bot {bot}: {}", row.status.as_str()));
+        }
+        for fault in store.faults(&id).await.expect("the store can be read") {
+            raw.push(format!("fault of bot {bot}: {}", fault.check_type));
+        }
+    }
+    for row in store.containers().await.expect("the store can be read") {
+        raw.push(format!(
+            "row of workspace {}: {}, wanted {}, limits {}, reason {}, {}",
+            row.bot_id,
+            row.status.as_str(),
+            row.desired.as_str(),
+            row.limits_wanted.pids,
+            row.reason.is_some(),
+            row.image.rsplit('/').next().unwrap_or_default(),
+        ));
+    }
+    for row in store.unfinished_operations().await.expect("the store can be read") {
+        raw.push(format!("unfinished operation {} of {}", row.kind, row.bot_id));
+    }
+}
+
+/// What is asked of containerd, all at once: each answer costs a process of its own.
+fn ask_containerd(stage: &Stage) -> Vec<(&'static str, std::process::Child)> {
+    let questions: [(&str, &[&str]); 6] = [
+        ("container", &["containers", "ls"]),
+        ("task", &["tasks", "ls"]),
+        ("snapshot", &["snapshots", "ls"]),
+        ("lease", &["leases", "ls", "-q"]),
+        ("image", &["images", "ls", "-q"]),
+        ("content", &["content", "ls", "-q"]),
+    ];
+    let ask = |(kind, arguments): (&'static str, &[&str])| {
+        let child = Command::new("ctr")
+            .arg("--address")
+            .arg(stage.installation.containerd().socket())
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("ctr is needed");
+        (kind, child)
+    };
+    questions.map(ask).into()
+}
+
+fn answers(asked: Vec<(&'static str, std::process::Child)>, raw: &mut Vec<String>) {
+    for (kind, child) in asked {
+        let text = text_of(child.wait_with_output().expect("ctr can be waited for"));
+        let header = usize::from(["container", "task", "snapshot"].contains(&kind));
+        for line in text.lines().skip(header) {
+            let mut words: Vec<&str> = line.split_whitespace().collect();
+            if kind == "task" {
+                // The number of its process differs from start to start.
+                words.remove(1);
+            }
+            let line = words.join(" ");
+            raw.push(match kind {
+                "lease" => format!("lease {}", line.trim_end_matches(|c: char| c.is_ascii_hexdigit())),
+                _ => format!("{kind} {line}"),
+            });
+        }
+    }
+}
+
+fn text_of(output: Output) -> String {
+    assert!(
+        output.status.success(),
+        "ctr failed: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Files and directories. What is inside a socket directory is the bridge's own matter.
+fn on_disk(stage: &Stage, raw: &mut Vec<String>) {
+    let data_root = stage.installation.data_root();
+    for entry in names_in(data_root) {
+        // The log and the database with its side files come and go by themselves; kept logs are looked at below.
+        if !entry.starts_with("server.log") && !entry.starts_with("skep.db") && entry != "logs" {
+            raw.push(format!("file <data root>/{entry}"));
+        }
+    }
+    for entry in names_in(&data_root.join("run")) {
+        raw.push(format!("file <data root>/run/{entry}"));
+    }
+    // Whether there is one of a workspace depends on its past; of no workspace there is none.
+    let has_row = |file: &String| raw.iter().any(|line| is_row_of(line, file.trim_end_matches(".log")));
+    let logs: Vec<String> = names_in(&data_root.join("logs"));
+    let logs: Vec<String> = logs.into_iter().filter(|file| !has_row(file)).collect();
+    raw.extend(logs.iter().map(|file| format!("file <data root>/logs/{file}")));
+    let run = stage.installation.run_directory();
+    for file in files_below(&run) {
+        let file = file.strip_prefix(&run).expect("it is below").display().to_string();
+        raw.push(format!("file <run>/{}", without_addresses(&file)));
+    }
+    let id = run.file_name().expect("it has a name").to_string_lossy().into_owned();
+    for entry in names_in(Path::new("/run/skep/ids")) {
+        let text = std::fs::read_to_string(Path::new("/run/skep/ids").join(&entry)).unwrap_or_default();
+        // The claim names whom it is for; a draft of a claim is named after its data root.
+        if entry.contains(&id) {
+            raw.push(format!(
+                "draft of a claim of ids: {}",
+                entry.replace(&id, "<data root>")
+            ));
+        } else if text.contains(&id) {
+            raw.push(format!("claim of ids: {}", text.replace(&id, "<data root>")));
+        }
+    }
+}
+
+fn is_row_of(line: &str, bot: &str) -> bool {
+    line.strip_prefix("row of workspace ")
+        .is_some_and(|rest| rest.starts_with(bot))
+}
+
+fn in_the_kernel(stage: &Stage, raw: &mut Vec<String>) {
+    let installation = &stage.installation;
+    let places = [
+        (installation.data_root().to_owned(), "<data root>"),
+        (installation.run_directory(), "<run>"),
+        (installation.containerd().directory().to_owned(), "<containerd>"),
+    ];
+    for (place, name) in places {
+        for mount in mounts_below(&place).expect("the mount table can be read") {
+            let mount = mount.strip_prefix(&place).expect("it is below").display().to_string();
+            raw.push(format!("mount {name}/{mount}"));
+        }
+    }
+    let ours = |name: &String| stage.all_bots().iter().any(|bot| name.contains(bot.as_str()));
+    let pins = names_in(Path::new("/run/netns"));
+    raw.extend(
+        pins.into_iter()
+            .filter(ours)
+            .map(|name| format!("network namespace {name}")),
+    );
+    let mounts = mounts_below(Path::new("/run/netns")).expect("the mount table can be read");
+    // `ip netns`, used by anybody on this host, mounts the directory over itself, with all that is in it.
+    let mounts: BTreeSet<PathBuf> = mounts.into_iter().collect();
+    for mount in mounts {
+        let name = mount.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if ours(&name) {
+            raw.push(format!("mount /run/netns/{name}"));
+        }
+    }
+    let ports = Path::new("/sys/class/net").join(installation.bridge()).join("brif");
+    raw.extend(names_in(&ports).iter().map(|_| "port of the bridge".to_owned()));
+    for controller in names_in(Path::new("/sys/fs/cgroup")) {
+        let parent = Path::new("/sys/fs/cgroup").join(controller).join("skep");
+        // One line whatever the number of hierarchies the host has.
+        raw.extend(
+            names_in(&parent)
+                .into_iter()
+                .filter(ours)
+                .filter(|_| parent.ends_with("pids/skep") || parent.ends_with("cgroup/skep"))
+                .map(|name| format!("cgroup {name}")),
+        );
+    }
+    let rules = Command::new("nft")
+        .args(["-s", "list", "table", "inet", installation.table()])
+        .output()
+        .expect("nft is needed");
+    let rules = String::from_utf8_lossy(&rules.stdout).into_owned();
+    raw.extend(rules.lines().map(|line| {
+        let line = line.trim().replace(installation.bridge(), "<bridge>");
+        format!("rule {}", without_addresses(&line))
+    }));
+}
+
+/// Addresses are given out in turn.
+fn without_addresses(text: &str) -> String {
+    let is_address = |word: &str| word.parse::<std::net::Ipv4Addr>().is_ok();
+    text.split('/')
+        .map(|part| if is_address(part) { "<address>" } else { part })
+        .collect::<Vec<_>>()
+        .join("/")
+}
+
+fn names_in(directory: &Path) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(directory) else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect()
+}
+
+fn files_below(directory: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(directory) else {
+        return Vec::new();
+    };
+    let mut found = Vec::new();
+    for entry in entries.flatten() {
+        let path = entry.path();
+        // A root file system that is still mounted is one line, not its thousand files.
+        let is_mount = mounts_below(&path).is_ok_and(|mounts| mounts.contains(&path));
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) && !is_mount {
+            found.extend(files_below(&path));
+        }
+        found.push(path);
+    }
+    found
+}

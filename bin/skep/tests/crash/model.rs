@@ -1,0 +1,99 @@
+//! What must be held for one bot in each state, and nothing else.
+
+use skep_names::container_id_for;
+
+use crate::held::Held;
+
+/// Where a bot and its workspace are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    /// No trace of either.
+    NoBot,
+    /// A bot without a workspace.
+    Bare,
+    /// It runs.
+    Running,
+    /// It runs, with other limits than the default.
+    RunningLimited,
+    /// It is stopped, as was asked.
+    Stopped,
+    /// A start came to nothing: it is wanted running, it does not run, and it is said why.
+    Down,
+    /// A create came to nothing: no workspace, and a check says why.
+    CreateFailed,
+    /// A create failed after its workspace was recorded, and so is the workspace's now: kept, not running.
+    DownAfterCreate,
+}
+
+impl State {
+    /// There is a writable layer, so there are bytes.
+    pub(crate) fn has_data(self) -> bool {
+        matches!(
+            self,
+            Self::Running | Self::RunningLimited | Self::Stopped | Self::Down | Self::DownAfterCreate
+        )
+    }
+
+    pub(crate) fn runs(self) -> bool {
+        matches!(self, Self::Running | Self::RunningLimited)
+    }
+}
+
+/// The image all workspaces of the trials have, as rows name it.
+const IMAGE: &str = "busybox:1";
+
+/// Adds what is held for a bot in a state. `name` is what the id of the bot was replaced by.
+pub(crate) fn add(held: &mut Held, state: State, name: &str, image: &str, top_layer: &str) {
+    if state == State::NoBot {
+        return;
+    }
+    held.add(format!("row of bot {name}: ready"));
+    if matches!(state, State::CreateFailed | State::DownAfterCreate) {
+        held.add(format!("fault of bot {name}: container.init"));
+    }
+    if !state.has_data() {
+        return;
+    }
+    let (status, desired, reason) = match state {
+        State::Stopped => ("stopped", "stopped", false),
+        State::Down | State::DownAfterCreate => ("error", "running", true),
+        _ => ("running", "running", false),
+    };
+    let limits = if state == State::RunningLimited { 200 } else { 0 };
+    held.add(format!(
+        "row of workspace {name}: {status}, wanted {desired}, limits {limits}, reason {reason}, {IMAGE}"
+    ));
+    let container = format!("workspace-{name}");
+    held.add(format!("container {container} {image} io.containerd.runc.v2"));
+    held.add(format!("snapshot {container} {top_layer} Active"));
+    if state.runs() {
+        add_running(held, name, &container);
+    }
+}
+
+fn add_running(held: &mut Held, name: &str, container: &str) {
+    held.extend(
+        [
+            format!("task {container} RUNNING"),
+            format!("mount <containerd>/run/state/io.containerd.runtime.v2.task/default/{container}/rootfs"),
+            format!("mount <data root>/run/{name}"),
+            format!("mount <run>/userns/{name}"),
+            format!("mount /run/netns/skep-{name}"),
+            format!("network namespace skep-{name}"),
+            format!("file <data root>/run/{name}"),
+            format!("file <run>/userns/{name}"),
+            format!("file <run>/running/{name}"),
+            format!("file <run>/cni/attachments/{name}.json"),
+            "file <run>/cni/leases/skep/<address>".to_owned(),
+            "port of the bridge".to_owned(),
+            format!("cgroup {container}"),
+            format!("claim of ids: {{\"data_root\":\"<data root>\",\"bot\":\"{name}\"}}"),
+        ]
+        .map(|line| line.clone()),
+    );
+}
+
+/// The id of a container, for names that are real.
+pub(crate) fn container_of(bot: &str) -> String {
+    container_id_for(&bot.parse().expect("an id of ours"))
+}

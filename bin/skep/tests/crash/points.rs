@@ -1,0 +1,170 @@
+//! Which points there are, and which of them are tried.
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::sync::{Mutex, PoisonError};
+
+use sha2::{Digest, Sha256};
+
+use crate::report::Report;
+use crate::runner;
+use crate::scenarios::{SCENARIOS, Scenario};
+use crate::stage::Stage;
+
+/// Without being told otherwise, one in so many trials is made.
+const PART: u64 = 5;
+/// A point that is passed more often in one operation is tried so often.
+const OCCURRENCES: usize = 3;
+
+/// What an armed point does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Exit {
+    /// Ends the server on the spot.
+    Abort,
+    /// Lets the step fail.
+    Error,
+}
+
+impl Exit {
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Abort => "abort",
+            Self::Error => "error",
+        }
+    }
+}
+
+/// One scenario stopped at one point.
+#[derive(Debug, Clone)]
+pub(crate) struct Trial {
+    pub(crate) scenario: &'static Scenario,
+    pub(crate) point: String,
+    /// The how manieth time it is passed, from 1.
+    pub(crate) occurrence: usize,
+    pub(crate) exit: Exit,
+}
+
+impl fmt::Display for Trial {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            out,
+            "{}/{}#{}/{}",
+            self.scenario.name,
+            self.point,
+            self.occurrence,
+            self.exit.word()
+        )
+    }
+}
+
+pub(crate) fn how_to_repeat(trial: &str) -> String {
+    format!("CRASH_POINT='{trial}' cargo test --workspace --test crash")
+}
+
+/// Which trials are made: `CRASH_POINTS=all`, `CRASH_POINT=<trial or the beginning of one>`, or a part by `SEED`.
+pub(crate) enum Choice {
+    All,
+    Beginning(String),
+    Part(u64),
+}
+
+impl Choice {
+    pub(crate) fn of_environment() -> Self {
+        if let Ok(trial) = std::env::var("CRASH_POINT") {
+            return Self::Beginning(trial);
+        }
+        match std::env::var("CRASH_POINTS").as_deref() {
+            Ok("all") => return Self::All,
+            Ok(other) => panic!("CRASH_POINTS={other:?}: only \"all\" is known"),
+            Err(_) => {}
+        }
+        let seed = match std::env::var("SEED") {
+            Ok(seed) => seed.parse().expect("SEED is a number"),
+            Err(_) => std::time::SystemTime::now()
+                .duration_since(std::time::UNIX_EPOCH)
+                .expect("the clock is after 1970")
+                .as_secs(),
+        };
+        Self::Part(seed)
+    }
+
+    pub(crate) fn describe(&self) -> String {
+        match self {
+            Self::All => "crash: all points".to_owned(),
+            Self::Beginning(trial) => format!("crash: what begins with {trial:?}"),
+            Self::Part(seed) => format!("crash: one trial in {PART}, chosen by SEED={seed}"),
+        }
+    }
+
+    /// Whether only one scenario need be looked at.
+    pub(crate) fn is_one_scenario(&self) -> bool {
+        matches!(self, Self::Beginning(trial) if trial.contains('/'))
+    }
+
+    fn needs(&self, scenario: &Scenario) -> bool {
+        match self {
+            Self::Beginning(trial) if self.is_one_scenario() => trial.split('/').next() == Some(scenario.name),
+            _ => true,
+        }
+    }
+
+    pub(crate) fn takes(&self, trial: &Trial) -> bool {
+        match self {
+            Self::All => true,
+            Self::Beginning(beginning) => trial.to_string().starts_with(beginning),
+            Self::Part(seed) => number_of(*seed, &trial.to_string()).is_multiple_of(PART),
+        }
+    }
+}
+
+/// The same for the same seed and name, whatever else there is.
+fn number_of(seed: u64, name: &str) -> u64 {
+    let hash = Sha256::digest(format!("{seed} {name}"));
+    hash.iter()
+        .take(8)
+        .fold(0, |number, byte| number << 8 | u64::from(*byte))
+}
+
+/// Runs every scenario once, undisturbed, and reads from the program's own record where it can be stopped.
+pub(crate) async fn record_all(choice: &Choice, report: &Report) -> Vec<Trial> {
+    let mut stage = Stage::start().await;
+    let mut trials = Vec::new();
+    for scenario in SCENARIOS.iter().filter(|scenario| choice.needs(scenario)) {
+        let passed = runner::undisturbed(&mut stage, scenario)
+            .await
+            .unwrap_or_else(|failure| panic!("{} fails undisturbed:\n{}", scenario.name, failure.why));
+        let mut seen: HashMap<&str, usize> = HashMap::new();
+        for line in &passed {
+            let (point, exits) = match line.split_once(' ') {
+                Some((point, _abort_only)) => (point, &[Exit::Abort][..]),
+                None => (line.as_str(), &[Exit::Abort, Exit::Error][..]),
+            };
+            let occurrence = seen.entry(point).or_default();
+            *occurrence += 1;
+            if *occurrence > OCCURRENCES {
+                continue;
+            }
+            report.found_points(1);
+            trials.extend(exits.iter().map(|exit| Trial {
+                scenario,
+                point: point.to_owned(),
+                occurrence: *occurrence,
+                exit: *exit,
+            }));
+        }
+    }
+    trials
+}
+
+/// What is still to be tried.
+pub(crate) struct Queue(Mutex<VecDeque<Trial>>);
+
+impl Queue {
+    pub(crate) fn new(trials: Vec<Trial>) -> Self {
+        Self(Mutex::new(trials.into()))
+    }
+
+    pub(crate) fn next(&self) -> Option<Trial> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+    }
+}

@@ -1,0 +1,363 @@
+//! One trial: a known state, a point armed, the operation, the crash, the next server, the comparison, the repeat.
+
+use std::time::{Duration, Instant};
+
+use reqwest::StatusCode;
+use serde_json::Value;
+use skep_names::BotId;
+use skep_store::OperationState;
+
+use crate::model::State;
+use crate::points::{Exit, Queue, Trial};
+use crate::report::Report;
+use crate::scenarios::{Act, Scenario};
+use crate::stage::{CONVERGE_LIMIT, Stage};
+
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+/// An operation that is over had this long to pass its point.
+const TOO_LATE: Duration = Duration::from_secs(2);
+
+/// Why a trial failed, and what it cost.
+#[derive(Debug, Default)]
+pub(crate) struct Failure {
+    pub(crate) why: String,
+    pub(crate) lost_bytes: u64,
+    pub(crate) lost_workspace: bool,
+    pub(crate) leaks: usize,
+    /// The end of the server's log.
+    pub(crate) log: String,
+}
+
+impl From<String> for Failure {
+    fn from(why: String) -> Self {
+        Self {
+            leaks: why.lines().filter(|line| line.trim_start().starts_with("+ ")).count(),
+            lost_workspace: why.lines().any(|line| line.trim_start().starts_with("- snapshot")),
+            why,
+            ..Self::default()
+        }
+    }
+}
+
+type Tried<T> = Result<T, Failure>;
+
+/// Status, body, and the operation it began.
+type Answer = (StatusCode, Value, Option<String>);
+
+/// How a request came to its end.
+enum Came {
+    /// Status, body, and the operation it began.
+    Answered(StatusCode, Value, Option<String>),
+    /// The server died first.
+    Died,
+}
+
+/// Takes trials off the queue until it is empty. A stage that a trial spoilt is left and another one built.
+pub(crate) async fn work_off(queue: &Queue, report: &Report) {
+    let mut stage = None;
+    while let Some(trial) = queue.next() {
+        let mut here = match stage.take() {
+            Some(stage) => stage,
+            None => Stage::start().await,
+        };
+        match tried(&mut here, &trial).await {
+            Ok(took) => {
+                report.converged(took);
+                stage = Some(here);
+            }
+            Err(mut failure) => {
+                failure.log = last_lines(&here.installation.log_tail());
+                report.failed(&trial.to_string(), &failure);
+            }
+        }
+    }
+}
+
+fn last_lines(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().collect();
+    lines[lines.len().saturating_sub(12)..].join("\n")
+}
+
+/// Runs a scenario with nothing armed, and returns the points it passed.
+pub(crate) async fn undisturbed(stage: &mut Stage, scenario: &'static Scenario) -> Tried<Vec<String>> {
+    stage.prepare(scenario.from).await;
+    stage.arm(None);
+    let name = stage.new_name();
+    let asked = ask(stage, scenario.act, &name, "undisturbed").await;
+    let came = asked.end(stage).await?;
+    find_new_bot(stage, scenario, &name).await?;
+    succeeded(stage, scenario, &came).await?;
+    until(stage, &[scenario.to]).await?;
+    stage.subject_is(scenario.to);
+    Ok(stage.passed())
+}
+
+async fn tried(stage: &mut Stage, trial: &Trial) -> Tried<Option<Duration>> {
+    let scenario = trial.scenario;
+    stage.prepare(scenario.from).await;
+    stage.arm(Some((&trial.point, trial.occurrence, trial.exit)));
+    let name = stage.new_name();
+    let asked = ask(stage, scenario.act, &name, &trial.to_string()).await;
+    let came = asked.end(stage).await?;
+    if !stage.has_fired() {
+        return Err(format!("the point was not passed; passed were {:?}", stage.passed()).into());
+    }
+    let took = match trial.exit {
+        Exit::Abort => Some(after_abort(stage, trial, &name, &came).await?),
+        Exit::Error => {
+            after_error(stage, trial, &name, came).await?;
+            None
+        }
+    };
+    keeps_what_was_written(stage, scenario)?;
+    if !stage.bystander_runs_on() {
+        return Err("the bystander that ran was restarted".to_owned().into());
+    }
+    stage.subject_is(scenario.to);
+    Ok(took)
+}
+
+/// The next server brings it to its end; what never was an operation never was.
+async fn after_abort(stage: &mut Stage, trial: &Trial, name: &str, came: &Came) -> Tried<Duration> {
+    let scenario = trial.scenario;
+    if !matches!(came, Came::Died) {
+        return Err("the server did not die".to_owned().into());
+    }
+    let passed = stage.passed();
+    let began = |mark: &str| passed.iter().any(|line| line.split(' ').next() == Some(mark));
+    let journaled = began("operation.journaled");
+    stage.arm(None);
+    let begun = Instant::now();
+    stage.installation.start_server_again().await;
+    find_new_bot(stage, scenario, name).await?;
+    let goal = match journaled || began("bot.inserted") || scenario.act == Act::KillFirstProcess {
+        true => scenario.to,
+        false => scenario.from,
+    };
+    until(stage, &[goal]).await?;
+    let took = begun.elapsed();
+    if journaled && goal != State::NoBot {
+        last_operation_succeeded(stage, scenario).await?;
+    }
+    keeps_what_was_written(stage, scenario)?;
+    repeat(stage, scenario, name, &trial.to_string()).await?;
+    Ok(took)
+}
+
+/// It fails, or a second try within it works; either way nothing is left over, and a repeat works.
+async fn after_error(stage: &mut Stage, trial: &Trial, name: &str, came: Came) -> Tried<()> {
+    let scenario = trial.scenario;
+    if matches!(came, Came::Died) {
+        return Err("the server died of an error".to_owned().into());
+    }
+    find_new_bot(stage, scenario, name).await?;
+    if succeeded(stage, scenario, &came).await.is_ok() {
+        until(stage, &[scenario.to]).await?;
+    } else if !scenario.after_failure.is_empty() {
+        until(stage, scenario.after_failure).await?;
+    }
+    keeps_what_was_written(stage, scenario)?;
+    repeat(stage, scenario, name, &format!("{trial} again")).await
+}
+
+/// Asks for the same again, with the same idempotency key after a crash, and compares once more.
+async fn repeat(stage: &mut Stage, scenario: &'static Scenario, name: &str, key: &str) -> Tried<()> {
+    let act = match scenario.act {
+        Act::KillFirstProcess => Act::Request("POST", "/container/start", ""),
+        // The bot is there, only its workspace is not: it is the workspace's create that is repeated.
+        Act::NewBot if stage.subject.is_some() && key.ends_with(" again") => Act::Request("POST", "/container", "{}"),
+        act => act,
+    };
+    if stage.subject.is_none() && act != Act::NewBot {
+        return Ok(());
+    }
+    let asked = ask(stage, act, name, key).await;
+    let came = asked.end(stage).await?;
+    find_new_bot(stage, scenario, name).await?;
+    if scenario.to == State::NoBot && matches!(came, Came::Answered(StatusCode::NOT_FOUND, ..)) {
+        return Ok(());
+    }
+    succeeded(stage, scenario, &came)
+        .await
+        .map_err(|failure| Failure::from(format!("the repeat failed: {}", failure.why)))?;
+    until(stage, &[scenario.to]).await.map_err(|failure| Failure {
+        why: format!("after the repeat: {}", failure.why),
+        ..failure
+    })
+}
+
+async fn until(stage: &mut Stage, states: &[State]) -> Tried<()> {
+    stage.until(states).await.map(drop).map_err(Failure::from)
+}
+
+fn keeps_what_was_written(stage: &Stage, scenario: &Scenario) -> Tried<()> {
+    if !scenario.from.has_data() || !scenario.to.has_data() {
+        return Ok(());
+    }
+    match stage.lost_bytes() {
+        0 => Ok(()),
+        lost_bytes => Err(Failure {
+            why: format!("{lost_bytes} bytes that were written are gone"),
+            lost_bytes,
+            ..Failure::default()
+        }),
+    }
+}
+
+/// A bot that `POST /bots` made before its server died is found by its name, and there is only one.
+async fn find_new_bot(stage: &mut Stage, scenario: &Scenario, name: &str) -> Tried<()> {
+    if scenario.act != Act::NewBot {
+        return Ok(());
+    }
+    let client = stage.installation.client.clone();
+    let listed = client
+        .good(reqwest::Method::GET, "/bots?all=true&limit=200", None)
+        .await;
+    let items = listed["items"].as_array().expect("a list");
+    let named: Vec<&str> = items
+        .iter()
+        .filter(|bot| bot["display_name"] == name)
+        .filter_map(|bot| bot["id"].as_str())
+        .collect();
+    match named[..] {
+        [] => Ok(()),
+        [bot] => {
+            stage.take_up(bot);
+            Ok(())
+        }
+        _ => Err(format!("there are {} bots of that name", named.len()).into()),
+    }
+}
+
+async fn last_operation_succeeded(stage: &Stage, scenario: &Scenario) -> Tried<()> {
+    let bot: BotId = match &stage.subject {
+        Some(subject) => subject.bot.parse().expect("an id of ours"),
+        None => return Ok(()),
+    };
+    let operations = stage.store().operations(&bot, 20).await.expect("the store can be read");
+    let last = operations
+        .iter()
+        .find(|row| scenario.kinds.contains(&row.kind.as_str()));
+    match last {
+        Some(row) if row.state == OperationState::Succeeded => Ok(()),
+        other => Err(format!("its operation ended otherwise: {other:?}").into()),
+    }
+}
+
+/// Whether an answer, and the operation it began, are those of a success.
+async fn succeeded(stage: &Stage, scenario: &Scenario, came: &Came) -> Tried<()> {
+    let Came::Answered(status, body, operation) = came else {
+        return Err("the server died".to_owned().into());
+    };
+    if !status.is_success() {
+        return Err(format!("it answered {status}: {body}").into());
+    }
+    let Some(id) = operation else {
+        return Ok(());
+    };
+    let row = stage.store().operation(id).await.expect("the store can be read");
+    match row {
+        Some(row) if row.state == OperationState::Succeeded => Ok(()),
+        // Whoever asks for what is under way joins it.
+        other => Err(format!("the operation of {} ended otherwise: {other:?}", scenario.name).into()),
+    }
+}
+
+/// A request that is under way.
+struct Asked {
+    /// The point that is armed ends the server.
+    dies: bool,
+    request: Option<tokio::task::JoinHandle<Option<Answer>>>,
+}
+
+async fn ask(stage: &Stage, act: Act, name: &str, key: &str) -> Asked {
+    let bot = stage.subject.as_ref().map(|subject| subject.bot.as_str());
+    let Some((method, path, body)) = act.request(bot, name) else {
+        let process = stage.first_process(bot.expect("there is a workspace"));
+        let process = rustix::process::Pid::from_raw(i32::try_from(process).expect("a process")).expect("a process");
+        rustix::process::kill_process(process, rustix::process::Signal::KILL).expect("it can be killed");
+        return Asked {
+            dies: stage.is_armed_to_abort(),
+            request: None,
+        };
+    };
+    let request = stage.installation.client.request(method, &path);
+    // A name of its own for each trial: the key of an earlier one is another request's.
+    let request = request
+        .header("accept", "application/json")
+        .header("idempotency-key", format!("{key} {name}"));
+    let request = match body {
+        Some(body) => request.json(&body),
+        None => request,
+    };
+    let request = tokio::spawn(async move {
+        let answer = request.send().await.ok()?;
+        let operation = answer.headers().get("x-operation-id").cloned();
+        let operation = operation.and_then(|id| id.to_str().map(str::to_owned).ok());
+        let status = answer.status();
+        let body = answer.bytes().await.ok()?;
+        let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
+        Some((status, body, operation))
+    });
+    Asked {
+        dies: stage.is_armed_to_abort(),
+        request: Some(request),
+    }
+}
+
+impl Asked {
+    /// The end of the server, or of the request and what it began, whatever comes first.
+    async fn end(mut self, stage: &mut Stage) -> Tried<Came> {
+        let deadline = Instant::now() + CONVERGE_LIMIT;
+        let mut over_since = None;
+        let mut answer = None;
+        // A connection that broke: the server's end will be seen in a moment.
+        let mut cut_off = false;
+        loop {
+            if stage.installation.server_end().is_some() {
+                return Ok(Came::Died);
+            }
+            if self.request.as_ref().is_some_and(tokio::task::JoinHandle::is_finished)
+                && let Some(request) = self.request.take()
+            {
+                answer = request.await.map_err(|error| Failure::from(error.to_string()))?;
+                cut_off = answer.is_none();
+            }
+            // Read in this order: what fires says so before it is disarmed. One that aborts is gone in a moment.
+            let armed = !stage.is_disarmed();
+            let dying = self.dies && stage.has_fired();
+            let waited_for =
+                cut_off || dying || self.request.is_some() || self.is_under_way(stage, answer.as_ref()).await;
+            if !waited_for {
+                let over = *over_since.get_or_insert_with(Instant::now);
+                if !armed || over.elapsed() > TOO_LATE {
+                    let (status, body, operation) = answer.unwrap_or((StatusCode::OK, Value::Null, None));
+                    return Ok(Came::Answered(status, body, operation));
+                }
+            }
+            if Instant::now() > deadline {
+                return Err(format!("it did not come to an end; passed were {:?}", stage.passed()).into());
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    /// An operation says that it has ended after it is journaled, which is the last point it passes.
+    async fn is_under_way(&self, stage: &Stage, answer: Option<&Answer>) -> bool {
+        let unfinished = stage
+            .store()
+            .unfinished_operations()
+            .await
+            .expect("the store can be read");
+        if !unfinished.is_empty() {
+            return true;
+        }
+        let passed = stage.passed();
+        let count = |mark: &str| passed.iter().filter(|line| line.starts_with(mark)).count();
+        if count("operation.admitted") == 0 && answer.is_none() {
+            // A process was killed and nobody has seen it.
+            return true;
+        }
+        count("operation.ended") < count("operation.journaled")
+    }
+}

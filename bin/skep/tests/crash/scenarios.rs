@@ -1,0 +1,151 @@
+//! The table of what is crashed. A new operation gets a line here, and its points are tried by themselves.
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::model::State;
+
+/// What is asked of the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Act {
+    /// `POST /bots`.
+    NewBot,
+    /// A request for the bot: method, the rest of the path, body.
+    Request(&'static str, &'static str, &'static str),
+    /// Nothing: the first process of the workspace is killed, and the server sees it.
+    KillFirstProcess,
+}
+
+/// One operation from one state to another.
+#[derive(Debug)]
+pub(crate) struct Scenario {
+    pub(crate) name: &'static str,
+    /// The kinds of operations it runs.
+    pub(crate) kinds: &'static [&'static str],
+    pub(crate) from: State,
+    pub(crate) act: Act,
+    pub(crate) to: State,
+    /// Where a step that fails may leave it; empty: anywhere, as a repeat brings it to the end.
+    pub(crate) after_failure: &'static [State],
+}
+
+const CONTAINER: Act = Act::Request("POST", "/container", "{}");
+
+const fn act(action: &'static str) -> Act {
+    Act::Request("POST", action, "")
+}
+
+pub(crate) const SCENARIOS: &[Scenario] = &[
+    scenario(
+        "new-bot",
+        &["create"],
+        (State::NoBot, Act::NewBot, State::Running),
+        &[State::CreateFailed, State::DownAfterCreate, State::NoBot],
+    ),
+    scenario(
+        "create",
+        &["create"],
+        (State::Bare, CONTAINER, State::Running),
+        &[State::CreateFailed, State::DownAfterCreate, State::Bare],
+    ),
+    scenario(
+        "create-of-a-stopped-one",
+        &["create"],
+        (
+            State::Stopped,
+            Act::Request("POST", "/container", r#"{"limits": {"pids": 200}}"#),
+            State::RunningLimited,
+        ),
+        &[],
+    ),
+    scenario(
+        "start",
+        &["start"],
+        (State::Stopped, act("/container/start"), State::Running),
+        &[State::Down, State::Stopped],
+    ),
+    scenario(
+        "start-of-a-running-one",
+        &["start"],
+        (State::Running, act("/container/start"), State::Running),
+        &[],
+    ),
+    scenario(
+        "stop",
+        &["stop"],
+        (State::Running, act("/container/stop"), State::Stopped),
+        &[],
+    ),
+    scenario(
+        "restart",
+        &["restart"],
+        (State::Running, act("/container/restart"), State::Running),
+        &[State::Down, State::Running],
+    ),
+    scenario(
+        "limits",
+        &["limits"],
+        (
+            State::Running,
+            Act::Request("PUT", "/container/limits", r#"{"pids": 200}"#),
+            State::RunningLimited,
+        ),
+        &[State::Running, State::RunningLimited],
+    ),
+    scenario(
+        "delete",
+        &["delete"],
+        (State::Running, Act::Request("DELETE", "/container", ""), State::Bare),
+        &[],
+    ),
+    scenario(
+        "delete-of-a-stopped-one",
+        &["delete"],
+        (State::Stopped, Act::Request("DELETE", "/container", ""), State::Bare),
+        &[],
+    ),
+    scenario(
+        "delete-bot",
+        &["delete_bot"],
+        (State::Running, Act::Request("DELETE", "", ""), State::NoBot),
+        &[],
+    ),
+    scenario(
+        "recover",
+        &["recover"],
+        (State::Running, Act::KillFirstProcess, State::Running),
+        &[],
+    ),
+];
+
+const fn scenario(
+    name: &'static str,
+    kinds: &'static [&'static str],
+    (from, act, to): (State, Act, State),
+    after_failure: &'static [State],
+) -> Scenario {
+    Scenario {
+        name,
+        kinds,
+        from,
+        act,
+        to,
+        after_failure,
+    }
+}
+
+impl Act {
+    /// Method, path and body for a bot.
+    pub(crate) fn request(&self, bot: Option<&str>, name: &str) -> Option<(Method, String, Option<Value>)> {
+        match self {
+            Self::NewBot => Some((Method::POST, "/bots".to_owned(), Some(json!({ "display_name": name })))),
+            Self::KillFirstProcess => None,
+            Self::Request(method, rest, body) => {
+                let method = Method::from_bytes(method.as_bytes()).expect("a method");
+                let body = (!body.is_empty()).then(|| serde_json::from_str(body).expect("the table holds JSON"));
+                let bot = bot.expect("there is a bot");
+                Some((method, format!("/bots/{bot}{rest}"), body))
+            }
+        }
+    }
+}

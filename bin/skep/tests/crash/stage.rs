@@ -1,0 +1,394 @@
+//! Where trials are made: an installation with two bystanders, one running and one stopped, and the bot that is
+//! tried on.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use reqwest::Method;
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use skep_store::Store;
+use tempfile::TempDir;
+
+use crate::held::{Held, capture};
+use crate::installation::{Installation, OciRuntime};
+use crate::model::{self, State};
+use crate::points::Exit;
+
+/// After a crash everything must be as it should be within this time.
+pub(crate) const CONVERGE_LIMIT: Duration = Duration::from_secs(30);
+const LOOK_AGAIN: Duration = Duration::from_millis(30);
+
+/// The bot of the trials.
+#[derive(Debug, Clone)]
+pub(crate) struct Subject {
+    pub(crate) bot: String,
+    /// `None`: not known; it is made anew.
+    pub(crate) state: Option<State>,
+}
+
+/// Bytes that were written into a workspace.
+#[derive(Debug, Clone)]
+pub(crate) struct Written {
+    name: String,
+    digest: String,
+    size: u64,
+}
+
+pub(crate) struct Stage {
+    pub(crate) installation: Installation,
+    failpoints: TempDir,
+    aborts: bool,
+    store: Store,
+    /// Two bots and what they are called in comparisons.
+    bystanders: [(String, &'static str, State); 2],
+    bystander_process: u32,
+    pub(crate) subject: Option<Subject>,
+    pub(crate) written: Vec<Written>,
+    every_bot: Vec<String>,
+    /// What is held without any bot.
+    without_bots: Held,
+    image: String,
+    top_layer: String,
+    names_given: u32,
+}
+
+impl Stage {
+    pub(crate) async fn start() -> Self {
+        let failpoints = tempfile::tempdir().expect("a directory can be made");
+        let directory = failpoints.path().to_str().expect("UTF-8").to_owned();
+        let installation = Installation::start_with(
+            OciRuntime::Found,
+            &[
+                ("SKEP_FAILPOINTS", directory),
+                // What a start does not mend must not be mended by chance.
+                ("SKEP_WORKSPACE__RECONCILE_INTERVAL", "1h".to_owned()),
+            ],
+        )
+        .await;
+        let store = Store::open(&installation.data_root().join("skep.db"))
+            .await
+            .expect("the store can be opened");
+        let image = installation.registry.reference("test/busybox", "1");
+        let mut stage = Self {
+            installation,
+            failpoints,
+            aborts: false,
+            store,
+            bystanders: [
+                (String::new(), "<runner>", State::Running),
+                (String::new(), "<sleeper>", State::Stopped),
+            ],
+            bystander_process: 0,
+            subject: None,
+            written: Vec::new(),
+            every_bot: Vec::new(),
+            without_bots: Held::default(),
+            image,
+            top_layer: String::new(),
+            names_given: 0,
+        };
+        stage.set_up().await;
+        stage
+    }
+
+    async fn set_up(&mut self) {
+        // The first workspace makes what is made once: the image's layers, directories.
+        let client = self.installation.client.clone();
+        let first = client.workspace("first", None).await;
+        self.every_bot.push(first.clone());
+        client.delete_bot(&first).await;
+        self.settle().await;
+        self.without_bots = capture(self).await;
+        for index in 0..self.bystanders.len() {
+            let bot = client.workspace(self.bystanders[index].1, None).await;
+            self.every_bot.push(bot.clone());
+            self.bystanders[index].0 = bot;
+        }
+        client.act(&self.bystanders[1].0, "stop").await;
+        self.bystander_process = self.first_process(&self.bystanders[0].0);
+        self.top_layer = self.layer_below(&self.bystanders[0].0);
+        let difference = capture(self).await.against(&self.expected(State::NoBot));
+        assert!(
+            difference.is_empty(),
+            "the model does not fit two workspaces that nothing happened to:\n{}",
+            difference.describe()
+        );
+    }
+
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
+    }
+
+    pub(crate) fn all_bots(&self) -> &[String] {
+        &self.every_bot
+    }
+
+    /// Ids of bots of now become names; one of before stays, and is seen.
+    pub(crate) fn with_names(&self, line: &str) -> String {
+        let mut line = line.to_owned();
+        for (bot, name, _) in &self.bystanders {
+            if !bot.is_empty() {
+                line = line.replace(bot.as_str(), name);
+            }
+        }
+        match &self.subject {
+            Some(subject) => line.replace(&subject.bot, "<bot>"),
+            None => line,
+        }
+    }
+
+    /// What must be held when the subject is in a state.
+    pub(crate) fn expected(&self, state: State) -> Held {
+        let mut held = self.without_bots.clone();
+        for (_, name, state) in &self.bystanders {
+            model::add(&mut held, *state, name, &self.image, &self.top_layer);
+        }
+        model::add(&mut held, state, "<bot>", &self.image, &self.top_layer);
+        held
+    }
+
+    /// The running bystander was never touched.
+    pub(crate) fn bystander_runs_on(&self) -> bool {
+        self.first_process(&self.bystanders[0].0) == self.bystander_process
+    }
+
+    /// Takes up a bot as the one that is tried on.
+    pub(crate) fn take_up(&mut self, bot: &str) {
+        if !self.every_bot.iter().any(|known| known == bot) {
+            self.every_bot.push(bot.to_owned());
+        }
+        self.subject = Some(Subject {
+            bot: bot.to_owned(),
+            state: None,
+        });
+    }
+
+    pub(crate) fn subject_is(&mut self, state: State) {
+        match state {
+            State::NoBot => {
+                self.subject = None;
+                self.written.clear();
+            }
+            _ => {
+                if let Some(subject) = &mut self.subject {
+                    subject.state = Some(state);
+                }
+                if !state.has_data() {
+                    self.written.clear();
+                }
+            }
+        }
+    }
+
+    /// A name that no bot has had.
+    pub(crate) fn new_name(&mut self) -> String {
+        self.names_given += 1;
+        format!("bot {}", self.names_given)
+    }
+
+    /// Brings the subject into a state, the shortest way, and writes bytes where it can have some.
+    pub(crate) async fn prepare(&mut self, wanted: State) {
+        let client = self.installation.client.clone();
+        let now = match &self.subject {
+            None => State::NoBot,
+            Some(subject) => match (subject.state, wanted) {
+                (Some(now @ (State::Running | State::Stopped | State::Bare)), to) if to != State::NoBot => now,
+                _ => {
+                    client.delete_bot(&subject.bot).await;
+                    self.settle().await;
+                    self.subject_is(State::NoBot);
+                    State::NoBot
+                }
+            },
+        };
+        if wanted == State::NoBot {
+            return;
+        }
+        if now == State::NoBot {
+            let name = self.new_name();
+            let bot = client.bot(&name).await;
+            self.take_up(&bot);
+        }
+        let bot = self.subject.as_ref().expect("there is one now").bot.clone();
+        match (now, wanted) {
+            (State::NoBot | State::Bare, State::Bare) => {}
+            (_, State::Bare) => {
+                client
+                    .good(Method::DELETE, &format!("/bots/{bot}/container"), None)
+                    .await;
+            }
+            (State::NoBot | State::Bare, _) => {
+                let events = client.create(&bot, json!({})).await;
+                assert_eq!(events.last().expect("events")["type"], "complete", "{events:?}");
+            }
+            (State::Stopped, _) => drop(client.act(&bot, "start").await),
+            _ => {}
+        }
+        self.subject_is(if wanted == State::Bare {
+            State::Bare
+        } else {
+            State::Running
+        });
+        if wanted != State::Bare {
+            self.write(&bot).await;
+        }
+        if wanted == State::Stopped {
+            client.act(&bot, "stop").await;
+        }
+        self.subject_is(wanted);
+    }
+
+    /// Bytes in the data directory and outside of it.
+    async fn write(&mut self, bot: &str) {
+        let token = self.new_name().replace(' ', "-");
+        let command = format!(
+            "head -c 70000 /dev/urandom > /data/kept-{token} && cp /data/kept-{token} /etc/also-kept-{token} && \
+             sha256sum < /data/kept-{token}"
+        );
+        let digest = self.installation.client.output(bot, &command).await;
+        let digest = digest.split_whitespace().next().expect("a digest").to_owned();
+        for name in [format!("data/kept-{token}"), format!("etc/also-kept-{token}")] {
+            self.written.push(Written {
+                name,
+                digest: digest.clone(),
+                size: 70_000,
+            });
+        }
+    }
+
+    /// Bytes that were written and are not on disk any more as they were.
+    pub(crate) fn lost_bytes(&self) -> u64 {
+        let snapshots = self.snapshots();
+        let uppers: Vec<PathBuf> = std::fs::read_dir(&snapshots)
+            .expect("the snapshotter has a directory")
+            .flatten()
+            .map(|entry| entry.path().join("fs"))
+            .collect();
+        let is_there = |written: &&Written| {
+            uppers.iter().any(|upper| {
+                std::fs::read(upper.join(&written.name))
+                    .is_ok_and(|bytes| hex_of(&Sha256::digest(bytes)) == written.digest)
+            })
+        };
+        let lost = self.written.iter().filter(|written| !is_there(written));
+        lost.map(|written| written.size).sum()
+    }
+
+    fn snapshots(&self) -> PathBuf {
+        let config = self.installation.containerd().config();
+        config.root.join("io.containerd.snapshotter.v1.overlayfs/snapshots")
+    }
+
+    /// On the host.
+    pub(crate) fn first_process(&self, bot: &str) -> u32 {
+        let id = model::container_of(bot);
+        let tasks = self.ctr(&["tasks", "ls"]);
+        let line = tasks.lines().find(|line| line.starts_with(&id));
+        let line = line.unwrap_or_else(|| panic!("{bot} has no task: {tasks}"));
+        let process = line.split_whitespace().nth(1).expect("a number");
+        process.parse().expect("a number")
+    }
+
+    fn layer_below(&self, bot: &str) -> String {
+        let id = model::container_of(bot);
+        let layers = self.ctr(&["snapshots", "ls"]);
+        let line = layers
+            .lines()
+            .find(|line| line.starts_with(&id))
+            .expect("it has a layer");
+        line.split_whitespace().nth(1).expect("a parent").to_owned()
+    }
+
+    fn ctr(&self, arguments: &[&str]) -> String {
+        let output = Command::new("ctr")
+            .arg("--address")
+            .arg(self.installation.containerd().socket())
+            .args(arguments)
+            .output()
+            .expect("ctr is needed");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Arms one point, and begins a new record of those that are passed.
+    pub(crate) fn arm(&mut self, armed: Option<(&str, usize, Exit)>) {
+        self.aborts = armed.is_some_and(|(_, _, exit)| exit == Exit::Abort);
+        let directory = self.failpoints.path();
+        for file in ["passed", "fired"] {
+            std::fs::write(directory.join(file), "").expect("it can be written");
+        }
+        let line = armed.map_or(String::new(), |(point, times, exit)| {
+            format!("{point} {times} {}\n", exit.word())
+        });
+        std::fs::write(directory.join("armed"), line).expect("it can be written");
+    }
+
+    pub(crate) fn passed(&self) -> Vec<String> {
+        self.lines("passed")
+    }
+
+    pub(crate) fn has_fired(&self) -> bool {
+        !self.lines("fired").is_empty()
+    }
+
+    pub(crate) fn is_armed_to_abort(&self) -> bool {
+        self.aborts
+    }
+
+    /// Nothing is armed, or what was has fired.
+    pub(crate) fn is_disarmed(&self) -> bool {
+        self.lines("armed").is_empty()
+    }
+
+    fn lines(&self, file: &str) -> Vec<String> {
+        let text = std::fs::read_to_string(self.failpoints.path().join(file)).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    /// Waits until what is held is what must be held in one of these states, and returns which.
+    ///
+    /// # Errors
+    /// The difference to the first of them, at the end of the limit.
+    pub(crate) async fn until(&mut self, states: &[State]) -> Result<State, String> {
+        let deadline = Instant::now() + CONVERGE_LIMIT;
+        loop {
+            if self.is_settled().await || Instant::now() >= deadline {
+                let held = capture(self).await;
+                for state in states {
+                    if held.against(&self.expected(*state)).is_empty() {
+                        return Ok(*state);
+                    }
+                }
+                if Instant::now() >= deadline {
+                    let first = states.first().expect("a state is expected");
+                    return Err(format!(
+                        "expected {states:?}; to {first:?} (+ too much, - lacking):\n{}",
+                        held.against(&self.expected(*first)).describe()
+                    ));
+                }
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    /// The last word of an operation follows what it did.
+    async fn settle(&self) {
+        let deadline = Instant::now() + CONVERGE_LIMIT;
+        while !self.is_settled().await {
+            assert!(Instant::now() < deadline, "an operation does not come to its end");
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    /// Nothing is under way as far as the store tells, which is asked before the rest as it is cheap.
+    async fn is_settled(&self) -> bool {
+        let unfinished = self.store.unfinished_operations().await;
+        unfinished.is_ok_and(|unfinished| unfinished.is_empty())
+    }
+}
+
+fn hex_of(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
