@@ -53,6 +53,7 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<(), Box<dyn Error>> {
+    system::forbid_tracing()?;
     reaper::block_signals()?;
     let (reaper, signals) = Reaper::start()?;
     listen::keep_log_beside_socket();

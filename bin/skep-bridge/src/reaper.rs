@@ -13,7 +13,7 @@ use rustix::process::{Signal, WaitOptions, WaitStatus};
 use tokio::sync::{oneshot, watch};
 
 use crate::log;
-use crate::system;
+use crate::system::{self, Taken};
 
 const TAKEN: [Signal; 3] = [Signal::CHILD, Signal::TERM, Signal::INT];
 
@@ -37,7 +37,7 @@ pub(crate) fn block_signals() -> io::Result<()> {
 }
 
 impl Reaper {
-    /// Starts the thread. The receiver turns true at SIGTERM or SIGINT.
+    /// Starts the thread. The receiver turns true at SIGTERM or SIGINT; as process 1 only at those of the host.
     pub(crate) fn start() -> io::Result<(Arc<Self>, watch::Receiver<bool>)> {
         let reaper = Arc::new(Self::default());
         let (terminate, terminated) = watch::channel(false);
@@ -50,13 +50,21 @@ impl Reaper {
     }
 
     fn run(&self, terminate: &watch::Sender<bool>) {
+        // The end of a workspace is its host's to order, as with any process 1 that handles no signal. A child of an
+        // init is told by that.
+        let is_process_one = std::process::id() == 1;
         loop {
             match system::wait_for_signal(&TAKEN) {
-                Ok(signal) if signal == Signal::CHILD.as_raw() => self.take_all(),
+                Ok(taken) if taken.signal == Signal::CHILD.as_raw() => self.take_all(),
+                Ok(Taken {
+                    signal,
+                    sender: Some(sender),
+                }) if is_process_one => log::tell!("signal {signal} of process {sender} is not obeyed"),
                 Ok(_) => {
                     terminate.send_replace(true);
                 }
-                // Only EINTR or a wrong set are possible: the set is constant and was valid at the first call.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // Only a wrong set is possible: it is constant and was valid at the first call.
                 Err(error) => log::tell!("wait for a signal: {error}"),
             }
         }

@@ -72,15 +72,44 @@ fn set_signal_mask(how: libc::c_int, signals: &[Signal]) -> io::Result<()> {
     }
 }
 
+/// A signal and where it came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Taken {
+    pub(crate) signal: i32,
+    /// Sent by a process of the namespace that this process sees, by its number there.
+    pub(crate) sender: Option<i32>,
+}
+
+/// Keeps the namespace's other processes from tracing this one and from reading its memory, descriptors and
+/// environment through `/proc`. What it starts can be traced again: an exec resets this.
+pub(crate) fn forbid_tracing() -> io::Result<()> {
+    Ok(rustix::process::set_dumpable_behavior(
+        rustix::process::DumpableBehavior::NotDumpable,
+    )?)
+}
+
 /// Sleeps until one of the (blocked) signals is pending, and takes it.
-pub(crate) fn wait_for_signal(signals: &[Signal]) -> io::Result<i32> {
+pub(crate) fn wait_for_signal(signals: &[Signal]) -> io::Result<Taken> {
     let set = signal_set(signals);
-    let mut taken = 0;
+    let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
     // SAFETY: both pointers are to live locals.
-    match unsafe { libc::sigwait(&set, &mut taken) } {
-        0 => Ok(taken),
-        errno => Err(io::Error::from_raw_os_error(errno)),
+    let signal = unsafe { libc::sigwaitinfo(&set, info.as_mut_ptr()) };
+    if signal < 0 {
+        return Err(io::Error::last_os_error());
     }
+    // SAFETY: zeroes are a valid siginfo, and the call has filled it in. The sender's pid is at its place for what
+    // `kill` and its like sent; for anything else only whether it is zero is used.
+    let (code, pid) = unsafe {
+        let info = info.assume_init();
+        (info.si_code, info.si_pid())
+    };
+    // The kernel itself, or a process outside of this namespace, whose number here is 0. A code below zero is written
+    // by whoever sends it, and with it the number: the host's `kill` never has one.
+    let from_outside = code == libc::SI_KERNEL || (code == libc::SI_USER && pid == 0);
+    Ok(Taken {
+        signal,
+        sender: (!from_outside).then_some(pid),
+    })
 }
 
 fn signal_set(signals: &[Signal]) -> libc::sigset_t {

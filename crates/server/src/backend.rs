@@ -126,6 +126,7 @@ fn isolation(config: &Config) -> IsolationConfig {
 fn registry(registry: &config::RegistryConfig) -> RegistryHost {
     RegistryHost {
         plain_http: registry.plain_http,
+        ca_file: registry.ca_file.clone(),
         credentials: registry.username.clone().map(|username| PullCredentials {
             username,
             password: registry.password.clone().unwrap_or_default(),

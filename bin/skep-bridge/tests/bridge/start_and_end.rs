@@ -163,3 +163,48 @@ async fn an_idle_bridge_is_small() {
     small.await;
     println!("{last} KiB of its own");
 }
+
+#[tokio::test]
+async fn signals_from_inside_the_workspace_do_not_end_it() {
+    let mut workspace = Workspace::start().await;
+    let client = workspace.reference().await;
+    for signal in ["TERM", "INT", "HUP", "KILL", "QUIT", "USR1", "STOP", "SEGV"] {
+        let sent = run(&client, command(&format!("kill -{signal} 1"))).await;
+        assert_eq!(sent.exit_code, 0, "{signal}");
+        assert_eq!(
+            run(&client, command("echo works")).await.text(),
+            "works\n",
+            "after {signal}"
+        );
+    }
+    let log = || fs::read_to_string(workspace.path("run/memoh/bridge.log")).expect("the log");
+    until("the sender is told", || log().contains(" signal 15 of process ")).await;
+    workspace.signal_bridge("-TERM");
+    workspace.wait_for_end(Duration::from_secs(5)).await;
+}
+
+#[tokio::test]
+async fn as_the_child_of_an_init_it_obeys_that_init() {
+    let layout = Layout {
+        init: Init::Shell,
+        environment: vec![("BRIDGE_ALLOW_SAME_PID_NAMESPACE", "1")],
+        ..Layout::default()
+    };
+    let workspace = Workspace::with(layout).await;
+    let client = workspace.reference().await;
+    run(&client, command("kill -TERM $PPID")).await;
+    let log = || fs::read_to_string(workspace.path("run/memoh/bridge.log")).expect("the log");
+    until("it is told to end", || log().contains(" told to end\n")).await;
+}
+
+#[tokio::test]
+async fn what_it_starts_can_be_read_by_its_own_kind() {
+    let workspace = Workspace::start().await;
+    let client = workspace.reference().await;
+    let own = run(
+        &client,
+        command("sleep 100 & readlink /proc/$!/exe && ls /proc/$!/fd >/dev/null && kill $!"),
+    )
+    .await;
+    assert_eq!(own.text(), "/bin/busybox\n", "{own:?}");
+}

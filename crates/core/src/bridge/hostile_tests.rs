@@ -168,14 +168,18 @@ fn connect_without_waiting(directory: &Path) -> Option<std::os::fd::OwnedFd> {
 
 /// A bridge that says what a test wants: a service by hand, as the real one never would.
 #[derive(Clone)]
-struct Hostile(Arc<dyn Fn(&str) -> Lies + Send + Sync>);
+pub(super) struct Hostile(Arc<dyn Fn(&str) -> Lies + Send + Sync>);
 
-enum Lies {
+pub(super) enum Lies {
     Info,
     Pages(Vec<ListPage>),
     Endless(ListPage),
     Chunks(Vec<ReadChunk>),
     Events(Vec<ExecEvent>),
+    EndlessEvents(Box<dyn FnMut() -> ExecEvent + Send>),
+    /// The bytes of an answer as they are.
+    Raw(BoxStream<'static, Bytes>),
+    Status(Status),
     Silence,
 }
 
@@ -203,6 +207,13 @@ impl Service<http::Request<Body>> for Hostile {
                 Lies::Pages(pages) => streamed::<ListRequest, _>(pages, request).await,
                 Lies::Chunks(chunks) => streamed::<ReadRequest, _>(chunks, request).await,
                 Lies::Events(events) => streamed::<StartExecRequest, _>(events, request).await,
+                Lies::EndlessEvents(mut next) => {
+                    let events = Stream(Box::pin(futures::stream::repeat_with(move || Ok(next()))));
+                    let mut grpc = Grpc::new(ProstCodec::<ExecEvent, StartExecRequest>::default());
+                    grpc.server_streaming(events, request).await
+                }
+                Lies::Raw(bytes) => raw(bytes),
+                Lies::Status(status) => status.into_http(),
                 Lies::Endless(page) => {
                     let pages = Stream(Box::pin(futures::stream::repeat_with(move || Ok(page.clone()))));
                     let mut grpc = Grpc::new(ProstCodec::<ListPage, ListRequest>::default());
@@ -211,6 +222,29 @@ impl Service<http::Request<Body>> for Hostile {
             })
         })
     }
+}
+
+/// A body of bytes as they are.
+struct Pieces(BoxStream<'static, Bytes>);
+
+impl http_body::Body for Pieces {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Infallible>>> {
+        let next = futures::StreamExt::poll_next_unpin(&mut self.0, context);
+        next.map(|piece| piece.map(|piece| Ok(http_body::Frame::data(piece))))
+    }
+}
+
+fn raw(bytes: BoxStream<'static, Bytes>) -> http::Response<Body> {
+    let mut response = http::Response::new(Body::new(Pieces(bytes)));
+    let kind = http::HeaderValue::from_static("application/grpc");
+    response.headers_mut().insert(http::header::CONTENT_TYPE, kind);
+    response
 }
 
 async fn streamed<Asked, Said>(said: Vec<Said>, request: http::Request<Body>) -> http::Response<Body>
@@ -257,8 +291,8 @@ impl<Asked, T: Send + 'static> ServerStreamingService<Asked> for Stream<T> {
     }
 }
 
-struct Impostor {
-    bridge: Bridge,
+pub(super) struct Impostor {
+    pub(super) bridge: Bridge,
     serving: tokio::task::JoinHandle<()>,
     _place: TempDir,
 }
@@ -269,7 +303,7 @@ impl Drop for Impostor {
     }
 }
 
-async fn impostor(lies: impl Fn(&str) -> Lies + Send + Sync + 'static) -> Impostor {
+pub(super) async fn impostor(lies: impl Fn(&str) -> Lies + Send + Sync + 'static) -> Impostor {
     let place = TempDir::new().unwrap();
     let listener = UnixListener::bind(place.path().join("bridge.sock")).unwrap();
     let service = Hostile(Arc::new(lies));
@@ -288,7 +322,7 @@ async fn impostor(lies: impl Fn(&str) -> Lies + Send + Sync + 'static) -> Impost
     }
 }
 
-fn entry(path: &str) -> FileInfo {
+pub(super) fn entry(path: &str) -> FileInfo {
     FileInfo {
         path: path.into(),
         mode: 0o100_644,

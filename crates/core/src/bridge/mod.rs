@@ -6,6 +6,8 @@
 //! that the host does to itself depends on what a bridge says.
 
 mod connect;
+#[cfg(test)]
+mod endless_tests;
 mod error;
 #[cfg(test)]
 mod hostile_tests;

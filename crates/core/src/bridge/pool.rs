@@ -42,10 +42,21 @@ pub struct BridgePool {
     connections: Mutex<HashMap<BotId, Arc<Slot>>>,
 }
 
-/// Callers that come at once share one try to connect.
+/// Callers that come at once share one try to connect, and its failure: else each would wait for a try of its own
+/// after all those before it, and the last one for minutes.
 #[derive(Default)]
 struct Slot {
-    connection: OnceCell<Arc<Connection>>,
+    connection: OnceCell<BridgeResult<Arc<Connection>>>,
+}
+
+impl Slot {
+    fn is_over(&self) -> bool {
+        match self.connection.get() {
+            Some(Ok(connection)) => connection.is_dead(),
+            Some(Err(_)) => true,
+            None => false,
+        }
+    }
 }
 
 struct Connection {
@@ -84,14 +95,14 @@ impl BridgePool {
     /// `Unreachable` within 10 s when nobody trustworthy answers.
     pub async fn bridge(&self, bot: &BotId) -> BridgeResult<Bridge> {
         let slot = self.slot(bot);
-        let connection = slot.connection.get_or_try_init(|| self.connect(bot)).await;
+        let connection = slot.connection.get_or_init(|| self.connect(bot)).await;
         match connection {
             Ok(connection) => Ok(Bridge {
                 connection: Arc::clone(connection),
             }),
             Err(error) => {
                 self.forget(bot, &slot);
-                Err(error)
+                Err(error.clone())
             }
         }
     }
@@ -127,7 +138,7 @@ impl BridgePool {
     fn slot(&self, bot: &BotId) -> Arc<Slot> {
         let mut connections = self.lock();
         let slot = connections.entry(bot.clone()).or_default();
-        if slot.connection.get().is_some_and(|connection| connection.is_dead()) {
+        if slot.is_over() {
             *slot = Arc::default();
         }
         Arc::clone(slot)
@@ -136,7 +147,7 @@ impl BridgePool {
     /// A failed try leaves nothing behind: no entry for bots that are gone.
     fn forget(&self, bot: &BotId, slot: &Arc<Slot>) {
         let mut connections = self.lock();
-        if connections.get(bot).is_some_and(|present| Arc::ptr_eq(present, slot)) && Arc::strong_count(slot) <= 2 {
+        if connections.get(bot).is_some_and(|present| Arc::ptr_eq(present, slot)) {
             connections.remove(bot);
         }
     }

@@ -1,8 +1,11 @@
 //! A process as it goes: its start, its output, its end.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use skep_bridge_protocol::workspace::{ExecEvent as WireEvent, exec_event::Event};
-use tonic::Streaming;
+use tokio::time::{Instant, timeout_at};
+use tonic::{Status, Streaming};
 
 use super::text::{TextPiece, whole};
 use super::{ExecId, ExecStatus};
@@ -41,6 +44,7 @@ pub struct ExecEvents {
     id: ExecId,
     ended: bool,
     next: [u64; 2],
+    deadline: Option<Instant>,
 }
 
 impl ExecEvents {
@@ -50,11 +54,19 @@ impl ExecEvents {
             id,
             ended: false,
             next: [0, 0],
+            deadline: None,
         }
     }
 
+    /// Gives up when the end has not been told by then. A time beyond what the clock can count is no limit.
+    #[must_use]
+    pub(crate) fn within(mut self, limit: Option<Duration>) -> Self {
+        self.deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
+        self
+    }
+
     /// The next event; `None` after the end of the process, or of what was asked for. Waits as long as the process
-    /// is silent: that the bridge lives is seen by the connection's own pings.
+    /// is silent and its time is not over: that the bridge lives is seen by the connection's own pings.
     ///
     /// # Errors
     /// The bridge was lost, or answered what cannot be: an output that goes back, a stream without an end.
@@ -62,7 +74,12 @@ impl ExecEvents {
         if self.ended {
             return Ok(None);
         }
-        let event = self.events.message().await;
+        let event = match self.deadline {
+            Some(deadline) => timeout_at(deadline, self.events.message())
+                .await
+                .unwrap_or_else(|_| Err(Status::deadline_exceeded(""))),
+            None => self.events.message().await,
+        };
         let event = event.inspect_err(|_| self.ended = true)?;
         let Some(event) = event else {
             self.ended = true;

@@ -29,6 +29,8 @@ pub use text::{TextPiece, TextPieces};
 
 /// The most processes a bridge remembers.
 const MOST_EXECS: usize = 20_000;
+/// How long the end of a process whose time is over may take to be told. A bridge of ours needs 3 s for it.
+const END_WITHIN: Duration = Duration::from_secs(30);
 /// How long a process may leave its input unread before a caller who writes to it is told.
 const STDIN_WITHIN: Duration = Duration::from_secs(60 * 60);
 
@@ -68,8 +70,9 @@ impl ExecId {
 /// `NotStarted` when it cannot be started at all, `InvalidArgument`, `Unreachable`.
 pub async fn run(bridge: &Bridge, id: &ExecId, request: ExecRequest) -> BridgeResult<ExecEvents> {
     let mut client = bridge.workspace("exec")?;
+    let limit = request.timeout.map(|limit| limit.saturating_add(END_WITHIN));
     let events = Bridge::answer(SMALL_WITHIN, client.run_exec(request.into_wire(id))).await?;
-    Ok(ExecEvents::new(events, id.clone()))
+    Ok(ExecEvents::new(events, id.clone()).within(limit))
 }
 
 /// Starts a process that nobody follows. The same id again gives the one there is.

@@ -1,6 +1,7 @@
 //! The OCI distribution protocol, as far as pulling needs it: manifests and blobs of one repository,
 //! from its mirrors and then the registry itself, with token and basic authentication.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use base64::Engine;
@@ -33,6 +34,8 @@ pub(super) struct Repository<'a> {
     reference: &'a ImageReference,
     trust: Trust,
     endpoints: Vec<Endpoint>,
+    /// A failure that may pass was met too often.
+    gave_up: AtomicBool,
 }
 
 struct Endpoint {
@@ -83,6 +86,7 @@ impl<'a> Repository<'a> {
             reference,
             trust: Trust::new(settings, own),
             endpoints,
+            gave_up: AtomicBool::new(false),
         })
     }
 
@@ -215,12 +219,20 @@ impl<'a> Repository<'a> {
     /// A failure in the words of our callers.
     pub(super) fn told(&self, failure: Failure) -> RuntimeError {
         match failure {
-            Failure::Passing { reason, .. } => RuntimeError::Registry { reason },
+            Failure::Passing { reason, .. } => {
+                self.gave_up.store(true, Ordering::Relaxed);
+                RuntimeError::Registry { reason }
+            }
             Failure::Missing => RuntimeError::ImageNotFound {
                 reference: self.reference.to_string(),
             },
             Failure::Final(error) => error,
         }
+    }
+
+    /// Whether something came to nothing that may work another time.
+    pub(super) fn has_given_up(&self) -> bool {
+        self.gave_up.load(Ordering::Relaxed)
     }
 
     /// A GET below the repository, signed in as far as the registry asks for it.

@@ -16,6 +16,7 @@ mod distribution;
 mod fetch;
 mod import;
 mod ingest;
+mod interrupted;
 mod joined;
 mod keyed_lock;
 mod manifest;

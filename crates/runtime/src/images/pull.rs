@@ -35,7 +35,8 @@ struct Plan {
     config_bytes: Vec<u8>,
 }
 
-/// Fetches, unpacks and names an image. On failure nothing stays.
+/// Fetches, unpacks and names an image. After a failure that may pass, what was fetched is kept for the next try;
+/// after any other nothing stays.
 pub(super) async fn pull(
     inner: &Inner,
     reference: &ImageReference,
@@ -59,10 +60,22 @@ pub(super) async fn pull(
     };
     let done = tokio::select! {
         done = work.carry_out(&plan) => done,
-        () = cancel.cancelled() => Err(cancelled()),
+        () = cancel.cancelled() => {
+            end_lease(inner, &lease, false).await;
+            return Err(cancelled());
+        }
     };
-    end_lease(inner, &lease, done.is_ok()).await;
-    failpoint::PULL_LEASE_GONE.passed()?;
+    // Damaged or refused content is nothing to go on with; what came over a line that broke is.
+    if done.is_err() && repository.has_given_up() {
+        if let Some(oldest) = inner.interrupted.keep(reference, lease) {
+            end_lease(inner, &oldest, false).await;
+        }
+    } else {
+        for lease in inner.interrupted.take(reference).iter().chain([&lease]) {
+            end_lease(inner, lease, done.is_ok()).await;
+        }
+        failpoint::PULL_LEASE_GONE.passed()?;
+    }
     done.map_err(|error| of_the_registry(reference, error))
 }
 

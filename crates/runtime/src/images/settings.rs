@@ -19,6 +19,8 @@ pub struct RegistrySettings {
 pub struct RegistryHost {
     /// Speak HTTP without TLS.
     pub plain_http: bool,
+    /// Certificates (PEM) of authorities to trust for this host beside those that the host's own store has.
+    pub ca_file: Option<PathBuf>,
     /// Wins over `config.json`.
     pub credentials: Option<PullCredentials>,
     /// Hosts to try before the registry itself, in order.

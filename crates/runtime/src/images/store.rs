@@ -12,11 +12,12 @@ use tokio_util::task::TaskTracker;
 use tonic::transport::Channel;
 
 use super::daemon::Daemon;
+use super::interrupted::Interrupted;
 use super::joined::Pulls;
 use super::keyed_lock::KeyedLock;
 use super::manifest::{Descriptor, ImageConfig};
 use super::settings::RegistrySettings;
-use super::stored::{Documents, is_unpacked, missing_layers, read_documents, target_of};
+use super::stored::{Documents, ReadDocuments, is_unpacked, lacks_content, target_of};
 use super::transport::Transport;
 use super::{import, names, pull};
 use crate::{ImageArchive, ImageRecord, PullProgress, Result, RuntimeError};
@@ -38,8 +39,9 @@ pub struct ImageStoreConfig {
 /// Images in one namespace of one containerd. Cheap to clone.
 ///
 /// Every verb may be repeated. Dropping a call of [`ImageStore::pull`] or [`ImageStore::import`] ends the
-/// work unless somebody else waits for it, and what it made is collected. After a crash of this process a
-/// repeat goes on where it stopped; what is never repeated is collected within a day.
+/// work unless somebody else waits for it, and what it made is collected. After a crash of this process, and after a
+/// pull that a registry or the network let down, a repeat goes on where it stopped; what is never repeated is
+/// collected within a day.
 #[derive(Clone)]
 pub struct ImageStore {
     inner: Arc<Inner>,
@@ -54,6 +56,9 @@ pub(super) struct Inner {
     pub(super) tasks: TaskTracker,
     /// What was left by pulls of before the last boot is gone.
     pub(super) swept: OnceCell<()>,
+    /// What pulls have fetched of images that they could not finish.
+    pub(super) interrupted: Interrupted,
+    documents: ReadDocuments,
     pulls: Pulls,
 }
 
@@ -81,7 +86,7 @@ struct Found {
     name: String,
     target: Descriptor,
     created_at: DateTime<Utc>,
-    documents: Documents,
+    documents: Arc<Documents>,
 }
 
 impl ImageStore {
@@ -98,6 +103,8 @@ impl ImageStore {
             locks: KeyedLock::default(),
             tasks: TaskTracker::new(),
             swept: OnceCell::new(),
+            interrupted: Interrupted::default(),
+            documents: ReadDocuments::default(),
             pulls: Pulls::default(),
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -126,7 +133,7 @@ impl ImageStore {
 
     async fn listed(&self, name: ImageReference, image: Image, used: &HashSet<ImageReference>) -> Result<ImageRecord> {
         let target = target_of(&image)?;
-        let size_bytes = match read_documents(&self.inner.daemon, &target).await {
+        let size_bytes = match self.inner.documents.of(&self.inner.daemon, &target).await {
             Ok(Some(documents)) => documents.size(),
             Ok(None) | Err(RuntimeError::Rejected { .. }) => target.size,
             Err(error) => return Err(error),
@@ -160,18 +167,18 @@ impl ImageStore {
         let Some(found) = self.find(reference).await? else {
             return Ok(None);
         };
-        let (missing, unpacked) = tokio::try_join!(
-            missing_layers(&self.inner.daemon, &found.documents.manifest),
+        let (lacks, unpacked) = tokio::try_join!(
+            lacks_content(&self.inner.daemon, &found.documents),
             is_unpacked(&self.inner.daemon, snapshotter, &found.documents),
         )?;
-        if !missing.is_empty() || !unpacked {
+        if lacks || !unpacked {
             return Ok(None);
         }
         Ok(Some(found.into()))
     }
 
-    /// Unpacks an image whose content is all there, without asking a registry; one that is unpacked is left
-    /// alone. `None` when it is not there or lacks content, so that only a pull can complete it.
+    /// What a workspace is made from: the image, unpacked if that is all it lacks, without asking a registry. One
+    /// that is unpacked serves, whatever of its packed content is there. `None` when only a pull can help.
     ///
     /// # Errors
     /// As [`ImageStore::image`]; `Rejected` also when a layer cannot be unpacked, `NoSpace`.
@@ -179,13 +186,13 @@ impl ImageStore {
         let Some(found) = self.find(reference).await? else {
             return Ok(None);
         };
-        let missing = missing_layers(&self.inner.daemon, &found.documents.manifest).await?;
-        if !missing.is_empty() {
+        if is_unpacked(&self.inner.daemon, snapshotter, &found.documents).await? {
+            return Ok(Some(found.into()));
+        }
+        if lacks_content(&self.inner.daemon, &found.documents).await? {
             return Ok(None);
         }
-        if !is_unpacked(&self.inner.daemon, snapshotter, &found.documents).await? {
-            pull::unpack_stored(&self.inner, &found.documents, snapshotter).await?;
-        }
+        pull::unpack_stored(&self.inner, &found.documents, snapshotter).await?;
         Ok(Some(found.into()))
     }
 
@@ -194,10 +201,20 @@ impl ImageStore {
     /// # Errors
     /// As [`ImageStore::unpack`].
     pub async fn complete(&self, reference: &ImageReference) -> Result<Option<ImageRecord>> {
-        match self.unpack(reference, &self.inner.snapshotter).await? {
-            Some(image) => self.record(reference, image).await.map(Some),
-            None => Ok(None),
+        let Some(found) = self.find(reference).await? else {
+            return Ok(None);
+        };
+        let (lacks, unpacked) = tokio::try_join!(
+            lacks_content(&self.inner.daemon, &found.documents),
+            is_unpacked(&self.inner.daemon, &self.inner.snapshotter, &found.documents),
+        )?;
+        if lacks {
+            return Ok(None);
         }
+        if !unpacked {
+            pull::unpack_stored(&self.inner, &found.documents, &self.inner.snapshotter).await?;
+        }
+        self.record(reference, found.into()).await.map(Some)
     }
 
     /// Fetches what is missing of an image from its registry and unpacks it. Pulls of the same image at
@@ -250,11 +267,15 @@ impl ImageStore {
         Ok(())
     }
 
-    /// Removes every image that no container uses, and tells which.
+    /// Removes every image that no container uses, and tells which. What was fetched of images whose pull failed
+    /// goes too.
     ///
     /// # Errors
     /// `Unavailable` when containerd does not answer; what was removed before stays removed.
     pub async fn prune(&self) -> Result<Vec<ImageRecord>> {
+        for lease in self.inner.interrupted.take_all() {
+            pull::end_lease(&self.inner, &lease, false).await;
+        }
         let mut removed = Vec::new();
         for image in self.images().await?.into_iter().filter(|image| !image.in_use) {
             match self.remove(&image.name).await {
@@ -279,7 +300,7 @@ impl ImageStore {
                 continue;
             };
             let target = target_of(&image)?;
-            let documents = read_documents(&self.inner.daemon, &target).await?;
+            let documents = self.inner.documents.of(&self.inner.daemon, &target).await?;
             return Ok(documents.map(|documents| Found {
                 name,
                 created_at: created_at(&image),
@@ -325,7 +346,7 @@ impl From<Found> for UnpackedImage {
             digest: found.target.digest.to_string(),
             chain_id: found.documents.top().unwrap_or_default(),
             size_bytes: found.documents.size(),
-            config: found.documents.config,
+            config: found.documents.config.clone(),
             created_at: found.created_at,
         }
     }

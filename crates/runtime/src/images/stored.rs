@@ -1,6 +1,7 @@
 //! What of an image is in the store: its documents, whether they are complete, its size.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use containerd_client::services::v1::Image;
 use futures::stream::{self, StreamExt, TryStreamExt};
@@ -12,6 +13,8 @@ use crate::{Result, RuntimeError};
 
 /// Indexes point to indexes, but nobody needs more than this.
 pub(super) const INDEX_DEPTH: usize = 3;
+/// Images whose documents are kept in memory, some 10 KiB each; beyond that all are read anew.
+const KNOWN_DOCUMENTS: usize = 256;
 /// Questions to containerd under way at once.
 const QUESTIONS: usize = 16;
 
@@ -45,6 +48,35 @@ impl Documents {
     }
 }
 
+/// Documents that were read, by the digest of what a name points to: the same digest is the same for ever. Whether
+/// they are still in the content store is asked where it counts.
+#[derive(Default)]
+pub(super) struct ReadDocuments {
+    known: Mutex<HashMap<Digest, Arc<Documents>>>,
+}
+
+impl ReadDocuments {
+    /// From memory, else from the content store; `None` when one is not there.
+    pub(super) async fn of(&self, daemon: &Daemon, target: &Descriptor) -> Result<Option<Arc<Documents>>> {
+        if let Some(known) = self.lock().get(&target.digest) {
+            return Ok(Some(Arc::clone(known)));
+        }
+        let Some(documents) = read_documents(daemon, target).await?.map(Arc::new) else {
+            return Ok(None);
+        };
+        let mut known = self.lock();
+        if known.len() >= KNOWN_DOCUMENTS {
+            known.clear();
+        }
+        known.insert(target.digest.clone(), Arc::clone(&documents));
+        Ok(Some(documents))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Digest, Arc<Documents>>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Reads an image's documents from the content store; `None` when one is not there.
 pub(super) async fn read_documents(daemon: &Daemon, target: &Descriptor) -> Result<Option<Documents>> {
     let mut path = vec![target.clone()];
@@ -75,7 +107,18 @@ pub(super) async fn read_documents(daemon: &Daemon, target: &Descriptor) -> Resu
 
 /// The distinct layers that are not in the content store.
 pub(super) async fn missing_layers(daemon: &Daemon, manifest: &Manifest) -> Result<HashSet<Digest>> {
-    let distinct: HashSet<Digest> = manifest.layers.iter().map(|layer| layer.digest.clone()).collect();
+    missing(daemon, manifest.layers.iter().map(|layer| &layer.digest)).await
+}
+
+/// Whether documents or layers are not in the content store.
+pub(super) async fn lacks_content(daemon: &Daemon, documents: &Documents) -> Result<bool> {
+    let parts = documents.path.iter().chain([&documents.manifest.config]);
+    let parts = parts.chain(&documents.manifest.layers).map(|part| &part.digest);
+    Ok(!missing(daemon, parts).await?.is_empty())
+}
+
+async fn missing(daemon: &Daemon, digests: impl Iterator<Item = &Digest>) -> Result<HashSet<Digest>> {
+    let distinct: HashSet<Digest> = digests.cloned().collect();
     stream::iter(distinct)
         .map(|digest| async move { Ok((daemon.blob_info(&digest).await?.is_none(), digest)) })
         .buffer_unordered(QUESTIONS)

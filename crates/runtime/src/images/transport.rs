@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 use std::error::Error;
 use std::fmt::Write;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER};
-use reqwest::{Client, Response, StatusCode};
+use reqwest::{Certificate, Client, Response, StatusCode};
 use url::Url;
 
 use super::address_guard::{GuardedResolver, Reach};
@@ -49,16 +50,27 @@ impl Failure {
     }
 }
 
-/// Clients by reach and by whether a proxy of the environment may be used.
+/// How a client differs from others.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Kind {
+    reach: Reach,
+    /// No proxy of the environment is used.
+    direct: bool,
+    /// Trusted beside the host's own store.
+    ca_file: Option<PathBuf>,
+}
+
+/// One client for each kind.
 #[derive(Default)]
 pub(super) struct Transport {
-    clients: Mutex<HashMap<(Reach, bool), Client>>,
+    clients: Mutex<HashMap<Kind, Client>>,
 }
 
 /// What the configuration says of origins (scheme, host and port).
 pub(super) struct Trust {
     configured: Vec<url::Origin>,
     named: Vec<url::Origin>,
+    authorities: Vec<(url::Origin, PathBuf)>,
 }
 
 impl Trust {
@@ -70,7 +82,18 @@ impl Trust {
         Self {
             configured: configured.filter_map(|host| origin(host)).collect(),
             named: origin(host).into_iter().collect(),
+            authorities: settings
+                .hosts
+                .iter()
+                .filter_map(|(name, host)| Some((origin(name)?, host.ca_file.clone()?)))
+                .collect(),
         }
+    }
+
+    fn ca_file(&self, url: &Url) -> Option<PathBuf> {
+        let origin = url.origin();
+        let found = self.authorities.iter().find(|(host, _)| *host == origin);
+        found.map(|(_, file)| file.clone())
     }
 
     fn reach(&self, url: &Url) -> Reach {
@@ -137,19 +160,22 @@ impl Transport {
                 "{host} is refused: plain HTTP is spoken only with hosts that the configuration names with plain_http"
             )));
         }
-        let direct = Reach::Sent.check_url(url).is_err();
+        let kind = Kind {
+            reach,
+            direct: Reach::Sent.check_url(url).is_err(),
+            ca_file: trust.ca_file(url),
+        };
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(client) = clients.get(&(reach, direct)) {
+        if let Some(client) = clients.get(&kind) {
             return Ok(client.clone());
         }
-        let client = new_client(reach, direct)
-            .map_err(|error| Failure::Final(RuntimeError::other("prepare HTTP for registries", error)))?;
-        clients.insert((reach, direct), client.clone());
+        let client = new_client(&kind).map_err(Failure::Final)?;
+        clients.insert(kind, client.clone());
         Ok(client)
     }
 }
 
-fn new_client(reach: Reach, direct: bool) -> reqwest::Result<Client> {
+fn new_client(kind: &Kind) -> Result<Client, RuntimeError> {
     // One provider for the whole process; whoever comes second finds it installed.
     if rustls::crypto::CryptoProvider::get_default().is_none()
         && rustls::crypto::ring::default_provider().install_default().is_err()
@@ -162,14 +188,31 @@ fn new_client(reach: Reach, direct: bool) -> reqwest::Result<Client> {
         .connect_timeout(CONNECT_LIMIT)
         .read_timeout(SILENCE_LIMIT)
         .http2_adaptive_window(true);
-    if reach != Reach::Configured {
-        builder = builder.dns_resolver(GuardedResolver::new(reach));
+    if kind.reach != Reach::Configured {
+        builder = builder.dns_resolver(GuardedResolver::new(kind.reach));
     }
-    if direct {
+    if kind.direct {
         // No proxy can reach this host's own loopback in our stead.
         builder = builder.no_proxy();
     }
-    builder.build()
+    if let Some(file) = &kind.ca_file {
+        builder = builder.tls_certs_merge(authorities(file)?);
+    }
+    let built = builder.build();
+    built.map_err(|error| RuntimeError::other("prepare HTTP for registries", error))
+}
+
+/// The certificates of a configured file.
+fn authorities(file: &Path) -> Result<Vec<Certificate>, RuntimeError> {
+    let refused = |why: String| RuntimeError::Rejected {
+        reason: format!("the ca_file that the configuration names for this registry cannot be used: {why}"),
+    };
+    let pem = std::fs::read(file).map_err(|error| refused(error.to_string()))?;
+    let found = Certificate::from_pem_bundle(&pem).map_err(|error| refused(chain(error)))?;
+    if found.is_empty() {
+        return Err(refused("it has no certificate in PEM form".to_owned()));
+    }
+    Ok(found)
 }
 
 fn redirection(url: &Url, answer: &Response) -> Result<Option<Url>, Failure> {
@@ -200,6 +243,10 @@ fn not_sent(url: &Url, error: reqwest::Error) -> Failure {
         cause = inner.source();
     }
     let reason = chain(error);
+    if reason.contains("invalid peer certificate") {
+        let hint = "trust its authority by ca_file in the configuration of this registry, or on this host";
+        return Failure::registry(format!("registry {} is not trusted: {reason} ({hint})", shown(url)));
+    }
     let hint = if reason.contains("InvalidContentType") || reason.contains("corrupt message") {
         " (it does not speak TLS: a plain HTTP registry needs plain_http in the configuration)"
     } else {

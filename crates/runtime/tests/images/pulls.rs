@@ -226,7 +226,7 @@ async fn pulls_of_one_image_at_once_are_one_work() {
     let registry = Registry::start();
     let image = random_image(3, 3 << 20);
     let reference = image.push(&registry, "test/joined", "latest").await;
-    let proxy = crate::trouble::CuttingProxy::start(registry.address(), u64::MAX).await;
+    let proxy = crate::cutting_proxy::CuttingProxy::start(registry.address(), u64::MAX).await;
     let setting = Setting::with(crate::setting::plain_hosts(&[&proxy.host()])).await;
     let reference = named(&reference.replace(&registry.host(), &proxy.host()));
     let watchers: Vec<Arc<Watcher>> = (0..8).map(|_| Watcher::new()).collect();

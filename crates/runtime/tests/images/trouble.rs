@@ -12,87 +12,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
+use crate::cutting_proxy::CuttingProxy;
 use crate::setting::{Setting, Watcher, named, plain_hosts};
-
-/// Stands before a registry and cuts every connection after so many bytes of answers.
-pub(crate) struct CuttingProxy {
-    address: SocketAddr,
-    requests: Arc<Mutex<Vec<String>>>,
-    task: JoinHandle<()>,
-}
-
-impl CuttingProxy {
-    pub(crate) async fn start(registry: SocketAddr, bytes: u64) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let requests = Arc::new(Mutex::new(Vec::new()));
-        let seen = Arc::clone(&requests);
-        let task = tokio::spawn(async move {
-            let mut connections = tokio::task::JoinSet::new();
-            loop {
-                let (client, _) = listener.accept().await.unwrap();
-                connections.spawn(pass_on(client, registry, bytes, Arc::clone(&seen)));
-            }
-        });
-        Self {
-            address,
-            requests,
-            task,
-        }
-    }
-
-    pub(crate) fn host(&self) -> String {
-        self.address.to_string()
-    }
-
-    /// First line of every request, with its `Range` when it has one.
-    pub(crate) fn requests(&self) -> Vec<String> {
-        self.requests.lock().unwrap().clone()
-    }
-}
-
-impl Drop for CuttingProxy {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-async fn pass_on(client: TcpStream, registry: SocketAddr, bytes: u64, seen: Arc<Mutex<Vec<String>>>) {
-    let server = TcpStream::connect(registry).await.unwrap();
-    let (mut from_client, mut to_client) = client.into_split();
-    let (from_server, mut to_server) = server.into_split();
-    let asking = async move {
-        let mut head = Vec::new();
-        let mut buffer = [0; 8192];
-        while let Ok(count @ 1..) = from_client.read(&mut buffer).await {
-            head.extend_from_slice(&buffer[..count]);
-            while let Some(end) = head.windows(4).position(|window| window == b"\r\n\r\n") {
-                let text = String::from_utf8_lossy(&head[..end]).into_owned();
-                let range = text
-                    .lines()
-                    .find(|line| line.to_ascii_lowercase().starts_with("range:"));
-                let line = text.lines().next().unwrap_or_default();
-                seen.lock()
-                    .unwrap()
-                    .push(format!("{line} {}", range.unwrap_or_default()));
-                head.drain(..end + 4);
-            }
-            if to_server.write_all(&buffer[..count]).await.is_err() {
-                return;
-            }
-        }
-    };
-    let answering = async move {
-        let mut limited = from_server.take(bytes);
-        // Either end may go first; the test sees what came of it.
-        drop(tokio::io::copy(&mut limited, &mut to_client).await);
-        drop(to_client.shutdown().await);
-    };
-    tokio::select! {
-        () = asking => {}
-        () = answering => {}
-    }
-}
 
 type Handler = dyn Fn(&Asked) -> Answer + Send + Sync;
 

@@ -126,6 +126,7 @@ pub const KEYS: &[Key] = &[
 /// The keys of one `[registry."host[:port]"]`.
 pub const REGISTRY_KEYS: &[Key] = &[
     key("registry", "plain_http", Flag, "false"),
+    key("registry", "ca_file", Text, ""),
     key("registry", "username", Text, ""),
     key("registry", "password", Secret, ""),
     key("registry", "mirrors", List, ""),

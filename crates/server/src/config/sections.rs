@@ -184,6 +184,8 @@ pub struct ContainerdConfig {
 pub struct RegistryConfig {
     /// No TLS.
     pub plain_http: bool,
+    /// Certificates of authorities to trust beside the host's own.
+    pub ca_file: Option<PathBuf>,
     /// Who signs in.
     pub username: Option<String>,
     /// With what.
@@ -196,6 +198,7 @@ impl std::fmt::Debug for RegistryConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("RegistryConfig")
             .field("plain_http", &self.plain_http)
+            .field("ca_file", &self.ca_file)
             .field("username", &self.username)
             .field("mirrors", &self.mirrors)
             .finish_non_exhaustive()

@@ -324,6 +324,7 @@ fn registry(keys: &RegistrySettings) -> RegistryConfig {
             keys.get("plain_http").map(|setting| &setting.value),
             Some(Value::Flag(true))
         ),
+        ca_file: text("ca_file").map(PathBuf::from),
         username: text("username"),
         password: text("password"),
         mirrors: match keys.get("mirrors").map(|setting| &setting.value) {

@@ -4,6 +4,7 @@
 mod downloads;
 mod execs;
 mod files;
+mod hostile;
 mod loads;
 mod logs;
 mod refusals;

@@ -104,6 +104,14 @@ async fn refused(workspace: &Workspace<'_>) {
         "echo 1 > /proc/1/oom_score_adj && test $(cat /proc/1/oom_score_adj) -lt 0",
         "hostname other",
         "chroot /proc/1/root/.. test -d /work",
+        "cat /proc/1/environ",
+        "cat /proc/1/maps",
+        "head -c 1 /proc/1/mem",
+        "readlink /proc/1/fd/0",
+        "head -c 1 /proc/1/fd/0",
+        "readlink /proc/1/exe",
+        "readlink /proc/1/cwd",
+        "ls /proc/1/root/",
         "ls /proc/scsi/scsi",
         "test -s /proc/kcore",
         "test -s /proc/interrupts",
@@ -125,6 +133,17 @@ async fn refused(workspace: &Workspace<'_>) {
         let result = workspace.sh(works).await;
         assert_eq!(result.exit_code, 0, "{works:?} failed: {result:?}");
     }
+}
+
+/// Its end is the host's to order; what it is told from inside is not.
+pub async fn a_signal_from_inside_does_not_end_a_workspace(subject: &dyn Subject) {
+    let workspace = Workspace::running(subject).await;
+    for signal in ["TERM", "INT", "HUP", "KILL"] {
+        workspace.output(&format!("kill -{signal} 1")).await;
+        assert_eq!(workspace.output("echo works").await, "works", "after SIG{signal}");
+    }
+    workspace.stop().await;
+    workspace.remove().await;
 }
 
 /// In force from the start, changed without a restart, counted.

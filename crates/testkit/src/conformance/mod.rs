@@ -195,6 +195,7 @@ macro_rules! conformance_suite {
             a_log_outlives_each_run_and_goes_with_its_workspace,
             a_tenants_tricks_with_its_log_lead_nowhere,
             a_full_socket_directory_stops_nothing,
+            a_signal_from_inside_does_not_end_a_workspace,
             the_environment_asked_for_is_there,
             root_inside_owns_what_it_writes,
             two_bots_have_different_ids,

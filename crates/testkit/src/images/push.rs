@@ -1,19 +1,30 @@
-//! Puts images into a registry by plain HTTP.
+//! Puts images into a registry by HTTP.
 
-use reqwest::{Client, RequestBuilder};
+use reqwest::{Certificate, Client, ClientBuilder, RequestBuilder};
 
 use super::builder::{Blob, Image, ImageIndex};
 use crate::registry::Registry;
 
 /// An HTTP client for tests: no proxy, no redirect.
 pub fn http_client() -> Client {
+    client_builder().build().expect("make an HTTP client")
+}
+
+fn client_builder() -> ClientBuilder {
     // A second installation is refused and harmless: the provider is the same one.
     drop(rustls::crypto::ring::default_provider().install_default());
-    Client::builder()
-        .no_proxy()
-        .redirect(reqwest::redirect::Policy::none())
-        .build()
-        .expect("make an HTTP client")
+    Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none())
+}
+
+/// One that trusts the registry's own authority, where it has one.
+fn client_for(registry: &Registry) -> Client {
+    let Some(file) = registry.ca_file() else {
+        return http_client();
+    };
+    let pem = std::fs::read(file).expect("read the registry's authority");
+    let authorities = Certificate::from_pem_bundle(&pem).expect("a certificate");
+    let builder = client_builder().tls_certs_merge(authorities);
+    builder.build().expect("make an HTTP client")
 }
 
 impl Image {
@@ -52,7 +63,7 @@ struct Push<'a> {
 impl<'a> Push<'a> {
     fn new(registry: &'a Registry, repository: &'a str) -> Self {
         Self {
-            client: http_client(),
+            client: client_for(registry),
             registry,
             repository,
         }

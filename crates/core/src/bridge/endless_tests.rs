@@ -1,0 +1,142 @@
+//! Answers of a replaced bridge that are too much, too slow or without an end.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures::{StreamExt, stream};
+use skep_bridge_protocol::workspace::{ExecData, ExecEvent, exec_event::Event};
+use tonic::{Code, Status};
+
+use super::BridgeError;
+use super::hostile_tests::{Lies, impostor};
+use crate::exec::{self, ExecId, ExecRequest, Program};
+use crate::files::{self, Links, WorkspacePath};
+
+/// More than this test and those beside it hold, far less than what the lies are about.
+const LITTLE_MEMORY: u64 = 256 << 20;
+
+/// Resident memory of this process, in bytes. Other tests run beside this one: they hold little, too.
+fn resident_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("a process");
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .expect("its memory");
+    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
+}
+
+/// A message of a gibibyte: its length, then as much of it as anybody takes.
+fn gibibyte() -> Lies {
+    let length = Bytes::from_static(&[0, 0x40, 0, 0, 0]);
+    let zeroes = Bytes::from(vec![0; 64 * 1024]);
+    let body = stream::once(std::future::ready(length)).chain(stream::repeat(zeroes));
+    Lies::Raw(body.boxed())
+}
+
+#[tokio::test]
+async fn a_message_of_a_gibibyte_is_refused_and_not_held() {
+    let impostor = impostor(|_| gibibyte()).await;
+    let path = WorkspacePath::parse("/data/f").expect("a path");
+    let before = resident_bytes();
+    for _ in 0..4 {
+        let stat = files::stat(&impostor.bridge, &path, Links::Followed).await;
+        assert!(stat.as_ref().is_err_and(BridgeError::is_lost), "{stat:?}");
+        let read = files::read(&impostor.bridge, &path, 0, 0).await.map(drop);
+        assert!(read.as_ref().is_err_and(BridgeError::is_lost), "{read:?}");
+    }
+    let grown = resident_bytes().saturating_sub(before);
+    assert!(grown < LITTLE_MEMORY, "memory grew by {grown} bytes");
+}
+
+#[tokio::test]
+async fn an_answer_in_drops_is_given_up_in_time() {
+    // A message of ten bytes, one each second and never the last one.
+    let drops = || {
+        let begin = stream::once(std::future::ready(Bytes::from_static(&[0, 0, 0, 0, 10])));
+        let slow = stream::unfold((), |()| async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            Some((Bytes::from_static(&[]), ()))
+        });
+        Lies::Raw(begin.chain(slow).boxed())
+    };
+    let impostor = impostor(move |_| drops()).await;
+    let path = WorkspacePath::parse("/data/f").expect("a path");
+    let begun = Instant::now();
+    let stat = files::stat(&impostor.bridge, &path, Links::Followed).await;
+    assert!(stat.as_ref().is_err_and(BridgeError::is_lost), "{stat:?}");
+    assert!(begun.elapsed() < Duration::from_secs(40), "{:?}", begun.elapsed());
+}
+
+fn endless_output() -> Lies {
+    let (data, mut offset) = (Bytes::from(vec![b'x'; 64 * 1024]), 0);
+    Lies::EndlessEvents(Box::new(move || {
+        let event = Event::Stdout(ExecData {
+            offset,
+            data: data.clone(),
+        });
+        offset += data.len() as u64;
+        ExecEvent { event: Some(event) }
+    }))
+}
+
+#[tokio::test]
+async fn a_process_that_is_said_to_write_for_ever_is_given_up_and_not_held() {
+    let impostor = impostor(|_| endless_output()).await;
+    let id = ExecId::parse("id").expect("an id");
+    let request = ExecRequest::of(Program::Command("true".to_owned()));
+    let before = resident_bytes();
+    let events = exec::run(&impostor.bridge, &id, request).await.expect("it says so");
+    let begun = Instant::now();
+    let outcome = exec::collect(events.within(Some(Duration::from_secs(2))), 1000).await;
+    assert!(outcome.as_ref().is_err_and(BridgeError::is_lost), "{outcome:?}");
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    let grown = resident_bytes().saturating_sub(before);
+    assert!(grown < LITTLE_MEMORY, "memory grew by {grown} bytes");
+}
+
+#[tokio::test]
+async fn streams_that_nobody_reads_hold_no_more_than_their_windows() {
+    let impostor = impostor(|_| endless_output()).await;
+    let before = resident_bytes();
+    let mut unread = Vec::new();
+    for number in 0..16 {
+        let id = ExecId::parse(&format!("id-{number}")).expect("an id");
+        let request = ExecRequest::of(Program::Command("true".to_owned()));
+        unread.push(exec::run(&impostor.bridge, &id, request).await.expect("it says so"));
+    }
+    // Another stream of the same connection goes on all the while.
+    let id = ExecId::parse("read").expect("an id");
+    let request = ExecRequest::of(Program::Command("true".to_owned()));
+    let mut read = exec::run(&impostor.bridge, &id, request).await.expect("it says so");
+    for _ in 0..200 {
+        assert!(matches!(read.next().await, Ok(Some(_))));
+    }
+    let grown = resident_bytes().saturating_sub(before);
+    assert!(grown < LITTLE_MEMORY, "memory grew by {grown} bytes");
+}
+
+#[tokio::test]
+async fn whatever_status_it_answers_is_one_a_caller_can_act_on() {
+    for code in [
+        Code::Ok,
+        Code::Cancelled,
+        Code::Unknown,
+        Code::OutOfRange,
+        Code::Internal,
+        Code::Unavailable,
+        Code::DataLoss,
+        Code::Unauthenticated,
+        Code::DeadlineExceeded,
+    ] {
+        let words = "\u{1b}[2J\n".repeat(200);
+        let impostor = impostor(move |_| Lies::Status(Status::new(code, words.clone()))).await;
+        let path = WorkspacePath::parse("/data/f").expect("a path");
+        let error = files::stat(&impostor.bridge, &path, Links::Followed).await;
+        let error = error.map(drop).expect_err("no answer is no success");
+        assert!(error.is_lost(), "{code:?}: {error:?}");
+        assert!(
+            !error.to_string().contains('\u{1b}') && error.to_string().len() < 2048,
+            "{error}"
+        );
+    }
+}
