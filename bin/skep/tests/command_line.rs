@@ -87,6 +87,29 @@ fn code(output: &Output) -> i32 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_default_image_that_was_built_here_is_shown_as_what_is_in_force() {
+    let setting = Setting::new().await;
+    let shown = async || {
+        let mut command = setting.command(&["-o", "json", "config", "show"]);
+        command.env("SKEP_WORKSPACE__DATA_ROOT", setting.server.directory().join("data"));
+        let output = run(command, String::new()).await;
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let rows: Vec<Value> = serde_json::from_slice(&output.stdout).expect("JSON");
+        let row = rows.into_iter().find(|row| row["key"] == "workspace.default_image");
+        row.expect("the key is shown")
+    };
+    assert_eq!(shown().await["from"], "default");
+    let built = "skep.local/debian:bookworm".parse().expect("an image");
+    setting.server.running().keep_default_image(&built).await.expect("kept");
+    let row = shown().await;
+    assert_eq!(row["value"], "skep.local/debian:bookworm");
+    assert!(
+        row["from"].as_str().is_some_and(|from| from.starts_with("built here")),
+        "{row}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_workspace_is_made_used_and_deleted() {
     let setting = Setting::new().await;
     let id = setting
