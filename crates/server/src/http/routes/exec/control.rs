@@ -2,11 +2,13 @@
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{DefaultBodyLimit, State};
+use axum::extract::{DefaultBodyLimit, FromRequestParts};
 use axum::http::StatusCode;
+use axum::http::request::Parts;
 use serde::Deserialize;
 use skep_api::{ErrorBody, ExecDone, ExecInfo, ResizeRequest, SignalRequest};
-use skep_core::exec::{self, InputEnd, TerminalSize};
+use skep_core::bridge::{Bridge, BridgeResult};
+use skep_core::exec::{self, ExecId, InputEnd, TerminalSize};
 use skep_core::terminal::LARGEST_SIZE;
 use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
@@ -20,6 +22,35 @@ use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::{JsonBody, Query};
 
 const DONE: Json<ExecDone> = Json(ExecDone { ok: true });
+
+/// The process of a route, with the bridge of its workspace still to be asked for.
+struct Control {
+    app: App,
+    access: ExecAccess,
+    start: Option<bool>,
+}
+
+impl FromRequestParts<App> for Control {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+        let access = ExecAccess::from_request_parts(parts, app).await?;
+        let Query(query) = Query::<StartQuery>::from_request_parts(parts, app).await?;
+        Ok(Self {
+            app: app.clone(),
+            access,
+            start: query.start,
+        })
+    }
+}
+
+impl Control {
+    /// Does what was asked, once it is known to be well formed.
+    async fn ask<T>(self, ask: impl AsyncFnOnce(&Bridge, &ExecId) -> BridgeResult<T>) -> ApiResult<T> {
+        let bridge = bridge_of(&self.app, self.access.access.bot_id(), self.start).await?;
+        ask(&bridge, &self.access.id).await.map_err(refused)
+    }
+}
 
 pub(super) fn router() -> OpenApiRouter<App> {
     let stdin = OpenApiRouter::new()
@@ -38,13 +69,8 @@ pub(super) fn router() -> OpenApiRouter<App> {
         (status = 404, body = ErrorBody, description = "No such process"),
         (status = 409, body = ErrorBody, description = "The workspace is stopped"),
         (status = 503, body = ErrorBody, description = "The workspace is not reachable")))]
-async fn get(
-    State(app): State<App>,
-    ExecAccess { access, id }: ExecAccess,
-    Query(query): Query<StartQuery>,
-) -> ApiResult<Json<ExecInfo>> {
-    let bridge = bridge_of(&app, access.bot_id(), query.start).await?;
-    let status = exec::status(&bridge, &id).await.map_err(refused)?;
+async fn get(control: Control) -> ApiResult<Json<ExecInfo>> {
+    let status = control.ask(exec::status).await?;
     Ok(Json(super::info(status)))
 }
 
@@ -54,13 +80,8 @@ async fn get(
         (status = 404, body = ErrorBody, description = "No such process"),
         (status = 409, body = ErrorBody, description = "The workspace is stopped"),
         (status = 503, body = ErrorBody, description = "The workspace is not reachable")))]
-async fn delete(
-    State(app): State<App>,
-    ExecAccess { access, id }: ExecAccess,
-    Query(query): Query<StartQuery>,
-) -> ApiResult<StatusCode> {
-    let bridge = bridge_of(&app, access.bot_id(), query.start).await?;
-    exec::remove(&bridge, &id).await.map_err(refused)?;
+async fn delete(control: Control) -> ApiResult<StatusCode> {
+    control.ask(exec::remove).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -72,16 +93,12 @@ async fn delete(
         (status = 404, body = ErrorBody, description = "No such process"),
         (status = 409, body = ErrorBody, description = "The process is over; the workspace is stopped"),
         (status = 503, body = ErrorBody, description = "The workspace is not reachable")))]
-async fn signal(
-    State(app): State<App>,
-    ExecAccess { access, id }: ExecAccess,
-    Query(query): Query<StartQuery>,
-    JsonBody(body): JsonBody<SignalRequest>,
-) -> ApiResult<Json<ExecDone>> {
+async fn signal(control: Control, JsonBody(body): JsonBody<SignalRequest>) -> ApiResult<Json<ExecDone>> {
     let number = exec::signal_number(&body.signal)
         .ok_or_else(|| ApiError::invalid_argument("signal must be a name as SIGTERM, or a number from 1 to 64"))?;
-    let bridge = bridge_of(&app, access.bot_id(), query.start).await?;
-    exec::signal(&bridge, &id, number).await.map_err(refused)?;
+    control
+        .ask(async |bridge, id| exec::signal(bridge, id, number).await)
+        .await?;
     Ok(DONE)
 }
 
@@ -93,12 +110,7 @@ async fn signal(
         (status = 404, body = ErrorBody, description = "No such process"),
         (status = 409, body = ErrorBody, description = "The process is over; the workspace is stopped"),
         (status = 503, body = ErrorBody, description = "The workspace is not reachable")))]
-async fn resize(
-    State(app): State<App>,
-    ExecAccess { access, id }: ExecAccess,
-    Query(query): Query<StartQuery>,
-    JsonBody(body): JsonBody<ResizeRequest>,
-) -> ApiResult<Json<ExecDone>> {
+async fn resize(control: Control, JsonBody(body): JsonBody<ResizeRequest>) -> ApiResult<Json<ExecDone>> {
     let size = |given: u32| {
         u16::try_from(given)
             .ok()
@@ -107,10 +119,10 @@ async fn resize(
     let (Some(cols), Some(rows)) = (size(body.cols), size(body.rows)) else {
         return Err(ApiError::invalid_argument("cols and rows must be between 1 and 1000"));
     };
-    let bridge = bridge_of(&app, access.bot_id(), query.start).await?;
-    exec::resize(&bridge, &id, TerminalSize { cols, rows })
-        .await
-        .map_err(refused)?;
+    let size = TerminalSize { cols, rows };
+    control
+        .ask(async |bridge, id| exec::resize(bridge, id, size).await)
+        .await?;
     Ok(DONE)
 }
 
@@ -118,30 +130,23 @@ async fn resize(
 struct StdinQuery {
     /// Close the input after these bytes.
     eof: Option<bool>,
-    /// Start a stopped workspace.
-    start: Option<bool>,
 }
 
 /// Write to a process's input; answers when the process's pipe has taken all of it.
-#[utoipa::path(post, path = "/bots/{bot_id}/container/exec/{exec_id}/stdin", tag = "exec", params(StdinQuery),
+#[utoipa::path(post, path = "/bots/{bot_id}/container/exec/{exec_id}/stdin", tag = "exec", params(StdinQuery, StartQuery),
     request_body(content = Vec<u8>, content_type = "application/octet-stream"),
     responses((status = 200, body = ExecDone),
         (status = 404, body = ErrorBody, description = "No such process"),
         (status = 409, body = ErrorBody, description = "The process or its input is closed; the workspace is stopped"),
         (status = 503, body = ErrorBody, description = "The workspace is not reachable")))]
-async fn stdin(
-    State(app): State<App>,
-    ExecAccess { access, id }: ExecAccess,
-    Query(query): Query<StdinQuery>,
-    body: Body,
-) -> ApiResult<Json<ExecDone>> {
+async fn stdin(control: Control, Query(query): Query<StdinQuery>, body: Body) -> ApiResult<Json<ExecDone>> {
     let end = match query.eof {
         Some(true) => InputEnd::Closed,
         _ => InputEnd::Open,
     };
-    let bridge = bridge_of(&app, access.bot_id(), query.start).await?;
-    exec::write_stdin(&bridge, &id, body_bytes(body), end)
-        .await
-        .map_err(refused)?;
+    let bytes = body_bytes(body);
+    control
+        .ask(async |bridge, id| exec::write_stdin(bridge, id, bytes, end).await)
+        .await?;
     Ok(DONE)
 }

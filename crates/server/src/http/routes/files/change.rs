@@ -1,13 +1,15 @@
 //! Changes of files and directories, and what later versions bring.
 
 use axum::Json;
-use axum::extract::{DefaultBodyLimit, State};
+use axum::extract::{DefaultBodyLimit, FromRequestParts};
+use axum::http::request::Parts;
 use base64::Engine;
 use serde::Deserialize;
 use skep_api::{
     ChangeModeRequest, CopyFileRequest, DeleteFileRequest, Encoding, ErrorBody, ErrorCode, FileDone, PathRequest,
     RenameFileRequest, WriteFileRequest,
 };
+use skep_core::bridge::{Bridge, BridgeResult};
 use skep_core::files::{self, Depth, FileWriter, ModeChange, NewFile, WorkspacePath};
 use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
@@ -48,7 +50,35 @@ pub(super) struct StartQuery {
     start: Option<bool>,
 }
 
-const DONE: Json<FileDone> = Json(FileDone { ok: true });
+/// One change of files, on the bridge of the route's bot.
+struct Change {
+    app: App,
+    access: BotAccess<Operate>,
+    start: Option<bool>,
+}
+
+impl FromRequestParts<App> for Change {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+        let access = BotAccess::from_request_parts(parts, app).await?;
+        let Query(query) = Query::<StartQuery>::from_request_parts(parts, app).await?;
+        Ok(Self {
+            app: app.clone(),
+            access,
+            start: query.start,
+        })
+    }
+}
+
+impl Change {
+    /// Does it, once everything that was asked is known to be well formed.
+    async fn make(self, change: impl AsyncFnOnce(Bridge) -> BridgeResult<()>) -> ApiResult<Json<FileDone>> {
+        let bridge = bridge_of(&self.app, self.access.bot_id(), self.start).await?;
+        change(bridge).await.map_err(refused)?;
+        Ok(Json(FileDone { ok: true }))
+    }
+}
 
 /// Write a file whole: nobody ever sees half of it.
 #[utoipa::path(post, path = "/bots/{bot_id}/container/fs/write", tag = "files", params(StartQuery),
@@ -61,12 +91,7 @@ const DONE: Json<FileDone> = Json(FileDone { ok: true });
         (status = 413, body = ErrorBody, description = "Over 16 MiB: use upload"),
         (status = 503, body = ErrorBody, description = "The workspace is not reachable"),
         (status = 507, body = ErrorBody, description = "No space")))]
-async fn write(
-    State(app): State<App>,
-    access: BotAccess<Operate>,
-    Query(query): Query<StartQuery>,
-    JsonBody(body): JsonBody<WriteFileRequest>,
-) -> ApiResult<Json<FileDone>> {
+async fn write(change: Change, JsonBody(body): JsonBody<WriteFileRequest>) -> ApiResult<Json<FileDone>> {
     let path = required_path(Some(&body.path))?;
     let set_mode = body.mode.as_deref().map(octal_mode).transpose()?;
     let content = match body.encoding.unwrap_or(Encoding::Utf8) {
@@ -86,11 +111,14 @@ async fn write(
         set_mode,
         if_match: body.if_match.filter(|tag| !tag.is_empty()),
     };
-    let bridge = bridge_of(&app, access.bot_id(), query.start).await?;
-    let mut writer = FileWriter::begin(&bridge, &path, file).await.map_err(refused)?;
-    writer.write(content.into()).await.map_err(refused)?;
-    writer.finish().await.map_err(refused)?;
-    Ok(DONE)
+    change
+        .make(async |bridge| {
+            let mut writer = FileWriter::begin(&bridge, &path, file).await?;
+            writer.write(content.into()).await?;
+            writer.finish().await?;
+            Ok(())
+        })
+        .await
 }
 
 /// Make a directory with its parents.
@@ -102,16 +130,11 @@ async fn write(
         (status = 409, body = ErrorBody, description = "The workspace is stopped"),
         (status = 503, body = ErrorBody, description = "The workspace is not reachable"),
         (status = 507, body = ErrorBody, description = "No space")))]
-async fn mkdir(
-    State(app): State<App>,
-    access: BotAccess<Operate>,
-    Query(query): Query<StartQuery>,
-    JsonBody(body): JsonBody<PathRequest>,
-) -> ApiResult<Json<FileDone>> {
+async fn mkdir(change: Change, JsonBody(body): JsonBody<PathRequest>) -> ApiResult<Json<FileDone>> {
     let path = required_path(Some(&body.path))?;
-    let bridge = bridge_of(&app, access.bot_id(), query.start).await?;
-    files::make_directory(&bridge, &path).await.map_err(refused)?;
-    Ok(DONE)
+    change
+        .make(async |bridge| files::make_directory(&bridge, &path).await)
+        .await
 }
 
 /// Delete a file or a directory; also good when there is none.
@@ -122,12 +145,7 @@ async fn mkdir(
         (status = 403, body = ErrorBody, description = "The root directory, or the permissions there"),
         (status = 409, body = ErrorBody, description = "Not empty and not recursive; the workspace is stopped"),
         (status = 503, body = ErrorBody, description = "The workspace is not reachable")))]
-async fn delete(
-    State(app): State<App>,
-    access: BotAccess<Operate>,
-    Query(query): Query<StartQuery>,
-    JsonBody(body): JsonBody<DeleteFileRequest>,
-) -> ApiResult<Json<FileDone>> {
+async fn delete(change: Change, JsonBody(body): JsonBody<DeleteFileRequest>) -> ApiResult<Json<FileDone>> {
     let path = required_path(Some(&body.path))?;
     if path.is_root() {
         return Err(ApiError::forbidden("cannot delete root directory"));
@@ -136,9 +154,9 @@ async fn delete(
         true => Depth::Recursive,
         false => Depth::EmptyOnly,
     };
-    let bridge = bridge_of(&app, access.bot_id(), query.start).await?;
-    files::remove(&bridge, &path, depth).await.map_err(refused)?;
-    Ok(DONE)
+    change
+        .make(async |bridge| files::remove(&bridge, &path, depth).await)
+        .await
 }
 
 /// Give a file or a directory another name, in the place of what has it.
@@ -150,16 +168,11 @@ async fn delete(
         (status = 404, body = ErrorBody, description = "No such file"),
         (status = 409, body = ErrorBody, description = "A directory with entries is in the way; the workspace is stopped"),
         (status = 503, body = ErrorBody, description = "The workspace is not reachable")))]
-async fn rename(
-    State(app): State<App>,
-    access: BotAccess<Operate>,
-    Query(query): Query<StartQuery>,
-    JsonBody(body): JsonBody<RenameFileRequest>,
-) -> ApiResult<Json<FileDone>> {
+async fn rename(change: Change, JsonBody(body): JsonBody<RenameFileRequest>) -> ApiResult<Json<FileDone>> {
     let (from, to) = both((&body.old_path, &body.new_path), "oldPath and newPath are required")?;
-    let bridge = bridge_of(&app, access.bot_id(), query.start).await?;
-    files::rename(&bridge, &from, &to).await.map_err(refused)?;
-    Ok(DONE)
+    change
+        .make(async |bridge| files::rename(&bridge, &from, &to).await)
+        .await
 }
 
 /// Copy a file, or a directory with all in it.
@@ -172,16 +185,9 @@ async fn rename(
         (status = 409, body = ErrorBody, description = "Something else is in the way; the workspace is stopped"),
         (status = 503, body = ErrorBody, description = "The workspace is not reachable"),
         (status = 507, body = ErrorBody, description = "No space")))]
-async fn copy(
-    State(app): State<App>,
-    access: BotAccess<Operate>,
-    Query(query): Query<StartQuery>,
-    JsonBody(body): JsonBody<CopyFileRequest>,
-) -> ApiResult<Json<FileDone>> {
+async fn copy(change: Change, JsonBody(body): JsonBody<CopyFileRequest>) -> ApiResult<Json<FileDone>> {
     let (from, to) = both((&body.from, &body.to), "from and to are required")?;
-    let bridge = bridge_of(&app, access.bot_id(), query.start).await?;
-    files::copy(&bridge, &from, &to).await.map_err(refused)?;
-    Ok(DONE)
+    change.make(async |bridge| files::copy(&bridge, &from, &to).await).await
 }
 
 /// Set permissions, and owner and group when they are given.
@@ -193,21 +199,16 @@ async fn copy(
         (status = 404, body = ErrorBody, description = "No such file"),
         (status = 409, body = ErrorBody, description = "The workspace is stopped"),
         (status = 503, body = ErrorBody, description = "The workspace is not reachable")))]
-async fn chmod(
-    State(app): State<App>,
-    access: BotAccess<Operate>,
-    Query(query): Query<StartQuery>,
-    JsonBody(body): JsonBody<ChangeModeRequest>,
-) -> ApiResult<Json<FileDone>> {
+async fn chmod(change: Change, JsonBody(body): JsonBody<ChangeModeRequest>) -> ApiResult<Json<FileDone>> {
     let path = required_path(Some(&body.path))?;
-    let change = ModeChange {
+    let mode = ModeChange {
         mode: octal_mode(&body.mode)?,
         uid: body.uid,
         gid: body.gid,
     };
-    let bridge = bridge_of(&app, access.bot_id(), query.start).await?;
-    files::change_mode(&bridge, &path, change).await.map_err(refused)?;
-    Ok(DONE)
+    change
+        .make(async |bridge| files::change_mode(&bridge, &path, mode).await)
+        .await
 }
 
 fn both((from, to): (&str, &str), missing: &'static str) -> ApiResult<(WorkspacePath, WorkspacePath)> {
