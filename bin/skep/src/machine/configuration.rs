@@ -44,15 +44,28 @@ pub(crate) async fn run(command: ConfigCommand, form: OutputForm) -> Result<()> 
 
 /// Reads and checks the configuration, and says on standard error what a person should know.
 pub(crate) fn read(file: &ConfigurationFile) -> Result<(Settings, Config)> {
-    let environment: Vec<(String, String)> = std::env::vars_os()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-        .collect();
+    let environment = environment()?;
     let settings = Settings::read(file.config.as_deref(), &environment).map_err(|error| whole(&error))?;
     for warning in &settings.warnings {
         eprintln!("skep: warning: {warning}");
     }
     let config = Config::settle(&settings).map_err(|error| whole(&error))?;
     Ok((settings, config))
+}
+
+/// The environment as text. A key of ours that is no text is an error; what others keep there is theirs.
+fn environment() -> Result<Vec<(String, String)>> {
+    let mut all = Vec::new();
+    for (name, value) in std::env::vars_os() {
+        match (name.into_string(), value.into_string()) {
+            (Ok(name), Ok(value)) => all.push((name, value)),
+            (Ok(name), Err(_)) if name.starts_with("SKEP_") => {
+                return Err(Failure::Usage(format!("{name} is not valid UTF-8")));
+            }
+            _ => {}
+        }
+    }
+    Ok(all)
 }
 
 /// Logs to standard error from now on.

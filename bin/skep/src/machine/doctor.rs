@@ -113,17 +113,12 @@ async fn server_checks() -> Result<Vec<Value>> {
     })?;
     match client.readiness().await {
         Ok(readiness) => {
-            let found = readiness
-                .get("checks")
-                .and_then(Value::as_array)
-                .cloned()
-                .unwrap_or_default();
-            let mut all = vec![check(
-                "server",
-                "ok",
-                format!("{} (process {})", server.server, server.pid),
-            )];
-            all.extend(found);
+            let who = format!("{} (process {})", server.server, server.pid);
+            let Some(found) = readiness.get("checks").and_then(Value::as_array) else {
+                return Ok(vec![check("server", "error", format!("{who} tells no checks"))]);
+            };
+            let mut all = vec![check("server", "ok", who)];
+            all.extend(found.iter().cloned());
             Ok(all)
         }
         Err(failure) => Ok(vec![check("server", "error", failure.to_string())]),

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::Map;
+use serde_json::{Map, Value};
 use skep_names::BotId;
 use skep_runtime::failpoint;
 use skep_store::{BotStatus, EventRow, NewOperation, OperationEnd, OperationRow, OperationState};
@@ -213,10 +213,9 @@ impl Skep {
     }
 
     async fn run(&self, bot: &BotId, pending: &Arc<Pending>) {
-        let notes = match self.store().operation(pending.hub.id()).await {
-            Ok(Some(row)) => row.notes.as_object().cloned().unwrap_or_default(),
-            Ok(None) => Map::new(),
-            Err(error) => return self.finish(bot, pending, Err(error.into())).await,
+        let notes = match self.notes_of(pending.hub.id()).await {
+            Ok(notes) => notes,
+            Err(error) => return self.finish(bot, pending, Err(error)).await,
         };
         let work = Work::new(self.clone(), bot.clone(), pending.clone(), notes);
         let kind = pending.request.kind();
@@ -235,6 +234,20 @@ impl Skep {
             }
         }
         self.finish(bot, pending, result).await;
+    }
+
+    /// What was noted of an operation that is begun, or carried on. Without them it would take what it made itself
+    /// for what was there before, so none that cannot be read is begun.
+    async fn notes_of(&self, id: &str) -> Result<Map<String, Value>> {
+        let unreadable = || Error::Internal {
+            operation: format!("reading the notes of operation {id}"),
+            source: None,
+        };
+        let row = self.store().operation(id).await?.ok_or_else(unreadable)?;
+        match row.notes {
+            Value::Object(notes) => Ok(notes),
+            _ => Err(unreadable()),
+        }
     }
 
     /// Runs the work in a task of its own, so that a panic ends this operation and not the driver; a cancelled one

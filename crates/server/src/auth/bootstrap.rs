@@ -52,17 +52,13 @@ pub async fn ensure_first_admin(
     if !store.users().await?.is_empty() {
         return Ok(FirstAdmin::NotNeeded);
     }
-    let generated = config
-        .admin
-        .password
-        .is_none()
-        .then(|| random_text()[..GENERATED_LENGTH].to_owned());
-    let password = config
-        .admin
-        .password
-        .clone()
-        .or_else(|| generated.clone())
-        .unwrap_or_default();
+    let (password, generated) = match &config.admin.password {
+        Some(chosen) => (chosen.clone(), None),
+        None => {
+            let generated = random_text()[..GENERATED_LENGTH].to_owned();
+            (generated.clone(), Some(generated))
+        }
+    };
     let username = config.admin.username.clone();
     store
         .insert_user(NewUser {

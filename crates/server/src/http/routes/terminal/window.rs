@@ -110,8 +110,11 @@ async fn show(sink: &mut SplitSink<WebSocket, Message>, mut events: ExecEvents) 
             }
             Ok(Some(ExecEvent::Started(_))) => {}
             Ok(Some(ExecEvent::Exited(status))) => {
-                let code = status.end.map_or(0, |end| end.exit_code);
-                return Some((close_code::NORMAL, format!("exit {code}")));
+                // An end that is not told is no end of zero.
+                return Some(match status.end {
+                    Some(end) => (close_code::NORMAL, format!("exit {}", end.exit_code)),
+                    None => (close_code::ERROR, "bridge lost".to_owned()),
+                });
             }
             Ok(None) => return Some((close_code::ERROR, "bridge lost".to_owned())),
             Err(error) => {
