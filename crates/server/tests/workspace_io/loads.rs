@@ -45,8 +45,28 @@ fn resident_bytes() -> u64 {
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
 }
 
+/// Says to this very program that it runs for one test alone.
+const ALONE: &str = "SKEP_TEST_ALONE";
+const IN_LITTLE_MEMORY: &str = "loads::a_file_of_two_gibibytes_goes_up_and_down_in_little_memory";
+
+/// Runs the test of that name in a process of its own: the memory of this one is that of every test that runs in it.
+async fn alone(test: &str) {
+    let program = std::env::current_exe().unwrap();
+    let mut command = tokio::process::Command::new(program);
+    command
+        .args(["--exact", test, "--nocapture"])
+        .env(ALONE, "1")
+        .kill_on_drop(true);
+    let output = command.output().await.unwrap();
+    let told = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && told.contains("1 passed"), "{told}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_file_of_two_gibibytes_goes_up_and_down_in_little_memory() {
+    if std::env::var_os(ALONE).is_none() {
+        return alone(IN_LITTLE_MEMORY).await;
+    }
     let workspace = Workspace::start().await;
     let client = reqwest::Client::new();
     let key = workspace.server.admin_key().to_owned();
