@@ -46,6 +46,39 @@ pub(crate) fn kill(group: &str) -> Result<()> {
     Ok(())
 }
 
+/// Removes a group without processes from every hierarchy, with what lies below it. An OCI runtime that was killed
+/// while it made or removed a container leaves one that nobody else takes away. Repeatable.
+pub(crate) fn remove(group: &str) -> Result<()> {
+    let root = Path::new(ROOT);
+    let mut hierarchies = vec![root.to_owned()];
+    if unified(group).is_none() {
+        let entries = std::fs::read_dir(root).tried(|| format!("listing {ROOT}"))?;
+        hierarchies.extend(entries.flatten().map(|entry| entry.path()));
+    }
+    let directories = hierarchies.iter().map(|hierarchy| below(hierarchy, group));
+    directories
+        .filter(|directory| directory.is_dir())
+        .try_for_each(|directory| remove_tree(&directory))
+}
+
+fn remove_tree(directory: &Path) -> Result<()> {
+    let gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+    let entries = match std::fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if gone(&error) => return Ok(()),
+        Err(error) => return Err(error).tried(|| format!("listing {}", directory.display())),
+    };
+    for entry in entries.flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_tree(&entry.path())?;
+        }
+    }
+    match std::fs::remove_dir(directory) {
+        Err(error) if !gone(&error) => Err(error).tried(|| format!("removing the cgroup {}", directory.display())),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
 /// Makes the group above all workspaces and gives it less weight than its siblings have.
 pub(crate) fn prepare_parent(group: &str) -> Result<()> {
     let v1 = Path::new(ROOT).join("cpu");

@@ -339,6 +339,17 @@ impl Store {
         Ok(())
     }
 
+    /// Forgets the containers of a bot but one, which is the newest from then on.
+    pub async fn forget_other_containers(&self, bot: &BotId, container_id: &str) -> Result<()> {
+        sqlx::query("DELETE FROM containers WHERE bot_id = ?1 AND container_id <> ?2")
+            .bind(bot.as_str())
+            .bind(container_id)
+            .execute(self.writer())
+            .await
+            .map_err(StoreError::on("forgetting containers"))?;
+        Ok(())
+    }
+
     /// Forgets every container of a bot; none is a success.
     pub async fn delete_containers(&self, bot: &BotId) -> Result<()> {
         sqlx::query("DELETE FROM containers WHERE bot_id = ?1")

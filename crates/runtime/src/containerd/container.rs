@@ -117,7 +117,7 @@ impl ContainerdRuntime {
                 options: None,
             }),
             // Namespaces and limits are written at each start; until then nothing but the environment counts.
-            spec: Some(self.specification(&spec.bot, &environment, &Limits::default(), None)),
+            spec: Some(self.specification(&spec.bot, &environment, &Limits::default(), None)?),
             snapshotter: layer.snapshotter.clone(),
             snapshot_key: layer.key.clone(),
             ..Default::default()
@@ -152,10 +152,20 @@ impl ContainerdRuntime {
         environment: &[String],
         limits: &Limits,
         running: Option<&Running>,
-    ) -> Any {
+    ) -> Result<Any> {
+        Ok(as_any(&self.specification_value(bot, environment, limits, running)?))
+    }
+
+    pub(super) fn specification_value(
+        &self,
+        bot: &BotId,
+        environment: &[String],
+        limits: &Limits,
+        running: Option<&Running>,
+    ) -> Result<Value> {
         let user_namespace = self.paths.user_namespace(bot);
         let ids = running.and_then(|running| running.ids);
-        let value = spec::specification(&SpecInput {
+        Ok(spec::specification(&SpecInput {
             host_name: &host_name(bot),
             environment,
             limits: *limits,
@@ -166,10 +176,9 @@ impl ContainerdRuntime {
             resolv_conf: &self.config.resolv_conf,
             runtime_dir: &self.config.runtime_dir,
             socket_directory: &self.paths.socket_directory(bot),
-            open_files_hard: self.open_files_hard(),
+            open_files_hard: self.open_files_hard()?,
             seccomp: !self.config.isolation.without_seccomp,
-        });
-        as_any(&value)
+        }))
     }
 
     /// The container of a bot: by our name, else the most recently updated one that is labelled with the bot or
@@ -280,7 +289,7 @@ fn host_name(bot: &BotId) -> String {
     format!("workspace-{first}")
 }
 
-fn as_any(value: &Value) -> Any {
+pub(super) fn as_any(value: &Value) -> Any {
     Any {
         type_url: SPEC_TYPE.to_owned(),
         value: value.to_string().into_bytes(),

@@ -12,7 +12,7 @@ use super::turns::Turn;
 use super::{ContainerdRuntime, UserNamespaceMode, daemon, records};
 use crate::failpoint;
 use crate::isolation::{self, HostError, HostPaths, IdBlock, Layers, Tried};
-use crate::network::NetworkError;
+use crate::network::{NetworkError, RulesCheck};
 use crate::{Isolation, Result, RuntimeError, TaskState, cgroup};
 
 impl ContainerdRuntime {
@@ -54,6 +54,7 @@ impl ContainerdRuntime {
                 network,
                 cgroup,
                 started_at: chrono::Utc::now(),
+                address: None,
             };
             // The record first: undoing what fails from here on finds the claim by it.
             let recorded = failpoint::IDS_CLAIMED.pass().tried(starting);
@@ -167,21 +168,38 @@ impl ContainerdRuntime {
     pub(super) async fn sweep_host(&self) -> Result<()> {
         let bots = self.bots_with_traces().await?;
         for bot in bots {
-            let Some(turn) = self.turns.try_take(&bot) else {
-                continue;
-            };
-            // Asked for each bot under its turn: a list of tasks made before could miss a start that has just ended.
-            let id = self.record_id(&bot);
-            match self.task_state(&id).await? {
-                TaskState::Running => self.release_root(&turn, &bot).await?,
-                state => {
-                    self.clear_dead(&id, state).await?;
-                    self.release_swept(&turn, &bot).await?;
+            // One that cannot be cleared away must not keep the others waiting.
+            match self.sweep_one(&bot).await {
+                Ok(()) => {}
+                Err(away @ RuntimeError::Unavailable { .. }) => return Err(away),
+                Err(error) => {
+                    tracing::warn!(%bot, error = &error as &dyn std::error::Error, "what a workspace left on the host stays for now");
                 }
             }
         }
+        self.know_running_legacy_ones().await?;
+        self.images.sweep().await?;
         let live: BTreeSet<BotId> = self.live_bots().await?;
-        self.network.sweep(&live).await.map_err(network_failed)
+        self.network.sweep(&live).await.map_err(network_failed)?;
+        let rules = self.network.check_rules().await.map_err(network_failed)?;
+        if rules == RulesCheck::Restored {
+            tracing::warn!("the network's rules were not as they should be, and are again");
+        }
+        Ok(())
+    }
+
+    async fn sweep_one(&self, bot: &BotId) -> Result<()> {
+        let Some(turn) = self.turns.try_take(bot) else {
+            return Ok(());
+        };
+        // Asked for each bot under its turn: a list of tasks made before could miss a start that has just ended.
+        let id = self.record_id(bot);
+        match self.task_state(&id).await? {
+            TaskState::Running => return self.release_root(&turn, bot).await,
+            state => self.clear_dead(&id, state).await?,
+        }
+        self.nothing_left_of(&id).await?;
+        self.release_swept(&turn, bot).await
     }
 
     async fn release_swept(&self, turn: &Arc<Turn>, bot: &BotId) -> Result<()> {

@@ -22,10 +22,7 @@ impl ContainerdRuntime {
         let turn = self.turns.take(bot).await;
         let container = self.required_container(bot).await?;
         if is_legacy(&container.id) {
-            return Err(RuntimeError::Unsupported {
-                backend: "containerd",
-                what: format!("starting the legacy container {}", container.id),
-            });
+            return self.start_legacy(&turn, bot, &container, limits).await;
         }
         let state = self.task_state(&container.id).await?;
         if state == TaskState::Running {
@@ -102,7 +99,7 @@ impl ContainerdRuntime {
         (limits, running): (&Limits, &Running),
     ) -> Result<()> {
         let environment = stored_environment(container);
-        let spec = self.specification(bot, &environment, limits, Some(running));
+        let spec = self.specification(bot, &environment, limits, Some(running))?;
         if container.spec.as_ref() == Some(&spec) {
             return Ok(());
         }
@@ -133,7 +130,7 @@ impl ContainerdRuntime {
     }
 
     /// What cannot be undone now is left to the next start and to the sweep; the cause of the failure counts.
-    async fn undo_start(&self, turn: &Arc<Turn>, bot: &BotId, id: &str) {
+    pub(super) async fn undo_start(&self, turn: &Arc<Turn>, bot: &BotId, id: &str) {
         let undone = async {
             if self.task_state(id).await? != TaskState::None {
                 self.clear_task(id).await?;
@@ -177,13 +174,13 @@ impl ContainerdRuntime {
         self.nothing_left_of(id).await
     }
 
-    /// A shim that died can leave processes that containerd knows nothing of.
-    async fn nothing_left_of(&self, id: &str) -> Result<()> {
+    /// A shim that died can leave processes that containerd knows nothing of, and a cgroup without any.
+    pub(super) async fn nothing_left_of(&self, id: &str) -> Result<()> {
         let group = self.cgroup_of(id);
         let ended = tokio::task::spawn_blocking(move || {
             for _ in 0..100 {
                 if !cgroup::is_populated(&group) {
-                    return Ok(());
+                    return cgroup::remove(&group).map_err(on_host_failed);
                 }
                 cgroup::kill(&group).map_err(on_host_failed)?;
                 std::thread::sleep(Duration::from_millis(50));
@@ -229,7 +226,7 @@ impl ContainerdRuntime {
         })
     }
 
-    async fn prepare_parent_cgroup(&self) -> Result<()> {
+    pub(super) async fn prepare_parent_cgroup(&self) -> Result<()> {
         let prepared = self.parent_cgroup.get_or_try_init(|| async {
             let parent = self.config.cgroup_parent.clone();
             let made = tokio::task::spawn_blocking(move || cgroup::prepare_parent(&parent)).await;
@@ -239,7 +236,7 @@ impl ContainerdRuntime {
         prepared.await.map(drop)
     }
 
-    async fn choose_oci_runtime(&self) -> Result<()> {
+    pub(super) async fn choose_oci_runtime(&self) -> Result<()> {
         let chosen = self.oci_runtime.get_or_try_init(|| async {
             let user_namespaces = self.uses_user_namespaces().await?;
             let chosen = super::oci_runtime::choose(&self.config, user_namespaces).await?;

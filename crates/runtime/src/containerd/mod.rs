@@ -3,6 +3,7 @@
 //! containerd keeps images, layers and container records and supervises tasks. Ids, namespaces, root file
 //! system and socket directory are made by ourselves ([`crate::isolation`]), the network too.
 
+mod bundle;
 mod client;
 mod config;
 mod container;
@@ -10,6 +11,7 @@ pub mod daemon;
 mod events;
 mod host;
 mod layer;
+mod legacy;
 mod lifecycle;
 mod oci_runtime;
 mod records;
@@ -62,7 +64,6 @@ pub struct ContainerdRuntime {
     turns: Turns,
     events: broadcast::Sender<RuntimeEvent>,
     limit_support: LimitSupport,
-    open_files_hard: OnceLock<u64>,
     user_namespace_probe: OnceCell<std::result::Result<(), String>>,
     // Empty: the runtime's own default.
     oci_runtime: OnceCell<PathBuf>,
@@ -82,6 +83,7 @@ impl ContainerdRuntime {
         let images = ImageStoreConfig {
             namespace: config.namespace.clone(),
             snapshotter: config.snapshotter.clone(),
+            data_root_id: config.data_root_id.clone(),
             registries: config.registries.clone(),
         };
         let images = ImageStore::new(client.channel(), images)?;
@@ -100,7 +102,6 @@ impl ContainerdRuntime {
             turns: Turns::default(),
             events: broadcast::Sender::new(EVENT_QUEUE),
             limit_support: LimitSupport::of_this_host(),
-            open_files_hard: OnceLock::new(),
             user_namespace_probe: OnceCell::new(),
             oci_runtime: OnceCell::new(),
             parent_cgroup: OnceCell::new(),
@@ -122,11 +123,13 @@ impl ContainerdRuntime {
         &self.images
     }
 
-    /// Hard limit of open files that tasks can have: what containerd may raise, else its own.
-    fn open_files_hard(&self) -> u64 {
-        *self.open_files_hard.get_or_init(|| {
-            let pid = daemon::peer_process(&self.config.socket);
-            pid.map_or(crate::spec::OPEN_FILES.1, hard_limit_of_open_files)
+    /// Hard limit of open files that tasks can have: what containerd may raise, else its own. Asked of the one that
+    /// runs now: the next may be started with less.
+    fn open_files_hard(&self) -> Result<u64> {
+        let pid = daemon::peer_process(&self.config.socket);
+        pid.map(hard_limit_of_open_files).ok_or(RuntimeError::Unavailable {
+            runtime: "containerd",
+            source: None,
         })
     }
 
@@ -326,8 +329,7 @@ impl Runtime for ContainerdRuntime {
     fn bridge_endpoint(&self, bot: &BotId) -> Result<BridgeEndpoint> {
         let running = self.records.get(bot).ok_or_else(|| not_running(bot))?;
         if is_legacy(&running.container_id) {
-            let address = self.network.address(bot).map_err(host::network_failed)?;
-            let address = address.ok_or_else(|| not_running(bot))?;
+            let address = self.known_address(bot)?.ok_or_else(|| not_running(bot))?;
             return Ok(BridgeEndpoint::Tcp(SocketAddr::new(address, LEGACY_PORT)));
         }
         Ok(BridgeEndpoint::Unix {
@@ -348,7 +350,7 @@ impl Runtime for ContainerdRuntime {
     }
 
     async fn address(&self, bot: &BotId) -> Result<Option<IpAddr>> {
-        self.network.address(bot).map_err(host::network_failed)
+        self.known_address(bot)
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
@@ -26,6 +27,9 @@ pub(super) struct Running {
     /// Below each cgroup file system.
     pub(super) cgroup: String,
     pub(super) started_at: DateTime<Utc>,
+    /// Where it is reached, when its network was made by somebody else.
+    #[serde(default)]
+    pub(super) address: Option<IpAddr>,
 }
 
 impl Running {

@@ -14,8 +14,9 @@ use prost_types::Any;
 use rustix::process::Signal;
 use tonic::Code;
 
-use super::ContainerdRuntime;
 use super::client::{failed, optional, ran_out_of_time};
+use super::host::on_host_failed;
+use super::{ContainerdRuntime, bundle};
 use crate::spec::limits_as_resources;
 use crate::{Limits, Result, RuntimeError, TaskState, failpoint};
 
@@ -60,6 +61,17 @@ impl ContainerdRuntime {
         Ok(answer.and_then(|answer| answer.process).map(|process| process.status()))
     }
 
+    /// Process 1 as the host sees it.
+    pub(super) async fn task_pid(&self, id: &str) -> Result<Option<u32>> {
+        let request = self.client.request(GetRequest {
+            container_id: id.to_owned(),
+            exec_id: String::new(),
+        });
+        let answer = optional(self.client.tasks().get(request).await, || format!("task {id}"))?;
+        let process = answer.and_then(|answer| answer.process);
+        Ok(process.map(|process| process.pid).filter(|pid| *pid > 0))
+    }
+
     /// All tasks in our namespace, by container.
     pub(super) async fn tasks(&self) -> Result<HashMap<String, TaskState>> {
         let request = self.client.request(ListTasksRequest::default());
@@ -94,20 +106,42 @@ impl ContainerdRuntime {
             ..Default::default()
         };
         let first = self.client.request_within(message.clone(), CREATE_LIMIT);
-        let created = match self.client.tasks().create(first).await {
-            Err(status) if ran_out_of_time(&status) => {
-                // containerd clears away the task of a server that died while it was made, by its name: one made
-                // anew in that moment loses its directory and is never answered for.
-                tracing::warn!(id, "containerd does not answer for a new task; it is made once more");
-                self.clear_task(id).await?;
-                tokio::time::sleep(CLEARED_AWAY).await;
-                self.client.tasks().create(self.client.request(message)).await
-            }
-            created => created,
+        let refused = match self.client.tasks().create(first).await {
+            Ok(_) => return Ok(()),
+            Err(refused) => refused,
         };
+        self.clear_the_way(id, refused).await?;
+        let created = self.client.tasks().create(self.client.request(message)).await;
         created
             .map(drop)
             .map_err(|status| failed(format!("creating the task {id}"), status))
+    }
+
+    /// After a task could not be made: clears away what is in its way of an earlier one; else that is the error.
+    async fn clear_the_way(&self, id: &str, refused: tonic::Status) -> Result<()> {
+        if ran_out_of_time(&refused) {
+            // containerd clears away the task of a server that died while it was made, by its name: one made
+            // anew in that moment loses its directory and is never answered for.
+            tracing::warn!(id, "containerd does not answer for a new task; it is made once more");
+            self.clear_task(id).await?;
+            tokio::time::sleep(CLEARED_AWAY).await;
+            return Ok(());
+        }
+        let bundle = bundle::in_the_way(&refused, &self.config.namespace, id);
+        if refused.code() != Code::AlreadyExists && bundle.is_none() {
+            return Err(failed(format!("creating the task {id}"), refused));
+        }
+        // A daemon that died while it created a task finds a shim without a process, or a bundle without a shim: it
+        // tells of no task, and makes none in its place.
+        tracing::info!(id, "clearing away a task that was never whole");
+        self.delete_task(id).await?;
+        self.clear_dead(id, TaskState::None).await?;
+        self.nothing_left_of(id).await?;
+        let Some(bundle) = bundle else { return Ok(()) };
+        let removed = tokio::task::spawn_blocking(move || bundle::remove(&bundle)).await;
+        removed
+            .map_err(|panicked| RuntimeError::other(format!("clearing away the task {id}"), panicked))?
+            .map_err(on_host_failed)
     }
 
     pub(super) async fn start_task(&self, id: &str) -> Result<()> {

@@ -11,6 +11,7 @@ use containerd_client::services::v1::images_client::ImagesClient;
 use containerd_client::services::v1::leases_client::LeasesClient;
 use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClient;
 use containerd_client::types;
+use skep_names::LABEL_DATA_ROOT;
 use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
@@ -91,8 +92,8 @@ impl Daemon {
         LeasesClient::new(self.channel.clone())
     }
 
-    /// Makes a lease that ends by itself after a day, should we not live to delete it.
-    pub(super) async fn create_lease(&self, id: String) -> Result<Lease> {
+    /// Makes a lease of a data root that ends by itself after a day, should no server of it live to delete it.
+    pub(super) async fn create_lease(&self, id: String, data_root_id: &str) -> Result<Lease> {
         let end = chrono::Utc::now() + chrono::TimeDelta::days(1);
         let label = (
             "containerd.io/gc.expire".to_owned(),
@@ -100,23 +101,34 @@ impl Daemon {
         );
         let message = services::CreateRequest {
             id: id.clone(),
-            labels: HashMap::from([label]),
+            labels: HashMap::from([label, (LABEL_DATA_ROOT.to_owned(), data_root_id.to_owned())]),
         };
         let made = self.leases().create(self.request(message)).await;
         made.map_err(|status| failed("create a lease in containerd", status))?;
         Ok(Lease { id })
     }
 
+    /// Leases of a data root, with the second they were made in.
+    pub(super) async fn leases_of_data_root(&self, id: &str) -> Result<Vec<(Lease, i64)>> {
+        let leases = self.list_leases().await?.into_iter();
+        let ours = leases.filter(|lease| lease.labels.get(LABEL_DATA_ROOT).is_some_and(|of| of == id));
+        Ok(ours.map(with_time).collect())
+    }
+
     /// Leases whose names begin so, with the second they were made in.
     pub(super) async fn leases_of(&self, prefix: &str) -> Result<Vec<(Lease, i64)>> {
+        let leases = self.list_leases().await?.into_iter();
+        Ok(leases
+            .filter(|lease| lease.id.starts_with(prefix))
+            .map(with_time)
+            .collect())
+    }
+
+    async fn list_leases(&self) -> Result<Vec<services::Lease>> {
         let message = services::ListRequest { filters: Vec::new() };
         let listed = self.leases().list(self.request(message)).await;
         let listed = listed.map_err(|status| failed("list leases in containerd", status))?;
-        let leases = listed.into_inner().leases.into_iter();
-        let ours = leases.filter(|lease| lease.id.starts_with(prefix));
-        Ok(ours
-            .map(|lease| (Lease { id: lease.id }, lease.created_at.unwrap_or_default().seconds))
-            .collect())
+        Ok(listed.into_inner().leases)
     }
 
     /// Deletes a lease. `sync`: returns when what it alone held is collected.
@@ -308,6 +320,11 @@ impl Daemon {
             Err(status) => Err(failed(&format!("look up layer stack {name}"), status)),
         }
     }
+}
+
+fn with_time(lease: services::Lease) -> (Lease, i64) {
+    let made = lease.created_at.unwrap_or_default().seconds;
+    (Lease { id: lease.id }, made)
 }
 
 /// Adds a lease to a request.

@@ -26,6 +26,9 @@ const PARALLEL_LAYERS: usize = 3;
 /// Names of our leases begin so.
 const LEASE_PREFIX: &str = "skep-image-";
 
+/// What is carried on after a crash is so within this time.
+const TAKEN_UP_WITHIN_SECONDS: i64 = 60;
+
 /// Everything a pull learns before the first layer.
 struct Plan {
     /// What the name points to, down to the platform's manifest, with their bytes.
@@ -83,7 +86,29 @@ pub(super) async fn pull(
 pub(super) async fn new_lease(inner: &Inner) -> Result<Lease> {
     inner.swept.get_or_try_init(|| drop_leases_of_before(inner)).await?;
     let id = format!("{LEASE_PREFIX}{}", uuid::Uuid::new_v4().simple());
-    inner.daemon.create_lease(id).await
+    // Known as one that is in use before it can be found.
+    inner.live_leases().insert(id.clone());
+    let made = inner.daemon.create_lease(id.clone(), &inner.data_root_id).await;
+    if made.is_err() {
+        inner.live_leases().remove(&id);
+    }
+    made
+}
+
+/// Lets go of what pulls of a server that died made and no pull has taken up since: a layer half unpacked helps
+/// nobody. Left alone while this server pulls, and for a minute, so that what is carried on finds it.
+pub(super) async fn drop_abandoned_leases(inner: &Inner) -> Result<()> {
+    if !inner.live_leases().is_empty() {
+        return Ok(());
+    }
+    let now = chrono::Utc::now().timestamp();
+    for (lease, made) in inner.daemon.leases_of_data_root(&inner.data_root_id).await? {
+        if now - made >= TAKEN_UP_WITHIN_SECONDS && !inner.live_leases().contains(&lease.id) {
+            tracing::info!(lease = lease.id, "collecting what an interrupted pull left");
+            inner.daemon.delete_lease(&lease, false).await?;
+        }
+    }
+    Ok(())
 }
 
 /// Collects what pulls of before the last boot held and never named. Layers of theirs may not have reached
@@ -110,6 +135,7 @@ fn booted_at() -> std::io::Result<i64> {
 /// Lets go of what was made. After a failure it is collected before this returns. Should the lease
 /// stay, it ends by itself within a day.
 pub(super) async fn end_lease(inner: &Inner, lease: &Lease, succeeded: bool) {
+    inner.live_leases().remove(&lease.id);
     if let Err(error) = inner.daemon.delete_lease(lease, !succeeded).await {
         tracing::warn!(lease = lease.id, %error, "a lease is left; it ends within a day");
     }

@@ -1,7 +1,7 @@
 //! The store of images in one containerd namespace: what callers see.
 
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use chrono::{DateTime, Utc};
 use containerd_client::services::v1::Image;
@@ -32,6 +32,8 @@ pub struct ImageStoreConfig {
     pub namespace: String,
     /// Where images are unpacked unless a caller says otherwise.
     pub snapshotter: String,
+    /// Whose pulls these are: two servers may share the namespace.
+    pub data_root_id: String,
     /// Registries.
     pub registries: RegistrySettings,
 }
@@ -41,7 +43,7 @@ pub struct ImageStoreConfig {
 /// Every verb may be repeated. Dropping a call of [`ImageStore::pull`] or [`ImageStore::import`] ends the
 /// work unless somebody else waits for it, and what it made is collected. After a crash of this process, and after a
 /// pull that a registry or the network let down, a repeat goes on where it stopped; what is never repeated is
-/// collected within a day.
+/// collected by [`ImageStore::sweep`], or within a day.
 #[derive(Clone)]
 pub struct ImageStore {
     inner: Arc<Inner>,
@@ -50,6 +52,9 @@ pub struct ImageStore {
 pub(super) struct Inner {
     pub(super) daemon: Daemon,
     pub(super) snapshotter: String,
+    pub(super) data_root_id: String,
+    /// Names of the leases that work of this process is done under.
+    leases: Mutex<HashSet<String>>,
     pub(super) registries: RegistrySettings,
     pub(super) transport: Transport,
     pub(super) locks: KeyedLock,
@@ -60,6 +65,12 @@ pub(super) struct Inner {
     pub(super) interrupted: Interrupted,
     documents: ReadDocuments,
     pulls: Pulls,
+}
+
+impl Inner {
+    pub(super) fn live_leases(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// An image that a workspace can be made from.
@@ -98,6 +109,8 @@ impl ImageStore {
         let inner = Inner {
             daemon: Daemon::new(channel, &config.namespace)?,
             snapshotter: config.snapshotter,
+            data_root_id: config.data_root_id,
+            leases: Mutex::default(),
             registries: config.registries,
             transport: Transport::default(),
             locks: KeyedLock::default(),
@@ -108,6 +121,14 @@ impl ImageStore {
             pulls: Pulls::default(),
         };
         Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Lets go of what pulls of a server of this data root left that died, once nobody takes it up.
+    ///
+    /// # Errors
+    /// `Unavailable` when containerd does not answer.
+    pub async fn sweep(&self) -> Result<()> {
+        pull::drop_abandoned_leases(&self.inner).await
     }
 
     /// All images, by name. One whose documents cannot be read is listed with the size of what it points to.

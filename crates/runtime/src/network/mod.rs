@@ -170,6 +170,18 @@ impl Network {
         self.wired.as_ref().map_or(Ok(None), |wired| wired.address(bot))
     }
 
+    /// The first IPv4 address of a namespace that somebody else made and attached, its loopback's excepted.
+    ///
+    /// # Errors
+    /// The namespace cannot be looked into.
+    pub(crate) async fn address_inside(&self, netns: &Path) -> Result<Option<IpAddr>> {
+        let addresses = Links::inside(netns).await?.addresses().await?;
+        let found = addresses.iter().map(|(_, address)| address.addr());
+        Ok(found
+            .into_iter()
+            .find(|address| address.is_ipv4() && !address.is_loopback()))
+    }
+
     /// As configured; `as_str` is what `isolation.network` shows.
     pub fn mode(&self) -> NetworkMode {
         self.mode

@@ -182,6 +182,7 @@ pub(crate) async fn store_on(containerd: &ContainerdServer, registries: Registry
     let config = ImageStoreConfig {
         namespace: NAMESPACE.to_owned(),
         snapshotter: SNAPSHOTTER.to_owned(),
+        data_root_id: "tests".to_owned(),
         registries,
     };
     ImageStore::new(channel, config).expect("make a store")

@@ -414,6 +414,7 @@ async fn store_only(hosts: &[&str]) -> Unpulled {
     let config = skep_runtime::images::ImageStoreConfig {
         namespace: "never".to_owned(),
         snapshotter: "never".to_owned(),
+        data_root_id: "tests".to_owned(),
         registries: plain_hosts(hosts),
     };
     Unpulled {
