@@ -4,8 +4,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use skep_names::BotId;
 use skep_runtime::{Capabilities, Check, CheckStatus, Runtime};
 use skep_store::Store;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -14,6 +16,10 @@ use crate::error::Result;
 use crate::operations::Hub;
 use crate::settings::Settings;
 use crate::workspace::{Lanes, Observations};
+
+/// While a server ends: between two looks whether the runtime is still there, and how long it may take to answer.
+const LOOK_FOR_RUNTIME: Duration = Duration::from_secs(1);
+const RUNTIME_ANSWERS_WITHIN: Duration = Duration::from_secs(4);
 
 /// What the rules are built from.
 pub struct Parts {
@@ -38,6 +44,8 @@ struct Inner {
     hubs: Mutex<HashMap<String, Arc<Hub>>>,
     observations: Observations,
     tasks: TaskTracker,
+    /// What is wanted is to be compared with what there is without waiting for the clock.
+    look_again: Notify,
     /// Nothing new is begun.
     going_down: CancellationToken,
     /// What still runs is left for the next start.
@@ -75,6 +83,7 @@ impl Skep {
                 hubs: Mutex::default(),
                 observations: Observations::default(),
                 tasks: TaskTracker::new(),
+                look_again: Notify::new(),
                 going_down: CancellationToken::new(),
                 letting_go: CancellationToken::new(),
             }),
@@ -85,14 +94,32 @@ impl Skep {
     }
 
     /// Begins nothing new, lets what runs come to its end for at most `limit`, then lets go of it: the next start
-    /// carries it on. Workspaces stay running.
+    /// carries it on. While the runtime does not answer nothing comes to its end, so it is let go at once.
+    /// Workspaces stay running.
     pub async fn shut_down(&self, limit: Duration) {
         self.inner.going_down.cancel();
         self.inner.tasks.close();
-        if tokio::time::timeout(limit, self.inner.tasks.wait()).await.is_err() {
+        let ended = async {
+            tokio::select! {
+                () = self.inner.tasks.wait() => true,
+                () = self.runtime_is_away() => false,
+            }
+        };
+        if !tokio::time::timeout(limit, ended).await.unwrap_or(false) {
             tracing::warn!("operations did not come to an end in time; the next start carries them on");
             self.inner.letting_go.cancel();
             self.inner.tasks.wait().await;
+        }
+    }
+
+    /// Returns when the runtime does not answer.
+    async fn runtime_is_away(&self) {
+        loop {
+            tokio::time::sleep(LOOK_FOR_RUNTIME).await;
+            match tokio::time::timeout(RUNTIME_ANSWERS_WITHIN, self.inner.runtime.list()).await {
+                Ok(Ok(_)) => {}
+                Ok(Err(_)) | Err(_) => return,
+            }
         }
     }
 
@@ -112,7 +139,22 @@ impl Skep {
         };
         let mut checks = vec![store];
         checks.extend(self.inner.runtime.checks().await);
+        checks.extend(self.check_of_nobodys());
         Readiness { checks }
+    }
+
+    /// Told, and left alone: only a person can say what becomes of them.
+    fn check_of_nobodys(&self) -> Option<Check> {
+        let nobodys = self.inner.observations.nobodys();
+        let ids: Vec<&str> = nobodys.iter().map(BotId::as_str).collect();
+        (!ids.is_empty()).then(|| Check {
+            name: "ownerless",
+            status: CheckStatus::Warn,
+            detail: format!(
+                "containers or layers of this data root whose bot does not exist, left alone: {}",
+                ids.join(", ")
+            ),
+        })
     }
 
     /// What the runtime can do.
@@ -148,6 +190,10 @@ impl Skep {
 
     pub(crate) fn tasks(&self) -> &TaskTracker {
         &self.inner.tasks
+    }
+
+    pub(crate) fn look_again(&self) -> &Notify {
+        &self.inner.look_again
     }
 
     pub(crate) fn going_down(&self) -> &CancellationToken {

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 use skep_names::{DATA_DIRECTORY_INSIDE, ImageReference};
-use skep_runtime::{CreateOutcome, ImageRecord, InstanceSpec, LayerOutcome};
+use skep_runtime::{CreateOutcome, ImageRecord, InstanceSpec, LayerOutcome, RuntimeError};
 use skep_store::{BotStatus, ContainerRow, ContainerStatus, Desired, LimitsColumn, NewContainer};
 
 use super::limits::{to_column, to_runtime};
@@ -22,7 +22,7 @@ use crate::settings::ImagePullPolicy;
 const PULL: &str = "image pull failed";
 const START: &str = "container start failed";
 /// Note: whether the bot had a layer or a container before this create.
-const HAD_LAYER: &str = "had_layer";
+pub(super) const HAD_LAYER: &str = "had_layer";
 
 impl Work {
     /// The work of `create`.
@@ -81,7 +81,7 @@ impl Work {
         self.tell(EventBody::Creating).await?;
         let spec = self.spec(&image, plan);
         let made = self
-            .step("create", async { Ok(self.runtime().create(&spec).await?) })
+            .step("create", self.create_from_image(&spec))
             .await
             .map_err(|error| error.at(START))?;
         let applied = self
@@ -95,6 +95,20 @@ impl Work {
         self.skep().observations().wanted(self.bot(), Desired::Running);
         self.skep().observations().happened(self.bot(), &Event::Answered);
         self.completed(&row).await
+    }
+
+    /// Once more when the image went after it was seen: somebody removed it, or had containerd collect its content.
+    async fn create_from_image(&self, spec: &InstanceSpec) -> Result<CreateOutcome> {
+        match self.runtime().create(spec).await {
+            Err(RuntimeError::ImageNotFound { .. })
+                if self.skep().settings().image_pull_policy != ImagePullPolicy::Never =>
+            {
+                // Its progress is not told: that part of the stream is over.
+                pull_image(self.runtime(), &spec.image, |_| {}).await?;
+                Ok(self.runtime().create(spec).await?)
+            }
+            other => Ok(other?),
+        }
     }
 
     /// Notes, before anything is made, whether there is a layer: after a crash, the note of the first try counts.

@@ -179,12 +179,15 @@ impl Skep {
     }
 
     async fn drive(&self, bot: &BotId) {
+        let mut is_left_to_reconcile = false;
         loop {
             if self.going_down().is_cancelled() {
                 self.abandon_lane(bot);
                 return;
             }
             match self.lanes().next(bot) {
+                // Not before the lane is empty: reconcile leaves a bot alone that has work.
+                Next::Nothing if is_left_to_reconcile => return self.look_again().notify_one(),
                 Next::Nothing => return,
                 Next::Wait(changed) => {
                     // A lost wake-up costs this long, never the operation.
@@ -192,7 +195,11 @@ impl Skep {
                         Ok(()) | Err(_) => {}
                     }
                 }
-                Next::Run(pending) => self.run(bot, &pending).await,
+                Next::Run(pending) => {
+                    self.run(bot, &pending).await;
+                    let ended = pending.hub.outcome().await;
+                    is_left_to_reconcile |= ended.is_err_and(|error| waits_for_others(&error));
+                }
             }
         }
     }
@@ -254,6 +261,15 @@ impl Skep {
     /// is aborted and waited for. True: the server lets go of it.
     async fn do_work(&self, work: &Work) -> (Result<Outcome>, bool) {
         let pending = work.pending().clone();
+        if pending.origin != Origin::Asked {
+            tokio::select! {
+                biased;
+                // Nothing of it was begun by this server.
+                () = self.going_down().cancelled() => return (Err(Error::GoingDown), true),
+                () = pending.cancelled() => return (Err(pending.cancellation()), false),
+                () = self.runtime_answers() => {}
+            }
+        }
         let doing = work.clone();
         let mut task = tokio::spawn(async move { doing.run().await });
         let finished = tokio::select! {
@@ -285,12 +301,15 @@ impl Skep {
         };
         match tokio::time::timeout(UNDO_LIMIT, undoing).await {
             Ok(Ok(())) => {}
-            Ok(Err(undo)) => tracing::error!(
-                bot = %work.bot(),
-                operation = work.hub().id(),
-                error = undo.with_causes(),
-                "could not be undone; reconcile takes it up"
-            ),
+            Ok(Err(undo)) => {
+                tracing::error!(
+                    bot = %work.bot(),
+                    operation = work.hub().id(),
+                    error = undo.with_causes(),
+                    "could not be undone; reconcile takes it up"
+                );
+                self.look_again().notify_one();
+            }
             Err(_) => tracing::error!(
                 bot = %work.bot(),
                 operation = work.hub().id(),
@@ -364,9 +383,6 @@ impl Skep {
 
 impl Work {
     async fn run(&self) -> Result<Outcome> {
-        if self.pending().origin != Origin::Asked {
-            self.skep().runtime_answers().await;
-        }
         match &self.pending().request {
             Request::Create(plan) => self.create(plan).await,
             Request::Start => self.start().await,
@@ -396,6 +412,12 @@ async fn abort<T>(task: &mut tokio::task::JoinHandle<T>) {
     match task.await {
         Ok(_) | Err(_) => {}
     }
+}
+
+/// What came to nothing because somebody did not answer: he may be back before anybody asks again.
+fn waits_for_others(error: &Error) -> bool {
+    use crate::Code::{RuntimeUnavailable, StoreUnavailable};
+    matches!(error.code(), RuntimeUnavailable | StoreUnavailable)
 }
 
 fn end_event(result: &Result<Outcome>, pending: &Pending) -> EventBody {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use skep_names::{BotId, container_id_for};
-use skep_runtime::RuntimeEvent;
+use skep_runtime::{RuntimeEvent, TaskState};
 use skep_store::Desired;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
@@ -76,7 +76,7 @@ impl Skep {
             return Ok(());
         };
         self.bridges().evict(bot);
-        if row.desired == Desired::Stopped {
+        if row.desired == Desired::Stopped || self.runs_again(bot).await? {
             return Ok(());
         }
         let why = format!("its first process ended with status {exit_status}");
@@ -94,6 +94,12 @@ impl Skep {
                 Ok(())
             }
         }
+    }
+
+    /// The end that is told is that of an earlier process.
+    async fn runs_again(&self, bot: &BotId) -> Result<bool> {
+        let instance = self.runtime().inspect(bot).await?;
+        Ok(instance.is_some_and(|instance| instance.task == TaskState::Running))
     }
 
     async fn out_of_memory(&self, bot: &BotId) -> Result<()> {
@@ -120,26 +126,29 @@ impl Skep {
         let mut back_off = BACK_OFF.0;
         loop {
             let compared = tokio::select! {
-                () = self.letting_go().cancelled() => return,
+                // What it asked for is in the journal; what it swept may be swept again.
+                () = self.going_down().cancelled() => return,
                 compared = self.reconcile() => compared,
             };
-            let pause = match compared {
+            let (pause, listens) = match compared {
                 Ok(()) => {
                     back_off = BACK_OFF.0;
-                    self.settings().reconcile_interval
+                    (self.settings().reconcile_interval, true)
                 }
+                // What fails meanwhile fails for the same reason.
                 Err(error) => {
                     tracing::warn!(
                         error = error.with_causes(),
                         "what is wanted was not compared with what there is"
                     );
                     back_off = (back_off * 2).min(BACK_OFF.1);
-                    back_off
+                    (back_off, false)
                 }
             };
             tokio::select! {
                 () = self.going_down().cancelled() => return,
                 () = tokio::time::sleep(pause) => {}
+                () = self.look_again().notified(), if listens => {}
                 // The other follower has ended: the clock alone remains.
                 Some(()) = asked.recv() => {}
             }

@@ -10,6 +10,8 @@ pub(crate) struct Seen {
     pub(crate) recorded: ContainerStatus,
     /// `None`: there is no container.
     pub(crate) task: Option<TaskState>,
+    /// The container there is, if any, is the one of the record.
+    pub(crate) is_the_recorded: bool,
     pub(crate) has_layer: bool,
     /// Data of the bot is kept somewhere outside of its layer.
     pub(crate) has_backup: bool,
@@ -22,9 +24,9 @@ pub(crate) struct Seen {
 pub(crate) enum Mend {
     /// It is as it should be.
     Nothing,
-    /// It runs; the record says otherwise.
+    /// It runs; the record says otherwise, or names another container.
     RecordRunning,
-    /// It is stopped; the record says otherwise.
+    /// It is stopped; the record says otherwise, or names another container.
     RecordStopped,
     /// Bring it up: put a container back on its layer if need be, start it, wait for its bridge.
     Start,
@@ -49,13 +51,13 @@ pub(crate) fn mend(seen: &Seen) -> Mend {
         (None, Desired::Stopped) if seen.has_layer => Mend::PutBack,
         (None, _) => Mend::Rebuild,
         (Some(TaskState::Running), Desired::Running) => match seen.recorded {
-            ContainerStatus::Running => Mend::Nothing,
+            ContainerStatus::Running if seen.is_the_recorded => Mend::Nothing,
             _ => Mend::RecordRunning,
         },
         (Some(TaskState::Running), Desired::Stopped) => Mend::Stop,
         (Some(TaskState::Dead), Desired::Stopped) => Mend::Stop,
         (Some(TaskState::None), Desired::Stopped) => match seen.recorded {
-            ContainerStatus::Stopped | ContainerStatus::Created => Mend::Nothing,
+            ContainerStatus::Stopped | ContainerStatus::Created if seen.is_the_recorded => Mend::Nothing,
             _ => Mend::RecordStopped,
         },
         (Some(TaskState::Dead | TaskState::None), Desired::Running) if !seen.may_try => Mend::Wait,
@@ -72,6 +74,7 @@ mod tests {
             desired,
             recorded: ContainerStatus::Running,
             task,
+            is_the_recorded: true,
             has_layer: true,
             has_backup: false,
             may_try: true,
@@ -108,6 +111,31 @@ mod tests {
                 ..gone
             };
             assert_eq!(mend(&kept), Mend::LeaveMissing);
+        }
+    }
+
+    #[test]
+    fn a_record_that_names_another_container_is_never_as_it_should_be() {
+        for (desired, task, recorded, expected) in [
+            (
+                Desired::Running,
+                TaskState::Running,
+                ContainerStatus::Running,
+                Mend::RecordRunning,
+            ),
+            (
+                Desired::Stopped,
+                TaskState::None,
+                ContainerStatus::Stopped,
+                Mend::RecordStopped,
+            ),
+        ] {
+            let renamed = Seen {
+                is_the_recorded: false,
+                recorded,
+                ..seen(desired, Some(task))
+            };
+            assert_eq!(mend(&renamed), expected);
         }
     }
 

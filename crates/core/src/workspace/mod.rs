@@ -17,6 +17,7 @@ mod observed;
 mod plan;
 mod pull;
 mod reconcile;
+mod remains;
 mod removal;
 mod request;
 mod running;
@@ -140,10 +141,10 @@ impl Skep {
         if self.store().container(bot).await?.is_some() || self.lanes().create_under_way(bot).is_some() {
             return Ok(());
         }
-        match self.runtime().inspect(bot).await? {
-            Some(_) => Ok(()),
-            None => Err(Error::ContainerNotFound),
+        if self.runtime().inspect(bot).await?.is_some() || self.runtime().layers().await?.contains(bot) {
+            return Ok(());
         }
+        Err(Error::ContainerNotFound)
     }
 }
 

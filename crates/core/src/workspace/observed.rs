@@ -25,6 +25,8 @@ struct One {
 #[derive(Debug)]
 pub(crate) struct Observations {
     bots: Mutex<HashMap<BotId, One>>,
+    /// Of containers and layers of ours, those whose bot is not there.
+    nobodys: Mutex<Vec<BotId>>,
     since: Instant,
 }
 
@@ -32,6 +34,7 @@ impl Default for Observations {
     fn default() -> Self {
         Self {
             bots: Mutex::default(),
+            nobodys: Mutex::default(),
             since: Instant::now(),
         }
     }
@@ -78,6 +81,16 @@ impl Observations {
 
     fn now(&self) -> Duration {
         self.since.elapsed()
+    }
+
+    /// Containers and layers of ours that belong to no bot, as the last comparison found them.
+    pub(crate) fn nobodys(&self) -> Vec<BotId> {
+        self.nobodys.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn set_nobodys(&self, mut found: Vec<BotId>) {
+        found.sort();
+        *self.nobodys.lock().unwrap_or_else(PoisonError::into_inner) = found;
     }
 
     /// Something happened.

@@ -27,6 +27,12 @@ struct There {
     layers: HashSet<BotId>,
 }
 
+/// Whose a container or layer without a record is.
+enum Met {
+    Somebodys,
+    Nobodys,
+}
+
 impl Skep {
     /// One comparison.
     ///
@@ -48,10 +54,15 @@ impl Skep {
         futures::stream::iter(rows)
             .for_each_concurrent(AT_A_TIME, |row| self.reconcile_one(row, &there))
             .await;
-        let strangers = there.instances.keys().filter(|bot| !known.contains(bot));
-        for bot in strangers {
-            self.meet(bot).await?;
-        }
+        let all = there.instances.keys().chain(&there.layers).cloned();
+        let strangers: HashSet<BotId> = all.filter(|bot| !known.contains(bot)).collect();
+        let nobodys: Vec<BotId> = futures::stream::iter(strangers)
+            .map(|bot| async move { self.meet_one(bot).await })
+            .buffer_unordered(AT_A_TIME)
+            .filter_map(std::future::ready)
+            .collect()
+            .await;
+        self.observations().set_nobodys(nobodys);
         self.carry_on_bots().await?;
         let now = Utc::now();
         let days = |days| now - TimeDelta::days(days);
@@ -73,11 +84,13 @@ impl Skep {
         if self.lanes().is_busy(bot) {
             return Ok(());
         }
-        let task = there.instances.get(bot).map(|instance| instance.task);
+        let instance = there.instances.get(bot);
+        let task = instance.map(|instance| instance.task);
         let mend = mend(&Seen {
             desired: row.desired,
             recorded: row.status,
             task,
+            is_the_recorded: instance.is_none_or(|instance| instance.container_id == row.container_id),
             has_layer: there.layers.contains(bot),
             has_backup: self.has_preserved_data(bot).await?,
             may_try: self.observations().may_try(bot),
@@ -86,42 +99,65 @@ impl Skep {
             Mend::Nothing => self.observations().seen(bot, as_it_is(task), row.desired),
             Mend::Wait => self.observations().seen(bot, down(&row), row.desired),
             Mend::LeaveMissing => self.observations().seen(bot, State::Missing, row.desired),
+            Mend::Rebuild if self.is_remains(bot).await? => {
+                tracing::info!(%bot, "a delete that failed half-way is finished");
+                self.have_done(bot, Request::Delete).await?;
+            }
             _ => {
                 tracing::info!(%bot, mend = ?mend, "a workspace is not as it should be");
-                let requester = Requester {
-                    patience: Patience::Refuse,
-                    ..Requester::server()
-                };
-                match self.submit(bot, Request::Recover, &requester).await {
-                    Ok(operation) => {
-                        operation.outcome().await?;
-                    }
-                    Err(Error::OperationInProgress(_) | Error::GoingDown) => {}
-                    Err(error) => return Err(error),
-                }
+                self.have_done(bot, Request::Recover).await?;
             }
         }
         Ok(())
     }
 
-    /// A container of ours without a row: adopted as it is when its bot exists, else only told.
-    async fn meet(&self, bot: &BotId) -> Result<()> {
-        if self.lanes().is_busy(bot) {
-            return Ok(());
-        }
-        if self.store().bot(bot).await?.is_none() {
-            tracing::warn!(%bot, "a container of ours belongs to no bot; it is left alone");
-            return Ok(());
-        }
+    /// As the server's own wish, which gives way to everybody's.
+    async fn have_done(&self, bot: &BotId, request: Request) -> Result<()> {
         let requester = Requester {
             patience: Patience::Refuse,
             ..Requester::server()
         };
-        match self.submit(bot, Request::Recover, &requester).await {
+        match self.submit(bot, request, &requester).await {
             Ok(operation) => operation.outcome().await.map(|_| ()),
             Err(Error::OperationInProgress(_) | Error::GoingDown) => Ok(()),
             Err(error) => Err(error),
         }
+    }
+
+    /// The bot's id when it is nobody's.
+    async fn meet_one(&self, bot: BotId) -> Option<BotId> {
+        match self.meet(&bot).await {
+            Ok(Met::Somebodys) => None,
+            Ok(Met::Nobodys) => {
+                tracing::warn!(%bot, "a container or layer of ours belongs to no bot; it is left alone");
+                Some(bot)
+            }
+            Err(error) => {
+                tracing::warn!(%bot, error = error.with_causes(), "a workspace without a record could not be taken in");
+                None
+            }
+        }
+    }
+
+    /// A container or a layer of ours without a row: adopted as it is when its bot exists, else only told. What a
+    /// create or a delete left that failed half-way is removed, as those would have done.
+    async fn meet(&self, bot: &BotId) -> Result<Met> {
+        if self.lanes().is_busy(bot) {
+            return Ok(Met::Somebodys);
+        }
+        if self.store().bot(bot).await?.is_none() {
+            return Ok(Met::Nobodys);
+        }
+        // It may have been recorded, or removed, since the list was made.
+        if self.store().container(bot).await?.is_none() {
+            let request = match self.is_remains(bot).await? {
+                true => Request::Delete,
+                false => Request::Recover,
+            };
+            tracing::info!(%bot, what = request.kind().as_str(), "a workspace without a record");
+            self.have_done(bot, request).await?;
+        }
+        Ok(Met::Somebodys)
     }
 
     /// Bots that were being made or removed and for which nothing is under way: carried on, never left.

@@ -4,17 +4,19 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use skep_names::container_id_for;
-use skep_runtime::{InstanceSpec, Limits, RuntimeError, Started, TaskState};
+use skep_runtime::{Instance, InstanceSpec, Limits, RuntimeError, Started, TaskState};
 use skep_store::{ContainerRow, ContainerStatus, Desired, NewContainer};
 use tokio::time::Instant;
 
 use super::limits::{to_column, to_runtime};
 use super::mend::{Mend, Seen, mend};
 use super::plan::parse_image;
+use super::request::CreateRequest;
 use super::state::{Event, Retry};
 use super::work::Work;
 use crate::error::{Error, Result};
 use crate::operations::Outcome;
+use crate::requester::Requester;
 
 /// How long a bridge may take to answer after its process was started.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
@@ -54,6 +56,7 @@ impl Work {
         let Some(row) = self.row().await? else {
             return Ok(Outcome::Done);
         };
+        let row = self.name_what_is_there(row).await?;
         match mend(&self.look(&row).await?) {
             Mend::Nothing | Mend::Wait => {}
             Mend::RecordRunning | Mend::Start => self.bring_up_with_tries(&row).await?,
@@ -66,16 +69,48 @@ impl Work {
         Ok(Outcome::Done)
     }
 
-    /// A container without a row is wanted as it was found.
+    /// A container without a row is wanted as it was found; of a layer alone nobody knows that it should run.
     async fn adopt_as_it_is(&self) -> Result<()> {
-        let Some(instance) = self.runtime().inspect(self.bot()).await? else {
-            return Ok(());
+        let desired = match self.runtime().inspect(self.bot()).await? {
+            Some(instance) if instance.task == TaskState::Running => Desired::Running,
+            Some(_) => Desired::Stopped,
+            None if self.runtime().layers().await?.contains(self.bot()) => Desired::Stopped,
+            None => return Ok(()),
         };
-        self.adopt(match instance.task {
-            TaskState::Running => Desired::Running,
-            TaskState::Dead | TaskState::None => Desired::Stopped,
-        })
-        .await
+        self.adopt(desired).await
+    }
+
+    /// A row whose container is gone while another one of the bot is there: that one is the bot's.
+    async fn name_what_is_there(&self, row: ContainerRow) -> Result<ContainerRow> {
+        let found = self.runtime().inspect(self.bot()).await?;
+        let Some(instance) = found.filter(|found| found.container_id != row.container_id) else {
+            return Ok(row);
+        };
+        tracing::warn!(
+            bot = %self.bot(),
+            recorded = row.container_id,
+            there = instance.container_id,
+            "the recorded container is gone; another one of the bot takes its place"
+        );
+        let corrected = NewContainer {
+            bot_id: row.bot_id,
+            container_id: instance.container_id,
+            image: instance.image,
+            image_digest: instance.image_digest,
+            snapshotter: instance.snapshotter,
+            status: row.status,
+            desired: row.desired,
+            namespace: instance.namespace,
+            cdi_devices: instance.cdi_devices,
+            env: row.env,
+            limits_wanted: row.limits_wanted,
+            limits_applied: row.limits_applied,
+        };
+        let row = self.store().put_container(&corrected).await?;
+        self.store()
+            .forget_other_containers(self.bot(), &row.container_id)
+            .await?;
+        Ok(row)
     }
 
     /// As often as the count of its deaths allows without a pause.
@@ -95,6 +130,7 @@ impl Work {
         Ok(Seen {
             desired: row.desired,
             recorded: row.status,
+            is_the_recorded: true,
             task: instance.map(|instance| instance.task),
             has_layer: self.runtime().layers().await?.contains(self.bot()),
             has_backup: self.skep().has_preserved_data(self.bot()).await?,
@@ -108,16 +144,16 @@ impl Work {
             self.adopt(desired).await?;
         }
         self.skep().observations().wanted(self.bot(), desired);
-        self.row().await?.ok_or(Error::ContainerNotFound)
+        let row = self.row().await?.ok_or(Error::ContainerNotFound)?;
+        self.name_what_is_there(row).await
     }
 
-    /// Makes a row for a container of this bot that the runtime has and the store does not.
+    /// Makes a row for a container or a layer of this bot that the runtime has and the store does not.
     pub(crate) async fn adopt(&self, desired: Desired) -> Result<()> {
-        let instance = self
-            .runtime()
-            .inspect(self.bot())
-            .await?
-            .ok_or(Error::ContainerNotFound)?;
+        let instance = match self.runtime().inspect(self.bot()).await? {
+            Some(instance) => instance,
+            None => self.container_on_a_layer_alone().await?,
+        };
         let running = instance.task == TaskState::Running;
         self.store()
             .put_container(&NewContainer {
@@ -179,7 +215,14 @@ impl Work {
             ));
         }
         let image = parse_image(&row.image)?;
-        self.have_image(&image).await?;
+        match self.have_image(&image).await {
+            Ok(_) => {}
+            // The layer stands on what is here. Data counts for more than the image's environment.
+            Err(error) if has_layer && !matches!(error, Error::RuntimeUnavailable { .. }) => {
+                tracing::warn!(bot = %self.bot(), error = error.with_causes(), "the image of a kept layer cannot be had");
+            }
+            Err(error) => return Err(error),
+        }
         let mut env = self.skep().settings().workspace_env.clone();
         env.extend(row.env.clone());
         let made = self
@@ -195,6 +238,30 @@ impl Work {
             .await?;
         tracing::warn!(bot = %self.bot(), layer = ?made.layer, "its container was gone and was made again");
         self.lived("recover", &json!({ "layer_kept": has_layer })).await
+    }
+
+    /// Puts a container on a layer that has neither container nor row; the layer knows its image.
+    async fn container_on_a_layer_alone(&self) -> Result<Instance> {
+        if !self.runtime().layers().await?.contains(self.bot()) {
+            return Err(Error::ContainerNotFound);
+        }
+        let bot = self.store().bot(self.bot()).await?.ok_or(Error::BotNotFound)?;
+        let request = CreateRequest::default();
+        let plan = self
+            .skep()
+            .plan_new_workspace(&bot.metadata, &request, &Requester::server())?;
+        let made = self
+            .runtime()
+            .create(&InstanceSpec {
+                bot: self.bot().clone(),
+                image: parse_image(&plan.image)?,
+                snapshotter: plan.snapshotter,
+                env: self.skep().settings().workspace_env.clone(),
+                cdi_devices: plan.cdi_devices,
+                labels: std::collections::BTreeMap::new(),
+            })
+            .await?;
+        Ok(made.instance)
     }
 
     /// Starts process 1, after clearing away a dead one. One that runs is left running.

@@ -1,0 +1,35 @@
+//! What an operation left that failed half-way, mostly because the runtime went away: told by the journal, so that
+//! it is finished when the runtime is back and never taken for a workspace.
+
+use serde_json::Value;
+use skep_names::BotId;
+use skep_store::{OperationRow, OperationState};
+
+use super::create::HAD_LAYER;
+use crate::error::Result;
+use crate::operations::OperationKind;
+use crate::skep::Skep;
+
+/// So many operations are looked back: starts and stops come between.
+const LOOKED_BACK: u32 = 64;
+
+impl Skep {
+    /// Whether the last operation that made or removed this bot's workspace failed, and all that is left of it is
+    /// that operation's own: of a create that began with nothing, or of a delete.
+    pub(crate) async fn is_remains(&self, bot: &BotId) -> Result<bool> {
+        let operations = self.store().operations(bot, LOOKED_BACK).await?;
+        Ok(operations.iter().find_map(left_by).unwrap_or(false))
+    }
+}
+
+/// `None`: it neither makes nor removes a workspace.
+fn left_by(operation: &OperationRow) -> Option<bool> {
+    let failed = matches!(operation.state, OperationState::Failed | OperationState::Cancelled);
+    let is = |kind: OperationKind| operation.kind == kind.as_str();
+    if is(OperationKind::Create) {
+        // What was there before this create may hold data.
+        let began_with_nothing = operation.notes.get(HAD_LAYER) == Some(&Value::Bool(false));
+        return Some(failed && began_with_nothing);
+    }
+    (is(OperationKind::Delete) || is(OperationKind::DeleteBot)).then_some(failed)
+}

@@ -1,0 +1,270 @@
+//! What is wanted against what there is: records without objects, objects without records, and what failed half-way.
+
+mod harness;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use harness::{LIMIT, World, admin, until};
+use skep_core::{Code, DeleteData, Desired, WhenStopped, WorkspaceStatus};
+use skep_names::{BotId, container_id_for};
+use skep_runtime::{CheckStatus, InstanceSpec, Runtime};
+use skep_store::{ContainerStatus, NewContainer};
+use skep_testkit::fake_runtime::{FAKE_IMAGE, Verb};
+
+async fn until_status(world: &World, bot: &BotId, wanted: WorkspaceStatus) {
+    until(|| async {
+        match world.skep.workspace_info(bot).await {
+            Ok(info) if info.status == wanted => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+}
+
+async fn until_nothing_is_left(world: &World, bot: &BotId) {
+    until(|| async {
+        let instance = world.runtime.inspect(bot).await.map(|found| found.is_some());
+        let layers = world.runtime.layers().await.map(|layers| layers.contains(bot));
+        let row = world.skep.store().container(bot).await.unwrap().is_some();
+        match (instance, layers, row) {
+            (Ok(false), Ok(false), false) => Ok(()),
+            other => Err(format!("container, layer, row: {other:?}")),
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_layer_alone_is_a_workspace_that_can_be_started() {
+    let mut world = World::new().await;
+    let bot = world.running_bot().await;
+    world.write(&bot, "/data/file", "kept").await;
+    for by_hand in [true, false] {
+        world.stop(&bot).await.unwrap();
+        world.runtime.forget_container(&bot);
+        world.skep.store().delete_containers(&bot).await.unwrap();
+        if !by_hand {
+            // Nobody knows that it should run, so it is taken in as one that is stopped.
+            world.restart_within(LIMIT).await;
+            until_status(&world, &bot, WorkspaceStatus::Stopped).await;
+        }
+        world.start(&bot).await.unwrap();
+        assert_eq!(world.read(&bot, "/data/file").await, "kept");
+    }
+}
+
+#[tokio::test]
+async fn what_belongs_to_no_bot_is_told_and_left_alone() {
+    let mut world = World::new().await;
+    let nobodys = BotId::random();
+    let spec = InstanceSpec {
+        bot: nobodys.clone(),
+        image: FAKE_IMAGE.parse().unwrap(),
+        snapshotter: None,
+        env: BTreeMap::new(),
+        cdi_devices: Vec::new(),
+        labels: BTreeMap::new(),
+    };
+    world.runtime.create(&spec).await.unwrap();
+    world.restart_within(LIMIT).await;
+    until(|| async {
+        let readiness = world.skep.readiness().await;
+        assert!(readiness.is_ready(), "{readiness:?}");
+        match readiness.checks.iter().find(|check| check.name == "ownerless") {
+            Some(check) if check.status == CheckStatus::Warn && check.detail.contains(nobodys.as_str()) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    assert!(world.runtime.inspect(&nobodys).await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn a_create_that_lost_its_runtime_is_undone_when_it_is_back() {
+    let world = World::new().await;
+    let bot = world.bot().await;
+    let hold = world.runtime.faults().hold(Verb::Start);
+    let create = world.create(&bot).await;
+    until(|| async {
+        match world.runtime.faults().calls(Verb::Start) {
+            0 => Err("not yet started".to_owned()),
+            _ => Ok(()),
+        }
+    })
+    .await;
+    world.runtime.go_away();
+    drop(hold);
+    let error = create.outcome().await.unwrap_err();
+    assert_eq!(error.code(), Code::RuntimeUnavailable);
+    world.runtime.come_back();
+    until_nothing_is_left(&world, &bot).await;
+    world.create(&bot).await.outcome().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_delete_that_lost_its_runtime_leaves_a_workspace_or_nothing() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    world.write(&bot, "/data/file", "kept").await;
+    // Before anything was removed: all of it is there, and runs.
+    world.runtime.go_away();
+    let delete = world.skep.delete_workspace(&bot, DeleteData::Remove, &admin()).await;
+    assert_eq!(
+        delete.unwrap().outcome().await.unwrap_err().code(),
+        Code::RuntimeUnavailable
+    );
+    world.runtime.come_back();
+    assert_eq!(world.read(&bot, "/data/file").await, "kept");
+    // After all was removed and before it was told: nothing is made anew.
+    world.runtime.go_away();
+    let delete = world.skep.delete_workspace(&bot, DeleteData::Remove, &admin()).await;
+    delete.unwrap().outcome().await.unwrap_err();
+    world.runtime.faults().fail_next(
+        Verb::List,
+        skep_runtime::RuntimeError::Unavailable {
+            runtime: "fake runtime",
+            source: None,
+        },
+    );
+    world.runtime.come_back();
+    world.runtime.remove(&bot).await.unwrap();
+    until_nothing_is_left(&world, &bot).await;
+}
+
+#[tokio::test]
+async fn a_start_that_lost_its_runtime_is_done_when_it_is_back() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    world.stop(&bot).await.unwrap();
+    world.runtime.go_away();
+    assert_eq!(world.start(&bot).await.unwrap_err().code(), Code::RuntimeUnavailable);
+    world.runtime.come_back();
+    until_status(&world, &bot, WorkspaceStatus::Running).await;
+}
+
+#[tokio::test]
+async fn a_record_of_a_container_that_is_gone_is_corrected_to_the_one_there_is() {
+    let mut world = World::new().await;
+    let bot = world.running_bot().await;
+    for stopped in [false, true] {
+        if stopped {
+            world.stop(&bot).await.unwrap();
+        }
+        let row = world.skep.store().container(&bot).await.unwrap().unwrap();
+        let gone = NewContainer {
+            bot_id: bot.clone(),
+            container_id: format!("mcp-{bot}"),
+            image: row.image,
+            image_digest: row.image_digest,
+            snapshotter: row.snapshotter,
+            status: if stopped {
+                ContainerStatus::Stopped
+            } else {
+                ContainerStatus::Running
+            },
+            desired: row.desired,
+            namespace: row.namespace,
+            cdi_devices: row.cdi_devices,
+            env: BTreeMap::from([("KEPT".to_owned(), "yes".to_owned())]),
+            limits_wanted: row.limits_wanted,
+            limits_applied: None,
+        };
+        world.skep.store().put_container(&gone).await.unwrap();
+        world.restart_within(LIMIT).await;
+        until(|| async {
+            let row = world.skep.store().container(&bot).await.unwrap().unwrap();
+            match row.container_id == container_id_for(&bot) && row.env.contains_key("KEPT") {
+                true => Ok(()),
+                false => Err(format!("{row:?}")),
+            }
+        })
+        .await;
+        let desired = if stopped { Desired::Stopped } else { Desired::Running };
+        assert_eq!(world.skep.workspace_info(&bot).await.unwrap().desired, desired);
+    }
+}
+
+#[tokio::test]
+async fn eight_workspaces_are_brought_back_at_a_time() {
+    let mut world = World::new().await;
+    let mut bots = Vec::new();
+    for _ in 0..10 {
+        bots.push(world.running_bot().await);
+    }
+    world.skep.shut_down(LIMIT).await;
+    for bot in &bots {
+        world.runtime.stop(bot, Duration::ZERO).await.unwrap();
+    }
+    let hold = world.runtime.faults().hold(Verb::Start);
+    let before = world.runtime.faults().calls(Verb::Start);
+    world.restart_within(LIMIT).await;
+    let faults = world.runtime.faults().clone();
+    let begun = || faults.calls(Verb::Start) - before;
+    until(|| async {
+        if begun() >= 8 {
+            Ok(())
+        } else {
+            Err(format!("{} begun", begun()))
+        }
+    })
+    .await;
+    // A ninth would come at once.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(begun(), 8);
+    drop(hold);
+    for bot in &bots {
+        until_status(&world, bot, WorkspaceStatus::Running).await;
+    }
+}
+
+#[tokio::test]
+async fn data_that_is_kept_elsewhere_is_never_replaced_by_an_empty_workspace() {
+    let mut world = World::new().await;
+    let bot = world.running_bot().await;
+    let backups = world.root.path().join("backups");
+    std::fs::create_dir_all(&backups).unwrap();
+    let backup = backups.join(format!("{bot}.tar.gz"));
+    std::fs::write(&backup, "an archive").unwrap();
+    world.runtime.remove(&bot).await.unwrap();
+    let creates = world.runtime.faults().calls(Verb::Create);
+    world.restart_within(LIMIT).await;
+    until_status(&world, &bot, WorkspaceStatus::Missing).await;
+    let bridge = world.skep.usable_bridge(&bot, WhenStopped::Refuse).await;
+    assert!(bridge.is_err());
+    assert_eq!(world.runtime.faults().calls(Verb::Create), creates);
+    // Without it there is nothing to lose.
+    std::fs::remove_file(&backup).unwrap();
+    world.restart_within(LIMIT).await;
+    until_status(&world, &bot, WorkspaceStatus::Running).await;
+}
+
+#[tokio::test]
+async fn a_server_that_is_told_to_end_does_not_wait_for_a_runtime_that_is_away() {
+    let mut world = World::new().await;
+    let bot = world.running_bot().await;
+    world.stop(&bot).await.unwrap();
+    let hold = world.runtime.faults().hold(Verb::Start);
+    let starts = world.runtime.faults().calls(Verb::Start);
+    let start = world.skep.start_workspace(&bot, &admin()).await.unwrap();
+    until(|| async {
+        match world.runtime.faults().calls(Verb::Start) > starts {
+            true => Ok(()),
+            false => Err("not yet started".to_owned()),
+        }
+    })
+    .await;
+    world.runtime.go_away();
+    let begun = std::time::Instant::now();
+    world.skep.shut_down(Duration::from_secs(30)).await;
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    assert_eq!(start.outcome().await.unwrap_err().code(), Code::RuntimeUnavailable);
+    drop(hold);
+    // It is in the journal, and waits there for the runtime; ending again does not wait with it.
+    world.restart_within(LIMIT).await;
+    let begun = std::time::Instant::now();
+    world.restart_within(Duration::from_secs(30)).await;
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    world.runtime.come_back();
+    until_status(&world, &bot, WorkspaceStatus::Running).await;
+}
