@@ -4,7 +4,7 @@ SHELL := /bin/bash
 CARGO ?= cargo
 SKEP := target/release/skep
 
-.PHONY: help up down build test check fmt bench
+.PHONY: help up down build test check fmt bench soak-kills soak-power soak-deletes soak-two-servers soak-away
 
 help:
 	@echo 'make up      install what is missing, build, start a server with a first workspace'
@@ -12,6 +12,7 @@ help:
 	@echo 'make build   target/release/skep, the one file to copy to a host'
 	@echo 'make test    install what the tests need and run all of them (root)'
 	@echo 'make check   format, lints, licences and duplicate versions, walls between the crates'
+	@echo 'make soak-…  long forms of tests that kill, delete and pull the plug (docs/development.md)'
 	@echo 'make bench   Skep beside the same done by hand, as a table (root; ROWS="exec pull" for some)'
 
 up: build
@@ -35,6 +36,16 @@ check:
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	$(CARGO) deny --all-features --offline --locked check bans licenses sources
 	$(CARGO) test --locked --package walls
+
+# The long forms of tests that `make test` runs in a short one. Each says its seed; SKEP_SEED gives it again.
+soak-kills: SOAK := kills::
+soak-power: SOAK := power::
+soak-deletes: SOAK := deletes::
+soak-two-servers: SOAK := two_roots::
+soak-away: SOAK := away::
+soak-kills soak-power soak-deletes soak-two-servers soak-away:
+	scripts/install test
+	SKEP_SOAK=1 $(CARGO) test --locked --package skep --test end_to_end -- --nocapture --test-threads 1 $(SOAK)
 
 fmt:
 	$(CARGO) fmt --all

@@ -55,12 +55,21 @@ pub struct HostTraces {
     pub cgroup_parent: String,
     /// The bridge that no other data root uses.
     pub bridge: String,
+    /// Bots of other data roots in the same containerd.
+    pub others: BTreeSet<String>,
 }
 
 /// Kinds of things by bot.
 pub type Traces = BTreeMap<String, BTreeSet<String>>;
 
 impl HostTraces {
+    /// The same, in a containerd that has workspaces of these bots of another data root too.
+    #[must_use]
+    pub fn beside(mut self, others: BTreeSet<String>) -> Self {
+        self.others = others;
+        self
+    }
+
     /// Everything there is of this data root; of the bots in `known` also what does not name its data root.
     ///
     /// # Errors
@@ -68,6 +77,7 @@ impl HostTraces {
     pub fn look<'a>(&self, known: impl IntoIterator<Item = &'a str>) -> io::Result<Traces> {
         let mut traces = Traces::new();
         self.look_in_containerd(&mut traces)?;
+        traces.retain(|bot, _| !self.others.contains(bot));
         self.look_in_directories(&mut traces)?;
         self.look_at_mounts(&mut traces)?;
         for bot in known {
@@ -155,12 +165,19 @@ impl HostTraces {
             let (Some(key), Some(kind)) = (words.next(), words.next_back()) else {
                 continue;
             };
-            if kind == "Active" || key.starts_with("workspace-") {
+            // Those of pulls have names of their own, and go with the lease that lets the pull go on.
+            if (kind == "Active" && !key.starts_with("extract-")) || key.starts_with("workspace-") {
                 let bot = container(key);
                 add(traces, bot.as_deref().unwrap_or(key), "layer");
             }
         }
-        for lease in self.ctr(&["leases", "ls", "-q"])? {
+        // One that ends by itself lets an interrupted pull go on where it stopped.
+        let leases = self.ctr(&["leases", "ls"])?;
+        let lasting = leases
+            .iter()
+            .skip(1)
+            .filter(|line| !line.contains("containerd.io/gc.expire"));
+        for lease in lasting {
             add(traces, NOBODY, &format!("lease {lease}"));
         }
         Ok(())

@@ -56,6 +56,18 @@ impl Client {
         (status, value)
     }
 
+    /// As [`Client::call`] of a server that may die meanwhile: `None` when no whole answer came.
+    pub(crate) async fn attempt(&self, method: Method, path: &str, body: Option<Value>) -> Option<(StatusCode, Value)> {
+        let request = self.request(method, path).header("accept", "application/json");
+        let request = match body {
+            Some(body) => request.json(&body),
+            None => request,
+        };
+        let (status, bytes) = whole_answer(request).await?;
+        let value = if bytes.is_empty() { Value::Null } else { json_of(&bytes) };
+        Some((status, value))
+    }
+
     /// Sends and expects a success.
     pub(crate) async fn good(&self, method: Method, path: &str, body: Option<Value>) -> Value {
         let (status, value) = self.call(method.clone(), path, body).await;
@@ -160,6 +172,14 @@ impl Client {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
+}
+
+/// Status and body; `None` when the server went away before the end.
+pub(crate) async fn whole_answer(request: RequestBuilder) -> Option<(StatusCode, Vec<u8>)> {
+    let answer = request.send().await.ok()?;
+    let status = answer.status();
+    let bytes = answer.bytes().await.ok()?;
+    Some((status, bytes.to_vec()))
 }
 
 /// All events of a stream, which must end by itself.

@@ -2,15 +2,17 @@
 //!
 //! Dropping it ends what it started and undoes what the host saw of it, failed test or not.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use skep_testkit::images::{Image, busybox_image, debian_image};
 use skep_testkit::registry::Registry;
-use skep_testkit::{ContainerdServer, unmount_below};
+use skep_testkit::{ContainerdServer, HostTraces, unmount_below};
 use tempfile::TempDir;
 
 use crate::client::Client;
@@ -27,8 +29,10 @@ pub(crate) enum OciRuntime {
 
 pub(crate) struct Installation {
     pub(crate) client: Client,
-    pub(crate) registry: Registry,
-    containerd: ContainerdServer,
+    pub(crate) registry: Arc<Registry>,
+    /// `None`: that of another installation.
+    containerd: Option<ContainerdServer>,
+    containerd_socket: PathBuf,
     data_root: TempDir,
     settings: Vec<(String, String)>,
     server: Child,
@@ -41,12 +45,29 @@ impl Installation {
         Self::start_with(runtime, &[]).await
     }
 
-    /// As [`Installation::start`], with more in the server's environment.
+    /// With more settings, as variables of the environment.
     pub(crate) async fn start_with(runtime: OciRuntime, more: &[(&str, String)]) -> Self {
         let containerd = ContainerdServer::start().await.expect("containerd is needed");
-        let registry = Registry::start();
-        let busybox = registry.reference("test/busybox", "1");
+        let registry = Arc::new(Registry::start());
         busybox_image().push(&registry, "test/busybox", "1").await;
+        let socket = containerd.socket().to_owned();
+        let mut installation = Self::in_containerd(runtime, more, (registry, socket)).await;
+        installation.containerd = Some(containerd);
+        installation
+    }
+
+    /// Another server with a data root of its own, in the same containerd. To be dropped first.
+    pub(crate) async fn start_beside(&self, more: &[(&str, String)]) -> Self {
+        let shared = (self.registry.clone(), self.containerd_socket.clone());
+        Self::in_containerd(OciRuntime::Found, more, shared).await
+    }
+
+    async fn in_containerd(
+        runtime: OciRuntime,
+        more: &[(&str, String)],
+        (registry, containerd_socket): (Arc<Registry>, PathBuf),
+    ) -> Self {
+        let busybox = registry.reference("test/busybox", "1");
         let data_root = tempfile::Builder::new()
             .prefix("skep-e2e-")
             .tempdir_in("/var/tmp")
@@ -60,7 +81,7 @@ impl Installation {
             ("SKEP_SERVER__ADDR", format!("127.0.0.1:{port}")),
             ("SKEP_WORKSPACE__DATA_ROOT", text(data_root.path())),
             ("SKEP_WORKSPACE__DEFAULT_IMAGE", busybox),
-            ("SKEP_CONTAINERD__SOCKET_PATH", text(containerd.socket())),
+            ("SKEP_CONTAINERD__SOCKET_PATH", text(&containerd_socket)),
             ("SKEP_NETWORK__BRIDGE", bridge.clone()),
             ("SKEP_NETWORK__TABLE", table.clone()),
             ("SKEP_NETWORK__SUBNET", subnet),
@@ -86,7 +107,8 @@ impl Installation {
         let mut installation = Self {
             client,
             registry,
-            containerd,
+            containerd: None,
+            containerd_socket,
             data_root,
             settings,
             server,
@@ -113,12 +135,14 @@ impl Installation {
         self.server.wait().expect("the server can be waited for");
     }
 
-    /// Ends the server as an administrator would.
-    pub(crate) fn end_server(&mut self) {
+    /// Ends the server as an administrator would, and says how long that took.
+    pub(crate) fn end_server(&mut self) -> Duration {
+        let begun = Instant::now();
         let pid = rustix::process::Pid::from_child(&self.server);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("the server can be told to end");
         let status = self.server.wait().expect("the server can be waited for");
         assert!(status.success(), "the server ended with {status}: {}", self.log_tail());
+        begun.elapsed()
     }
 
     /// Starts the server again on the same data root.
@@ -138,6 +162,62 @@ impl Installation {
         self.server.try_wait().expect("the server can be asked for")
     }
 
+    /// A second server on the same data root: how it ended, and what it said.
+    pub(crate) fn second_server(&self, limit: Duration) -> (ExitStatus, String) {
+        let log = self.data_root.path().join("second.log");
+        let mut second = spawn_logging_to(&self.settings, &log);
+        let deadline = Instant::now() + limit;
+        let status = loop {
+            if let Some(status) = second.try_wait().expect("the second server can be asked for") {
+                break status;
+            }
+            if Instant::now() >= deadline {
+                second.kill().and_then(|()| second.wait()).expect("it can be killed");
+                panic!("a second server on one data root runs on after {limit:?}");
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        let said = std::fs::read_to_string(&log).expect("the second server's log can be read");
+        (status, said)
+    }
+
+    /// As if the machine lost its power: server, containerd, shims and tasks are gone at once, and whatever a boot
+    /// does not find again. Nothing of ours reads the machine's boot id: what a boot changes is that all this is gone.
+    pub(crate) fn lose_power(&mut self) {
+        self.kill_server();
+        self.containerd_mut()
+            .lose_power()
+            .expect("containerd can lose its power");
+        self.forget_what_a_boot_forgets();
+    }
+
+    fn forget_what_a_boot_forgets(&self) {
+        let Ok(id) = std::fs::read_to_string(self.data_root.path().join("id")) else {
+            return;
+        };
+        let run_directory = Path::new("/run/skep").join(id.trim());
+        for pin in namespaces_of(&run_directory) {
+            report("unmounting a network namespace", unmount_below(&pin).map(|_| ()));
+            report("removing a network namespace", std::fs::remove_file(&pin));
+        }
+        let socket_directories = self.data_root.path().join("run");
+        for directory in [run_directory.as_path(), socket_directories.as_path()] {
+            report("unmounting", unmount_below(directory).map(|_| ()));
+        }
+        run_quietly("ip", &["link", "delete", &self.bridge]);
+        run_quietly("nft", &["delete", "table", "inet", &self.table]);
+        report("removing the run directory", std::fs::remove_dir_all(&run_directory));
+        for claim in id_claims_of(id.trim()) {
+            report("removing a claim of ids", std::fs::remove_file(claim));
+        }
+        for claim in [format!("bridge-{}", self.bridge), format!("table-{}", self.table)] {
+            report(
+                "removing a claim",
+                std::fs::remove_file(Path::new("/run/skep/claims").join(claim)),
+            );
+        }
+    }
+
     pub(crate) fn server_pid(&self) -> u32 {
         self.server.id()
     }
@@ -147,7 +227,28 @@ impl Installation {
     }
 
     pub(crate) fn containerd(&self) -> &ContainerdServer {
-        &self.containerd
+        self.containerd
+            .as_ref()
+            .expect("this installation has a containerd of its own")
+    }
+
+    pub(crate) fn containerd_mut(&mut self) -> &mut ContainerdServer {
+        self.containerd
+            .as_mut()
+            .expect("this installation has a containerd of its own")
+    }
+
+    /// Where what its workspaces have is looked for.
+    pub(crate) fn traces(&self) -> HostTraces {
+        HostTraces {
+            data_root: self.data_root.path().to_owned(),
+            run_directory: self.run_directory(),
+            socket: self.containerd_socket.clone(),
+            namespace: "default".to_owned(),
+            cgroup_parent: "/skep".to_owned(),
+            bridge: self.bridge.clone(),
+            others: BTreeSet::new(),
+        }
     }
 
     pub(crate) fn bridge(&self) -> &str {
@@ -157,6 +258,49 @@ impl Installation {
     #[allow(dead_code, reason = "for the crash tests, which share this file")]
     pub(crate) fn table(&self) -> &str {
         &self.table
+    }
+
+    /// Asks containerd by its own tool.
+    pub(crate) fn ctr(&self, arguments: &[&str]) -> std::process::Output {
+        let output = Command::new("ctr")
+            .arg("--address")
+            .arg(&self.containerd_socket)
+            .args(arguments)
+            .output();
+        output.expect("ctr can be run")
+    }
+
+    /// The first processes of all workspaces of this data root.
+    pub(crate) fn process_ones(&self) -> Vec<i32> {
+        let bots = std::fs::read_dir(self.data_root.path().join("run")).map(|entries| {
+            let names = entries.flatten().map(|entry| entry.file_name());
+            names
+                .map(|name| name.to_string_lossy().into_owned())
+                .collect::<Vec<_>>()
+        });
+        let bots = bots.unwrap_or_default();
+        bots.iter()
+            .filter_map(|bot| process_one(bot))
+            .map(|pid| pid.as_raw_nonzero().get())
+            .collect()
+    }
+
+    /// Waits until the server answers at all.
+    pub(crate) async fn wait_until_it_listens(&mut self) {
+        let deadline = Instant::now() + START_LIMIT;
+        while self
+            .client
+            .attempt(reqwest::Method::GET, "/health", None)
+            .await
+            .is_none()
+        {
+            assert!(
+                Instant::now() < deadline,
+                "the server does not listen: {}",
+                self.log_tail()
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// The directory of what must not outlive a reboot.
@@ -176,7 +320,7 @@ impl Installation {
             .expect("the program can be run")
     }
 
-    async fn wait_until_ready(&mut self) {
+    pub(crate) async fn wait_until_ready(&mut self) {
         let deadline = Instant::now() + START_LIMIT;
         let key = self.data_root.path().join("admin.key");
         loop {
@@ -214,32 +358,8 @@ impl Drop for Installation {
         if let Err(error) = self.server.kill().and_then(|()| self.server.wait()) {
             eprintln!("the server could not be ended: {error}");
         }
-        let Ok(id) = std::fs::read_to_string(self.data_root.path().join("id")) else {
-            return;
-        };
-        let run_directory = Path::new("/run/skep").join(id.trim());
-        let pins = namespaces_of(&run_directory);
         // The containers go with their containerd; what the host saw of them goes here.
-        let socket_directories = self.data_root.path().join("run");
-        for pin in pins {
-            report("unmounting a network namespace", unmount_below(&pin).map(|_| ()));
-            report("removing a network namespace", std::fs::remove_file(&pin));
-        }
-        for directory in [run_directory.as_path(), socket_directories.as_path()] {
-            report("unmounting", unmount_below(directory).map(|_| ()));
-        }
-        run_quietly("ip", &["link", "delete", &self.bridge]);
-        run_quietly("nft", &["delete", "table", "inet", &self.table]);
-        report("removing the run directory", std::fs::remove_dir_all(&run_directory));
-        for claim in id_claims_of(id.trim()) {
-            report("removing a claim of ids", std::fs::remove_file(claim));
-        }
-        for claim in [format!("bridge-{}", self.bridge), format!("table-{}", self.table)] {
-            report(
-                "removing a claim",
-                std::fs::remove_file(Path::new("/run/skep/claims").join(claim)),
-            );
-        }
+        self.forget_what_a_boot_forgets();
     }
 }
 
@@ -277,10 +397,14 @@ fn run_quietly(program: &str, arguments: &[&str]) {
 }
 
 fn spawn(settings: &[(String, String)], data_root: &Path) -> Child {
+    spawn_logging_to(settings, &data_root.join("server.log"))
+}
+
+fn spawn_logging_to(settings: &[(String, String)], log: &Path) -> Child {
     let log = File::options()
         .create(true)
         .append(true)
-        .open(data_root.join("server.log"))
+        .open(log)
         .expect("the log can be opened");
     let config = settings
         .iter()
@@ -305,6 +429,19 @@ fn free_port() -> u16 {
 
 fn text(path: &Path) -> String {
     path.to_str().expect("the path is UTF-8").to_owned()
+}
+
+/// A workspace's first process, as the host sees it.
+pub(crate) fn process_one(bot: &str) -> Option<rustix::process::Pid> {
+    let processes = std::fs::read_dir("/proc").expect("processes can be listed");
+    let pid = processes
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
+        .find(|pid| {
+            std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.starts_with(b"/opt/memoh/bridge"))
+                && std::fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|groups| groups.contains(bot))
+        });
+    rustix::process::Pid::from_raw(pid?)
 }
 
 /// The RSS of a process in bytes.

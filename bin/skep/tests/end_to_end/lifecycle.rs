@@ -8,7 +8,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::client::events_of;
-use crate::installation::{Installation, OciRuntime, field};
+use crate::installation::{Installation, OciRuntime, field, process_one};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_create_keeps_every_byte_of_the_first() {
@@ -173,16 +173,7 @@ async fn process_one_that_dies_is_started_again() {
     skep.client.output(&bot, "echo kept > /data/kept").await;
     let first = skep.client.info(&bot).await["uptime_seconds"].clone();
     // The signal comes from outside the pid namespace: inside, process 1 cannot be killed.
-    let pid = std::fs::read_dir("/proc")
-        .expect("processes can be listed")
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
-        .find(|pid| {
-            std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.starts_with(b"/opt/memoh/bridge"))
-                && std::fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|groups| groups.contains(&bot))
-        })
-        .expect("the workspace's process 1 is seen");
-    let pid = rustix::process::Pid::from_raw(pid).expect("a pid is not 0");
+    let pid = process_one(&bot).expect("the workspace's process 1 is seen");
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("it can be killed");
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {

@@ -1,10 +1,17 @@
 //! The main job from outside: the real program over HTTP, on real containerd, runtimes, registry and network.
 
+mod away;
 mod client;
 mod cycles;
+mod deletes;
 mod images;
 mod inside;
 mod installation;
+mod kills;
+mod legacy;
 mod lifecycle;
 mod load;
 mod logs;
+mod model;
+mod power;
+mod two_roots;

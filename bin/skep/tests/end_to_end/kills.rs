@@ -1,0 +1,113 @@
+//! Server and containerd are killed while eight bots are worked on: what was acknowledged is true afterwards.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures::future::join_all;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use crate::installation::{Installation, OciRuntime};
+use crate::model::{BotModel, amount, expected, seed};
+
+const BOTS: u64 = 8;
+const CONVERGE_LIMIT: Duration = Duration::from_secs(30);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_acknowledged_is_true_after_kills_of_server_and_containerd() {
+    let seed = seed();
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut skep = Installation::start(OciRuntime::Found).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut workers = Vec::new();
+    for number in 0..BOTS {
+        let mut bot = BotModel::new(&skep.client, seed.wrapping_add(number)).await;
+        let stop = stop.clone();
+        workers.push(tokio::spawn(async move {
+            while !stop.load(Ordering::Relaxed) {
+                bot.step().await;
+            }
+            bot
+        }));
+    }
+    let collecting = tokio::spawn(collect_garbage(skep.containerd().socket().to_owned(), stop.clone()));
+    let (servers, daemons) = (amount(8, 100), amount(2, 20));
+    for kill in 0..servers + daemons {
+        tokio::time::sleep(Duration::from_millis(random.random_range(0..2500))).await;
+        // Spread evenly among the others.
+        if (kill + 1) % ((servers + daemons) / daemons) == 0 {
+            skep.containerd_mut().kill().expect("containerd can be killed");
+            skep.containerd_mut()
+                .start_again()
+                .await
+                .expect("containerd starts again");
+        } else {
+            skep.kill_server();
+            skep.start_server_again().await;
+        }
+        assert!(
+            !workers.iter().any(tokio::task::JoinHandle::is_finished),
+            "a worker gave up"
+        );
+    }
+    stop.store(true, Ordering::Relaxed);
+    let mut bots = Vec::new();
+    for worker in join_all(workers).await {
+        bots.push(worker.expect("a worker found what it knew"));
+    }
+    let collections = collecting.await.expect("the collector ends");
+    for bot in &mut bots {
+        bot.settle().await;
+    }
+    let took = skep.traces().until_as_in(&expected(&bots), CONVERGE_LIMIT).await;
+    for bot in &mut bots {
+        bot.verify_all().await;
+    }
+    let sum = |count: fn(&BotModel) -> usize| bots.iter().map(count).sum::<usize>();
+    println!(
+        "{servers} kills of the server, {daemons} of containerd, {collections} collections: {} acknowledged, {} cut \
+         off, {} failed; as in the model after {took:?}",
+        sum(|bot| bot.acknowledged),
+        sum(|bot| bot.cut_off),
+        sum(|bot| bot.failures.len())
+    );
+    for bot in &bots {
+        for failure in &bot.failures {
+            println!("bot {}: {failure}", bot.id);
+        }
+    }
+    assert!(
+        sum(|bot| bot.acknowledged) > 3 * BOTS as usize,
+        "hardly anything was done"
+    );
+}
+
+/// Has containerd collect what nothing refers to, again and again; it may be away. Says how often it did.
+async fn collect_garbage(socket: PathBuf, stop: Arc<AtomicBool>) -> usize {
+    let mut collections = 0;
+    while !stop.load(Ordering::Relaxed) {
+        for arguments in [
+            &["content", "prune", "references"][..],
+            &["leases", "create", "--id", "collect"],
+            &["leases", "delete", "--sync", "collect"],
+        ] {
+            collections += usize::from(ctr(&socket, arguments).await && arguments[0] == "content");
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    // Cut off between the two, it would be taken for one of ours.
+    ctr(&socket, &["leases", "delete", "--sync", "collect"]).await;
+    collections
+}
+
+async fn ctr(socket: &Path, arguments: &[&str]) -> bool {
+    let ended = tokio::process::Command::new("ctr")
+        .arg("--address")
+        .arg(socket)
+        .args(arguments)
+        .output()
+        .await;
+    ended.expect("ctr can be run").status.success()
+}

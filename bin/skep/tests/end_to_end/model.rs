@@ -1,0 +1,293 @@
+//! A bot as those know it who asked for something: what was acknowledged is certain, what was cut off is one of two.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use skep_testkit::Expected;
+
+use crate::client::{Client, whole_answer};
+
+/// How long a bot's operations may take to come to their end after a crash.
+const SETTLE_LIMIT: Duration = Duration::from_secs(30);
+const FILES: u32 = 6;
+
+/// The run's size: short as a part of all tests, whole in a soak.
+pub(crate) fn amount(short: usize, whole: usize) -> usize {
+    match std::env::var_os("SKEP_SOAK") {
+        Some(_) => whole,
+        None => short,
+    }
+}
+
+/// A seed of this run, told so that it can be given again as `SKEP_SEED`.
+pub(crate) fn seed() -> u64 {
+    let given = std::env::var("SKEP_SEED").ok().and_then(|text| text.parse().ok());
+    let seed = given.unwrap_or_else(|| rand::rng().random());
+    println!("SKEP_SEED={seed}");
+    seed
+}
+
+/// What a file holds, by number; `None`: it is not there.
+type Content = Option<u32>;
+
+/// One bot, and the one client that works on it.
+pub(crate) struct BotModel {
+    pub(crate) id: String,
+    client: Client,
+    random: StdRng,
+    /// What may be there: one when it is known.
+    pub(crate) possible: Vec<Expected>,
+    files: BTreeMap<u32, BTreeSet<Content>>,
+    /// Other answers than those that every state explains.
+    pub(crate) failures: Vec<String>,
+    pub(crate) acknowledged: usize,
+    pub(crate) cut_off: usize,
+    next: u32,
+}
+
+impl BotModel {
+    pub(crate) async fn new(client: &Client, seed: u64) -> Self {
+        Self {
+            id: client.bot("modelled").await,
+            client: client.clone(),
+            random: StdRng::seed_from_u64(seed),
+            possible: vec![Expected::Nothing],
+            files: BTreeMap::new(),
+            failures: Vec::new(),
+            acknowledged: 0,
+            cut_off: 0,
+            next: 0,
+        }
+    }
+
+    fn container(&self, rest: &str) -> String {
+        format!("/bots/{}/container{rest}", self.id)
+    }
+
+    /// Asks for something, whatever it is.
+    pub(crate) async fn step(&mut self) {
+        let pause = Duration::from_millis(self.random.random_range(0..40));
+        tokio::time::sleep(pause).await;
+        if self.possible.len() > 1 || self.possible == [Expected::Nothing] {
+            return self.change("", Method::POST, Expected::Running).await;
+        }
+        match self.random.random_range(0..100) {
+            0..12 => self.change("/stop", Method::POST, Expected::Stopped).await,
+            12..20 => self.change("/start", Method::POST, Expected::Running).await,
+            20..26 => self.change("/restart", Method::POST, Expected::Running).await,
+            26..32 => self.change("", Method::DELETE, Expected::Nothing).await,
+            32..38 => self.change("", Method::POST, Expected::Running).await,
+            _ if self.possible == [Expected::Stopped] => self.change("/start", Method::POST, Expected::Running).await,
+            38..60 => self.write_by_exec().await,
+            60..80 => self.upload().await,
+            _ => self.verify_one().await,
+        }
+    }
+
+    /// An operation after which the workspace is in that state.
+    async fn change(&mut self, rest: &str, method: Method, after: Expected) {
+        let body = (method == Method::POST && rest.is_empty()).then(|| json!({}));
+        let path = self.container(rest);
+        let answer = self.client.attempt(method.clone(), &path, body).await;
+        match answer {
+            Some((status, _)) if status.is_success() => {
+                self.acknowledged += 1;
+                if after == Expected::Nothing {
+                    self.files.clear();
+                }
+                self.possible = vec![after];
+            }
+            other => {
+                self.not_done(&format!("{method} {path}"), other);
+                if !self.possible.contains(&after) {
+                    self.possible.push(after);
+                }
+                self.settle().await;
+            }
+        }
+    }
+
+    async fn write_by_exec(&mut self) {
+        let (file, content) = self.new_content();
+        let command = format!("echo {content} > /data/f{file}.new && mv /data/f{file}.new /data/f{file}");
+        let path = self.container("/exec");
+        let answer = self
+            .client
+            .attempt(Method::POST, &path, Some(json!({ "command": command })))
+            .await;
+        match answer {
+            Some((StatusCode::OK, value)) if value["exit_code"] == 0 => self.wrote(file, content),
+            other => self.maybe_wrote(file, content, "exec", other).await,
+        }
+    }
+
+    async fn upload(&mut self) {
+        let (file, content) = self.new_content();
+        let path = self.container(&format!("/fs/upload?path=/data/f{file}"));
+        let request = self.client.request(Method::PUT, &path).body(body_of(content));
+        match whole_answer(request).await {
+            Some((StatusCode::OK, _)) => self.wrote(file, content),
+            other => {
+                let other =
+                    other.map(|(status, bytes)| (status, Value::String(String::from_utf8_lossy(&bytes).into())));
+                self.maybe_wrote(file, content, "upload", other).await;
+            }
+        }
+    }
+
+    fn new_content(&mut self) -> (u32, u32) {
+        self.next += 1;
+        (self.random.random_range(0..FILES), self.next)
+    }
+
+    fn wrote(&mut self, file: u32, content: u32) {
+        self.acknowledged += 1;
+        self.files.insert(file, BTreeSet::from([Some(content)]));
+    }
+
+    async fn maybe_wrote(&mut self, file: u32, content: u32, what: &str, answer: Option<(StatusCode, Value)>) {
+        self.not_done(what, answer);
+        let possible = self.files.entry(file).or_insert_with(|| BTreeSet::from([None]));
+        possible.insert(Some(content));
+        self.settle().await;
+    }
+
+    /// Counts what was not acknowledged; a refusal that nothing explains is kept.
+    fn not_done(&mut self, what: &str, answer: Option<(StatusCode, Value)>) {
+        match answer {
+            None | Some((StatusCode::SERVICE_UNAVAILABLE, _)) => self.cut_off += 1,
+            Some((status, value)) => self.failures.push(format!("{what}: {status} {value}")),
+        }
+    }
+
+    async fn verify_one(&mut self) {
+        let file = self.random.random_range(0..FILES);
+        self.verify(file).await;
+    }
+
+    /// Reads a file of a workspace that runs: `false` when nobody answered.
+    async fn verify(&mut self, file: u32) -> bool {
+        let path = self.container(&format!("/fs/download?path=/data/f{file}"));
+        let read = match whole_answer(self.client.request(Method::GET, &path)).await {
+            Some((StatusCode::OK, bytes)) => Some(content_of(&bytes)),
+            Some((StatusCode::NOT_FOUND, _)) => None,
+            Some((StatusCode::SERVICE_UNAVAILABLE, _)) | None => return false,
+            Some((status, bytes)) => {
+                let text = String::from_utf8_lossy(&bytes).into_owned();
+                self.not_done("download", Some((status, Value::String(text))));
+                return false;
+            }
+        };
+        let possible = self.files.entry(file).or_insert_with(|| BTreeSet::from([None]));
+        assert!(
+            possible.contains(&read),
+            "bot {}: /data/f{file} holds {read:?}, which is none of {possible:?}",
+            self.id
+        );
+        *possible = BTreeSet::from([read]);
+        true
+    }
+
+    /// Waits until nothing is under way, and sees what became of the workspace.
+    pub(crate) async fn settle(&mut self) {
+        let deadline = Instant::now() + SETTLE_LIMIT;
+        loop {
+            let last = match self.look().await {
+                Ok(seen) => {
+                    assert!(
+                        self.possible.contains(&seen),
+                        "bot {} is {seen:?}, which is none of {:?}; failures so far: {:?}",
+                        self.id,
+                        self.possible,
+                        self.failures
+                    );
+                    if seen == Expected::Nothing {
+                        self.files.clear();
+                    }
+                    self.possible = vec![seen];
+                    return;
+                }
+                Err(seen) => seen,
+            };
+            assert!(
+                Instant::now() < deadline,
+                "bot {} did not settle within {SETTLE_LIMIT:?}: {last}",
+                self.id
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    async fn look(&self) -> Result<Expected, String> {
+        let operations = self
+            .client
+            .attempt(Method::GET, &format!("/bots/{}/operations", self.id), None)
+            .await;
+        let Some((StatusCode::OK, operations)) = operations else {
+            return Err(format!("{operations:?}"));
+        };
+        let items = operations["items"].as_array().expect("operations are a list");
+        if let Some(open) = items.iter().find(|one| one["finished_at"].is_null()) {
+            return Err(format!("an operation is under way: {open}"));
+        }
+        match self.client.attempt(Method::GET, &self.container(""), None).await {
+            Some((StatusCode::NOT_FOUND, _)) => Ok(Expected::Nothing),
+            Some((StatusCode::OK, info)) => match (info["desired"].as_str(), info["task_running"].as_bool()) {
+                (Some("running"), Some(true)) if info["status"] == "running" => Ok(Expected::Running),
+                (Some("stopped"), Some(false)) if info["status"] == "stopped" => Ok(Expected::Stopped),
+                _ => Err(info.to_string()),
+            },
+            other => Err(format!("{other:?}")),
+        }
+    }
+
+    /// Reads every file; a workspace that is stopped is started for it.
+    pub(crate) async fn verify_all(&mut self) {
+        if self.possible == [Expected::Nothing] {
+            return;
+        }
+        if self.possible == [Expected::Stopped] {
+            self.client.act(&self.id, "start").await;
+            self.possible = vec![Expected::Running];
+        }
+        for file in 0..FILES {
+            assert!(self.verify(file).await, "bot {}: /data/f{file} cannot be read", self.id);
+        }
+    }
+}
+
+/// Large enough that a kill meets it on its way, now and then.
+fn body_of(content: u32) -> String {
+    let mut body = format!("{content}\n");
+    let filler = "skep ".repeat(content as usize % 7 * 4096);
+    body.push_str(&filler);
+    body
+}
+
+/// Its number, when all that belongs to it is there.
+fn content_of(bytes: &[u8]) -> u32 {
+    let text = std::str::from_utf8(bytes).expect("the file is text");
+    let (number, rest) = text.split_once('\n').expect("the file has a first line");
+    let number: u32 = number.parse().expect("the first line is a number");
+    assert!(
+        rest.is_empty() || text == body_of(number),
+        "the file of content {number} is {} bytes long, not {}",
+        bytes.len(),
+        body_of(number).len()
+    );
+    number
+}
+
+/// What the host should have of them all.
+pub(crate) fn expected(bots: &[BotModel]) -> BTreeMap<String, Expected> {
+    bots.iter()
+        .map(|bot| {
+            assert_eq!(bot.possible.len(), 1, "bot {} is not settled", bot.id);
+            (bot.id.clone(), bot.possible[0])
+        })
+        .collect()
+}
