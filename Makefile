@@ -45,7 +45,7 @@ soak-two-servers: SOAK := two_roots::
 soak-away: SOAK := away::
 soak-kills soak-power soak-deletes soak-two-servers soak-away:
 	scripts/install test
-	SKEP_SOAK=1 $(CARGO) test --locked --package skep --test end_to_end -- --nocapture --test-threads 1 $(SOAK)
+	SKEP_SOAK=1 $(CARGO) test --locked --workspace --test end_to_end -- --nocapture --test-threads 1 $(SOAK)
 
 fmt:
 	$(CARGO) fmt --all

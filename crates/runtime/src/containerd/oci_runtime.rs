@@ -1,5 +1,7 @@
 //! Which program makes containers: crun where it is installed and works, else runc.
 
+use std::io::ErrorKind;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -36,7 +38,7 @@ pub(super) async fn choose(config: &ContainerdConfig, user_namespaces: bool) -> 
     let Some(crun) = crun(config).filter(|_| user_namespaces) else {
         return Ok(runc);
     };
-    Ok(match probe(&crun, &config.cgroup_parent).await {
+    Ok(match probe(&crun, config).await {
         Ok(()) => Some(crun),
         Err(reason) => {
             tracing::warn!(crun = %crun.display(), reason, "crun does not work on this host; runc is used");
@@ -69,30 +71,48 @@ fn installed(program: &str) -> Option<PathBuf> {
 }
 
 /// Makes a container that never starts, with limits, and deletes it: cgroups are what crun refuses.
-async fn probe(crun: &Path, cgroup_parent: &str) -> Result<(), String> {
-    let bundle = tempfile::Builder::new()
-        .prefix("skep-crun-probe-")
-        .tempdir()
-        .map_err(|error| format!("making a bundle failed: {error}"))?;
+async fn probe(crun: &Path, config: &ContainerdConfig) -> Result<(), String> {
+    let bundle = config.run_root.join(&config.data_root_id).join("crun-probe");
+    let root = bundle.join("state");
+    // A server that was killed in the middle of its probe left a process that waits for a start.
+    clear(crun, &bundle, &root).await?;
     let id = format!("skep-probe-{}", uuid::Uuid::new_v4());
+    write_bundle(&bundle, &format!("{}/{id}", config.cgroup_parent))
+        .map_err(|error| format!("writing {}: {error}", bundle.display()))?;
+    let bundle_path = bundle.to_string_lossy().into_owned();
+    let created = call(crun, &root, vec!["create".into(), "--bundle".into(), bundle_path, id]).await;
+    let cleared = clear(crun, &bundle, &root).await;
+    created.and(cleared)
+}
+
+/// Deletes the containers of probes, which are directories in crun's own root, and the bundle with them.
+async fn clear(crun: &Path, bundle: &Path, root: &Path) -> Result<(), String> {
+    let containers = match std::fs::read_dir(root) {
+        Ok(entries) => entries.collect::<Result<Vec<_>, _>>(),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error),
+    };
+    for container in containers.map_err(|error| format!("listing {}: {error}", root.display()))? {
+        let id = container.file_name().to_string_lossy().into_owned();
+        call(crun, root, vec!["delete".into(), "--force".into(), id]).await?;
+    }
+    match std::fs::remove_dir_all(bundle) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(format!("removing {}: {error}", bundle.display())),
+        _ => Ok(()),
+    }
+}
+
+fn write_bundle(bundle: &Path, cgroup: &str) -> std::io::Result<()> {
     // crun opens the directories that it mounts on or makes device nodes in.
-    let rootfs = bundle.path().join("rootfs");
-    let directories = ["dev", "proc"].map(|name| std::fs::create_dir_all(rootfs.join(name)));
-    let written = directories.into_iter().collect::<Result<(), _>>().and_then(|()| {
-        // crun looks whether process 1 could be executed, and executes it only at `start`.
-        let process = rootfs.join("probe");
-        std::fs::write(&process, "")?;
-        std::fs::set_permissions(&process, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
-        let text = probe_specification(&format!("{cgroup_parent}/{id}")).to_string();
-        std::fs::write(bundle.path().join("config.json"), text)
-    });
-    written.map_err(|error| format!("writing a bundle failed: {error}"))?;
-    let root = bundle.path().join("state");
-    let run = |arguments: Vec<String>| call(crun, &root, arguments);
-    let bundle_path = bundle.path().to_string_lossy().into_owned();
-    let created = run(vec!["create".into(), "--bundle".into(), bundle_path, id.clone()]).await;
-    let deleted = run(vec!["delete".into(), "--force".into(), id]).await;
-    created.and(deleted)
+    let rootfs = bundle.join("rootfs");
+    for name in ["dev", "proc"] {
+        std::fs::create_dir_all(rootfs.join(name))?;
+    }
+    // crun looks whether process 1 could be executed, and executes it only at `start`.
+    let process = rootfs.join("probe");
+    std::fs::write(&process, "")?;
+    std::fs::set_permissions(&process, PermissionsExt::from_mode(0o755))?;
+    std::fs::write(bundle.join("config.json"), probe_specification(cgroup).to_string())
 }
 
 /// Process 1 is never executed: between `create` and `delete` it only waits for `start`.

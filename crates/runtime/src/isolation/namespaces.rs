@@ -3,9 +3,11 @@
 //! The network namespace is owned by the user namespace. That is what lets the workspace mount sysfs,
 //! set `net.*` and listen on low ports.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::path::Path;
 
+use rustix::io::Errno;
+use rustix::mount::{MountPropagationFlags, mount_bind_recursive, mount_change};
 use skep_names::{BotId, IDS_PER_BOT};
 
 use super::{HostPaths, IdBlock, Result, Tried, make_directory, remove_file, unmount_all};
@@ -23,7 +25,12 @@ pub(crate) fn make(paths: &HostPaths, bot: &BotId, ids: Option<IdBlock>) -> Resu
         pin(&process.join("ns/user"), &paths.user_namespace(bot))?;
         failpoint::USER_NAMESPACE_PINNED.pass().tried(pinning)?;
     }
-    pin(&process.join("ns/net"), &paths.network_namespace(bot))?;
+    let place = paths.network_namespace(bot);
+    if let Some(directory) = place.parent() {
+        make_directory(directory, 0o755)?;
+        make_shared_mount(directory)?;
+    }
+    pin(&process.join("ns/net"), &place)?;
     failpoint::NETWORK_NAMESPACE_PINNED.pass().tried(pinning)
 }
 
@@ -61,4 +68,41 @@ fn pin(namespace: &Path, place: &Path) -> Result<()> {
         .open(place)
         .tried(|| format!("making {}", place.display()))?;
     rustix::mount::mount_bind(namespace, place).tried(|| format!("pinning a namespace to {}", place.display()))
+}
+
+/// Makes the directory of named network namespaces a shared mount, as `ip netns` does at its first use. That use
+/// would else lay a mount over pins of ours, and they could never be let go.
+fn make_shared_mount(directory: &Path) -> Result<()> {
+    let making = || format!("making a shared mount of {}", directory.display());
+    // Whoever does the same at the same moment, `ip netns` too, takes this lock: two mounts would hide one another.
+    let locked = File::open(directory).tried(making)?;
+    locked.lock().tried(making)?;
+    let share = || mount_change(directory, MountPropagationFlags::SHARED);
+    match share() {
+        Err(Errno::INVAL) => mount_bind_recursive(directory, directory)
+            .and_then(|()| share())
+            .tried(making),
+        shared => shared.tried(making),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_directory_of_namespaces_is_one_mount_however_many_make_it() {
+        let directory = tempfile::tempdir().unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| make_shared_mount(directory.path()).unwrap());
+            }
+        });
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let here = format!(" {} ", directory.path().display());
+        let found: Vec<&str> = mounts.lines().filter(|line| line.contains(&here)).collect();
+        unmount_all(directory.path()).unwrap();
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].contains(" shared:"), "{found:?}");
+    }
 }
