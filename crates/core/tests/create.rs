@@ -206,7 +206,7 @@ async fn a_failed_create_leaves_nothing_and_the_next_one_works() {
             (code.to_owned(), "container start failed: doing it failed".to_owned())
         );
         assert!(world.runtime.inspect(&bot).await.unwrap().is_none());
-        assert!(world.runtime.layers().await.unwrap().is_empty());
+        assert!(world.runtime.bots_with_layers().await.unwrap().is_empty());
         let checks = world.skep.checks(&bot).await.unwrap();
         assert_eq!(checks[0].status.as_str(), "error", "{checks:?}");
         assert_eq!(world.skep.bot(&bot).await.unwrap().check_issue_count, 1);
@@ -224,7 +224,7 @@ async fn started_means_that_the_bridge_answered() {
     let (code, message) = failure(&all(&world.create(&bot).await).await);
     assert_eq!(code, "container_start_failed");
     assert!(message.starts_with("container start failed: "), "{message}");
-    assert!(world.runtime.layers().await.unwrap().is_empty());
+    assert!(world.runtime.bots_with_layers().await.unwrap().is_empty());
 }
 
 #[tokio::test]
@@ -238,7 +238,10 @@ async fn a_failed_create_never_removes_a_layer_that_was_there() {
     let error = RuntimeError::other("starting", std::io::Error::other("broken"));
     world.runtime.faults().fail_next(Verb::Start, error);
     failure(&all(&world.create(&bot).await).await);
-    assert_eq!(world.runtime.layers().await.unwrap(), std::slice::from_ref(&bot));
+    assert_eq!(
+        world.runtime.bots_with_layers().await.unwrap(),
+        std::slice::from_ref(&bot)
+    );
     world.create(&bot).await.outcome().await.unwrap();
     assert_eq!(world.read(&bot, "/data/file").await, "kept");
 }
@@ -395,6 +398,6 @@ async fn a_cancelled_create_is_undone() {
     assert_eq!(cancelled.state.as_str(), "cancelled");
     drop(hold);
     assert_eq!(failure(&all(&create).await).0, "operation_cancelled");
-    assert!(world.runtime.layers().await.unwrap().is_empty());
+    assert!(world.runtime.bots_with_layers().await.unwrap().is_empty());
     world.create(&bot).await.outcome().await.unwrap();
 }

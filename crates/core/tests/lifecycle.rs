@@ -255,7 +255,7 @@ async fn work_that_a_crash_cut_off_waits_for_the_runtime() {
             .unwrap()
             .is_ok()
     );
-    assert!(world.runtime.layers().await.unwrap().is_empty());
+    assert!(world.runtime.bots_with_layers().await.unwrap().is_empty());
 }
 
 #[tokio::test]
@@ -288,7 +288,7 @@ async fn a_new_bot_becomes_ready_and_a_deleted_one_leaves_nothing() {
     drop(hold);
     deleted.operation.outcome().await.unwrap();
     assert_eq!(world.skep.bot(&id).await.unwrap_err().code(), Code::BotNotFound);
-    assert!(world.runtime.layers().await.unwrap().is_empty());
+    assert!(world.runtime.bots_with_layers().await.unwrap().is_empty());
     assert_eq!(world.skep.operations(&id).await.unwrap().len(), 2);
 
     let error = RuntimeError::other("starting", std::io::Error::other("broken"));

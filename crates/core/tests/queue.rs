@@ -71,7 +71,7 @@ async fn a_delete_overtakes_and_cancels_what_is_under_way() {
     }
     assert!(world.runtime.inspect(&bot).await.unwrap().is_none());
     assert!(world.skep.store().container(&bot).await.unwrap().is_none());
-    assert!(world.runtime.layers().await.unwrap().is_empty());
+    assert!(world.runtime.bots_with_layers().await.unwrap().is_empty());
 }
 
 #[tokio::test]

@@ -25,7 +25,11 @@ async fn until_status(world: &World, bot: &BotId, wanted: WorkspaceStatus) {
 async fn until_nothing_is_left(world: &World, bot: &BotId) {
     until(|| async {
         let instance = world.runtime.inspect(bot).await.map(|found| found.is_some());
-        let layers = world.runtime.layers().await.map(|layers| layers.contains(bot));
+        let layers = world
+            .runtime
+            .bots_with_layers()
+            .await
+            .map(|layers| layers.contains(bot));
         let row = world.skep.store().container(bot).await.unwrap().is_some();
         match (instance, layers, row) {
             (Ok(false), Ok(false), false) => Ok(()),

@@ -64,6 +64,26 @@ points! {
     CONTAINER_GONE = "container.gone",
     /// The layers are gone.
     LAYERS_GONE = "container.layers_gone",
+    /// The lease of a change of layers is there.
+    LAYERS_LEASED = "layers.leased",
+    /// The present layer is committed, no active one is on it.
+    PRESENT_COMMITTED = "layers.committed",
+    /// A new active layer is there, no container is on it.
+    ACTIVE_PREPARED = "layers.prepared",
+    /// The container is on another layer, whose labels do not say so.
+    CONTAINER_SWAPPED = "layers.swapped",
+    /// The labels say which layer is the present one, the one before is there.
+    PRESENT_MARKED = "layers.marked",
+    /// A layer that was left is gone.
+    ABANDONED_GONE = "layers.abandoned_gone",
+    /// A staged layer is gone.
+    STAGED_GONE = "layers.staged_gone",
+    /// A committed layer is marked as one that nobody needs.
+    LAYER_RELEASED = "layers.released",
+    /// One of the layers that nobody needs is gone.
+    RELEASED_GONE = "layers.released_gone",
+    /// The lease of a change of layers is gone.
+    LAYERS_LEASE_GONE = "layers.lease_gone",
     /// The specification of a start is stored.
     SPECIFICATION_STORED = "task.specification_stored",
     /// The task is created, its process does not run.

@@ -13,6 +13,7 @@ mod image;
 pub mod images;
 mod instance;
 mod isolation;
+pub mod layers;
 pub mod log;
 pub mod network;
 mod peer;
@@ -33,7 +34,7 @@ pub use instance::{
     BridgeEndpoint, Capabilities, Check, CheckStatus, CreateOutcome, Instance, InstanceSpec, Isolation, LayerOutcome,
     Limits, RuntimeEvent, Started, TaskState, Usage,
 };
-
+pub use layers::{LayerKind, LayerMount, LayerRecord, LayerTree, Layers};
 pub use peer::listener_is_in_cgroup;
 
 /// One backend. Every verb may be repeated: doing again what is done is a success.
@@ -90,8 +91,14 @@ pub trait Runtime: Send + Sync + 'static {
     /// All instances of this data root.
     async fn list(&self) -> Result<Vec<Instance>>;
 
-    /// Writable layers of this data root by bot, those without a container included.
-    async fn layers(&self) -> Result<Vec<BotId>>;
+    /// Bots of this data root that have a layer, those without a container included: their data is there, in an
+    /// active layer or in a committed one.
+    async fn bots_with_layers(&self) -> Result<Vec<BotId>>;
+
+    /// Keeping states of a workspace and going back to them; `None` where the backend cannot.
+    fn layers(&self) -> Option<&dyn Layers> {
+        None
+    }
 
     /// Task ends and reconnections, as they happen. A receiver that lags lists anew.
     fn events(&self) -> broadcast::Receiver<RuntimeEvent>;

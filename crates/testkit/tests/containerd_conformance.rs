@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use skep_names::{BotId, ImageReference};
+use skep_names::{BotId, ImageReference, container_id_for};
 use skep_runtime::Runtime;
 use skep_testkit::ContainerdRelease;
 use skep_testkit::conformance::Subject;
@@ -37,6 +37,11 @@ impl Subject for Containerd {
 
     fn layer_on_disk(&self, bot: &BotId) -> PathBuf {
         self.rig.layer_on_disk(bot)
+    }
+
+    fn lose_container(&self, bot: &BotId) {
+        self.rig
+            .ctr(&["containers", "rm", "--keep-snapshot", &container_id_for(bot)]);
     }
 
     fn traces(&self) -> Vec<String> {

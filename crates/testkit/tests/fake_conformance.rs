@@ -33,9 +33,13 @@ impl Subject for Fake {
         self.runtime.layer_path(bot)
     }
 
+    fn lose_container(&self, bot: &BotId) {
+        self.runtime.forget_container(bot);
+    }
+
     fn traces(&self) -> Vec<String> {
         let bots = self.runtime.layer_path(&BotId::random());
-        let bots = bots.ancestors().nth(2).unwrap().to_owned();
+        let bots = bots.ancestors().nth(3).unwrap().to_owned();
         let names = std::fs::read_dir(bots).unwrap();
         let mut names: Vec<String> = names
             .map(|name| name.unwrap().file_name().to_string_lossy().into_owned())

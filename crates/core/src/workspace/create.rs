@@ -115,7 +115,7 @@ impl Work {
     async fn note_layer(&self) -> Result<()> {
         if self.noted(HAD_LAYER).is_none() {
             let had = self.runtime().inspect(self.bot()).await?.is_some()
-                || self.runtime().layers().await?.contains(self.bot());
+                || self.runtime().bots_with_layers().await?.contains(self.bot());
             self.note(HAD_LAYER, had);
         }
         Ok(())

@@ -141,7 +141,7 @@ impl Skep {
         if self.store().container(bot).await?.is_some() || self.lanes().create_under_way(bot).is_some() {
             return Ok(());
         }
-        if self.runtime().inspect(bot).await?.is_some() || self.runtime().layers().await?.contains(bot) {
+        if self.runtime().inspect(bot).await?.is_some() || self.runtime().bots_with_layers().await?.contains(bot) {
             return Ok(());
         }
         Err(Error::ContainerNotFound)

@@ -46,7 +46,7 @@ impl Skep {
         }
         let instances = self.runtime().list().await?;
         let there = There {
-            layers: self.runtime().layers().await?.into_iter().collect(),
+            layers: self.runtime().bots_with_layers().await?.into_iter().collect(),
             instances: instances.into_iter().map(|one| (one.bot.clone(), one)).collect(),
         };
         let rows = self.store().containers().await?;

@@ -74,7 +74,7 @@ impl Work {
         let desired = match self.runtime().inspect(self.bot()).await? {
             Some(instance) if instance.task == TaskState::Running => Desired::Running,
             Some(_) => Desired::Stopped,
-            None if self.runtime().layers().await?.contains(self.bot()) => Desired::Stopped,
+            None if self.runtime().bots_with_layers().await?.contains(self.bot()) => Desired::Stopped,
             None => return Ok(()),
         };
         self.adopt(desired).await
@@ -132,7 +132,7 @@ impl Work {
             recorded: row.status,
             is_the_recorded: true,
             task: instance.map(|instance| instance.task),
-            has_layer: self.runtime().layers().await?.contains(self.bot()),
+            has_layer: self.runtime().bots_with_layers().await?.contains(self.bot()),
             has_backup: self.skep().has_preserved_data(self.bot()).await?,
             may_try: self.skep().observations().may_try(self.bot()),
         })
@@ -208,7 +208,7 @@ impl Work {
         if self.runtime().inspect(self.bot()).await?.is_some() {
             return Ok(());
         }
-        let has_layer = self.runtime().layers().await?.contains(self.bot());
+        let has_layer = self.runtime().bots_with_layers().await?.contains(self.bot());
         if !has_layer && self.skep().has_preserved_data(self.bot()).await? {
             return Err(Error::Conflict(
                 "the workspace's layer is gone and preserved data is kept: a create decides".to_owned(),
@@ -242,7 +242,7 @@ impl Work {
 
     /// Puts a container on a layer that has neither container nor row; the layer knows its image.
     async fn container_on_a_layer_alone(&self) -> Result<Instance> {
-        if !self.runtime().layers().await?.contains(self.bot()) {
+        if !self.runtime().bots_with_layers().await?.contains(self.bot()) {
             return Err(Error::ContainerNotFound);
         }
         let bot = self.store().bot(self.bot()).await?.ok_or(Error::BotNotFound)?;

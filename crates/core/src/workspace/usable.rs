@@ -98,7 +98,7 @@ impl Skep {
         let task_running = instance.as_ref().is_some_and(|one| one.task == TaskState::Running);
         let recoverable = match instance {
             Some(_) => None,
-            None => Some(self.runtime().layers().await?.contains(bot)),
+            None => Some(self.runtime().bots_with_layers().await?.contains(bot)),
         };
         let running = instance.as_ref().filter(|_| task_running);
         let wanted = self.settings().effective_limits(&to_runtime(&row.limits_wanted));

@@ -179,6 +179,7 @@ impl ContainerdRuntime {
         }
         self.know_running_legacy_ones().await?;
         self.images.sweep().await?;
+        self.sweep_leases().await?;
         let live: BTreeSet<BotId> = self.live_bots().await?;
         self.network.sweep(&live).await.map_err(network_failed)?;
         let rules = self.network.check_rules().await.map_err(network_failed)?;
@@ -333,7 +334,7 @@ impl ContainerdRuntime {
     }
 
     async fn probe_user_namespaces(&self) -> Result<std::result::Result<(), String>> {
-        if self.config.snapshotter != "overlayfs" {
+        if self.config.snapshotter != super::OVERLAYFS {
             let snapshotter = &self.config.snapshotter;
             return Ok(Err(format!("the snapshotter {snapshotter} is not overlayfs")));
         }

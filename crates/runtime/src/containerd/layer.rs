@@ -1,20 +1,25 @@
-//! Writable layers: one for each workspace, kept whatever happens to its container.
+//! Layers as containerd keeps them: found, made, mounted and removed, whatever happens to their containers.
 
 use std::collections::{BTreeSet, HashMap};
 
+use chrono::DateTime;
 use containerd_client::services::v1::snapshots::{
     Info, Kind, ListSnapshotsRequest, PrepareSnapshotRequest, RemoveSnapshotRequest,
 };
 use containerd_client::types::Mount;
-use skep_names::{BotId, LABEL_BOT, LABEL_DATA_ROOT};
+use prost_types::Timestamp;
+use skep_names::{BotId, LABEL_BOT, LABEL_DATA_ROOT, WORKSPACE_PREFIX, container_id_for};
 use tonic::Code;
 
 use super::ContainerdRuntime;
 use super::client::{collect, failed};
-use crate::{LayerOutcome, Result, RuntimeError};
+use crate::layers::{LABEL_SEQUENCE, present_of};
+use crate::{LayerKind, LayerOutcome, LayerRecord, Result, RuntimeError};
 
 /// Makes a snapshot a root of garbage collection: a layer lives until we remove it, with or without a container.
 const LABEL_GC_ROOT: &str = "containerd.io/gc.root";
+/// Characters of a bot's id in the names of its layers.
+const UUID_LENGTH: usize = 36;
 /// The image a layer was made from, so that a container made anew above it says so.
 pub(super) const LABEL_IMAGE: &str = "skep.image";
 
@@ -29,39 +34,33 @@ pub(super) struct Layer {
 }
 
 impl ContainerdRuntime {
-    /// The layer of a bot, if it has one.
+    /// The layer of a bot without a container, if it has one. Where a crash left only committed ones, a new
+    /// active one is made on the newest.
     pub(super) async fn layer_of(&self, bot: &BotId, snapshotter: &str) -> Result<Option<Layer>> {
-        let container_id = skep_names::container_id_for(bot);
-        let filters = self.filters_of(bot);
-        let mut infos = self.snapshots(snapshotter, filters).await?;
-        infos.retain(|info| info.kind == Kind::Active as i32 && self.is_ours(&info.labels));
-        // The plain name wins: others are left-overs of a change that was cut short. Then the newest.
-        infos.sort_by_key(|info| {
-            (
-                info.name == container_id,
-                info.created_at.map(|at| (at.seconds, at.nanos)),
-            )
-        });
-        Ok(infos.pop().map(|info| Layer {
-            key: info.name,
+        let records = self.records_of(bot, snapshotter).await?;
+        let Some(present) = present_of(bot, &records) else {
+            return Ok(None);
+        };
+        let key = match present.kind {
+            LayerKind::Active => present.name.clone(),
+            LayerKind::Committed => self.prepare_on(bot, snapshotter, present).await?,
+        };
+        Ok(Some(Layer {
+            key,
             snapshotter: snapshotter.to_owned(),
-            image: info.labels.get(LABEL_IMAGE).cloned(),
+            image: present.labels.get(LABEL_IMAGE).cloned(),
             outcome: LayerOutcome::Kept,
         }))
     }
 
-    /// Makes the layer of a bot above a stack of layers.
+    /// Makes the first layer of a bot above a stack of layers.
     ///
     /// No lease is needed: the label that keeps it is stored in the same transaction as the layer itself, and
     /// the layer keeps its parents.
     pub(super) async fn make_layer(&self, bot: &BotId, snapshotter: &str, image: &str, parent: &str) -> Result<Layer> {
-        let key = skep_names::container_id_for(bot);
-        let labels = HashMap::from([
-            (LABEL_GC_ROOT.to_owned(), chrono::Utc::now().to_rfc3339()),
-            (LABEL_BOT.to_owned(), bot.to_string()),
-            (LABEL_DATA_ROOT.to_owned(), self.config.data_root_id.clone()),
-            (LABEL_IMAGE.to_owned(), image.to_owned()),
-        ]);
+        let key = container_id_for(bot);
+        let mut labels = self.layer_labels(bot, Some(image));
+        labels.insert(LABEL_SEQUENCE.to_owned(), "1".to_owned());
         let request = PrepareSnapshotRequest {
             snapshotter: snapshotter.to_owned(),
             key: key.clone(),
@@ -85,6 +84,17 @@ impl ContainerdRuntime {
             }),
             Err(status) => Err(failed(format!("making the layer of workspace {bot}"), status)),
         }
+    }
+
+    /// What every layer of ours is labelled with.
+    pub(super) fn layer_labels(&self, bot: &BotId, image: Option<&str>) -> HashMap<String, String> {
+        let mut labels = HashMap::from([
+            (LABEL_GC_ROOT.to_owned(), chrono::Utc::now().to_rfc3339()),
+            (LABEL_BOT.to_owned(), bot.to_string()),
+            (LABEL_DATA_ROOT.to_owned(), self.config.data_root_id.clone()),
+        ]);
+        labels.extend(image.map(|image| (LABEL_IMAGE.to_owned(), image.to_owned())));
+        labels
     }
 
     /// How a layer is mounted.
@@ -122,7 +132,7 @@ impl ContainerdRuntime {
         Ok(())
     }
 
-    async fn remove_snapshot(&self, snapshotter: &str, key: &str) -> Result<()> {
+    pub(super) async fn remove_snapshot(&self, snapshotter: &str, key: &str) -> Result<()> {
         let request = RemoveSnapshotRequest {
             snapshotter: snapshotter.to_owned(),
             key: key.to_owned(),
@@ -134,20 +144,33 @@ impl ContainerdRuntime {
         }
     }
 
-    /// Bots of this data root that have a writable layer.
-    pub(super) async fn bots_with_layers(&self) -> Result<Vec<BotId>> {
+    /// Bots of this data root that have a layer: by label, and by name those of the reference system.
+    pub(super) async fn list_bots_with_layers(&self) -> Result<Vec<BotId>> {
         let data_root = &self.config.data_root_id;
-        let filters = vec![format!("labels.\"{LABEL_DATA_ROOT}\"==\"{data_root}\",kind==active")];
+        let filters = vec![
+            format!("labels.\"{LABEL_DATA_ROOT}\"==\"{data_root}\""),
+            format!("name~=\"^{WORKSPACE_PREFIX}\""),
+        ];
         let infos = self.snapshots(&self.config.snapshotter, filters).await?;
-        let bots = infos.iter().filter_map(|info| info.labels.get(LABEL_BOT)?.parse().ok());
+        let bots = infos
+            .iter()
+            .filter(|info| self.is_ours(&info.labels))
+            .filter_map(bot_of_layer);
         Ok(bots.collect::<BTreeSet<BotId>>().into_iter().collect())
+    }
+
+    /// All layers of a bot that are ours or the reference system's.
+    pub(super) async fn records_of(&self, bot: &BotId, snapshotter: &str) -> Result<Vec<LayerRecord>> {
+        let mut infos = self.snapshots(snapshotter, self.filters_of(bot)).await?;
+        infos.retain(|info| self.is_ours(&info.labels));
+        Ok(infos.into_iter().map(record).collect())
     }
 
     /// By label, and by name: the reference system's snapshots have no labels of ours.
     fn filters_of(&self, bot: &BotId) -> Vec<String> {
         vec![
             format!("labels.\"{LABEL_BOT}\"==\"{bot}\""),
-            format!("name~=\"^{}\"", skep_names::container_id_for(bot)),
+            format!("name~=\"^{}\"", container_id_for(bot)),
         ]
     }
 
@@ -169,4 +192,33 @@ impl ContainerdRuntime {
             .get(LABEL_DATA_ROOT)
             .is_none_or(|id| *id == self.config.data_root_id)
     }
+}
+
+/// A layer as it is told.
+pub(super) fn record(info: Info) -> LayerRecord {
+    LayerRecord {
+        name: info.name,
+        parent: Some(info.parent).filter(|parent| !parent.is_empty()),
+        kind: match info.kind == Kind::Committed as i32 {
+            true => LayerKind::Committed,
+            false => LayerKind::Active,
+        },
+        created_at: time(info.created_at),
+        updated_at: time(info.updated_at),
+        labels: info.labels.into_iter().collect(),
+    }
+}
+
+/// The label wins over the name.
+fn bot_of_layer(info: &Info) -> Option<BotId> {
+    if let Some(label) = info.labels.get(LABEL_BOT) {
+        return label.parse().ok();
+    }
+    let rest = info.name.strip_prefix(WORKSPACE_PREFIX)?;
+    rest.get(..UUID_LENGTH)?.parse().ok()
+}
+
+fn time(stamp: Option<Timestamp>) -> DateTime<chrono::Utc> {
+    let stamp = stamp.unwrap_or_default();
+    DateTime::from_timestamp(stamp.seconds, u32::try_from(stamp.nanos).unwrap_or(0)).unwrap_or_default()
 }

@@ -77,9 +77,7 @@ impl ContainerdRuntime {
         (limits, running): (&Limits, &Running),
     ) -> Result<()> {
         let rooted = async {
-            let mounts = self
-                .layer_mounts(&container.snapshotter, &container.snapshot_key)
-                .await?;
+            let mounts = self.present_mounts(bot, container).await?;
             self.prepare_root(turn, bot, running, mounts).await
         };
         let (rootfs, ()) = tokio::try_join!(rooted, self.store_specification(bot, container, (limits, running)))?;

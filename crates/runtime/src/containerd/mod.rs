@@ -11,6 +11,8 @@ pub mod daemon;
 mod events;
 mod host;
 mod layer;
+mod layers;
+mod lease;
 mod legacy;
 mod lifecycle;
 mod oci_runtime;
@@ -18,6 +20,7 @@ mod records;
 mod shims;
 mod task;
 mod turns;
+mod upper;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -38,7 +41,7 @@ use crate::network::Network;
 use crate::spec::LimitSupport;
 use crate::{
     BridgeEndpoint, Capabilities, Check, CheckStatus, CreateOutcome, ImageArchive, ImageRecord, Instance, InstanceSpec,
-    Limits, PullProgress, Result, Runtime, RuntimeError, RuntimeEvent, Started, Usage, cgroup,
+    Layers, Limits, PullProgress, Result, Runtime, RuntimeError, RuntimeEvent, Started, Usage, cgroup,
 };
 use client::Client;
 use records::Records;
@@ -46,6 +49,8 @@ use turns::Turns;
 
 /// Events that wait for a slow reader; one that lags lists anew.
 const EVENT_QUEUE: usize = 1024;
+/// The snapshotter that can do all we ask for.
+const OVERLAYFS: &str = "overlayfs";
 /// The port of containers made before the bridge existed.
 const LEGACY_PORT: u16 = 9090;
 /// A readiness probe does not wait as long as a verb.
@@ -221,7 +226,7 @@ impl Runtime for ContainerdRuntime {
     fn capabilities(&self) -> Capabilities {
         Capabilities {
             backend: "containerd",
-            snapshots: false,
+            snapshots: self.layers().is_some(),
             gpu: false,
             snapshotters: vec![self.config.snapshotter.clone()],
         }
@@ -287,8 +292,13 @@ impl Runtime for ContainerdRuntime {
         self.list_instances().await
     }
 
-    async fn layers(&self) -> Result<Vec<BotId>> {
-        self.bots_with_layers().await
+    async fn bots_with_layers(&self) -> Result<Vec<BotId>> {
+        self.list_bots_with_layers().await
+    }
+
+    fn layers(&self) -> Option<&dyn Layers> {
+        // Another one's layers cannot be looked into, nor be merged.
+        (self.config.snapshotter == OVERLAYFS).then_some(self)
     }
 
     fn events(&self) -> broadcast::Receiver<RuntimeEvent> {

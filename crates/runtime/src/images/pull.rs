@@ -103,7 +103,8 @@ pub(super) async fn drop_abandoned_leases(inner: &Inner) -> Result<()> {
     }
     let now = chrono::Utc::now().timestamp();
     for (lease, made) in inner.daemon.leases_of_data_root(&inner.data_root_id).await? {
-        if now - made >= TAKEN_UP_WITHIN_SECONDS && !inner.live_leases().contains(&lease.id) {
+        let of_a_pull = lease.id.starts_with(LEASE_PREFIX);
+        if of_a_pull && now - made >= TAKEN_UP_WITHIN_SECONDS && !inner.live_leases().contains(&lease.id) {
             tracing::info!(lease = lease.id, "collecting what an interrupted pull left");
             inner.daemon.delete_lease(&lease, false).await?;
         }

@@ -45,9 +45,9 @@ pub async fn a_layer_without_a_container_is_used_again(subject: &dyn Subject) {
     let runtime = subject.runtime();
     let workspace = Workspace::running(subject).await;
     workspace.output(WRITE).await;
-    assert!(runtime.layers().await.unwrap().contains(&workspace.bot));
+    assert!(runtime.bots_with_layers().await.unwrap().contains(&workspace.bot));
     workspace.remove().await;
-    assert!(!runtime.layers().await.unwrap().contains(&workspace.bot));
+    assert!(!runtime.bots_with_layers().await.unwrap().contains(&workspace.bot));
     assert_eq!(workspace.create().await.layer, LayerOutcome::Made);
     workspace.start().await;
     assert_eq!(

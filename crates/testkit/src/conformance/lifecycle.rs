@@ -72,7 +72,7 @@ pub async fn a_list_tells_the_truth(subject: &dyn Subject) {
         (subject.image().as_str(), TaskState::Running)
     );
     assert!(one.started_at.is_some());
-    let mut layers = runtime.layers().await.unwrap();
+    let mut layers = runtime.bots_with_layers().await.unwrap();
     layers.sort();
     assert_eq!(layers, expected.iter().map(|one| one.0.clone()).collect::<Vec<_>>());
     running.remove().await;

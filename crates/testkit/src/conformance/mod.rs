@@ -5,6 +5,7 @@
 
 mod data;
 mod inside;
+mod layers;
 mod lifecycle;
 mod logs;
 mod walls;
@@ -22,6 +23,7 @@ use tokio::time::Instant;
 
 pub use data::*;
 pub use inside::*;
+pub use layers::*;
 pub use lifecycle::*;
 pub use logs::*;
 pub use walls::*;
@@ -45,6 +47,8 @@ pub trait Subject: Send + Sync {
     fn image(&self) -> ImageReference;
     /// Where the host keeps a bot's writable layer.
     fn layer_on_disk(&self, bot: &BotId) -> PathBuf;
+    /// Removes the container's record and leaves its layers, as the daemon's own tools could.
+    fn lose_container(&self, bot: &BotId);
     /// Everything on the host that belongs to workspaces of this subject, one line each, sorted: containers,
     /// layers, mounts, namespaces, claims, directories, processes.
     fn traces(&self) -> Vec<String>;
@@ -183,6 +187,11 @@ macro_rules! conformance_suite {
             a_second_create_keeps_every_byte,
             a_layer_without_a_container_is_used_again,
             a_stop_and_a_start_keep_every_byte,
+            a_committed_state_can_be_gone_back_to,
+            a_layer_that_holds_something_is_never_left,
+            a_change_from_outside_is_all_or_nothing,
+            a_released_state_goes_when_nothing_stands_on_it,
+            a_lost_container_comes_back_on_its_newest_state,
             verbs_may_be_repeated,
             what_is_missing_is_told_as_missing,
             a_list_tells_the_truth,

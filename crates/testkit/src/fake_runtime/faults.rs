@@ -30,8 +30,18 @@ pub enum Verb {
     Inspect,
     /// `list`.
     List,
-    /// `layers`.
-    Layers,
+    /// `bots_with_layers`.
+    BotsWithLayers,
+    /// `list` and `present` of layers.
+    ListLayers,
+    /// `commit` of a layer.
+    Commit,
+    /// `stage` of a layer.
+    Stage,
+    /// `swap` of layers.
+    Swap,
+    /// `discard` and `release` of a layer.
+    RemoveLayer,
     /// `apply_limits`.
     ApplyLimits,
     /// `usage`.

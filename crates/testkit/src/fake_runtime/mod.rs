@@ -7,6 +7,7 @@
 
 mod faults;
 mod images;
+mod layers;
 mod process;
 mod record;
 mod tree;
@@ -21,7 +22,7 @@ use std::time::Duration;
 
 use skep_names::{BotId, ImageReference};
 use skep_runtime::log::LogPlaces;
-use skep_runtime::{Result, RuntimeError, RuntimeEvent};
+use skep_runtime::{LayerRecord, Result, RuntimeError, RuntimeEvent};
 use tokio::sync::broadcast;
 
 pub use faults::{Faults, Hold, Verb};
@@ -39,6 +40,7 @@ const EVENTS: usize = 256;
 #[derive(Default)]
 struct Bot {
     record: Option<Record>,
+    layers: Vec<LayerRecord>,
     process: Option<Arc<Process>>,
     /// Counts starts, so that the end of an earlier process is not taken for that of the present one.
     generation: u64,
@@ -151,9 +153,11 @@ impl FakeRuntime {
         process.ended().is_none().then(|| process.host_pid()).flatten()
     }
 
-    /// The root file system of a bot on the host; it exists while the layer does.
+    /// The root file system of a bot on the host, that of its present layer; it exists while that does.
     pub fn layer_path(&self, bot: &BotId) -> PathBuf {
-        self.directory_of(bot).join("rootfs")
+        let present = self.lock().get(bot).and_then(|state| state.present(bot));
+        let name = present.unwrap_or_else(|| skep_names::container_id_for(bot));
+        self.layer_directory(bot, &name)
     }
 
     /// What a bot's process 1 said on its stderr.

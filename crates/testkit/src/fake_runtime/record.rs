@@ -4,10 +4,14 @@ use chrono::{DateTime, Utc};
 use skep_names::BotId;
 use skep_runtime::{Instance, InstanceSpec, Isolation, Limits, TaskState};
 
+use super::layers::SNAPSHOTTER;
+
 /// A container's record.
 #[derive(Clone)]
 pub(super) struct Record {
     pub(super) spec: InstanceSpec,
+    /// The layer it is on.
+    pub(super) layer: String,
     pub(super) image_digest: Option<String>,
     pub(super) created_at: DateTime<Utc>,
     pub(super) updated_at: DateTime<Utc>,
@@ -16,10 +20,11 @@ pub(super) struct Record {
 }
 
 impl Record {
-    pub(super) fn new(spec: &InstanceSpec, image_digest: Option<String>) -> Self {
+    pub(super) fn new(spec: &InstanceSpec, layer: String, image_digest: Option<String>) -> Self {
         let now = Utc::now();
         Self {
             spec: spec.clone(),
+            layer,
             image_digest,
             created_at: now,
             updated_at: now,
@@ -34,7 +39,7 @@ impl Record {
             container_id: skep_names::container_id_for(bot),
             image: self.spec.image.as_str().to_owned(),
             image_digest: self.image_digest.clone(),
-            snapshotter: self.spec.snapshotter.clone().unwrap_or_else(|| "directory".to_owned()),
+            snapshotter: self.spec.snapshotter.clone().unwrap_or_else(|| SNAPSHOTTER.to_owned()),
             namespace: String::new(),
             cdi_devices: self.spec.cdi_devices.clone(),
             task,

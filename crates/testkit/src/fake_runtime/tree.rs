@@ -86,6 +86,15 @@ fn make_devices(dev: &Path) -> io::Result<()> {
     symlink("/proc/self/fd", dev.join("fd"))
 }
 
+/// Copies a tree with all it has, hard links, attributes and times too. `to` must not exist.
+pub(super) fn copy_whole(from: &Path, to: &Path) -> io::Result<()> {
+    let output = std::process::Command::new("cp").arg("-a").arg(from).arg(to).output()?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(io::Error::other(String::from_utf8_lossy(&output.stderr).into_owned())),
+    }
+}
+
 /// Copies a tree with kinds, modes and owners. `to` must not exist.
 pub(super) fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
     let metadata = fs::symlink_metadata(from)?;

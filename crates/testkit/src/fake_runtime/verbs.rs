@@ -12,15 +12,16 @@ use skep_names::{BotId, ImageReference, SOCKET_FILE_NAME};
 use skep_runtime::log::LogPlaces;
 use skep_runtime::{
     BridgeEndpoint, Capabilities, Check, CheckStatus, CreateOutcome, ImageArchive, ImageRecord, Instance, InstanceSpec,
-    LayerOutcome, Limits, PullProgress, Result, Runtime, RuntimeError, RuntimeEvent, Started, TaskState, Usage,
+    Layers, Limits, PullProgress, Result, Runtime, RuntimeError, RuntimeEvent, Started, TaskState, Usage,
 };
 use tokio::io::AsyncReadExt;
 use tokio::sync::broadcast;
 
 use super::faults::Verb;
+use super::layers::SNAPSHOTTER;
 use super::process::{Launch, Process, tail_of};
 use super::record::{self, Record};
-use super::{Bot, FakeRuntime, blocking, tree};
+use super::{Bot, FakeRuntime, blocking};
 
 /// The largest archive the fake takes: it holds it in memory.
 const MAX_ARCHIVE_BYTES: u64 = 64 << 20;
@@ -30,9 +31,9 @@ impl Runtime for FakeRuntime {
     fn capabilities(&self) -> Capabilities {
         Capabilities {
             backend: "fake",
-            snapshots: false,
+            snapshots: true,
             gpu: false,
-            snapshotters: vec!["directory".to_owned()],
+            snapshotters: vec![SNAPSHOTTER.to_owned()],
         }
     }
 
@@ -100,13 +101,13 @@ impl Runtime for FakeRuntime {
             .ok_or_else(|| RuntimeError::ImageNotFound {
                 reference: spec.image.as_str().to_owned(),
             })?;
-        let layer = self.make_layer(&spec.bot).await?;
+        let (name, layer) = self.make_layer(&spec.bot).await?;
         let mut bots = self.lock();
         let state = bots.entry(spec.bot.clone()).or_default();
         let task = task_state(state);
         let record = state
             .record
-            .get_or_insert_with(|| Record::new(spec, Some(image.digest)));
+            .get_or_insert_with(|| Record::new(spec, name, Some(image.digest)));
         let instance = record.instance(&spec.bot, task);
         Ok(CreateOutcome { instance, layer })
     }
@@ -146,6 +147,7 @@ impl Runtime for FakeRuntime {
         self.end_process(bot, Duration::ZERO).await?;
         if let Some(state) = self.lock().get_mut(bot) {
             state.record = None;
+            state.layers.clear();
         }
         let (directory, log) = (self.directory_of(bot), self.log_of(bot));
         blocking("remove the directories", move || {
@@ -172,22 +174,15 @@ impl Runtime for FakeRuntime {
             .collect())
     }
 
-    async fn layers(&self) -> Result<Vec<BotId>> {
-        self.faults().enter(Verb::Layers).await?;
-        let bots = self.root().join("bots");
-        blocking("list the layers", move || {
-            let mut found = Vec::new();
-            for entry in std::fs::read_dir(&bots)? {
-                let entry = entry?;
-                if entry.path().join("rootfs").is_dir()
-                    && let Some(bot) = entry.file_name().to_str().and_then(|name| name.parse().ok())
-                {
-                    found.push(bot);
-                }
-            }
-            Ok(found)
-        })
-        .await
+    async fn bots_with_layers(&self) -> Result<Vec<BotId>> {
+        self.faults().enter(Verb::BotsWithLayers).await?;
+        let bots = self.lock();
+        let with_layers = bots.iter().filter(|(_, state)| !state.layers.is_empty());
+        Ok(with_layers.map(|(bot, _)| bot.clone()).collect())
+    }
+
+    fn layers(&self) -> Option<&dyn Layers> {
+        Some(self)
     }
 
     fn events(&self) -> broadcast::Receiver<RuntimeEvent> {
@@ -240,24 +235,6 @@ impl Runtime for FakeRuntime {
 }
 
 impl FakeRuntime {
-    async fn make_layer(&self, bot: &BotId) -> Result<LayerOutcome> {
-        let (image, directory, layer) = (self.root().join("image"), self.directory_of(bot), self.layer_path(bot));
-        blocking("copy the image", move || {
-            if layer.is_dir() {
-                return Ok(LayerOutcome::Kept);
-            }
-            std::fs::create_dir_all(directory.join("run"))?;
-            let staging = directory.join("staging");
-            if staging.exists() {
-                std::fs::remove_dir_all(&staging)?;
-            }
-            tree::copy_tree(&image, &staging)?;
-            std::fs::rename(&staging, &layer)?;
-            Ok(LayerOutcome::Made)
-        })
-        .await
-    }
-
     async fn launch(&self, bot: &BotId, record: &Record) -> Result<Process> {
         let (replaced, generation) = {
             let mut bots = self.lock();
@@ -301,7 +278,7 @@ impl FakeRuntime {
         }
     }
 
-    fn record_of(&self, bot: &BotId) -> Result<Record> {
+    pub(super) fn record_of(&self, bot: &BotId) -> Result<Record> {
         let record = self.lock().get(bot).and_then(|state| state.record.clone());
         record.ok_or_else(|| not_found(bot))
     }
