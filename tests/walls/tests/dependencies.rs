@@ -9,6 +9,7 @@ use serde_json::Value;
 /// fails: a new crate gets its line together with its place in ARCHITECTURE.md.
 const ARROWS: &[(&str, &[&str])] = &[
     ("skep-names", &[]),
+    ("skep-archive", &[]),
     ("skep-api", &["skep-names"]),
     ("skep-bridge-protocol", &["skep-names"]),
     ("skep-bridge-binary", &[]),
@@ -16,7 +17,13 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("skep-runtime", &["skep-names", "skep-bridge-binary"]),
     (
         "skep-core",
-        &["skep-names", "skep-store", "skep-runtime", "skep-bridge-protocol"],
+        &[
+            "skep-names",
+            "skep-archive",
+            "skep-store",
+            "skep-runtime",
+            "skep-bridge-protocol",
+        ],
     ),
     (
         "skep-server",
@@ -35,7 +42,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         "skep",
         &["skep-names", "skep-api", "skep-server", "skep-runtime", "skep-store"],
     ),
-    ("skep-bridge", &["skep-names", "skep-bridge-protocol"]),
+    ("skep-bridge", &["skep-names", "skep-archive", "skep-bridge-protocol"]),
     ("skep-crun", &[]),
     (
         "skep-testkit",

@@ -1,0 +1,42 @@
+//! Trees of files as tar archives: written ([`pack`]), checked ([`check`]) and unpacked ([`apply`]).
+//!
+//! The one place that knows the format. It works below a directory's descriptor, never by a path, and follows no link
+//! (but for [`Links::ExistingFollowed`], inside a workspace, with the tenant's own rights). Memory does not grow with
+//! the number of entries or their size: what is kept per entry spills to files without a name in a directory that the
+//! caller names. No network, no async, no policy beyond what an archive may hold.
+//!
+//! Used in three places: by the bridge, inside a workspace; by the worker that reads and writes layers from outside;
+//! by the server, which checks what a client sent before anything is stopped for it.
+
+mod apply;
+mod attributes;
+#[cfg(feature = "compression")]
+mod check;
+#[cfg(feature = "compression")]
+mod compression;
+mod directories;
+mod entry;
+mod error;
+mod hard_links;
+mod header;
+#[cfg(feature = "compression")]
+mod history;
+mod late;
+mod pack;
+mod pax;
+mod reader;
+mod remove;
+mod sort;
+mod sparse;
+mod way;
+mod writer;
+
+pub use apply::{Applied, ApplyOptions, Links, Mode, Owners, apply};
+pub use attributes::Attributes;
+#[cfg(feature = "compression")]
+pub use check::{Checked, Limits, check};
+#[cfg(feature = "compression")]
+pub use compression::{Compressed, Format, Source};
+pub use entry::Trust;
+pub use error::{ArchiveError, Reason, Refusal};
+pub use pack::{Changing, PackOptions, PackReport, Packer, RootEntry, Special, pack};
