@@ -66,9 +66,17 @@ struct Input {
     done: oneshot::Sender<io::Result<()>>,
 }
 
+/// Below zero where the clock is before 1970; the nearest that the wire can tell before 1677 and after 2262.
 pub(crate) fn unix_nanos() -> i64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    now.as_nanos().try_into().unwrap_or(i64::MAX)
+    nanos_from_1970(SystemTime::now())
+}
+
+fn nanos_from_1970(time: SystemTime) -> i64 {
+    let told = |distance: Duration| i64::try_from(distance.as_nanos()).unwrap_or(i64::MAX);
+    match time.duration_since(UNIX_EPOCH) {
+        Ok(after) => told(after),
+        Err(before) => -told(before.duration()),
+    }
 }
 
 impl Process {
@@ -374,4 +382,18 @@ async fn write_piece(sink: &AsyncFd<OwnedFd>, mut data: &[u8]) -> io::Result<()>
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_before_1970_is_told_as_it_is() {
+        assert_eq!(
+            nanos_from_1970(UNIX_EPOCH - Duration::from_millis(1500)),
+            -1_500_000_000
+        );
+        assert_eq!(nanos_from_1970(UNIX_EPOCH + Duration::from_nanos(7)), 7);
+    }
 }

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use chrono::{DateTime, SecondsFormat};
+use chrono::{DateTime, Datelike, SecondsFormat};
 use rustix::fs::{AtFlags, CWD, FileType, Stat};
 use rustix::path::Arg;
 use skep_bridge_protocol::bridgepb::FileEntry;
@@ -78,13 +78,41 @@ fn from_stat(stat: &Stat) -> FileInfo {
 
 /// The same in the words of the reference's service, whose paths are texts: bytes that are none are replaced.
 pub(crate) fn entry_of(info: &FileInfo, path: &[u8]) -> FileEntry {
-    let time = DateTime::from_timestamp(info.modified_seconds, info.modified_nanos).unwrap_or_default();
     FileEntry {
         path: String::from_utf8_lossy(path).into_owned(),
         is_dir: info.mode & 0o170_000 == 0o040_000,
         size: info.size.try_into().unwrap_or(i64::MAX),
         mode: mode_text(info.mode),
-        mod_time: time.to_rfc3339_opts(SecondsFormat::AutoSi, true),
+        mod_time: time_text(info),
         summary: info.summary.clone(),
+    }
+}
+
+/// Empty for a time outside of the years 0 to 9999, which the form has no words for: none is made up, and a directory
+/// with such a file is still listed.
+fn time_text(info: &FileInfo) -> String {
+    DateTime::from_timestamp(info.modified_seconds, info.modified_nanos)
+        .filter(|time| (0..=9999).contains(&time.year()))
+        .map(|time| time.to_rfc3339_opts(SecondsFormat::AutoSi, true))
+        .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_that_has_no_words_is_not_told() {
+        let text = |modified_seconds| {
+            time_text(&FileInfo {
+                modified_seconds,
+                ..FileInfo::default()
+            })
+        };
+        assert_eq!(text(-1), "1969-12-31T23:59:59Z");
+        assert_eq!(text(253_402_300_799), "9999-12-31T23:59:59Z");
+        for untold in [253_402_300_800, -62_167_219_201, i64::MAX, i64::MIN] {
+            assert_eq!(text(untold), "", "{untold}");
+        }
     }
 }
