@@ -30,7 +30,7 @@ pub use identity::{
     ApiKeyRow, AuditFilter, AuditPage, AuditRow, NewApiKey, NewAudit, NewTicket, NewUser, Scope, TicketPurpose,
     TicketRow, TokenUser, UserRole, UserRow, UserUpdate,
 };
-pub use lifecycle::LifecycleEventRow;
+pub use lifecycle::{EventLimits, LifecycleEventRow};
 pub use members::{MemberRole, MemberRow};
 pub use migrations::MigrationState;
 pub use operations::{EventRow, NewOperation, OperationEnd, OperationRow, OperationState};

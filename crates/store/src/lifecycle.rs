@@ -1,8 +1,10 @@
 //! What happened to workspaces, one row per change, oldest first.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use serde_json::Value;
-use skep_names::BotId;
+use skep_names::{BotId, container_id_for};
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
@@ -21,7 +23,57 @@ pub struct LifecycleEventRow {
     pub created_at: DateTime<Utc>,
 }
 
+/// How many changes of a kind are kept where whoever is in the workspace can make them without end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EventLimits {
+    /// So many of the newest.
+    pub kept: u32,
+    /// One that comes sooner after the one before it is not written.
+    pub apart: Duration,
+}
+
 impl Store {
+    /// Writes down a change of a workspace, within limits for the changes of its kind of this bot. Says whether it was
+    /// written.
+    pub async fn insert_limited_lifecycle_event(
+        &self,
+        bot: &BotId,
+        (event_type, payload): (&str, &Value),
+        limits: EventLimits,
+    ) -> Result<bool> {
+        let failed = StoreError::on("writing a lifecycle event within limits");
+        let now = now().timestamp_micros();
+        let apart = i64::try_from(limits.apart.as_micros()).unwrap_or(i64::MAX);
+        let mut transaction = self.writer().begin().await.map_err(&failed)?;
+        // A clock that was put back must not silence what comes.
+        let written = sqlx::query(
+            "INSERT INTO lifecycle_events (bot_id, container_id, event_type, payload, created_at) \
+             SELECT ?1, ?2, ?3, ?4, ?5 WHERE NOT EXISTS (SELECT 1 FROM lifecycle_events \
+             WHERE bot_id = ?1 AND event_type = ?3 AND created_at <= ?5 AND created_at > ?5 - ?6)",
+        )
+        .bind(bot.as_str())
+        .bind(container_id_for(bot))
+        .bind(event_type)
+        .bind(payload.to_string())
+        .bind(now)
+        .bind(apart)
+        .execute(&mut *transaction)
+        .await
+        .map_err(&failed)?;
+        sqlx::query(
+            "DELETE FROM lifecycle_events WHERE bot_id = ?1 AND event_type = ?2 AND seq <= (SELECT seq \
+             FROM lifecycle_events WHERE bot_id = ?1 AND event_type = ?2 ORDER BY seq DESC LIMIT 1 OFFSET ?3)",
+        )
+        .bind(bot.as_str())
+        .bind(event_type)
+        .bind(i64::from(limits.kept))
+        .execute(&mut *transaction)
+        .await
+        .map_err(&failed)?;
+        transaction.commit().await.map_err(&failed)?;
+        Ok(written.rows_affected() > 0)
+    }
+
     /// Writes down a change of a workspace.
     pub async fn insert_lifecycle_event(
         &self,

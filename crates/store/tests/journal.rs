@@ -1,13 +1,14 @@
 //! The journal, the rows of workspaces and the data root, on a real file.
 
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 use skep_names::BotId;
 use skep_store::{
-    BotStatus, BotVisibility, ContainerStatus, DataRoot, DataRootError, Desired, EventRow, IdempotencyBegin,
-    IdempotencyKey, IdempotencyOutcome, LimitsColumn, MemberRole, NewBot, NewContainer, NewOperation, OperationEnd,
-    OperationState, Store, StoreError,
+    BotStatus, BotVisibility, ContainerStatus, DataRoot, DataRootError, Desired, EventLimits, EventRow,
+    IdempotencyBegin, IdempotencyKey, IdempotencyOutcome, LimitsColumn, MemberRole, NewBot, NewContainer, NewOperation,
+    OperationEnd, OperationState, Store, StoreError,
 };
 
 async fn store(root: &Path) -> Store {
@@ -262,4 +263,37 @@ fn a_data_root_has_one_owner_and_one_id() {
     std::fs::write(path.join("id"), "no uuid").unwrap();
     let bad = DataRoot::claim(&path, "again");
     assert!(matches!(bad, Err(DataRootError::BadId { .. })), "{bad:?}");
+}
+
+#[tokio::test]
+async fn changes_that_a_workspace_can_make_without_end_are_bounded() {
+    let root = tempfile::tempdir().unwrap();
+    let store = store(root.path()).await;
+    let (bot, other) = (bot(&store, "u").await, bot(&store, "u").await);
+    let insert = async |of: &BotId, number: u32, apart| {
+        let limits = EventLimits { kept: 3, apart };
+        let payload = json!({ "number": number });
+        store
+            .insert_limited_lifecycle_event(of, ("oom", &payload), limits)
+            .await
+            .unwrap()
+    };
+    store
+        .insert_lifecycle_event(&bot, "c", "start", &json!({}))
+        .await
+        .unwrap();
+    insert(&other, 0, Duration::ZERO).await;
+    for number in 0..10 {
+        assert!(insert(&bot, number, Duration::ZERO).await);
+    }
+    let kept = store.lifecycle_events_of(&bot, "oom", 0, 100).await.unwrap();
+    let numbers: Vec<_> = kept.iter().map(|event| event.payload["number"].clone()).collect();
+    assert_eq!(numbers, [7, 8, 9], "the newest are kept");
+    for _ in 0..5 {
+        assert!(!insert(&bot, 10, Duration::from_secs(3600)).await, "too soon");
+    }
+    // Others, and changes of other kinds, are not touched.
+    assert!(!store.lifecycle_events(&other, 100).await.unwrap().is_empty());
+    assert_eq!(store.lifecycle_events_of(&bot, "start", 0, 100).await.unwrap().len(), 1);
+    assert_eq!(store.lifecycle_events_of(&bot, "oom", 0, 100).await.unwrap().len(), 3);
 }

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use serde_json::json;
-use skep_names::{BotId, container_id_for};
+use skep_names::BotId;
 use skep_runtime::{RuntimeEvent, TaskState};
-use skep_store::Desired;
+use skep_store::{Desired, EventLimits};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
 
@@ -17,6 +17,17 @@ use crate::skep::Skep;
 
 /// After a comparison that failed: from, to.
 const BACK_OFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// A workspace can have its processes killed as often as it likes. As many as a log shows.
+const OUT_OF_MEMORY: EventLimits = EventLimits {
+    kept: 256,
+    apart: Duration::from_secs(1),
+};
+/// The pauses before it is started again keep these apart.
+const EXITS: EventLimits = EventLimits {
+    kept: 1024,
+    apart: Duration::ZERO,
+};
 
 impl Skep {
     /// Both run until the server goes down.
@@ -83,7 +94,7 @@ impl Skep {
         tracing::warn!(%bot, exit_status, "a workspace died");
         let payload = json!({ "exit_status": exit_status });
         self.store()
-            .insert_lifecycle_event(bot, &container_id_for(bot), "exit", &payload)
+            .insert_limited_lifecycle_event(bot, ("exit", &payload), EXITS)
             .await?;
         self.store().set_container_error(bot, &why).await?;
         self.observations().happened(bot, &Event::Died { why });
@@ -103,11 +114,14 @@ impl Skep {
     }
 
     async fn out_of_memory(&self, bot: &BotId) -> Result<()> {
-        tracing::warn!(%bot, "the kernel killed a process of a workspace for want of memory");
-        Ok(self
-            .store()
-            .insert_lifecycle_event(bot, &container_id_for(bot), "oom", &json!({}))
-            .await?)
+        let store = self.store();
+        if store
+            .insert_limited_lifecycle_event(bot, ("oom", &json!({})), OUT_OF_MEMORY)
+            .await?
+        {
+            tracing::warn!(%bot, "the kernel killed a process of a workspace for want of memory");
+        }
+        Ok(())
     }
 
     /// Asks the driver to look. A workspace that is busy is left to what is under way.
