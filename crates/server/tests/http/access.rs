@@ -2,7 +2,7 @@
 //! and a role that is not enough is refused, before anything is read.
 
 use serde_json::{Value, json};
-use skep_testkit::server::TestServer;
+use skep_testkit::server::{TestServer, text_of};
 
 use crate::document::{Route, routes};
 
@@ -152,4 +152,33 @@ async fn what_changes_something_is_in_the_audit_trail() {
         (&json!("PATCH /bots/{bot_id}"), &json!("200"))
     );
     assert_eq!(line["from"], "127.0.0.1");
+}
+
+#[tokio::test]
+async fn an_operator_makes_a_workspace_but_chooses_nothing_of_it() {
+    let server = TestServer::start().await;
+    let bot = server.bare_bot(server.admin_key()).await;
+    let (id, operator) = server.member("operator").await;
+    server
+        .call("PUT", &format!("/bots/{bot}/members/{id}"))
+        .json(&json!({"role": "operator"}))
+        .send()
+        .await
+        .expect_status(200);
+    let path = format!("/bots/{bot}/container");
+    for chosen in [
+        json!({"image": "debian"}),
+        json!({"gpu": {"devices": []}}),
+        json!({"snapshotter": "native"}),
+        json!({"limits": {"pids": 5}}),
+        json!({"env": {"A": "b"}}),
+        json!({"restore_data": true}),
+    ] {
+        let refused = server.call_as(&operator, "POST", &path).json(&chosen).send().await;
+        refused.expect_error(403, "bot_access_denied");
+    }
+    let plain = server.call_as(&operator, "POST", &path).json(&json!({})).send().await;
+    plain.expect_status(200);
+    let last = plain.events().pop().expect("an end");
+    assert_eq!(text_of(&last, "type"), "complete");
 }

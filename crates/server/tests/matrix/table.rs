@@ -104,6 +104,7 @@ pub(crate) const TABLE: &[(Needs, &[&str])] = &[
     (
         Needs::Operate,
         &[
+            "POST /bots/{bot_id}/container",
             "POST /bots/{bot_id}/container/start",
             "POST /bots/{bot_id}/container/stop",
             "POST /bots/{bot_id}/container/restart",
@@ -166,7 +167,6 @@ pub(crate) const TABLE: &[(Needs, &[&str])] = &[
             "PUT /bots/{bot_id}/guest",
             "GET /bots/{bot_id}/backups/{name}",
             "DELETE /bots/{bot_id}/backups/{name}",
-            "POST /bots/{bot_id}/container",
             "DELETE /bots/{bot_id}/container",
             "PUT /bots/{bot_id}/container/limits",
             "POST /bots/{bot_id}/container/snapshots",

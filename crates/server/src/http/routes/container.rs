@@ -12,10 +12,11 @@ use chrono::Utc;
 use futures::StreamExt;
 use serde::Deserialize;
 use skep_api::{
-    ContainerInfo, CreateWorkspaceRequest, Desired, LimitsRequest, LimitsResponse, RestartedResponse, StartedResponse,
-    StateEvent, StoppedResponse, StreamEvent, WorkspaceStatus,
+    ContainerInfo, CreateWorkspaceRequest, Desired, ErrorCode, LimitsRequest, LimitsResponse, RestartedResponse,
+    StartedResponse, StateEvent, StoppedResponse, StreamEvent, WorkspaceStatus,
 };
 use skep_core::{CreateRequest, DeleteData, LimitsColumn, Outcome, WorkspaceState};
+use skep_store::Scope;
 use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -52,12 +53,13 @@ pub fn router() -> OpenApiRouter<App> {
         (status = 502, description = "JSON form: the image could not be pulled")))]
 async fn create(
     State(app): State<App>,
-    access: BotAccess<Manage>,
+    access: BotAccess<Operate>,
     idempotency: Idempotency,
     headers: HeaderMap,
     body: RawJsonBody<CreateWorkspaceRequest>,
 ) -> ApiResult<Response> {
     let request = create_request(body.value)?;
+    may_choose(&request, access.scope)?;
     let requester = idempotency.of(&access.caller, access.requester());
     let (server, bot) = (app.clone(), access.bot.id.clone());
     let start = async move { server.core().create_workspace(&bot, request, &requester).await };
@@ -85,6 +87,19 @@ fn create_request(body: CreateWorkspaceRequest) -> ApiResult<CreateRequest> {
         limits: body.limits.map(limits_column),
         env: body.env.unwrap_or_default(),
     })
+}
+
+/// A plain create is a start of what there is, or of what the bot's own settings say. What chooses something else
+/// takes the right that changing it takes.
+fn may_choose(request: &CreateRequest, scope: Scope) -> ApiResult<()> {
+    let chooses = *request != CreateRequest::default();
+    if chooses && scope < Scope::Manage {
+        return Err(ApiError::new(
+            ErrorCode::BotAccessDenied,
+            "a create that chooses anything needs the right to manage the bot; an empty body does not",
+        ));
+    }
+    Ok(())
 }
 
 /// What `execve` cannot carry is refused here, by name and never by value.
