@@ -1,15 +1,14 @@
-//! Where the bridge listens, and who may call.
+//! The socket on which the bridge listens, and who may call. The network's side is in `tcp`.
 
 use std::env;
 use std::fs;
 use std::io;
-use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use futures::{Stream, stream};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::net::{UnixListener, UnixStream};
 
 use crate::log;
 
@@ -17,7 +16,7 @@ pub(crate) const SOCKET_VARIABLE: &str = "BRIDGE_SOCKET_PATH";
 pub(crate) const SAME_NAMESPACE_VARIABLE: &str = "BRIDGE_ALLOW_SAME_PID_NAMESPACE";
 const DEFAULT_SOCKET: &str = "/run/memoh/bridge.sock";
 /// Too many open files, say: the next try may work, and must not be a busy loop.
-const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(50);
+pub(crate) const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(50);
 
 fn socket_path() -> PathBuf {
     let given = env::var_os(SOCKET_VARIABLE).filter(|path| !path.is_empty());
@@ -82,45 +81,4 @@ pub(crate) fn host_connections(listener: UnixListener) -> impl Stream<Item = io:
 
 fn is_from_outside(connection: &UnixStream) -> bool {
     connection.peer_cred().is_ok_and(|peer| peer.pid() == Some(0))
-}
-
-/// The TCP address to listen on as well, if one is asked for.
-///
-/// # Errors
-/// InvalidInput when the address is not of the loopback, or TLS is asked for: this bridge has none yet, and must not
-/// answer in the clear where it was told not to.
-pub(crate) fn tcp_address() -> io::Result<Option<SocketAddr>> {
-    let Some(text) = env::var_os("BRIDGE_TCP_ADDR").filter(|text| !text.is_empty()) else {
-        return Ok(None);
-    };
-    let invalid = |why: &str| io::Error::new(io::ErrorKind::InvalidInput, format!("BRIDGE_TCP_ADDR: {why}"));
-    if env::var_os("BRIDGE_TLS_MODE").is_some_and(|mode| !mode.is_empty() && mode != "off") {
-        return Err(invalid("BRIDGE_TLS_MODE is not supported by this bridge"));
-    }
-    let address: SocketAddr = text
-        .to_str()
-        .and_then(|text| text.parse().ok())
-        .ok_or_else(|| invalid("not an address and a port"))?;
-    if !address.ip().is_loopback() {
-        return Err(invalid("not a loopback address, which needs BRIDGE_TLS_MODE=strict"));
-    }
-    Ok(Some(address))
-}
-
-pub(crate) fn tcp_connections(listener: TcpListener) -> impl Stream<Item = io::Result<TcpStream>> {
-    stream::unfold(listener, |listener| async move {
-        loop {
-            let accepted = listener.accept().await.and_then(|(connection, _)| {
-                connection.set_nodelay(true)?;
-                Ok(connection)
-            });
-            match accepted {
-                Ok(connection) => return Some((Ok(connection), listener)),
-                Err(error) => {
-                    log::tell!("accept a connection: {error}");
-                    tokio::time::sleep(PAUSE_AFTER_FAILURE).await;
-                }
-            }
-        }
-    })
 }

@@ -14,6 +14,8 @@ mod services;
 mod shutdown;
 mod startup;
 mod system;
+mod tcp;
+mod tls;
 
 use std::error::Error;
 use std::io;
@@ -72,11 +74,8 @@ fn run() -> Result<(), Box<dyn Error>> {
 }
 
 async fn serve(registry: Arc<Registry>, signals: watch::Receiver<bool>) -> io::Result<()> {
+    let tcp = tcp::listen().await?;
     let socket = listen::listen_on_socket()?;
-    let tcp = match listen::tcp_address()? {
-        Some(address) => Some(tokio::net::TcpListener::bind(address).await?),
-        None => None,
-    };
     let (stop, stopped) = watch::channel(false);
     let mut servers = tokio::task::JoinSet::new();
     let until = shutdown::terminated(stopped.clone());
@@ -84,7 +83,7 @@ async fn serve(registry: Arc<Registry>, signals: watch::Receiver<bool>) -> io::R
     servers.spawn(server().serve_with_incoming_shutdown(both.clone(), connections, until));
     if let Some(tcp) = tcp {
         let until = shutdown::terminated(stopped);
-        servers.spawn(server().serve_with_incoming_shutdown(both, listen::tcp_connections(tcp), until));
+        servers.spawn(server().serve_with_incoming_shutdown(both, tcp.connections(), until));
     }
     let store = tokio::spawn(Arc::clone(&registry).keep_store());
     log::tell!(

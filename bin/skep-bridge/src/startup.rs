@@ -81,7 +81,8 @@ fn is_fixed(name: &OsString) -> bool {
         "PATH",
         crate::listen::SAME_NAMESPACE_VARIABLE,
     ];
-    names.iter().any(|fixed| name == fixed)
+    let names = names.iter().chain(&crate::tcp::VARIABLES);
+    names.into_iter().any(|fixed| name == fixed)
 }
 
 #[cfg(test)]

@@ -8,4 +8,5 @@ mod our_files;
 mod reference_exec;
 mod reference_files;
 mod start_and_end;
+mod tcp;
 mod workspace;

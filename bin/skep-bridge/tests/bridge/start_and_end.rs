@@ -150,18 +150,21 @@ async fn an_idle_bridge_is_small() {
     drop(client);
     let mut last = 0;
     let small = until("less than 2 MiB of private memory", || {
-        let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", workspace.bridge_pid())).expect("its memory");
-        // Not what is mapped from the file, which all workspaces of a host share.
-        let own = rollup
-            .lines()
-            .find_map(|line| line.strip_prefix("Anonymous:"))
-            .expect("its own pages");
-        let kib: u64 = own.trim().trim_end_matches(" kB").parse().expect("KiB");
-        last = kib;
-        kib < 2048
+        last = own_memory_kib(&workspace);
+        last < 2048
     });
     small.await;
     println!("{last} KiB of its own");
+}
+
+/// Not what is mapped from the file, which all workspaces of a host share.
+pub(crate) fn own_memory_kib(workspace: &Workspace) -> u64 {
+    let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", workspace.bridge_pid())).expect("its memory");
+    let own = rollup
+        .lines()
+        .find_map(|line| line.strip_prefix("Anonymous:"))
+        .expect("its own pages");
+    own.trim().trim_end_matches(" kB").parse().expect("KiB")
 }
 
 #[tokio::test]

@@ -68,6 +68,22 @@ impl Workspace {
         workspace
     }
 
+    /// What a bridge says that refuses to start.
+    pub(crate) async fn refused(layout: Layout) -> String {
+        let directory = tempfile::Builder::new()
+            .prefix("skep-bridge-")
+            .tempdir()
+            .expect("a directory");
+        let root = directory.path().join("root");
+        build_root(&root, layout.busybox);
+        (layout.prepare)(&root);
+        let process = spawn(&root, &layout);
+        let mut workspace = Self { directory, process };
+        let status = workspace.wait_for_end(START_LIMIT).await;
+        assert!(!status.success(), "the bridge ended well: {status}");
+        fs::read_to_string(workspace.directory.path().join("stderr")).expect("what it said")
+    }
+
     /// Starts the bridge again on the same files, after it has ended.
     pub(crate) async fn start_again(&mut self, layout: Layout) {
         assert!(
@@ -105,6 +121,11 @@ impl Workspace {
             assert!(Instant::now() < until, "the bridge does not answer: {last}");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+    }
+
+    /// A place beside the root directory, which no process of the workspace sees.
+    pub(crate) fn outside(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
     }
 
     async fn try_channel(&self) -> Result<Channel, tonic::transport::Error> {
