@@ -97,8 +97,9 @@ pub enum ExecStreamEvent {
     Start {
         /// Its id.
         exec_id: String,
-        /// As seen inside.
-        pid: u32,
+        /// As seen inside; absent where an old bridge does not tell.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pid: Option<u32>,
     },
     /// It wrote to its standard output.
     Stdout(ExecOutput),
@@ -174,8 +175,9 @@ pub struct ExecInfo {
     /// As it was given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub argv: Option<Vec<String>>,
-    /// As seen inside.
-    pub pid: u32,
+    /// As seen inside; absent where an old bridge does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
     /// It has a terminal.
     pub pty: bool,
     /// When it was started.

@@ -30,10 +30,12 @@ pub struct FileInfo {
     /// The link leads to a directory.
     #[serde(default, skip_serializing_if = "is_false")]
     pub target_is_dir: bool,
-    /// Owner, as seen inside.
-    pub uid: u32,
-    /// Group, as seen inside.
-    pub gid: u32,
+    /// Owner, as seen inside; absent where an old bridge does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
+    /// Group, as seen inside; absent where an old bridge does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gid: Option<u32>,
     /// Of a directory that a listing does not expand: how much is in it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub summary: Option<String>,

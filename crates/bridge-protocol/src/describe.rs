@@ -42,9 +42,66 @@ pub fn mode_text(st_mode: u32) -> String {
     text
 }
 
+/// What [`mode_text`] made a text of; `None` for any other text.
+pub fn mode_of_text(text: &str) -> Option<u32> {
+    let (letters, permissions) = text.split_at_checked(text.len().checked_sub(9)?)?;
+    let (mut mode, mut kind) = (0, String::new());
+    for letter in letters.chars() {
+        match letter {
+            'u' => mode |= 0o4000,
+            'g' => mode |= 0o2000,
+            't' => mode |= 0o1000,
+            other => kind.push(other),
+        }
+    }
+    for (position, (given, letter)) in permissions.chars().zip("rwxrwxrwx".chars()).enumerate() {
+        match given {
+            '-' => {}
+            given if given == letter => mode |= 0o400 >> position,
+            _ => return None,
+        }
+    }
+    let kind = match kind.as_str() {
+        "" | "-" => 0o100_000,
+        "d" => 0o040_000,
+        "L" => 0o120_000,
+        "D" => 0o060_000,
+        "Dc" => 0o020_000,
+        "p" => 0o010_000,
+        "S" => 0o140_000,
+        _ => return None,
+    };
+    let mode = kind | mode;
+    (mode_text(mode) == text).then_some(mode)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_text_of_a_mode_is_read_back_and_no_other() {
+        for kind in [
+            0o100_000, 0o040_000, 0o120_000, 0o060_000, 0o020_000, 0o010_000, 0o140_000,
+        ] {
+            for bits in [0, 0o644, 0o755, 0o4755, 0o2711, 0o1777, 0o7000] {
+                assert_eq!(mode_of_text(&mode_text(kind | bits)), Some(kind | bits));
+            }
+        }
+        for other in [
+            "",
+            "-",
+            "rw-r--r--",
+            "-rw-r--r-",
+            "-rw-r--r--x",
+            "xrw-r--r--",
+            "-wr-r--r--",
+            "ddrwxr-xr-x",
+            "ü--------",
+        ] {
+            assert_eq!(mode_of_text(other), None, "{other:?}");
+        }
+    }
 
     #[test]
     fn every_kind_of_file_has_its_letters() {

@@ -5,7 +5,7 @@
 mod describe;
 pub mod reason;
 
-pub use describe::{etag, mode_text};
+pub use describe::{etag, mode_of_text, mode_text};
 
 /// The reference's service, wire compatible both ways.
 #[allow(unreachable_pub, missing_docs, clippy::all)]

@@ -9,9 +9,11 @@ mod containerd_server;
 pub mod fake_runtime;
 pub mod host_traces;
 pub mod images;
+mod reference_bridge;
 pub mod registry;
 pub mod server;
 
 pub use containerd_rig::{ContainerdRig, RigOptions};
 pub use containerd_server::{CONTAINERD_VARIABLE, ContainerdRelease, ContainerdServer, mounts_below, unmount_below};
 pub use host_traces::{Expected, HostTraces};
+pub use reference_bridge::ReferenceBridge;

@@ -148,7 +148,7 @@ async fn with_mutual_tls_it_answers_on_any_address_those_it_knows() {
         assert_eq!(known.as_deref(), Ok(env!("CARGO_PKG_VERSION")));
     }
     let log = fs::read_to_string(workspace.path("run/memoh/bridge.log")).expect("the log");
-    for why in ["sent no certificates", "UnknownIssuer", "purpose"] {
+    for why in ["sent no certificates", "UnknownIssuer", "extended key usage"] {
         let told = log
             .lines()
             .filter(|line| line.contains("a caller was refused: ") && line.contains(why));

@@ -50,8 +50,8 @@ pub enum BridgeError {
         size: u64,
     },
     /// The workspace's bridge is of an older kind that lacks it.
-    #[error("the bridge of this workspace is too old for {0}; restart the workspace to renew it")]
-    Unsupported(&'static str),
+    #[error("the bridge of this workspace is too old for {0}")]
+    Unsupported(String),
     /// What the caller sent broke off, so nothing was changed.
     #[error("{0}")]
     SourceBroken(String),
@@ -105,7 +105,9 @@ impl From<Status> for BridgeError {
             Code::AlreadyExists | Code::FailedPrecondition => Self::Conflict(text),
             Code::Aborted => Self::Changed(text),
             Code::ResourceExhausted => Self::NoSpace(text),
-            Code::Unimplemented => Self::Unsupported("this"),
+            Code::Unimplemented if text.is_empty() => Self::Unsupported("this".to_owned()),
+            Code::Unimplemented => Self::Unsupported(text),
+            Code::DataLoss => Self::Untrustworthy(text),
             Code::DeadlineExceeded => Self::late("the bridge"),
             _ => Self::Unreachable(text),
         }

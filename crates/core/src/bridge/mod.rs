@@ -12,6 +12,7 @@ mod error;
 #[cfg(test)]
 mod hostile_tests;
 mod pool;
+mod reference;
 
 pub(crate) use error::sentence;
 pub use error::{BridgeError, BridgeResult};

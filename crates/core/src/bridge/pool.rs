@@ -9,6 +9,7 @@ use std::time::Duration;
 use hyper_util::rt::TokioIo;
 use skep_bridge_protocol::bridgepb::container_service_client::ContainerServiceClient;
 use skep_bridge_protocol::workspace::workspace_client::WorkspaceClient;
+use skep_bridge_protocol::workspace::workspace_server::WorkspaceServer;
 use skep_bridge_protocol::workspace::{InfoRequest, InfoResponse};
 use skep_names::BotId;
 use skep_runtime::{BridgeEndpoint, Runtime, RuntimeError};
@@ -19,11 +20,12 @@ use tonic::{Code, Response, Status};
 
 use super::connect::connect;
 use super::error::{BridgeError, BridgeResult, sentence};
+use super::reference::{self, OverReference, Route};
 
 /// How long a bridge may take to accept a connection and to answer `Info`.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 /// The longest message of a bridge of ours: pages and pieces are far below it.
-const LARGEST_ANSWER_BYTES: usize = 4 * 1024 * 1024;
+pub(super) const LARGEST_ANSWER_BYTES: usize = 4 * 1024 * 1024;
 /// What one stream may hold unread. A slow reader holds no more than this.
 const STREAM_WINDOW_BYTES: u32 = 512 * 1024;
 /// What all streams may hold unread together: as much as the protocol can say, so that one that stands still
@@ -66,12 +68,11 @@ struct Connection {
 }
 
 /// What the other end is.
-#[derive(Debug, Clone, PartialEq, Eq)]
 enum Kind {
     /// Has our service.
     Ours(InfoResponse),
-    /// Has the reference's service alone.
-    Reference,
+    /// Has the reference's service alone, over which ours is spoken.
+    Reference(WorkspaceServer<OverReference>),
 }
 
 /// One connection to one workspace, for as long as a caller needs it. Clones share it.
@@ -209,7 +210,7 @@ async fn ask_kind(channel: &Channel) -> BridgeResult<Kind> {
             info.features.truncate(MOST_FEATURES);
             Ok(Kind::Ours(info))
         }
-        Err(status) if status.code() == Code::Unimplemented => Ok(Kind::Reference),
+        Err(status) if status.code() == Code::Unimplemented => Ok(Kind::Reference(reference::service(channel.clone()))),
         Err(status) => Err(BridgeError::Unreachable(sentence(status.message()))),
     }
 }
@@ -232,7 +233,7 @@ impl Bridge {
     pub fn version(&self) -> Option<&str> {
         match &self.connection.kind {
             Kind::Ours(info) => Some(&info.version),
-            Kind::Reference => None,
+            Kind::Reference(_) => None,
         }
     }
 
@@ -240,7 +241,7 @@ impl Bridge {
     pub fn generation(&self) -> u32 {
         match &self.connection.kind {
             Kind::Ours(info) => info.generation,
-            Kind::Reference => 0,
+            Kind::Reference(_) => 0,
         }
     }
 
@@ -249,18 +250,18 @@ impl Bridge {
         self.connection.is_dead()
     }
 
-    /// Our service.
-    ///
-    /// # Errors
-    /// `Unsupported` when the bridge lacks it; `what` says what was wanted.
-    pub(crate) fn workspace(&self, what: &'static str) -> BridgeResult<WorkspaceClient<Channel>> {
-        match self.connection.kind {
-            Kind::Ours(_) => {
-                Ok(WorkspaceClient::new(self.connection.channel.clone())
-                    .max_decoding_message_size(LARGEST_ANSWER_BYTES))
-            }
-            Kind::Reference => Err(BridgeError::Unsupported(what)),
-        }
+    /// Our service; where the bridge lacks it, spoken over the reference's, as far as that has words for it.
+    pub(crate) fn workspace(&self) -> WorkspaceClient<Route> {
+        let route = match &self.connection.kind {
+            Kind::Ours(_) => Route::Own(self.connection.channel.clone()),
+            Kind::Reference(service) => Route::OverReference(service.clone()),
+        };
+        WorkspaceClient::new(route).max_decoding_message_size(LARGEST_ANSWER_BYTES)
+    }
+
+    /// Whether it remembers the processes that it started, by their ids.
+    pub fn remembers_processes(&self) -> bool {
+        matches!(self.connection.kind, Kind::Ours(_))
     }
 
     /// The reference's service, which every bridge has.

@@ -69,7 +69,7 @@ impl ExecId {
 /// # Errors
 /// `NotStarted` when it cannot be started at all, `InvalidArgument`, `Unreachable`.
 pub async fn run(bridge: &Bridge, id: &ExecId, request: ExecRequest) -> BridgeResult<ExecEvents> {
-    let mut client = bridge.workspace("exec")?;
+    let mut client = bridge.workspace();
     let limit = request.timeout.map(|limit| limit.saturating_add(END_WITHIN));
     let events = Bridge::answer(SMALL_WITHIN, client.run_exec(request.into_wire(id))).await?;
     Ok(ExecEvents::new(events, id.clone()).within(limit))
@@ -80,7 +80,7 @@ pub async fn run(bridge: &Bridge, id: &ExecId, request: ExecRequest) -> BridgeRe
 /// # Errors
 /// As [`run`].
 pub async fn start(bridge: &Bridge, id: &ExecId, request: ExecRequest) -> BridgeResult<ExecStatus> {
-    let mut client = bridge.workspace("exec")?;
+    let mut client = bridge.workspace();
     let status = Bridge::answer(SMALL_WITHIN, client.start_exec(request.into_wire(id))).await?;
     ExecStatus::from_wire(status, id)
 }
@@ -101,7 +101,7 @@ pub struct OutputRange {
 /// # Errors
 /// `NotFound` when there is no such process (any more), `Unreachable`.
 pub async fn output(bridge: &Bridge, id: &ExecId, range: OutputRange) -> BridgeResult<ExecEvents> {
-    let mut client = bridge.workspace("exec")?;
+    let mut client = bridge.workspace();
     let request = ExecOutputRequest {
         exec_id: id.0.clone(),
         stdout_offset: range.stdout.unwrap_or(0),
@@ -119,7 +119,7 @@ pub async fn output(bridge: &Bridge, id: &ExecId, range: OutputRange) -> BridgeR
 /// # Errors
 /// `NotFound`, `Unreachable`.
 pub async fn status(bridge: &Bridge, id: &ExecId) -> BridgeResult<ExecStatus> {
-    let mut client = bridge.workspace("exec")?;
+    let mut client = bridge.workspace();
     let status = Bridge::answer(SMALL_WITHIN, client.get_exec(wire_id(id))).await?;
     ExecStatus::from_wire(status, id)
 }
@@ -129,7 +129,7 @@ pub async fn status(bridge: &Bridge, id: &ExecId) -> BridgeResult<ExecStatus> {
 /// # Errors
 /// `Unreachable`, `Untrustworthy`.
 pub async fn list(bridge: &Bridge) -> BridgeResult<Vec<ExecStatus>> {
-    let mut client = bridge.workspace("exec")?;
+    let mut client = bridge.workspace();
     let mut pages = Bridge::answer(SMALL_WITHIN, client.list_execs(wire::Empty {})).await?;
     let mut found = Vec::new();
     let mut page_count = 0;
@@ -158,7 +158,7 @@ pub async fn list(bridge: &Bridge) -> BridgeResult<Vec<ExecStatus>> {
 /// # Errors
 /// `NotFound`; `Conflict` when it is over.
 pub async fn signal(bridge: &Bridge, id: &ExecId, signal: i32) -> BridgeResult<()> {
-    let mut client = bridge.workspace("exec")?;
+    let mut client = bridge.workspace();
     let exec_id = id.0.clone();
     Bridge::answer(SMALL_WITHIN, client.signal_exec(SignalExecRequest { exec_id, signal }))
         .await
@@ -170,7 +170,7 @@ pub async fn signal(bridge: &Bridge, id: &ExecId, signal: i32) -> BridgeResult<(
 /// # Errors
 /// `NotFound`; `Conflict` when it is over or has no terminal.
 pub async fn resize(bridge: &Bridge, id: &ExecId, size: TerminalSize) -> BridgeResult<()> {
-    let mut client = bridge.workspace("exec")?;
+    let mut client = bridge.workspace();
     let request = ResizeExecRequest {
         exec_id: id.0.clone(),
         cols: u32::from(size.cols),
@@ -186,7 +186,7 @@ pub async fn resize(bridge: &Bridge, id: &ExecId, size: TerminalSize) -> BridgeR
 /// # Errors
 /// `NotFound`, `Unreachable`.
 pub async fn remove(bridge: &Bridge, id: &ExecId) -> BridgeResult<()> {
-    let mut client = bridge.workspace("exec")?;
+    let mut client = bridge.workspace();
     Bridge::answer(SMALL_WITHIN, client.remove_exec(wire_id(id)))
         .await
         .map(|_| ())
@@ -197,7 +197,7 @@ pub async fn remove(bridge: &Bridge, id: &ExecId) -> BridgeResult<()> {
 /// # Errors
 /// `Unreachable`, `Unsupported`.
 pub async fn shell(bridge: &Bridge) -> BridgeResult<String> {
-    let mut client = bridge.workspace("terminals")?;
+    let mut client = bridge.workspace();
     let answer = Bridge::answer(SMALL_WITHIN, client.shell(wire::Empty {})).await?;
     if !answer.path.starts_with('/') || answer.path.len() > 4095 || answer.path.contains('\0') {
         return Err(BridgeError::Untrustworthy("a shell that is no path".to_owned()));
@@ -225,7 +225,7 @@ pub async fn write_stdin(
     source: impl Stream<Item = BridgeResult<Bytes>> + Send,
     end: InputEnd,
 ) -> BridgeResult<()> {
-    let mut client = bridge.workspace("exec")?;
+    let mut client = bridge.workspace();
     let (sender, receiver) = mpsc::channel(2);
     let call = client.exec_stdin(ReceiverStream::new(receiver));
     let feed = feed_stdin(id, source, end, sender);

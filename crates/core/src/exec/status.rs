@@ -16,8 +16,8 @@ pub struct ExecStatus {
     pub id: ExecId,
     /// What was started, as it was given.
     pub program: Program,
-    /// As seen inside.
-    pub pid: u32,
+    /// As seen inside; `None` where the bridge does not tell.
+    pub pid: Option<u32>,
     /// When it was started.
     pub started_at: DateTime<Utc>,
     /// How it ended; `None` while it runs.
@@ -72,7 +72,7 @@ impl ExecStatus {
         Ok(Self {
             id: id.clone(),
             program,
-            pid: status.pid,
+            pid: Some(status.pid).filter(|pid| *pid != 0),
             started_at: time(status.started_unix_nanos),
             end,
             stdout_bytes: status.stdout_bytes,

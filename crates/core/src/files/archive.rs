@@ -31,7 +31,7 @@ pub async fn read_archive(
     bridge: &Bridge,
     path: &WorkspacePath,
 ) -> BridgeResult<impl Stream<Item = BridgeResult<Bytes>> + Send + use<>> {
-    let mut client = bridge.workspace("archives")?;
+    let mut client = bridge.workspace();
     let request = ArchiveOutRequest {
         paths: vec![path.to_bytes()],
     };
@@ -55,7 +55,7 @@ pub async fn write_archive(
     path: &WorkspacePath,
     source: impl Stream<Item = BridgeResult<Bytes>> + Send,
 ) -> BridgeResult<ArchiveReport> {
-    let mut client = bridge.workspace("archives")?;
+    let mut client = bridge.workspace();
     let (sender, receiver) = mpsc::channel(PIECES_UNDER_WAY);
     let first = ArchiveInChunk {
         path: path.to_bytes(),

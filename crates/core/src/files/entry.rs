@@ -25,16 +25,16 @@ pub struct FileEntry {
     pub mode: u32,
     /// Last change of its content. Times before the year 0 or after 9999 are moved to these.
     pub modified_at: DateTime<Utc>,
-    /// Owner, as seen inside.
-    pub uid: u32,
-    /// Group, as seen inside.
-    pub gid: u32,
+    /// Owner, as seen inside; `None` where the bridge does not tell.
+    pub uid: Option<u32>,
+    /// Group, as seen inside; `None` where the bridge does not tell.
+    pub gid: Option<u32>,
     /// Where a link leads, as written in it.
     pub link_target: Option<String>,
     /// The link leads to a directory.
     pub target_is_directory: bool,
-    /// Changes when the file changes; quotes included.
-    pub etag: String,
+    /// Changes when the file changes; quotes included. `None` where the bridge tells too little for that.
+    pub etag: Option<String>,
     /// Of a directory that is not expanded: how much is in it.
     pub summary: Option<String>,
 }
@@ -84,17 +84,19 @@ impl FileEntry {
                 "a link's target of impossible length".to_owned(),
             ));
         }
+        // No file has the inode 0: an old bridge does not tell which file it is, nor whose.
+        let is_told = info.inode != 0;
         Ok(Self {
             name,
             path,
             size_bytes: info.size.min(i64::MAX as u64),
             mode: info.mode & 0o177_777,
             modified_at: time(info)?,
-            uid: info.uid,
-            gid: info.gid,
+            uid: is_told.then_some(info.uid),
+            gid: is_told.then_some(info.gid),
             link_target: Some(text(&info.link_target)).filter(|target| !target.is_empty()),
             target_is_directory: info.target_is_directory,
-            etag: etag(info),
+            etag: is_told.then(|| etag(info)),
             summary: Some(sentence(&info.summary)).filter(|summary| !summary.is_empty()),
         })
     }

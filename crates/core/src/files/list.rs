@@ -44,7 +44,7 @@ const MOST_EMPTY_PAGES: u32 = 2;
 /// `NotFound`, `InvalidPath` (no directory), `PermissionDenied`, `Unreachable`; the later ones of a listing that
 /// breaks off come from [`EntryStream::next_page`].
 pub async fn list(bridge: &Bridge, directory: &WorkspacePath, options: &ListOptions) -> BridgeResult<EntryStream> {
-    let mut client = bridge.workspace("files")?;
+    let mut client = bridge.workspace();
     let limit = match options.limit {
         0 => MOST_ENTRIES,
         limit => limit.min(MOST_ENTRIES),

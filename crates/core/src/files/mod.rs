@@ -48,7 +48,7 @@ pub enum Depth {
 /// # Errors
 /// `NotFound`, `PermissionDenied`, `InvalidPath` (through a file), `Unreachable`.
 pub async fn stat(bridge: &Bridge, path: &WorkspacePath, links: Links) -> BridgeResult<FileEntry> {
-    let mut client = bridge.workspace("files")?;
+    let mut client = bridge.workspace();
     let request = StatRequest {
         path: path.to_bytes(),
         follow: links == Links::Followed,
@@ -62,7 +62,7 @@ pub async fn stat(bridge: &Bridge, path: &WorkspacePath, links: Links) -> Bridge
 /// # Errors
 /// `InvalidPath` when something else is in the way, and as [`stat`].
 pub async fn make_directory(bridge: &Bridge, path: &WorkspacePath) -> BridgeResult<()> {
-    let mut client = bridge.workspace("files")?;
+    let mut client = bridge.workspace();
     let request = MakeDirectoryRequest {
         path: path.to_bytes(),
         mode: NEW_DIRECTORY_MODE,
@@ -80,7 +80,7 @@ pub async fn remove(bridge: &Bridge, path: &WorkspacePath, depth: Depth) -> Brid
     if path.is_root() {
         return Err(BridgeError::PermissionDenied("cannot delete root directory".to_owned()));
     }
-    let mut client = bridge.workspace("files")?;
+    let mut client = bridge.workspace();
     let request = RemoveRequest {
         path: path.to_bytes(),
         recursive: depth == Depth::Recursive,
@@ -93,7 +93,7 @@ pub async fn remove(bridge: &Bridge, path: &WorkspacePath, depth: Depth) -> Brid
 /// # Errors
 /// `NotFound`, `Conflict` (a directory with entries is in the way), and as [`stat`].
 pub async fn rename(bridge: &Bridge, from: &WorkspacePath, to: &WorkspacePath) -> BridgeResult<()> {
-    let mut client = bridge.workspace("files")?;
+    let mut client = bridge.workspace();
     let request = RenameRequest {
         from: from.to_bytes(),
         to: to.to_bytes(),
@@ -106,7 +106,7 @@ pub async fn rename(bridge: &Bridge, from: &WorkspacePath, to: &WorkspacePath) -
 /// # Errors
 /// As [`rename`], and `NoSpace`.
 pub async fn copy(bridge: &Bridge, from: &WorkspacePath, to: &WorkspacePath) -> BridgeResult<()> {
-    let mut client = bridge.workspace("files")?;
+    let mut client = bridge.workspace();
     let request = CopyRequest {
         from: from.to_bytes(),
         to: to.to_bytes(),
@@ -130,7 +130,7 @@ pub struct ModeChange {
 /// # Errors
 /// As [`stat`].
 pub async fn change_mode(bridge: &Bridge, path: &WorkspacePath, change: ModeChange) -> BridgeResult<()> {
-    let mut client = bridge.workspace("files")?;
+    let mut client = bridge.workspace();
     let request = ChangeModeRequest {
         path: path.to_bytes(),
         mode: change.mode & 0o7777,

@@ -34,7 +34,7 @@ pub async fn read_below(
     (offset, length): (u64, u64),
     confine_below: Option<&str>,
 ) -> BridgeResult<FileReader> {
-    let mut client = bridge.workspace("files")?;
+    let mut client = bridge.workspace();
     let request = ReadRequest {
         path: path.to_bytes(),
         offset,

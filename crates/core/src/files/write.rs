@@ -38,7 +38,7 @@ impl FileWriter {
     /// # Errors
     /// `Unreachable`, `Unsupported`. What is wrong with the path is told by a later call.
     pub async fn begin(bridge: &Bridge, path: &WorkspacePath, file: NewFile) -> BridgeResult<Self> {
-        let mut client = bridge.workspace("files")?;
+        let mut client = bridge.workspace();
         let header = WriteHeader {
             path: path.to_bytes(),
             mode: file.mode & 0o7777,

@@ -83,6 +83,11 @@ impl Idempotency {
         })
     }
 
+    /// The request can be repeated.
+    pub fn is_given(&self) -> bool {
+        self.key.is_some()
+    }
+
     /// The requester whose key is bound to what is begun for him, in the step that journals it.
     pub fn of(&self, caller: &Caller, requester: Requester) -> Requester {
         Requester {

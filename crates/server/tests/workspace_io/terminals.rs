@@ -9,9 +9,9 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 
 use crate::Workspace;
 
-type Socket = tokio_tungstenite::WebSocketStream<tokio_tungstenite::MaybeTlsStream<tokio::net::TcpStream>>;
+pub(crate) type Socket = tokio_tungstenite::WebSocketStream<tokio_tungstenite::MaybeTlsStream<tokio::net::TcpStream>>;
 
-async fn connect(workspace: &Workspace, query: &str, origin: Option<&str>) -> Result<Socket, Error> {
+pub(crate) async fn connect(workspace: &Workspace, query: &str, origin: Option<&str>) -> Result<Socket, Error> {
     let url = format!(
         "{}{}",
         workspace.server.url(),
@@ -29,7 +29,7 @@ async fn connect(workspace: &Workspace, query: &str, origin: Option<&str>) -> Re
 }
 
 /// What the terminal shows until it has shown `until`.
-async fn read_until(socket: &mut Socket, until: &str) -> String {
+pub(crate) async fn read_until(socket: &mut Socket, until: &str) -> String {
     let mut shown = String::new();
     while !shown.contains(until) {
         let frame = tokio::time::timeout(Duration::from_secs(10), socket.next()).await;
@@ -42,7 +42,7 @@ async fn read_until(socket: &mut Socket, until: &str) -> String {
     shown
 }
 
-async fn read_close(socket: &mut Socket) -> (u16, String) {
+pub(crate) async fn read_close(socket: &mut Socket) -> (u16, String) {
     loop {
         let frame = tokio::time::timeout(Duration::from_secs(10), socket.next()).await;
         match frame {
@@ -53,7 +53,7 @@ async fn read_close(socket: &mut Socket) -> (u16, String) {
     }
 }
 
-async fn type_line(socket: &mut Socket, line: &str) {
+pub(crate) async fn type_line(socket: &mut Socket, line: &str) {
     socket
         .send(Message::Binary(format!("{line}\n").into_bytes().into()))
         .await

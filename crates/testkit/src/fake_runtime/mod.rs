@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use skep_names::{BotId, ImageReference};
+use skep_names::{BotId, ImageReference, SOCKET_FILE_NAME};
 use skep_runtime::log::LogPlaces;
 use skep_runtime::{LayerRecord, Result, RuntimeError, RuntimeEvent};
 use tokio::sync::broadcast;
@@ -30,6 +30,8 @@ pub use images::FakeLayer;
 use images::Images;
 use process::Process;
 use record::Record;
+
+use crate::reference_bridge::ReferenceBridge;
 
 /// The image that is stored from the start.
 pub const FAKE_IMAGE: &str = "docker.io/library/busybox:latest";
@@ -45,6 +47,8 @@ struct Bot {
     /// Counts starts, so that the end of an earlier process is not taken for that of the present one.
     generation: u64,
     argv: Option<Vec<String>>,
+    /// What the server is shown in the place of the bridge.
+    shown: Option<ReferenceBridge>,
     gate: Arc<tokio::sync::Mutex<()>>,
 }
 
@@ -140,6 +144,18 @@ impl FakeRuntime {
     pub fn replace_process_one(&self, bot: &BotId, argv: &[&str]) {
         let argv = argv.iter().map(|&part| part.to_owned()).collect();
         self.lock().entry(bot.clone()).or_default().argv = Some(argv);
+    }
+
+    /// From the next connection on the server reaches the reference's service alone, on TCP.
+    ///
+    /// # Errors
+    /// When no address of the loopback is free.
+    pub async fn show_only_the_reference(&self, bot: &BotId) -> io::Result<()> {
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await?;
+        let socket = self.socket_directory_of(bot).join(SOCKET_FILE_NAME);
+        let shown = ReferenceBridge::serve(listener, socket)?;
+        self.lock().entry(bot.clone()).or_default().shown = Some(shown);
+        Ok(())
     }
 
     /// The next starts of this bot run the bridge again.

@@ -213,6 +213,9 @@ impl Runtime for FakeRuntime {
         if self.task_of(bot) == TaskState::None {
             return Err(not_found(bot));
         }
+        if let Some(shown) = self.lock().get(bot).and_then(|state| state.shown.as_ref()) {
+            return Ok(BridgeEndpoint::Tcp(shown.address()));
+        }
         Ok(BridgeEndpoint::Unix {
             directory: self.socket_directory_of(bot),
             file_name: SOCKET_FILE_NAME.to_owned(),

@@ -64,6 +64,11 @@ async fn run(
     let detach = body.value.detach;
     let request = wanted::request(body.value, &app.config().exec)?;
     let bridge = bridge_of(&app, access.bot_id(), query.start).await?;
+    if idempotency.is_given() && !bridge.remembers_processes() {
+        return Err(ApiError::unsupported(
+            "the bridge of this workspace is too old for an Idempotency-Key: it would run the process twice",
+        ));
+    }
     let id = id_for(&app, &access, &idempotency, &body.bytes).await?;
     if detach {
         exec::start(&bridge, &id, request).await.map_err(refused)?;

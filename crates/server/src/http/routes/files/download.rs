@@ -131,10 +131,10 @@ async fn answer(app: &App, access: &BotAccess<Download>, query: &DownloadQuery, 
                 "neither a file nor a directory",
             ));
         }
-        if is_known(&asked.headers, &entry.etag) {
+        if is_known(&asked.headers, entry.etag.as_deref()) {
             return Ok(with_state(StatusCode::NOT_MODIFIED, &entry, Body::empty()));
         }
-        let part = part_of(&asked.headers, entry.size_bytes, &entry.etag);
+        let part = part_of(&asked.headers, entry.size_bytes, entry.etag.as_deref());
         if part == Part::Outside {
             return Ok(outside(entry.size_bytes));
         }
@@ -148,7 +148,7 @@ async fn answer(app: &App, access: &BotAccess<Download>, query: &DownloadQuery, 
         let reader = files::read_below(&bridge, &path, (offset, length), confine)
             .await
             .map_err(refused)?;
-        if reader.entry().etag == entry.etag {
+        if (&reader.entry().etag, reader.entry().size_bytes) == (&entry.etag, entry.size_bytes) {
             let promised = if length == 0 { entry.size_bytes } else { length };
             return Ok(file(&entry, part, Body::from_stream(exactly(reader, promised))));
         }
@@ -203,7 +203,9 @@ fn file(entry: &FileEntry, part: Part, body: Body) -> Response {
 fn with_state(status: StatusCode, entry: &FileEntry, body: Body) -> Response {
     let mut response = (status, body).into_response();
     let headers = response.headers_mut();
-    set(headers, ETAG, &entry.etag);
+    if let Some(etag) = &entry.etag {
+        set(headers, ETAG, etag);
+    }
     let modified = entry.modified_at.format("%a, %d %b %Y %H:%M:%S GMT").to_string();
     set(headers, LAST_MODIFIED, &modified);
     headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));

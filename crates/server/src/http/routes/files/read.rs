@@ -110,7 +110,7 @@ async fn read(
         size,
         lossy,
         encoding,
-        etag: Some(etag),
+        etag,
     }))
 }
 

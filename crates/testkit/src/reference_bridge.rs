@@ -1,0 +1,82 @@
+//! A bridge of which only the reference's service is seen, on TCP: what an old bridge in an old workspace is to a
+//! server of today. A real bridge answers behind it.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use hyper_util::rt::TokioIo;
+use tokio::net::{TcpListener, UnixStream};
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::Status;
+use tonic::body::Body;
+use tonic::codegen::http::{Request, Response};
+use tonic::codegen::{BoxFuture, Context, Poll, Service, StdError};
+use tonic::transport::{Channel, Endpoint, Server, Uri};
+use tower::ServiceExt;
+
+/// Serves until it is dropped.
+pub struct ReferenceBridge {
+    address: SocketAddr,
+    serving: JoinHandle<()>,
+}
+
+impl ReferenceBridge {
+    /// Listens on `listener`, in the place of the bridge on this socket.
+    ///
+    /// # Errors
+    /// The listener has no address.
+    pub fn serve(listener: TcpListener, socket: PathBuf) -> io::Result<Self> {
+        let address = listener.local_addr()?;
+        let connector = tower::service_fn(move |_: Uri| {
+            let socket = socket.clone();
+            async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+        });
+        let channel = Endpoint::from_static("http://bridge").connect_with_connector_lazy(connector);
+        let serving = tokio::spawn(async move {
+            let incoming = TcpListenerStream::new(listener);
+            let served = Server::builder()
+                .serve_with_incoming(OnlyReference(channel), incoming)
+                .await;
+            if let Err(error) = served {
+                eprintln!("the reference's bridge of a test ended: {error}");
+            }
+        });
+        Ok(Self { address, serving })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Drop for ReferenceBridge {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}
+
+#[derive(Clone)]
+struct OnlyReference(Channel);
+
+impl Service<Request<Body>> for OnlyReference {
+    type Response = Response<Body>;
+    type Error = StdError;
+    type Future = BoxFuture<Self::Response, Self::Error>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), StdError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let channel = self.0.clone();
+        Box::pin(async move {
+            if request.uri().path().starts_with("/bridgepb.ContainerService/") {
+                return Ok(channel.oneshot(request).await?);
+            }
+            Ok(Status::unimplemented("unknown service").into_http())
+        })
+    }
+}
