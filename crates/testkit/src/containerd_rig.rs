@@ -178,25 +178,41 @@ impl ContainerdRig {
         self.config.run_root.join(&self.config.data_root_id)
     }
 
+    /// Each step is taken whatever came of the others: nobody else would find what is left.
     fn clean_up(&self) -> io::Result<()> {
         let run_dir = self.run_dir();
+        let steps = [
+            self.remove_pins(),
+            unmount_below(&run_dir).and_then(|()| remove_if_there(std::fs::remove_dir_all(&run_dir))),
+            self.remove_claims(),
+            remove_cgroups(&self.config.cgroup_parent),
+        ];
+        steps.into_iter().collect()
+    }
+
+    /// Network namespaces of every bot that left anything here, those of a half-made start included.
+    fn remove_pins(&self) -> io::Result<()> {
+        let run_dir = self.run_dir();
+        let mut removed = Ok(());
         for directory in [
             run_dir.join("running"),
             run_dir.join("userns"),
+            run_dir.join("root"),
             self.config.data_root.join("run"),
         ] {
             for bot in names_in(&directory)? {
                 let pin = Path::new("/run/netns").join(format!("skep-{bot}"));
-                unmount_below(&pin)?;
-                remove_if_there(std::fs::remove_file(&pin))?;
+                let gone = unmount_below(&pin).and_then(|()| remove_if_there(std::fs::remove_file(&pin)));
+                removed = removed.and(gone);
             }
         }
-        unmount_below(&run_dir)?;
-        remove_if_there(std::fs::remove_dir_all(&run_dir))?;
-        for claim in self.claims()? {
-            std::fs::remove_file(claim)?;
-        }
-        remove_cgroups(&self.config.cgroup_parent)
+        removed
+    }
+
+    fn remove_claims(&self) -> io::Result<()> {
+        let claims = self.claims()?;
+        let removed: Vec<io::Result<()>> = claims.iter().map(std::fs::remove_file).collect();
+        removed.into_iter().collect()
     }
 
     /// Everything that belongs to this rig's workspaces: what containerd keeps, and what is on the host.
