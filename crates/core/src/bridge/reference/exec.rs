@@ -67,7 +67,7 @@ pub(super) async fn run(
     let mut call: Call = Box::pin(async move { client.exec(ReceiverStream::new(receiver)).await });
     let begun = Instant::now();
     let outputs = match timeout(START_TOLD_WITHIN, &mut call).await {
-        Ok(answer) => Outputs::Answering(answer.map_err(not_started)?.into_inner()),
+        Ok(answer) => Outputs::Answering(Box::new(answer.map_err(not_started)?.into_inner())),
         Err(_) => Outputs::Called(call),
     };
     let running = Running {
@@ -150,7 +150,7 @@ fn status_of(request: &StartExecRequest) -> ExecStatus {
 
 enum Outputs {
     Called(Call),
-    Answering(Streaming<ExecOutput>),
+    Answering(Box<Streaming<ExecOutput>>),
 }
 
 #[derive(PartialEq)]
@@ -189,7 +189,7 @@ impl Running {
     async fn next_output(&mut self) -> Result<Option<ExecOutput>, Status> {
         if let Outputs::Called(call) = &mut self.outputs {
             let answer = call.await.map_err(not_started)?;
-            self.outputs = Outputs::Answering(answer.into_inner());
+            self.outputs = Outputs::Answering(Box::new(answer.into_inner()));
         }
         match &mut self.outputs {
             Outputs::Answering(outputs) => outputs.message().await,
