@@ -130,7 +130,7 @@ pub enum TaskState {
 }
 
 /// One instance as its backend reports it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Instance {
     /// The bot it belongs to.
     pub bot: BotId,

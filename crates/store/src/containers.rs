@@ -250,6 +250,28 @@ impl Store {
         row.as_ref().map(read).transpose()
     }
 
+    /// The newest container of each of these bots that has one.
+    pub async fn containers_of(&self, bots: &[BotId]) -> Result<Vec<ContainerRow>> {
+        if bots.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut query = QueryBuilder::<Sqlite>::new("SELECT ");
+        query
+            .push(COLUMNS)
+            .push(" FROM containers WHERE seq IN (SELECT MAX(seq) FROM containers WHERE bot_id IN (");
+        let mut ids = query.separated(", ");
+        for bot in bots {
+            ids.push_bind(bot.as_str());
+        }
+        query.push(") GROUP BY bot_id)");
+        let rows = query
+            .build()
+            .fetch_all(self.readers())
+            .await
+            .map_err(StoreError::on("listing containers"))?;
+        rows.iter().map(read).collect()
+    }
+
     /// The newest container of every bot that has one.
     pub async fn containers(&self) -> Result<Vec<ContainerRow>> {
         let mut query = QueryBuilder::<Sqlite>::new("SELECT ");

@@ -125,6 +125,18 @@ impl ContainerdRig {
         ContainerdRuntime::new(self.config.clone()).expect("make the backend again")
     }
 
+    /// A second backend that reaches containerd by another socket.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    pub fn server_behind(&self, socket: PathBuf) -> Arc<ContainerdRuntime> {
+        let config = ContainerdConfig {
+            socket,
+            ..self.config.clone()
+        };
+        ContainerdRuntime::new(config).expect("make the backend again")
+    }
+
     /// [`RIG_IMAGE`].
     pub fn image(&self) -> ImageReference {
         RIG_IMAGE.parse().expect("the name of the rig's image")

@@ -148,9 +148,18 @@ impl ContainerdServer {
     /// Stops it in the middle of whatever it does, without ending it: it listens and never answers.
     ///
     /// # Errors
-    /// When it cannot be signalled.
+    /// When it cannot be signalled, or is not stopped 10 s later.
     pub fn freeze(&self) -> io::Result<()> {
-        signal(self.pid, Signal::STOP)
+        signal(self.pid, Signal::STOP)?;
+        // Its threads stop one after the other: one that runs yet may still answer.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !is_stopped(self.pid)? {
+            if Instant::now() > deadline {
+                return Err(io::Error::other("it is not stopped 10 s after SIGSTOP"));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
     }
 
     /// Lets it go on after [`ContainerdServer::freeze`].
@@ -240,6 +249,19 @@ fn children_of(pid: i32) -> io::Result<Vec<i32>> {
 fn signal(pid: i32, signal: Signal) -> io::Result<()> {
     let process = Pid::from_raw(pid).ok_or_else(|| io::Error::other("it has no process"))?;
     Ok(rustix::process::kill_process(process, signal)?)
+}
+
+/// Every thread of it.
+fn is_stopped(pid: i32) -> io::Result<bool> {
+    for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let text = std::fs::read_to_string(thread?.path().join("stat"))?;
+        // The name before it is in parentheses, and may hold anything.
+        let state = text.rsplit(") ").next().and_then(|rest| rest.chars().next());
+        if state != Some('T') {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 fn kill_and_wait(pid: i32) -> io::Result<()> {

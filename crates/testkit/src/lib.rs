@@ -12,8 +12,10 @@ pub mod images;
 mod reference_bridge;
 pub mod registry;
 pub mod server;
+mod unix_proxy;
 
 pub use containerd_rig::{ContainerdRig, RigOptions};
 pub use containerd_server::{CONTAINERD_VARIABLE, ContainerdRelease, ContainerdServer, mounts_below, unmount_below};
 pub use host_traces::{Expected, HostTraces};
 pub use reference_bridge::ReferenceBridge;
+pub use unix_proxy::UnixProxy;

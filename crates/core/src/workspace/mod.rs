@@ -9,6 +9,7 @@ mod create;
 mod driver;
 mod followers;
 mod info;
+mod infos;
 mod lanes;
 mod limits;
 mod log;

@@ -1,22 +1,21 @@
-//! What is seen of a workspace from outside: its info, its state as it changes, and its bridge.
+//! What is used of a workspace from outside: its bridge, and its state as it changes.
 
+use std::collections::HashSet;
 use std::io::ErrorKind;
+use std::path::Path;
 use std::time::Duration;
 
-use chrono::Utc;
 use futures::stream::{self, BoxStream};
 use futures::{FutureExt, StreamExt};
-use skep_names::{BotId, is_legacy};
-use skep_runtime::{Instance, TaskState};
-use skep_store::{ContainerRow, ContainerStatus, Desired};
+use skep_names::BotId;
+use skep_runtime::TaskState;
+use skep_store::{ContainerStatus, Desired};
 
-use super::info::{WorkspaceInfo, WorkspaceState, WorkspaceStatus};
-use super::limits::{to_column, to_runtime};
+use super::info::WorkspaceState;
 use super::request::{Request, WhenStopped};
 use super::state::State;
 use crate::bridge::Bridge;
 use crate::error::{Error, Result};
-use crate::operations::LimitsReport;
 use crate::requester::Requester;
 use crate::skep::Skep;
 
@@ -78,100 +77,6 @@ impl Skep {
         }
     }
 
-    /// All that is known of a bot's workspace; its task is asked of the runtime now.
-    ///
-    /// # Errors
-    /// [`Error::ContainerNotFound`]; [`Error::RuntimeUnavailable`].
-    pub async fn workspace_info(&self, bot: &BotId) -> Result<WorkspaceInfo> {
-        let row = self.store().container(bot).await?;
-        let instance = self.runtime().inspect(bot).await?;
-        match (row, instance) {
-            (Some(row), Some(instance)) => self.info_of(row, Some(instance)).await,
-            (Some(row), None) => self.info_of(row, None).await,
-            (None, Some(instance)) => self.info_without_row(instance).await,
-            (None, None) => Err(Error::ContainerNotFound),
-        }
-    }
-
-    async fn info_of(&self, row: ContainerRow, instance: Option<Instance>) -> Result<WorkspaceInfo> {
-        let bot = &row.bot_id;
-        let task_running = instance.as_ref().is_some_and(|one| one.task == TaskState::Running);
-        let recoverable = match instance {
-            Some(_) => None,
-            None => Some(self.runtime().bots_with_layers().await?.contains(bot)),
-        };
-        let running = instance.as_ref().filter(|_| task_running);
-        let wanted = self.settings().effective_limits(&to_runtime(&row.limits_wanted));
-        Ok(WorkspaceInfo {
-            status: match (&instance, row.status) {
-                (None, _) => WorkspaceStatus::Missing,
-                (Some(_), status) => status.into(),
-            },
-            reason: row.reason,
-            task_running,
-            has_preserved_data: self.has_preserved_data(bot).await?,
-            legacy: is_legacy(&row.container_id),
-            recoverable,
-            limits: LimitsReport {
-                wanted: to_column(&wanted),
-                applied: row.limits_applied,
-            },
-            isolation: instance.as_ref().and_then(|one| one.isolation.clone()),
-            ip: match running {
-                Some(_) => self.runtime().address(bot).await?,
-                None => None,
-            },
-            uptime_seconds: running
-                .and_then(|one| one.started_at)
-                .and_then(|started| u64::try_from((Utc::now() - started).num_seconds()).ok()),
-            container_id: row.container_id,
-            image: row.image,
-            image_digest: row.image_digest,
-            namespace: row.namespace,
-            snapshotter: row.snapshotter,
-            container_path: row.container_path,
-            cdi_devices: row.cdi_devices,
-            desired: row.desired,
-            created_at: row.created_at,
-            updated_at: row.updated_at,
-        })
-    }
-
-    async fn info_without_row(&self, instance: Instance) -> Result<WorkspaceInfo> {
-        let task_running = instance.task == TaskState::Running;
-        Ok(WorkspaceInfo {
-            status: WorkspaceStatus::Unknown,
-            reason: None,
-            task_running,
-            has_preserved_data: self.has_preserved_data(&instance.bot).await?,
-            legacy: is_legacy(&instance.container_id),
-            recoverable: None,
-            limits: LimitsReport {
-                wanted: to_column(&self.settings().default_limits),
-                applied: None,
-            },
-            isolation: instance.isolation.clone(),
-            ip: match task_running {
-                true => self.runtime().address(&instance.bot).await?,
-                false => None,
-            },
-            uptime_seconds: None,
-            container_id: instance.container_id,
-            image: instance.image,
-            image_digest: instance.image_digest,
-            namespace: instance.namespace,
-            snapshotter: instance.snapshotter,
-            container_path: skep_names::DATA_DIRECTORY_INSIDE.to_owned(),
-            cdi_devices: instance.cdi_devices,
-            desired: match task_running {
-                true => Desired::Running,
-                false => Desired::Stopped,
-            },
-            created_at: instance.created_at,
-            updated_at: instance.updated_at,
-        })
-    }
-
     /// The state of a workspace: the present one first, then every change, until the bot or the server is gone.
     ///
     /// # Errors
@@ -214,16 +119,37 @@ impl Skep {
 
     /// Data of the bot is kept outside of its layer: a backup, or a legacy directory that was not migrated.
     pub(crate) async fn has_preserved_data(&self, bot: &BotId) -> Result<bool> {
-        let root = &self.settings().data_root;
-        let backup = root.join("backups").join(format!("{bot}.tar.gz"));
-        let legacy = root.join("bots").join(bot.as_str());
-        for path in [backup, legacy] {
-            match tokio::fs::symlink_metadata(&path).await {
-                Ok(_) => return Ok(true),
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
-                Err(error) => return Err(Error::internal("looking for preserved data", error)),
-            }
-        }
-        Ok(false)
+        Ok(!self.preserved_among(std::slice::from_ref(bot)).await?.is_empty())
     }
+
+    /// Those of these bots of which data is kept outside of their layers.
+    pub(crate) async fn preserved_among(&self, bots: &[BotId]) -> Result<HashSet<BotId>> {
+        let (root, bots) = (self.settings().data_root.clone(), bots.to_vec());
+        // All on one thread for that: hundreds of them are asked about at once.
+        let looked = tokio::task::spawn_blocking(move || {
+            let mut found = HashSet::new();
+            for bot in bots {
+                if is_preserved(&root, &bot)? {
+                    found.insert(bot);
+                }
+            }
+            Ok::<_, std::io::Error>(found)
+        });
+        let failed = "looking for preserved data";
+        let looked = looked.await.map_err(|panic| Error::internal(failed, panic))?;
+        looked.map_err(|error| Error::internal(failed, error))
+    }
+}
+
+fn is_preserved(data_root: &Path, bot: &BotId) -> std::io::Result<bool> {
+    let backup = data_root.join("backups").join(format!("{bot}.tar.gz"));
+    let legacy = data_root.join("bots").join(bot.as_str());
+    for path in [backup, legacy] {
+        match std::fs::symlink_metadata(&path) {
+            Ok(_) => return Ok(true),
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(false)
 }

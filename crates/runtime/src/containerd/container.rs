@@ -198,7 +198,7 @@ impl ContainerdRuntime {
         ];
         let mut found = self.containers(filters).await?;
         found.retain(|container| self.is_ours(&container.labels) && bot_of(container).as_ref() == Some(bot));
-        found.sort_by_key(|container| container.updated_at.map(|at| (at.seconds, at.nanos)));
+        found.sort_by_key(last_change);
         Ok(found.pop())
     }
 
@@ -240,7 +240,7 @@ impl ContainerdRuntime {
         Ok(self.instance(bot, &container, task).await)
     }
 
-    async fn instance(&self, bot: BotId, container: &Container, task: TaskState) -> Instance {
+    pub(super) async fn instance(&self, bot: BotId, container: &Container, task: TaskState) -> Instance {
         let running = self
             .records
             .get(&bot)
@@ -266,6 +266,11 @@ impl ContainerdRuntime {
             isolation,
         }
     }
+}
+
+/// To order containers of one bot by.
+pub(super) fn last_change(container: &Container) -> Option<(i64, i32)> {
+    container.updated_at.map(|at| (at.seconds, at.nanos))
 }
 
 /// The label wins over the id; what is not a bot's id is no bot.

@@ -4,23 +4,28 @@ use std::sync::Weak;
 use std::time::Duration;
 
 use containerd_client::events::{TaskExit, TaskOom};
-use containerd_client::services::v1::{PublishRequest, SubscribeRequest};
+use containerd_client::services::v1::SubscribeRequest;
 use containerd_client::types::Envelope;
 use prost::Message;
 use prost_types::Any;
 use skep_names::BotId;
 use tokio::sync::broadcast;
 
-use super::ContainerdRuntime;
 use super::client::{Client, failed};
+use super::{ContainerdRuntime, echo};
 use crate::{Result, RuntimeError, RuntimeEvent};
 
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// The topic of the event by which we see that a subscription is followed.
-const GREETING: &str = "/skep/subscribed";
 /// A quiet stream says nothing about the daemon: it is asked so often whether it is there.
 const QUIET_LIMIT: Duration = Duration::from_secs(20);
+
+/// What all events about containers and tasks begin with.
+#[derive(Clone, PartialEq, prost::Message)]
+struct About {
+    #[prost(string, tag = "1")]
+    container_id: String,
+}
 
 /// Follows the stream until the backend is dropped.
 pub(super) async fn follow(runtime: Weak<ContainerdRuntime>, client: Client, events: broadcast::Sender<RuntimeEvent>) {
@@ -31,9 +36,13 @@ pub(super) async fn follow(runtime: Weak<ContainerdRuntime>, client: Client, eve
             Ok(mut stream) => {
                 pause = SHORTEST_PAUSE;
                 reachable = true;
+                see_from_now_on(&runtime);
                 // Also the first time: what happened before is not in the stream.
                 tell(&events, RuntimeEvent::Reconnected);
                 read(&runtime, &client, &events, &mut stream).await;
+                if let Some(runtime) = runtime.upgrade() {
+                    runtime.echoes.close();
+                }
             }
             Err(error) => tracing::debug!(
                 error = &error as &dyn std::error::Error,
@@ -49,6 +58,14 @@ pub(super) async fn follow(runtime: Weak<ContainerdRuntime>, client: Client, eve
     }
 }
 
+/// What was known before the stream counts no more: it may have changed unseen.
+fn see_from_now_on(runtime: &Weak<ContainerdRuntime>) {
+    if let Some(runtime) = runtime.upgrade() {
+        runtime.picture.forget();
+        runtime.echoes.open();
+    }
+}
+
 /// A stream that is known to be followed: what happens from now on is in it.
 ///
 /// containerd answers a subscription only with its first event. So one of our own is published until it comes:
@@ -56,8 +73,11 @@ pub(super) async fn follow(runtime: Weak<ContainerdRuntime>, client: Client, eve
 async fn subscribe(client: &Client, runtime: &Weak<ContainerdRuntime>) -> Result<tonic::Streaming<Envelope>> {
     let namespace = runtime.upgrade().map(|runtime| runtime.config.namespace.clone());
     let namespace = namespace.unwrap_or_default();
-    let filters = ["/tasks/exit", "/tasks/oom", GREETING];
-    let filters = filters.map(|topic| format!("namespace==\"{namespace}\",topic==\"{topic}\""));
+    let topics = [
+        "topic~=\"^/(containers|tasks)/\"".to_owned(),
+        format!("topic==\"{}\"", echo::TOPIC),
+    ];
+    let filters = topics.map(|topic| format!("namespace==\"{namespace}\",{topic}"));
     let request = client.endless_request(SubscribeRequest {
         filters: filters.to_vec(),
     });
@@ -74,19 +94,8 @@ async fn greet(client: &Client) -> RuntimeError {
     let mut pause = Duration::from_millis(5);
     loop {
         tokio::time::sleep(pause).await;
-        let message = PublishRequest {
-            topic: GREETING.to_owned(),
-            event: Some(Any {
-                type_url: "skep.events.Greeting".to_owned(),
-                value: Vec::new(),
-            }),
-        };
-        if let Err(status) = client
-            .events()
-            .publish(client.request_within(message, QUIET_LIMIT))
-            .await
-        {
-            return failed("publishing an event in containerd", status);
+        if let Err(error) = echo::publish(client, Vec::new(), QUIET_LIMIT).await {
+            return error;
         }
         pause = (pause * 2).min(Duration::from_secs(1));
     }
@@ -115,16 +124,29 @@ async fn read(
             }
         };
         let Some(runtime) = runtime.upgrade() else { return };
-        if let Some(event) = runtime.translate(envelope.event.as_ref()).await {
+        let Some(event) = envelope.event else { continue };
+        runtime.note(&event);
+        if let Some(event) = runtime.translate(&event).await {
             tell(events, event);
         }
     }
 }
 
 impl ContainerdRuntime {
+    /// Before anybody hears of an event, what it makes untrue is forgotten.
+    fn note(&self, event: &Any) {
+        if echo::is_ours(event) {
+            return self.echoes.heard(event);
+        }
+        match About::decode(event.value.as_slice()) {
+            Ok(about) => self.picture.container_changed(&about.container_id),
+            // About what, nobody knows: about anything.
+            Err(_) => self.picture.forget(),
+        }
+    }
+
     /// What an event of containerd means; `None` when it is not about a workspace of ours.
-    async fn translate(&self, event: Option<&Any>) -> Option<RuntimeEvent> {
-        let event = event?;
+    async fn translate(&self, event: &Any) -> Option<RuntimeEvent> {
         if event.type_url.ends_with("containerd.events.TaskExit") {
             let exit = TaskExit::decode(event.value.as_slice()).ok()?;
             // Processes beside process 1 have ids of their own.

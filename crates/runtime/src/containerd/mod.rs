@@ -8,6 +8,7 @@ mod client;
 mod config;
 mod container;
 pub mod daemon;
+mod echo;
 mod events;
 mod host;
 mod layer;
@@ -15,13 +16,16 @@ mod layers;
 mod lease;
 mod legacy;
 mod lifecycle;
+mod many;
 mod oci_runtime;
+mod picture;
 mod records;
 mod shims;
 mod task;
 mod turns;
 mod upper;
 
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -44,6 +48,8 @@ use crate::{
     Layers, Limits, PullProgress, Result, Runtime, RuntimeError, RuntimeEvent, Started, Usage, cgroup,
 };
 use client::Client;
+use echo::Echoes;
+use picture::Picture;
 use records::Records;
 use turns::Turns;
 
@@ -67,6 +73,8 @@ pub struct ContainerdRuntime {
     paths: Arc<HostPaths>,
     records: Arc<Records>,
     turns: Turns,
+    picture: Picture,
+    echoes: Echoes,
     events: broadcast::Sender<RuntimeEvent>,
     limit_support: LimitSupport,
     user_namespace_probe: OnceCell<std::result::Result<(), String>>,
@@ -105,6 +113,8 @@ impl ContainerdRuntime {
             paths: Arc::new(paths),
             records: Arc::new(records),
             turns: Turns::default(),
+            picture: Picture::default(),
+            echoes: Echoes::default(),
             events: broadcast::Sender::new(EVENT_QUEUE),
             limit_support: LimitSupport::of_this_host(),
             user_namespace_probe: OnceCell::new(),
@@ -266,18 +276,22 @@ impl Runtime for ContainerdRuntime {
     }
 
     async fn create(&self, spec: &InstanceSpec) -> Result<CreateOutcome> {
+        let _changing = self.picture.changing(&spec.bot);
         self.create_container(spec).await
     }
 
     async fn start(&self, bot: &BotId, limits: &Limits) -> Result<Started> {
+        let _changing = self.picture.changing(bot);
         self.start_workspace(bot, limits).await
     }
 
     async fn stop(&self, bot: &BotId, grace: Duration) -> Result<()> {
+        let _changing = self.picture.changing(bot);
         self.stop_workspace(bot, grace).await
     }
 
     async fn remove(&self, bot: &BotId) -> Result<()> {
+        let _changing = self.picture.changing(bot);
         self.remove_workspace(bot).await
     }
 
@@ -286,6 +300,10 @@ impl Runtime for ContainerdRuntime {
             Some(container) => Ok(Some(self.with_task(bot.clone(), container).await?)),
             None => Ok(None),
         }
+    }
+
+    async fn inspect_all(&self, bots: &[BotId]) -> Result<HashMap<BotId, Instance>> {
+        self.instances_of(bots).await
     }
 
     async fn list(&self) -> Result<Vec<Instance>> {

@@ -309,7 +309,7 @@ impl Wired {
     }
 
     pub(super) fn address(&self, bot: &BotId) -> Result<Option<IpAddr>> {
-        Ok(self.records.load(bot)?.and_then(|record| record.address))
+        self.records.address(bot)
     }
 
     /// What the last `prepare` found.

@@ -80,6 +80,36 @@ pub async fn a_list_tells_the_truth(subject: &dyn Subject) {
     assert!(runtime.list().await.unwrap().is_empty());
 }
 
+/// Asked for together, also right after something was done to one of them.
+pub async fn many_are_told_as_each_is(subject: &dyn Subject) {
+    let runtime = subject.runtime();
+    let (running, other) = (Workspace::running(subject).await, Workspace::new(subject));
+    let nobody = BotId::random();
+    let bots = [running.bot.clone(), other.bot.clone(), nobody];
+    let as_each_is = async |after: &str, expected: [Option<TaskState>; 2]| {
+        let many = runtime.inspect_all(&bots).await.unwrap();
+        for bot in &bots {
+            let one = runtime.inspect(bot).await.unwrap();
+            assert_eq!(many.get(bot), one.as_ref(), "after {after}");
+        }
+        let tasks = [&running.bot, &other.bot].map(|bot| many.get(bot).map(|one| one.task));
+        assert_eq!(tasks, expected, "after {after}");
+    };
+    let (runs, is_made) = (Some(TaskState::Running), Some(TaskState::None));
+    as_each_is("nothing", [runs, None]).await;
+    as_each_is("the same question", [runs, None]).await;
+    other.create().await;
+    as_each_is("a create", [runs, is_made]).await;
+    other.start().await;
+    as_each_is("a start", [runs, runs]).await;
+    running.stop().await;
+    as_each_is("a stop", [is_made, runs]).await;
+    other.remove().await;
+    as_each_is("a removal", [is_made, None]).await;
+    running.remove().await;
+    as_each_is("all was removed", [None, None]).await;
+}
+
 /// The event, the state and the next start.
 pub async fn process_one_that_dies_is_told_and_started_again(subject: &dyn Subject) {
     let runtime = subject.runtime();

@@ -1,6 +1,6 @@
 //! The verbs of [`Runtime`], on directories.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -163,6 +163,13 @@ impl Runtime for FakeRuntime {
     async fn inspect(&self, bot: &BotId) -> Result<Option<Instance>> {
         self.faults().enter(Verb::Inspect).await?;
         Ok(self.lock().get(bot).and_then(|state| instance_of(bot, state)))
+    }
+
+    async fn inspect_all(&self, bots: &[BotId]) -> Result<HashMap<BotId, Instance>> {
+        self.faults().enter(Verb::Inspect).await?;
+        let states = self.lock();
+        let found = bots.iter().filter_map(|bot| instance_of(bot, states.get(bot)?));
+        Ok(found.map(|instance| (instance.bot.clone(), instance)).collect())
     }
 
     async fn list(&self) -> Result<Vec<Instance>> {

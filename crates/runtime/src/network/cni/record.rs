@@ -1,8 +1,10 @@
 //! Which attachments there are: one file each, written before ADD, so that no crash leaves one unknown.
 
+use std::collections::HashMap;
 use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
@@ -29,16 +31,37 @@ pub(in crate::network) struct Record {
 }
 
 /// The directory of records, on a tmpfs: a reboot forgets them as it forgets the networks.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(in crate::network) struct Records {
     directory: PathBuf,
+    /// As the files have them, of those that were asked for: a list of workspaces asks for hundreds at once.
+    addresses: Mutex<HashMap<BotId, Option<IpAddr>>>,
 }
 
 type Result<T> = std::result::Result<T, NetworkError>;
 
 impl Records {
     pub(in crate::network) fn new(directory: PathBuf) -> Self {
-        Self { directory }
+        Self {
+            directory,
+            addresses: Mutex::default(),
+        }
+    }
+
+    /// The address of a bot's attachment, when it has one.
+    pub(in crate::network) fn address(&self, bot: &BotId) -> Result<Option<IpAddr>> {
+        // Held while the file is read: one that is written meanwhile must not be answered for by its past.
+        let mut addresses = self.addresses();
+        if let Some(known) = addresses.get(bot) {
+            return Ok(*known);
+        }
+        let Some(record) = self.load(bot)? else { return Ok(None) };
+        addresses.insert(bot.clone(), record.address);
+        Ok(record.address)
+    }
+
+    fn addresses(&self) -> MutexGuard<'_, HashMap<BotId, Option<IpAddr>>> {
+        self.addresses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What is known of a bot's attachment.
@@ -63,12 +86,16 @@ impl Records {
             std::fs::write(&draft, serde_json::to_vec(record)?)?;
             std::fs::rename(&draft, &path)
         };
+        let mut addresses = self.addresses();
+        addresses.remove(&record.bot);
         write().map_err(NetworkError::other(format!("writing {}", path.display())))
     }
 
     /// Forgets it; one that is not there is a success.
     pub(in crate::network) fn remove(&self, bot: &BotId) -> Result<()> {
         let path = self.path(bot);
+        let mut addresses = self.addresses();
+        addresses.remove(bot);
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
                 Err(NetworkError::other(format!("removing {}", path.display()))(error))

@@ -4,7 +4,6 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use futures::StreamExt;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use skep_api::{
@@ -29,9 +28,7 @@ use crate::http::{timezone, wire};
 /// Bots on a page when nobody says.
 const PAGE: u32 = 50;
 /// Bots on a page at most.
-const LARGEST_PAGE: u32 = 200;
-/// Workspaces asked at once for `?include=container`.
-const ASKED_AT_ONCE: usize = 8;
+const LARGEST_PAGE: u32 = 500;
 
 /// `/bots`
 pub fn router() -> OpenApiRouter<App> {
@@ -44,8 +41,8 @@ pub fn router() -> OpenApiRouter<App> {
 
 #[derive(Debug, Deserialize, IntoParams)]
 struct ListQuery {
-    /// How many, 1 to 200; default 50.
-    #[param(minimum = 1, maximum = 200)]
+    /// How many, 1 to 500; default 50.
+    #[param(minimum = 1, maximum = 500)]
     limit: Option<u32>,
     /// `next_cursor` of the page before.
     cursor: Option<String>,
@@ -84,28 +81,31 @@ async fn list(
             .is_none_or(|bots| bots.iter().any(|id| id == bot.row.id.as_str()))
     };
     let bots: Vec<_> = page.bots.into_iter().filter(allowed).collect();
-    let shown = futures::stream::iter(bots.into_iter().map(|bot| shown(&app, bot, with_container)));
     Ok(Json(BotPage {
-        items: shown.buffered(ASKED_AT_ONCE).collect().await,
+        items: match with_container {
+            true => with_containers(&app, bots).await,
+            false => bots.into_iter().map(wire::bot).collect(),
+        },
         next_cursor: page.next_cursor,
     }))
 }
 
-/// A workspace that cannot be asked now does not keep the others from being listed; the reason is told with it.
-async fn shown(app: &App, bot: skep_core::Bot, with_container: bool) -> Bot {
-    if !with_container {
-        return wire::bot(bot);
-    }
-    let (container, container_error) = match app.core().workspace_info(&bot.row.id).await {
-        Ok(info) => (Some(wire::container_info(info)), None),
-        Err(skep_core::Error::ContainerNotFound) => (None, None),
-        Err(error) => (None, Some(wire::operation_error(&error))),
-    };
-    Bot {
-        container,
-        container_error,
-        ..wire::bot(bot)
-    }
+/// Workspaces that cannot be asked about now do not keep bots from being listed; the reason is told with each.
+async fn with_containers(app: &App, bots: Vec<skep_core::Bot>) -> Vec<Bot> {
+    let ids: Vec<_> = bots.iter().map(|bot| bot.row.id.clone()).collect();
+    let mut infos = app.core().workspace_infos(&ids).await;
+    let shown = bots.into_iter().map(|bot| {
+        let (container, container_error) = match &mut infos {
+            Ok(infos) => (infos.remove(&bot.row.id).map(wire::container_info), None),
+            Err(error) => (None, Some(wire::operation_error(error))),
+        };
+        Bot {
+            container,
+            container_error,
+            ..wire::bot(bot)
+        }
+    });
+    shown.collect()
 }
 
 fn visibility(caller: &Caller, query: &ListQuery) -> ApiResult<BotVisibility> {

@@ -1,0 +1,113 @@
+//! What is known of many workspaces stays true whoever changes them, and after a stream of events that was cut.
+
+use skep_names::{BotId, container_id_for};
+use skep_runtime::{Limits, Runtime, RuntimeEvent, TaskState};
+use skep_testkit::UnixProxy;
+use skep_testkit::containerd_rig::{ContainerdRig, RigOptions, instance_spec, until};
+
+const SCRIPT: &str = "trap 'exit 0' TERM; while :; do sleep 1 & wait; done";
+const RUNNING: Option<TaskState> = Some(TaskState::Running);
+
+async fn rig_with_two_workspaces() -> (ContainerdRig, [BotId; 2]) {
+    let rig = ContainerdRig::start_with(RigOptions {
+        script: Some(SCRIPT.into()),
+        ..Default::default()
+    })
+    .await;
+    let bots = [BotId::random(), BotId::random()];
+    for bot in &bots {
+        rig.runtime().create(&instance_spec(bot, &rig.image())).await.unwrap();
+        rig.runtime().start(bot, &Limits::default()).await.unwrap();
+    }
+    (rig, bots)
+}
+
+async fn tasks(runtime: &dyn Runtime, bots: &[BotId; 2]) -> [Option<TaskState>; 2] {
+    let found = runtime.inspect_all(bots).await.unwrap();
+    bots.each_ref().map(|bot| found.get(bot).map(|one| one.task))
+}
+
+async fn until_tasks(runtime: &dyn Runtime, bots: &[BotId; 2], wanted: [Option<TaskState>; 2]) {
+    until("the state of both tasks", async || match tasks(runtime, bots).await {
+        seen if seen == wanted => Ok(()),
+        seen => Err(format!("{seen:?}")),
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_others_do_to_workspaces_is_in_the_next_answer() {
+    let (rig, bots) = rig_with_two_workspaces().await;
+    let [one, other] = bots.each_ref().map(container_id_for);
+    let runtime = rig.runtime().as_ref();
+    for _ in 0..2 {
+        assert_eq!(tasks(runtime, &bots).await, [RUNNING, RUNNING]);
+    }
+    rig.ctr(&["tasks", "kill", "--signal", "KILL", &one]);
+    until_tasks(runtime, &bots, [Some(TaskState::Dead), RUNNING]).await;
+    rig.ctr(&["tasks", "rm", &one]);
+    assert_eq!(tasks(runtime, &bots).await, [Some(TaskState::None), RUNNING]);
+    rig.ctr(&["containers", "rm", "--keep-snapshot", &one]);
+    assert_eq!(tasks(runtime, &bots).await, [None, RUNNING]);
+    // Of a name that says nothing, taken in by its label alone.
+    let (label, layer) = (
+        format!("{}={}", skep_names::LABEL_BOT, bots[0]),
+        rig.ctr(&["snapshots", "ls"]),
+    );
+    assert!(layer.contains(&one), "{layer}");
+    rig.ctr(&[
+        "containers",
+        "create",
+        "--label",
+        &label,
+        &rig.image().to_string(),
+        "renamed",
+    ]);
+    assert_eq!(tasks(runtime, &bots).await, [Some(TaskState::None), RUNNING]);
+    rig.ctr(&["containers", "rm", "renamed"]);
+    assert_eq!(tasks(runtime, &bots).await, [None, RUNNING]);
+    assert!(!rig.ctr(&["containers", "ls", "-q"]).contains(&one));
+    assert!(rig.ctr(&["containers", "ls", "-q"]).contains(&other));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_stream_that_was_cut_everything_is_asked_for_anew() {
+    let (rig, bots) = rig_with_two_workspaces().await;
+    let mut proxy = UnixProxy::start(&rig.config().socket).unwrap();
+    let behind = rig.server_behind(proxy.socket());
+    let mut events = behind.events();
+    until_tasks(behind.as_ref(), &bots, [RUNNING, RUNNING]).await;
+
+    proxy.cut().await.unwrap();
+    until_told(&mut events, &RuntimeEvent::Disconnected).await;
+    let away = behind.inspect_all(&bots).await.unwrap_err();
+    assert!(matches!(away, skep_runtime::RuntimeError::Unavailable { .. }), "{away}");
+    // By somebody else, in a daemon that lives: no event of it ever comes here.
+    rig.ctr(&["tasks", "rm", "--force", &container_id_for(&bots[1])]);
+    proxy.mend().unwrap();
+    until_told(&mut events, &RuntimeEvent::Reconnected).await;
+    assert_eq!(tasks(behind.as_ref(), &bots).await, [RUNNING, Some(TaskState::None)]);
+}
+
+async fn until_told(events: &mut tokio::sync::broadcast::Receiver<RuntimeEvent>, wanted: &RuntimeEvent) {
+    let told = tokio::time::timeout(std::time::Duration::from_secs(20), async {
+        while events.recv().await.unwrap() != *wanted {}
+    });
+    told.await
+        .unwrap_or_else(|_| panic!("{wanted:?} was not told within 20 s"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frozen_containerd_answers_for_none_of_many() {
+    let (mut rig, bots) = rig_with_two_workspaces().await;
+    let runtime = rig.runtime().clone();
+    assert_eq!(tasks(runtime.as_ref(), &bots).await, [RUNNING, RUNNING]);
+    rig.server().freeze().unwrap();
+    let asked = tokio::time::timeout(std::time::Duration::from_secs(5), runtime.inspect_all(&bots)).await;
+    rig.server().thaw().unwrap();
+    assert!(
+        asked.is_err(),
+        "what was known is told as what is now: {:?}",
+        asked.map(|answer| answer.map(|found| found.len()))
+    );
+}
