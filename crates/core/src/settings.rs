@@ -33,6 +33,8 @@ pub struct Settings {
     pub stop_grace: Duration,
     /// Between two comparisons of what is wanted with what there is.
     pub reconcile_interval: Duration,
+    /// Running for so long clears the count of a workspace's deaths.
+    pub deaths_cleared_after: Duration,
     /// For a limit that nobody set.
     pub default_limits: Limits,
     /// Environment of every workspace (`TZ`, skill roots); a workspace's own wins over it.
@@ -50,6 +52,7 @@ impl Settings {
             images_allow: Vec::new(),
             stop_grace: Duration::from_secs(10),
             reconcile_interval: Duration::from_secs(60),
+            deaths_cleared_after: Duration::from_secs(600),
             default_limits: Limits {
                 cpu_millicores: 2000,
                 memory_bytes: 2 << 30,

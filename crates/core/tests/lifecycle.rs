@@ -137,6 +137,44 @@ async fn one_that_keeps_dying_is_given_up_after_three_quick_tries() {
     until_running(&world, &bot).await;
 }
 
+/// Kills its first process and waits until another one runs.
+async fn dies_and_is_started_again(world: &World, bot: &BotId) {
+    let process = world.runtime.host_pid(bot).unwrap();
+    assert!(world.runtime.kill_process_one(bot).unwrap());
+    until(|| async {
+        match world.runtime.host_pid(bot) {
+            Some(other) if other != process => Ok(()),
+            other => Err(format!("{process} and then {other:?}")),
+        }
+    })
+    .await;
+    until_running(world, bot).await;
+}
+
+#[tokio::test]
+async fn deaths_count_until_a_workspace_has_run_for_long() {
+    // By the default of ten minutes none of these deaths is forgotten, and the fourth is not followed by a start.
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    for _ in 0..3 {
+        dies_and_is_started_again(&world, &bot).await;
+    }
+    assert!(world.runtime.kill_process_one(&bot).unwrap());
+    until(|| async {
+        match world.skep.workspace_info(&bot).await {
+            Ok(info) if info.status == WorkspaceStatus::Error && !info.task_running => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    // Where any time is long enough, each of them is the first.
+    let world = World::with(|settings| settings.deaths_cleared_after = Duration::ZERO).await;
+    let bot = world.running_bot().await;
+    for _ in 0..6 {
+        dies_and_is_started_again(&world, &bot).await;
+    }
+}
+
 #[tokio::test]
 async fn those_who_come_while_the_task_is_down_wait_for_it() {
     let world = World::new().await;

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use reqwest::{Method, StatusCode};
 use serde_json::json;
-use skep_testkit::Expected;
+use skep_testkit::{Expected, UnixProxy};
 
-use crate::installation::{Installation, OciRuntime, field};
+use crate::installation::{Installation, OciRuntime, field, process_one};
 use crate::model::amount;
 
 /// Of a server that is told to end while containerd does not answer: its own limits are 4 s for that, and 3 s each
@@ -201,6 +201,51 @@ async fn until_running(skep: &Installation, bot: &str, kind: &str) {
         }
         assert!(Instant::now() < deadline, "no {kind} runs: {all}");
         tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_death_that_a_cut_stream_did_not_tell_is_seen_when_the_stream_is_back() {
+    let first = Installation::start(OciRuntime::Found).await;
+    let mut proxy = UnixProxy::start(first.containerd().socket()).expect("a proxy can listen");
+    let socket = proxy.socket().to_str().expect("UTF-8").to_owned();
+    let behind = [
+        ("SKEP_CONTAINERD__SOCKET_PATH", socket),
+        // So that it is the stream that shows it, not the clock.
+        ("SKEP_WORKSPACE__RECONCILE_INTERVAL", "1h".to_owned()),
+    ];
+    let skep = first.start_beside(&behind).await;
+    let bot = skep.client.workspace("dies unseen", None).await;
+    skep.client.output(&bot, "echo kept > /data/file").await;
+    let process = process_one(&bot).expect("it runs");
+
+    proxy.cut().await.expect("it can be cut");
+    rustix::process::kill_process(process, rustix::process::Signal::KILL).expect("it can be killed");
+    until_gone(process).await;
+    let refused = skep.client.request(Method::GET, &format!("/bots/{bot}/container"));
+    let refused = refused.send().await.expect("the server answers");
+    assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+    proxy.mend().expect("it can listen again");
+
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while process_one(&bot).is_none_or(|other| other == process) {
+        assert!(
+            Instant::now() < deadline,
+            "it is not started again: {}",
+            skep.log_tail()
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let model = BTreeMap::from([(bot.clone(), Expected::Running)]);
+    skep.traces().until_as_in(&model, Duration::from_secs(20)).await;
+    assert_eq!(skep.client.output(&bot, "cat /data/file").await, "kept\n");
+}
+
+async fn until_gone(process: rustix::process::Pid) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while rustix::process::test_kill_process(process).is_ok() {
+        assert!(Instant::now() < deadline, "{process:?} does not end");
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 use skep_names::BotId;
 use skep_runtime::{RuntimeEvent, TaskState};
-use skep_store::{Desired, EventLimits};
+use skep_store::{ContainerStatus, Desired, EventLimits};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
 
@@ -81,8 +81,37 @@ impl Skep {
     /// Process 1 ended. While an operation has the task in hand that is its own doing; else the workspace died.
     async fn task_exited(&self, bot: &BotId, exit_status: u32) -> Result<()> {
         if self.lanes().task_down(bot).is_some() {
+            let (skep, bot) = (self.clone(), bot.clone());
+            self.tasks()
+                .spawn(async move { skep.look_after_operation(&bot, exit_status).await });
             return Ok(());
         }
+        self.workspace_died(bot, exit_status).await
+    }
+
+    /// A workspace can die in the last moments of its own start, which then leaves one recorded as running.
+    async fn look_after_operation(&self, bot: &BotId, exit_status: u32) {
+        while let Some(hub) = self.lanes().task_down(bot) {
+            tokio::select! {
+                () = self.going_down().cancelled() => return,
+                // Whatever its end, what counts is what is there after it.
+                _ended = hub.outcome() => tokio::task::yield_now().await,
+            }
+        }
+        let looked = async {
+            match self.store().container(bot).await? {
+                Some(row) if row.status == ContainerStatus::Running => self.workspace_died(bot, exit_status).await,
+                _ => Ok(()),
+            }
+        };
+        if let Err(error) = looked.await {
+            tracing::error!(%bot, error = error.with_causes(), "the end of a workspace could not be followed");
+            self.look_again().notify_one();
+        }
+    }
+
+    /// It died, unless it is wanted so, or runs: then the end that was told is that of an earlier process.
+    async fn workspace_died(&self, bot: &BotId, exit_status: u32) -> Result<()> {
         let Some(row) = self.store().container(bot).await? else {
             return Ok(());
         };
@@ -107,7 +136,6 @@ impl Skep {
         }
     }
 
-    /// The end that is told is that of an earlier process.
     async fn runs_again(&self, bot: &BotId) -> Result<bool> {
         let instance = self.runtime().inspect(bot).await?;
         Ok(instance.is_some_and(|instance| instance.task == TaskState::Running))

@@ -28,16 +28,7 @@ pub(crate) struct Observations {
     /// Of containers and layers of ours, those whose bot is not there.
     nobodys: Mutex<Vec<BotId>>,
     since: Instant,
-}
-
-impl Default for Observations {
-    fn default() -> Self {
-        Self {
-            bots: Mutex::default(),
-            nobodys: Mutex::default(),
-            since: Instant::now(),
-        }
-    }
+    deaths_cleared_after: Duration,
 }
 
 fn shown(state: &State, desired: Option<Desired>) -> WorkspaceState {
@@ -52,11 +43,11 @@ fn shown(state: &State, desired: Option<Desired>) -> WorkspaceState {
 }
 
 impl One {
-    fn new() -> Self {
+    fn new(deaths_cleared_after: Duration) -> Self {
         Self {
             state: State::Absent,
             desired: None,
-            deaths: Deaths::default(),
+            deaths: Deaths::none(deaths_cleared_after),
             shown: watch::Sender::new(shown(&State::Absent, None)),
         }
     }
@@ -75,6 +66,21 @@ impl One {
 }
 
 impl Observations {
+    /// Of nothing yet; deaths are forgotten after a workspace ran for so long.
+    pub(crate) fn new(deaths_cleared_after: Duration) -> Self {
+        Self {
+            bots: Mutex::default(),
+            nobodys: Mutex::default(),
+            since: Instant::now(),
+            deaths_cleared_after,
+        }
+    }
+
+    fn one<'a>(&self, bots: &'a mut HashMap<BotId, One>, bot: &BotId) -> &'a mut One {
+        bots.entry(bot.clone())
+            .or_insert_with(|| One::new(self.deaths_cleared_after))
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<BotId, One>> {
         self.bots.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -97,7 +103,7 @@ impl Observations {
     pub(crate) fn happened(&self, bot: &BotId, event: &Event) {
         let now = self.now();
         let mut bots = self.lock();
-        let one = bots.entry(bot.clone()).or_insert_with(One::new);
+        let one = self.one(&mut bots, bot);
         one.state = next(&one.state, event);
         if *event == Event::Answered {
             one.deaths.answered(now);
@@ -109,7 +115,7 @@ impl Observations {
     pub(crate) fn seen(&self, bot: &BotId, state: State, desired: Desired) {
         let now = self.now();
         let mut bots = self.lock();
-        let one = bots.entry(bot.clone()).or_insert_with(One::new);
+        let one = self.one(&mut bots, bot);
         if state == State::Running {
             one.deaths.answered(now);
         }
@@ -121,7 +127,7 @@ impl Observations {
     /// Something is wanted.
     pub(crate) fn wanted(&self, bot: &BotId, desired: Desired) {
         let mut bots = self.lock();
-        let one = bots.entry(bot.clone()).or_insert_with(One::new);
+        let one = self.one(&mut bots, bot);
         one.desired = Some(desired);
         one.publish();
     }
@@ -134,13 +140,13 @@ impl Observations {
     /// Counts a death, or a start that came to nothing.
     pub(crate) fn died(&self, bot: &BotId) -> Retry {
         let now = self.now();
-        self.lock().entry(bot.clone()).or_insert_with(One::new).deaths.died(now)
+        self.one(&mut self.lock(), bot).deaths.died(now)
     }
 
     /// Somebody asked for a start: what was before does not count.
     pub(crate) fn forgive(&self, bot: &BotId) {
         if let Some(one) = self.lock().get_mut(bot) {
-            one.deaths = Deaths::default();
+            one.deaths = Deaths::none(self.deaths_cleared_after);
         }
     }
 
@@ -153,7 +159,7 @@ impl Observations {
     /// Every change from now on; the present value is marked as seen.
     pub(crate) fn watch(&self, bot: &BotId) -> watch::Receiver<WorkspaceState> {
         let mut bots = self.lock();
-        let one = bots.entry(bot.clone()).or_insert_with(One::new);
+        let one = self.one(&mut bots, bot);
         one.shown.subscribe()
     }
 

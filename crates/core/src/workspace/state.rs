@@ -102,9 +102,6 @@ const QUICK_TRIES: u32 = 3;
 const FIRST_PAUSE: Duration = Duration::from_secs(60);
 /// The longest pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(600);
-/// Running for so long clears the count.
-const CLEARED_AFTER: Duration = Duration::from_secs(600);
-
 /// What follows a death, or a start that came to nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Retry {
@@ -115,14 +112,25 @@ pub(crate) enum Retry {
 }
 
 /// The deaths of one workspace since it last ran for long. Times are of a clock that only goes forward.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Deaths {
+    /// Running for so long clears the count.
+    cleared_after: Duration,
     count: u32,
     running_since: Option<Duration>,
     not_before: Duration,
 }
 
 impl Deaths {
+    pub(crate) fn none(cleared_after: Duration) -> Self {
+        Self {
+            cleared_after,
+            count: 0,
+            running_since: None,
+            not_before: Duration::ZERO,
+        }
+    }
+
     /// Its bridge answered.
     pub(crate) fn answered(&mut self, now: Duration) {
         self.running_since.get_or_insert(now);
@@ -131,7 +139,7 @@ impl Deaths {
     /// It died, or did not start.
     pub(crate) fn died(&mut self, now: Duration) -> Retry {
         let ran_for = self.running_since.take().map(|since| now.saturating_sub(since));
-        if ran_for.is_some_and(|ran_for| ran_for >= CLEARED_AFTER) {
+        if ran_for.is_some_and(|ran_for| ran_for >= self.cleared_after) {
             self.count = 0;
         }
         self.count = self.count.saturating_add(1);
@@ -156,6 +164,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    const TEN_MINUTES: Duration = Duration::from_secs(600);
 
     fn any_event() -> impl Strategy<Value = Event> {
         prop_oneof![
@@ -195,7 +205,7 @@ mod tests {
 
         #[test]
         fn a_workspace_that_keeps_dying_is_tried_ever_less_often(pauses in prop::collection::vec(0u64..900, 4..30)) {
-            let mut deaths = Deaths::default();
+            let mut deaths = Deaths::none(TEN_MINUTES);
             let mut now = Duration::ZERO;
             let mut last = Duration::ZERO;
             for (number, ran) in pauses.iter().enumerate() {
@@ -218,7 +228,7 @@ mod tests {
 
     #[test]
     fn ten_minutes_of_running_clear_the_count() {
-        let mut deaths = Deaths::default();
+        let mut deaths = Deaths::none(TEN_MINUTES);
         for second in 1..=10 {
             deaths.died(Duration::from_secs(second));
         }
