@@ -4,6 +4,12 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// A server that was killed while it started a process can hold its lock a moment longer: that process has a copy of
+/// the lock until it runs its own program.
+const PATIENCE: Duration = Duration::from_secs(2);
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Who holds a data root, as he wrote it down himself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,7 +59,7 @@ impl DataRoot {
     /// `holder` is the line that a second server shows.
     ///
     /// # Errors
-    /// [`DataRootError::Held`] at once when another process has it; never waits.
+    /// [`DataRootError::Held`] when another process has it, and still has it after 2 s, for which this blocks.
     pub fn claim(path: &Path, holder: &str) -> Result<Self, DataRootError> {
         let io = |operation, path: &Path| {
             let path = path.to_owned();
@@ -78,7 +84,7 @@ impl DataRoot {
             .mode(0o600)
             .open(&lock_path)
             .map_err(io("opening", &lock_path))?;
-        match lock.try_lock() {
+        match lock_within(&lock, PATIENCE) {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 return Err(DataRootError::Held {
@@ -112,6 +118,16 @@ impl DataRoot {
 /// The database of a data root, unless the configuration names another, also of one that is not claimed.
 pub fn default_database_of(data_root: &Path) -> PathBuf {
     data_root.join("skep.db")
+}
+
+fn lock_within(lock: &File, limit: Duration) -> Result<(), TryLockError> {
+    let deadline = Instant::now() + limit;
+    loop {
+        match lock.try_lock() {
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => std::thread::sleep(LOOK_AGAIN),
+            other => return other,
+        }
+    }
 }
 
 fn read_holder(lock: &mut File) -> std::io::Result<LockHolder> {

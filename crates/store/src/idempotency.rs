@@ -125,11 +125,13 @@ impl Store {
         Ok(())
     }
 
-    /// Gives a key back, when the work behind it was refused before it began.
+    /// Gives a key back, when the work behind it was refused before it began, or all of it was taken back. One that
+    /// is bound to a bot that is there, or to an operation, stays: its work is carried on, and is not begun twice.
     pub async fn release_idempotent(&self, key: &IdempotencyKey) -> Result<()> {
         sqlx::query(
             "DELETE FROM idempotency_keys WHERE user_id = ?1 AND method = ?2 AND path = ?3 AND key = ?4 \
-             AND operation_id IS NULL AND status IS NULL",
+             AND operation_id IS NULL AND status IS NULL \
+             AND (bot_id IS NULL OR bot_id NOT IN (SELECT id FROM bots))",
         )
         .bind(&key.user_id)
         .bind(&key.method)

@@ -15,10 +15,9 @@ async fn store(root: &Path) -> Store {
     Store::open(&root.join("skep.db")).await.unwrap()
 }
 
-async fn bot(store: &Store, owner: &str) -> BotId {
-    let id = BotId::random();
-    let new = NewBot {
-        id: id.clone(),
+fn new_bot(owner: &str) -> NewBot {
+    NewBot {
+        id: BotId::random(),
         owner_user_id: owner.to_owned(),
         display_name: "b".to_owned(),
         avatar_url: None,
@@ -27,9 +26,11 @@ async fn bot(store: &Store, owner: &str) -> BotId {
         status: BotStatus::Ready,
         metadata: Map::new(),
         idempotency: None,
-    };
-    store.insert_bot(new).await.unwrap();
-    id
+    }
+}
+
+async fn bot(store: &Store, owner: &str) -> BotId {
+    store.insert_bot(new_bot(owner)).await.unwrap().id
 }
 
 fn operation(id: &str, bot: &BotId) -> NewOperation {
@@ -228,6 +229,35 @@ async fn of_two_requests_with_one_key_one_is_the_first() {
 }
 
 #[tokio::test]
+async fn the_key_of_a_bot_is_not_released_while_there_is_the_bot() {
+    let root = tempfile::tempdir().unwrap();
+    let store = store(root.path()).await;
+    let key = IdempotencyKey {
+        user_id: "u".to_owned(),
+        method: "POST".to_owned(),
+        path: "/bots".to_owned(),
+        key: "k".to_owned(),
+    };
+    store.begin_idempotent(&key, "body").await.unwrap();
+    let new = NewBot {
+        idempotency: Some(key.clone()),
+        ..new_bot("u")
+    };
+    let bot = store.insert_bot(new).await.unwrap().id;
+    // Its server goes down before the bot's set-up is journaled: the next one carries it on.
+    store.release_idempotent(&key).await.unwrap();
+    store.release_idempotent_of_before().await.unwrap();
+    match store.begin_idempotent(&key, "body").await.unwrap() {
+        IdempotencyBegin::Repeat(outcome) => assert_eq!(outcome.bot_id.as_deref(), Some(bot.as_str())),
+        other => panic!("a repeat would make a second bot: {other:?}"),
+    }
+    store.delete_bot(&bot).await.unwrap();
+    store.release_idempotent(&key).await.unwrap();
+    let again = store.begin_idempotent(&key, "body").await.unwrap();
+    assert_eq!(again, IdempotencyBegin::First, "all of it was taken back");
+}
+
+#[tokio::test]
 async fn a_database_of_a_newer_release_is_refused_and_left_alone() {
     let root = tempfile::tempdir().unwrap();
     let file = root.path().join("skep.db");
@@ -253,6 +283,17 @@ fn a_data_root_has_one_owner_and_one_id() {
     let root = tempfile::tempdir().unwrap();
     let path = root.path().join("data");
     let first = DataRoot::claim(&path, "skep serve, process 1").unwrap();
+    // Of a server that was killed, the lock can outlive it for a moment.
+    let short_lived = first.path().join("lock");
+    let held = std::fs::File::open(&short_lived).unwrap();
+    drop(first);
+    held.lock().unwrap();
+    let releases = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        drop(held);
+    });
+    let first = DataRoot::claim(&path, "skep serve, process 1").unwrap();
+    releases.join().unwrap();
     match DataRoot::claim(&path, "skep serve, process 2") {
         Err(DataRootError::Held { holder, .. }) => assert_eq!(holder.description, "skep serve, process 1"),
         other => panic!("it was claimed twice: {other:?}"),

@@ -96,6 +96,11 @@ impl Idempotency {
         }
     }
 
+    /// The key, claimed by this request or by the first one that came with it.
+    pub fn claim(&self, caller: &Caller) -> Claim {
+        Claim(self.key_of(caller))
+    }
+
     /// Claims the key, if there is one.
     ///
     /// # Errors

@@ -190,6 +190,37 @@ async fn an_idempotency_key_runs_a_command_once() {
 }
 
 #[tokio::test]
+async fn a_command_of_an_idempotency_key_that_was_lost_with_its_workspace_is_not_run_again() {
+    let workspace = Workspace::start().await;
+    let call = || {
+        let call = workspace
+            .server
+            .call("POST", &workspace.path("/exec"))
+            .header("idempotency-key", "lost");
+        call.json(&json!({"command": "echo x >> ran; sleep 600", "detach": true}))
+            .send()
+    };
+    for _ in 0..2 {
+        call().await.expect_status(202);
+    }
+    let bot = workspace.bot.parse().unwrap();
+    let process = workspace.server.runtime().host_pid(&bot);
+    workspace.server.runtime().kill_process_one(&bot).unwrap();
+    // Until another one is in its place, and has forgotten what the first one ran.
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    loop {
+        let now = workspace.server.runtime().host_pid(&bot);
+        if now.is_some() && now != process {
+            break;
+        }
+        assert!(std::time::Instant::now() < deadline, "it is not started again");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    call().await.expect_error(404, "not_found");
+    assert_eq!(workspace.output_of("cat ran").await, "x\n");
+}
+
+#[tokio::test]
 async fn a_stream_whose_bridge_dies_ends_with_an_error() {
     let workspace = Workspace::start().await;
     let call = workspace

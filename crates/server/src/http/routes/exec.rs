@@ -29,6 +29,11 @@ use crate::http::idempotency::{Begin, Idempotency};
 /// How much of each output an answer holds; the rest is in the log.
 const MOST_ANSWERED_BYTES: usize = 1024 * 1024;
 
+/// The key has an id; whether its process was started is for the bridge to say.
+const GIVEN: StatusCode = StatusCode::ACCEPTED;
+/// The bridge said that the process was started.
+const STARTED: StatusCode = StatusCode::OK;
+
 /// `/bots/{bot_id}/container/exec…`
 pub fn router() -> OpenApiRouter<App> {
     OpenApiRouter::new()
@@ -69,15 +74,18 @@ async fn run(
             "the bridge of this workspace is too old for an Idempotency-Key: it would run the process twice",
         ));
     }
-    let id = id_for(&app, &access, &idempotency, &body.bytes).await?;
+    let id = id_for(&app, &access, &idempotency, (&body.bytes, &bridge)).await?;
+    let claim = idempotency.claim(&access.caller);
     if detach {
         exec::start(&bridge, &id, request).await.map_err(refused)?;
+        claim.finish(&app, &with_id(&id, STARTED)).await?;
         let started = ExecStarted {
             exec_id: id.as_str().to_owned(),
         };
         return Ok((StatusCode::ACCEPTED, Json(started)).into_response());
     }
     let events = exec::run(&bridge, &id, request).await.map_err(refused)?;
+    claim.finish(&app, &with_id(&id, STARTED)).await?;
     if wants_events(&headers) {
         return stream::answer(events, access.context.request_id.clone()).await;
     }
@@ -86,25 +94,39 @@ async fn run(
 }
 
 /// The id of the process of this request. With an idempotency key it is remembered before the process is started:
-/// a repeat asks for the same id, and the bridge gives the process there is.
-async fn id_for(app: &App, access: &BotAccess<Operate>, idempotency: &Idempotency, body: &[u8]) -> ApiResult<ExecId> {
+/// a repeat asks for the same id, and the bridge gives the process there is. One that was started and that the bridge
+/// knows no more, because its workspace ended under it, is never run again.
+async fn id_for(
+    app: &App,
+    access: &BotAccess<Operate>,
+    idempotency: &Idempotency,
+    (body, bridge): (&[u8], &Bridge),
+) -> ApiResult<ExecId> {
     match idempotency.begin(app, &access.caller, body).await? {
         Begin::First(claim) => {
             let id = ExecId::random();
-            let outcome = IdempotencyOutcome {
-                operation_id: None,
-                bot_id: None,
-                answer: Some((StatusCode::OK.as_u16(), id.as_str().to_owned())),
-            };
-            claim.finish(app, &outcome).await?;
+            claim.finish(app, &with_id(&id, GIVEN)).await?;
             Ok(id)
         }
         Begin::Again(outcome) => {
-            let (_, id) = outcome
+            let (status, id) = outcome
                 .answer
                 .ok_or_else(|| ApiError::internal("an idempotency key of an exec without its id"))?;
-            ExecId::parse(&id).map_err(refused)
+            let id = ExecId::parse(&id).map_err(refused)?;
+            if status == STARTED.as_u16() {
+                exec::status(bridge, &id).await.map_err(refused)?;
+            }
+            Ok(id)
         }
+    }
+}
+
+/// What is remembered of an exec's key.
+fn with_id(id: &ExecId, status: StatusCode) -> IdempotencyOutcome {
+    IdempotencyOutcome {
+        operation_id: None,
+        bot_id: None,
+        answer: Some((status.as_u16(), id.as_str().to_owned())),
     }
 }
 
