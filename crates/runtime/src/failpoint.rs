@@ -175,7 +175,8 @@ pub fn pass_or_abort(_name: &str) {}
 
 #[cfg(feature = "failpoints")]
 mod armed {
-    //! The directory of a test: `armed` has a line `<point> <times to pass it> abort|error` for each that is armed,
+    //! The directory of a test: `armed` has a line `<point> <times to pass it> abort|error` for each that is armed (`*`
+    //! is any point),
     //! `passed` gets a line for each that was passed, `fired` one for each that did what it was armed for.
 
     use std::fs::File;
@@ -184,6 +185,7 @@ mod armed {
     use std::sync::{LazyLock, Mutex, PoisonError};
 
     const DIRECTORY: &str = "SKEP_FAILPOINTS";
+    const ANY: &str = "*";
 
     /// One at a time: a pass reads and rewrites what is armed.
     static PLACE: LazyLock<Option<Mutex<PathBuf>>> =
@@ -227,7 +229,7 @@ mod armed {
                 return Err(io::Error::other(format!("{line:?} arms nothing")));
             };
             let times: u32 = times.parse().map_err(io::Error::other)?;
-            match point == name {
+            match point == name || point == ANY {
                 true if times <= 1 && fired.is_none() => fired = Some(action.to_owned()),
                 true => left.push_str(&format!("{point} {} {action}\n", times.saturating_sub(1))),
                 false => left.push_str(&format!("{line}\n")),

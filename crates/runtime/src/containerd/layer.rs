@@ -13,6 +13,7 @@ use tonic::Code;
 
 use super::ContainerdRuntime;
 use super::client::{collect, failed};
+use crate::images::LABEL_IMAGE;
 use crate::layers::{LABEL_SEQUENCE, present_of};
 use crate::{LayerKind, LayerOutcome, LayerRecord, Result, RuntimeError};
 
@@ -20,8 +21,6 @@ use crate::{LayerKind, LayerOutcome, LayerRecord, Result, RuntimeError};
 const LABEL_GC_ROOT: &str = "containerd.io/gc.root";
 /// Characters of a bot's id in the names of its layers.
 const UUID_LENGTH: usize = 36;
-/// The image a layer was made from, so that a container made anew above it says so.
-pub(super) const LABEL_IMAGE: &str = "skep.image";
 
 /// A writable layer.
 #[derive(Debug, Clone)]

@@ -19,10 +19,11 @@ use skep_names::{BotId, is_legacy};
 use tonic::Code;
 
 use super::client::{failed, optional};
-use super::layer::{LABEL_IMAGE, record};
+use super::layer::record;
 use super::lease::Lease;
 use super::upper::Upper;
 use super::{ContainerdRuntime, OVERLAYFS};
+use crate::images::LABEL_IMAGE;
 use crate::layers::{
     LABEL_RELEASED, LABEL_SEQUENCE, LABEL_SET, LABEL_STAGED, active_on, arrange, check_layer_name, collectable,
     next_sequence, present_of,

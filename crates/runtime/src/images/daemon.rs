@@ -11,11 +11,12 @@ use containerd_client::services::v1::images_client::ImagesClient;
 use containerd_client::services::v1::leases_client::LeasesClient;
 use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClient;
 use containerd_client::types;
-use skep_names::LABEL_DATA_ROOT;
+use skep_names::{ImageReference, LABEL_DATA_ROOT};
 use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
+use super::LABEL_IMAGE;
 use super::manifest::{Descriptor, Digest};
 use crate::{Result, RuntimeError};
 
@@ -93,34 +94,38 @@ impl Daemon {
     }
 
     /// Makes a lease of a data root that ends by itself after a day, should no server of it live to delete it.
-    pub(super) async fn create_lease(&self, id: String, data_root_id: &str) -> Result<Lease> {
+    pub(super) async fn create_lease(
+        &self,
+        id: String,
+        data_root_id: &str,
+        pulled: Option<&ImageReference>,
+    ) -> Result<Lease> {
         let end = chrono::Utc::now() + chrono::TimeDelta::days(1);
         let label = (
             "containerd.io/gc.expire".to_owned(),
             end.to_rfc3339_opts(chrono::SecondsFormat::Secs, true),
         );
-        let message = services::CreateRequest {
-            id: id.clone(),
-            labels: HashMap::from([label, (LABEL_DATA_ROOT.to_owned(), data_root_id.to_owned())]),
-        };
+        let mut labels = HashMap::from([label, (LABEL_DATA_ROOT.to_owned(), data_root_id.to_owned())]);
+        labels.extend(pulled.map(|image| (LABEL_IMAGE.to_owned(), image.to_string())));
+        let message = services::CreateRequest { id: id.clone(), labels };
         let made = self.leases().create(self.request(message)).await;
         made.map_err(|status| failed("create a lease in containerd", status))?;
         Ok(Lease { id })
     }
 
-    /// Leases of a data root, with the second they were made in.
-    pub(super) async fn leases_of_data_root(&self, id: &str) -> Result<Vec<(Lease, i64)>> {
+    /// Leases of a data root.
+    pub(super) async fn leases_of_data_root(&self, id: &str) -> Result<Vec<FoundLease>> {
         let leases = self.list_leases().await?.into_iter();
         let ours = leases.filter(|lease| lease.labels.get(LABEL_DATA_ROOT).is_some_and(|of| of == id));
-        Ok(ours.map(with_time).collect())
+        Ok(ours.map(FoundLease::from).collect())
     }
 
-    /// Leases whose names begin so, with the second they were made in.
-    pub(super) async fn leases_of(&self, prefix: &str) -> Result<Vec<(Lease, i64)>> {
+    /// Leases whose names begin so.
+    pub(super) async fn leases_of(&self, prefix: &str) -> Result<Vec<FoundLease>> {
         let leases = self.list_leases().await?.into_iter();
         Ok(leases
             .filter(|lease| lease.id.starts_with(prefix))
-            .map(with_time)
+            .map(FoundLease::from)
             .collect())
     }
 
@@ -322,9 +327,23 @@ impl Daemon {
     }
 }
 
-fn with_time(lease: services::Lease) -> (Lease, i64) {
-    let made = lease.created_at.unwrap_or_default().seconds;
-    (Lease { id: lease.id }, made)
+/// A lease as it was listed.
+pub(super) struct FoundLease {
+    pub(super) lease: Lease,
+    /// In seconds since 1970.
+    pub(super) made: i64,
+    /// What was pulled under it.
+    pub(super) image: Option<String>,
+}
+
+impl From<services::Lease> for FoundLease {
+    fn from(mut lease: services::Lease) -> Self {
+        Self {
+            made: lease.created_at.unwrap_or_default().seconds,
+            image: lease.labels.remove(LABEL_IMAGE),
+            lease: Lease { id: lease.id },
+        }
+    }
 }
 
 /// Adds a lease to a request.

@@ -12,11 +12,12 @@ use super::archive::{Archive, Entry, Kind, rejected};
 use super::daemon::Lease;
 use super::distribution::{CONFIG_LIMIT, MANIFEST_LIMIT};
 use super::ingest::{CHUNK, Committed, Expected, Ingest, Opened, abort, ingest_name, store_small};
+use super::leases::{end_lease, new_lease};
 use super::manifest::{
     BadImage, Descriptor, Digest, Document, Manifest, OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, child_labels, for_this_host,
     parse_document,
 };
-use super::pull::{end_lease, new_lease, unpack_under};
+use super::pull::unpack_under;
 use super::store::Inner;
 use super::stored::{missing_layers, read_documents};
 use crate::{ImageArchive, Result, RuntimeError};
@@ -72,7 +73,7 @@ pub(super) async fn import(
     let _with_the_caller = cancel.clone().drop_guard();
     let (inner, name, tasks) = (Arc::clone(inner), name.cloned(), inner.tasks.clone());
     let task = tasks.spawn(async move {
-        let lease = new_lease(&inner).await?;
+        let lease = new_lease(&inner, None).await?;
         let done = tokio::select! {
             done = import_under(&inner, &lease, archive, name.as_ref()) => done,
             () = cancel.cancelled() => Err(RuntimeError::other("import images", "the caller went away")),

@@ -19,6 +19,7 @@ mod ingest;
 mod interrupted;
 mod joined;
 mod keyed_lock;
+mod leases;
 mod manifest;
 mod names;
 mod owners;
@@ -29,6 +30,9 @@ mod store;
 mod stored;
 mod transport;
 mod unpack;
+
+/// On what was made for an image: its full name.
+pub(crate) const LABEL_IMAGE: &str = "skep.image";
 
 pub use manifest::ImageConfig;
 pub use settings::{RegistryHost, RegistrySettings};

@@ -11,6 +11,7 @@ use super::daemon::Lease;
 use super::distribution::{Fetched, Repository};
 use super::fetch::Fetcher;
 use super::ingest::store_small;
+use super::leases::{drop_abandoned_leases_of, end_lease, new_lease};
 use super::manifest::{
     BadImage, Descriptor, Digest, Document, ImageConfig, Manifest, child_labels, for_this_host, parse_document,
 };
@@ -22,12 +23,6 @@ use crate::{LayerPhase, Result, RuntimeError, failpoint};
 
 /// Layers fetched at once: more would only share the same line.
 const PARALLEL_LAYERS: usize = 3;
-
-/// Names of our leases begin so.
-const LEASE_PREFIX: &str = "skep-image-";
-
-/// What is carried on after a crash is so within this time.
-const TAKEN_UP_WITHIN_SECONDS: i64 = 60;
 
 /// Everything a pull learns before the first layer.
 struct Plan {
@@ -52,8 +47,7 @@ pub(super) async fn pull(
         plan = plan(&repository, reference) => plan?,
         () = cancel.cancelled() => return Err(cancelled()),
     };
-    let lease = new_lease(inner).await?;
-    failpoint::PULL_LEASED.passed()?;
+    let lease = new_lease(inner, Some(reference)).await?;
     let work = Pull {
         inner,
         reference,
@@ -77,69 +71,12 @@ pub(super) async fn pull(
         for lease in inner.interrupted.take(reference).iter().chain([&lease]) {
             end_lease(inner, lease, done.is_ok()).await;
         }
+        if done.is_ok() {
+            drop_abandoned_leases_of(inner, reference).await;
+        }
         failpoint::PULL_LEASE_GONE.passed()?;
     }
     done.map_err(|error| of_the_registry(reference, error))
-}
-
-/// A lease of a name of its own.
-pub(super) async fn new_lease(inner: &Inner) -> Result<Lease> {
-    inner.swept.get_or_try_init(|| drop_leases_of_before(inner)).await?;
-    let id = format!("{LEASE_PREFIX}{}", uuid::Uuid::new_v4().simple());
-    // Known as one that is in use before it can be found.
-    inner.live_leases().insert(id.clone());
-    let made = inner.daemon.create_lease(id.clone(), &inner.data_root_id).await;
-    if made.is_err() {
-        inner.live_leases().remove(&id);
-    }
-    made
-}
-
-/// Lets go of what pulls of a server that died made and no pull has taken up since: a layer half unpacked helps
-/// nobody. Left alone while this server pulls, and for a minute, so that what is carried on finds it.
-pub(super) async fn drop_abandoned_leases(inner: &Inner) -> Result<()> {
-    if !inner.live_leases().is_empty() {
-        return Ok(());
-    }
-    let now = chrono::Utc::now().timestamp();
-    for (lease, made) in inner.daemon.leases_of_data_root(&inner.data_root_id).await? {
-        let of_a_pull = lease.id.starts_with(LEASE_PREFIX);
-        if of_a_pull && now - made >= TAKEN_UP_WITHIN_SECONDS && !inner.live_leases().contains(&lease.id) {
-            tracing::info!(lease = lease.id, "collecting what an interrupted pull left");
-            inner.daemon.delete_lease(&lease, false).await?;
-        }
-    }
-    Ok(())
-}
-
-/// Collects what pulls of before the last boot held and never named. Layers of theirs may not have reached
-/// the disk before the power went, and a stack that is there is taken for whole.
-async fn drop_leases_of_before(inner: &Inner) -> Result<()> {
-    let booted = booted_at().map_err(|error| RuntimeError::other("read the time of the last boot", error))?;
-    for (lease, created_at) in inner.daemon.leases_of(LEASE_PREFIX).await? {
-        if created_at < booted {
-            tracing::info!(lease = lease.id, "collecting what an interrupted pull left");
-            inner.daemon.delete_lease(&lease, true).await?;
-        }
-    }
-    Ok(())
-}
-
-/// In seconds since 1970, by the clock as it is now.
-fn booted_at() -> std::io::Result<i64> {
-    let stat = std::fs::read_to_string("/proc/stat")?;
-    let line = stat.lines().find_map(|line| line.strip_prefix("btime "));
-    line.and_then(|seconds| seconds.trim().parse().ok())
-        .ok_or_else(|| std::io::Error::other("/proc/stat has no btime"))
-}
-
-/// Lets go of what was made. After a failure it is collected before this returns. Should the lease
-/// stay, it ends by itself within a day.
-pub(super) async fn end_lease(inner: &Inner, lease: &Lease, succeeded: bool) {
-    inner.live_leases().remove(&lease.id);
-    if let Err(error) = inner.daemon.delete_lease(lease, !succeeded).await {
-        tracing::warn!(lease = lease.id, %error, "a lease is left; it ends within a day");
-    }
 }
 
 /// What cannot be unpacked came from the registry.
@@ -193,6 +130,7 @@ struct Pull<'a> {
 
 impl Pull<'_> {
     async fn carry_out(&self, plan: &Plan) -> Result<()> {
+        failpoint::PULL_LEASED.passed()?;
         let missing = missing_layers(&self.inner.daemon, &plan.manifest).await?;
         if !missing.is_empty() {
             self.tracker
@@ -354,7 +292,7 @@ async fn unpack_layers(
 
 /// Unpacks an image whose content is all there.
 pub(super) async fn unpack_stored(inner: &Inner, documents: &Documents, snapshotter: &str) -> Result<()> {
-    let lease = new_lease(inner).await?;
+    let lease = new_lease(inner, None).await?;
     let done = unpack_under(inner, &lease, documents, snapshotter).await;
     end_lease(inner, &lease, done.is_ok()).await;
     done
@@ -381,18 +319,4 @@ pub(super) async fn unpack_under(inner: &Inner, lease: &Lease, documents: &Docum
         return Ok(());
     }
     inner.daemon.label_blob(&documents.manifest.config.digest, &label).await
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_last_boot_was_before_now() {
-        let booted = booted_at().unwrap();
-        assert!(
-            (1_000_000_000..=chrono::Utc::now().timestamp()).contains(&booted),
-            "{booted}"
-        );
-    }
 }

@@ -19,7 +19,7 @@ use super::manifest::{Descriptor, ImageConfig};
 use super::settings::RegistrySettings;
 use super::stored::{Documents, ReadDocuments, is_unpacked, lacks_content, target_of};
 use super::transport::Transport;
-use super::{import, names, pull};
+use super::{import, leases, names, pull};
 use crate::{ImageArchive, ImageRecord, PullProgress, Result, RuntimeError};
 
 /// Images read at once for a listing.
@@ -128,7 +128,7 @@ impl ImageStore {
     /// # Errors
     /// `Unavailable` when containerd does not answer.
     pub async fn sweep(&self) -> Result<()> {
-        pull::drop_abandoned_leases(&self.inner).await
+        leases::drop_abandoned_leases(&self.inner).await
     }
 
     /// All images, by name. One whose documents cannot be read is listed with the size of what it points to.
@@ -295,7 +295,7 @@ impl ImageStore {
     /// `Unavailable` when containerd does not answer; what was removed before stays removed.
     pub async fn prune(&self) -> Result<Vec<ImageRecord>> {
         for lease in self.inner.interrupted.take_all() {
-            pull::end_lease(&self.inner, &lease, false).await;
+            leases::end_lease(&self.inner, &lease, false).await;
         }
         let mut removed = Vec::new();
         for image in self.images().await?.into_iter().filter(|image| !image.in_use) {
