@@ -24,6 +24,22 @@ impl Held {
         }
     }
 
+    pub(crate) fn add_all(&mut self, other: &Self) {
+        for (line, times) in &other.0 {
+            *self.0.entry(line.clone()).or_default() += times;
+        }
+    }
+
+    /// What this has beyond another.
+    pub(crate) fn beyond(&self, other: &Self) -> Self {
+        Self(self.against(other).leaked)
+    }
+
+    /// Nothing of another is in this.
+    pub(crate) fn without(&self, other: &Self) -> bool {
+        !other.0.keys().any(|line| self.0.contains_key(line))
+    }
+
     /// What this has beyond `expected`, and what it lacks: the leaks and the losses.
     pub(crate) fn against(&self, expected: &Self) -> Difference {
         let count = |held: &Self, line: &str| held.0.get(line).copied().unwrap_or(0);

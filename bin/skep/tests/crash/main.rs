@@ -26,8 +26,8 @@ use scenarios::SCENARIOS;
 
 /// Trials that fail in the same way tell nothing new.
 const FAILURES_TOLD: usize = 20;
-/// Points within a pull: the image of all scenarios is there already.
-const NOT_IN_THE_TABLE_YET: &str = "pull.";
+/// Points of changes of layers: no operation makes such changes.
+const NOT_IN_THE_TABLE_YET: &str = "layers.";
 /// Installations that are worked with at a time.
 const LANES: usize = 2;
 

@@ -3,6 +3,7 @@
 use skep_names::container_id_for;
 
 use crate::held::Held;
+use crate::stage::Made;
 
 /// Where a bot and its workspace are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,6 +14,8 @@ pub(crate) enum State {
     Bare,
     /// It runs.
     Running,
+    /// It runs, and its image was pulled for it.
+    RunningPulled,
     /// It runs, with other limits than the default.
     RunningLimited,
     /// It is stopped, as was asked.
@@ -21,6 +24,8 @@ pub(crate) enum State {
     Down,
     /// A create came to nothing: no workspace, and a check says why.
     CreateFailed,
+    /// The same, and the image that was pulled for it is there.
+    CreateFailedPulled,
     /// A create failed after its workspace was recorded, and so is the workspace's now: kept, not running.
     DownAfterCreate,
 }
@@ -30,25 +35,36 @@ impl State {
     pub(crate) fn has_data(self) -> bool {
         matches!(
             self,
-            Self::Running | Self::RunningLimited | Self::Stopped | Self::Down | Self::DownAfterCreate
+            Self::Running
+                | Self::RunningPulled
+                | Self::RunningLimited
+                | Self::Stopped
+                | Self::Down
+                | Self::DownAfterCreate
         )
     }
 
     pub(crate) fn runs(self) -> bool {
-        matches!(self, Self::Running | Self::RunningLimited)
+        matches!(self, Self::Running | Self::RunningPulled | Self::RunningLimited)
+    }
+
+    /// The image that is pulled by a trial is there.
+    pub(crate) fn has_pulled(self) -> bool {
+        matches!(self, Self::RunningPulled | Self::CreateFailedPulled)
     }
 }
 
-/// The image all workspaces of the trials have, as rows name it.
-const IMAGE: &str = "busybox:1";
-
 /// Adds what is held for a bot in a state. `name` is what the id of the bot was replaced by.
-pub(crate) fn add(held: &mut Held, state: State, name: &str, image: &str, top_layer: &str) {
+pub(crate) fn add(held: &mut Held, state: State, name: &str, made: &Made) {
+    let Made { image, top_layer, .. } = made;
     if state == State::NoBot {
         return;
     }
     held.add(format!("row of bot {name}: ready"));
-    if matches!(state, State::CreateFailed | State::DownAfterCreate) {
+    if matches!(
+        state,
+        State::CreateFailed | State::CreateFailedPulled | State::DownAfterCreate
+    ) {
         held.add(format!("fault of bot {name}: container.init"));
     }
     if !state.has_data() {
@@ -60,8 +76,9 @@ pub(crate) fn add(held: &mut Held, state: State, name: &str, image: &str, top_la
         _ => ("running", "running", false),
     };
     let limits = if state == State::RunningLimited { 200 } else { 0 };
+    let short = image.rsplit('/').next().unwrap_or_default();
     held.add(format!(
-        "row of workspace {name}: {status}, wanted {desired}, limits {limits}, reason {reason}, {IMAGE}"
+        "row of workspace {name}: {status}, wanted {desired}, limits {limits}, reason {reason}, {short}"
     ));
     let container = format!("workspace-{name}");
     held.add(format!("container {container} {image} io.containerd.runc.v2"));

@@ -13,6 +13,10 @@ use crate::stage::Stage;
 
 /// Without being told otherwise, one in so many trials is made.
 const PART: u64 = 5;
+/// The second of two crashes is at one of the first so many points that the next server passes.
+const SECOND_WITHIN: u64 = 16;
+/// Between the two crashes in the name of a trial.
+const THEN: &str = "-then-";
 /// A point that is passed more often in one operation is tried so often.
 const OCCURRENCES: usize = 3;
 
@@ -21,6 +25,8 @@ const OCCURRENCES: usize = 3;
 pub(crate) enum Exit {
     /// Ends the server on the spot.
     Abort,
+    /// Ends the server on the spot, and the next one at the so manieth point that it passes, whatever it is doing.
+    AbortThen(usize),
     /// Lets the step fail.
     Error,
 }
@@ -28,8 +34,17 @@ pub(crate) enum Exit {
 impl Exit {
     pub(crate) fn word(self) -> &'static str {
         match self {
-            Self::Abort => "abort",
+            Self::Abort | Self::AbortThen(_) => "abort",
             Self::Error => "error",
+        }
+    }
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Abort | Self::Error => out.write_str(self.word()),
+            Self::AbortThen(then) => write!(out, "abort{THEN}{then}"),
         }
     }
 }
@@ -49,10 +64,7 @@ impl fmt::Display for Trial {
         write!(
             out,
             "{}/{}#{}/{}",
-            self.scenario.name,
-            self.point,
-            self.occurrence,
-            self.exit.word()
+            self.scenario.name, self.point, self.occurrence, self.exit
         )
     }
 }
@@ -115,6 +127,22 @@ impl Choice {
             Self::Part(seed) => number_of(*seed, &trial.to_string()).is_multiple_of(PART),
         }
     }
+
+    /// Where the second crash is after one at this point: as the name of a trial says that is repeated, else by seed.
+    fn second_crash(&self, point: &str) -> Exit {
+        let named = match self {
+            Self::Beginning(trial) => trial.split_once(THEN).and_then(|(_, then)| then.parse().ok()),
+            Self::All | Self::Part(_) => None,
+        };
+        let seed = match self {
+            Self::Part(seed) => *seed,
+            Self::All | Self::Beginning(_) => 0,
+        };
+        Exit::AbortThen(named.unwrap_or_else(|| {
+            let chosen = 1 + number_of(seed, point) % SECOND_WITHIN;
+            usize::try_from(chosen).expect("it is small")
+        }))
+    }
 }
 
 /// The same for the same seed and name, whatever else there is.
@@ -135,21 +163,25 @@ pub(crate) async fn record_all(choice: &Choice, report: &Report) -> Vec<Trial> {
             .unwrap_or_else(|failure| panic!("{} fails undisturbed:\n{}", scenario.name, failure.why));
         let mut seen: HashMap<&str, usize> = HashMap::new();
         for line in &passed {
-            let (point, exits) = match line.split_once(' ') {
-                Some((point, _abort_only)) => (point, &[Exit::Abort][..]),
-                None => (line.as_str(), &[Exit::Abort, Exit::Error][..]),
+            let (point, can_fail) = match line.split_once(' ') {
+                Some((point, _abort_only)) => (point, None),
+                None => (line.as_str(), Some(Exit::Error)),
             };
+            if !point.starts_with(scenario.points) {
+                continue;
+            }
             let occurrence = seen.entry(point).or_default();
             *occurrence += 1;
             if *occurrence > OCCURRENCES {
                 continue;
             }
             report.found_points(1);
-            trials.extend(exits.iter().map(|exit| Trial {
+            let second = choice.second_crash(&format!("{}/{point}#{occurrence}", scenario.name));
+            trials.extend([Exit::Abort, second].into_iter().chain(can_fail).map(|exit| Trial {
                 scenario,
                 point: point.to_owned(),
                 occurrence: *occurrence,
-                exit: *exit,
+                exit,
             }));
         }
     }

@@ -14,6 +14,8 @@ use crate::scenarios::{Act, Scenario};
 use crate::stage::{CONVERGE_LIMIT, Stage};
 
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
+/// Arms whatever point comes.
+const ANY_POINT: &str = "*";
 /// An operation that is over had this long to pass its point.
 const TOO_LATE: Duration = Duration::from_secs(2);
 
@@ -103,7 +105,7 @@ async fn tried(stage: &mut Stage, trial: &Trial) -> Tried<Option<Duration>> {
         return Err(format!("the point was not passed; passed were {:?}", stage.passed()).into());
     }
     let took = match trial.exit {
-        Exit::Abort => Some(after_abort(stage, trial, &name, &came).await?),
+        Exit::Abort | Exit::AbortThen(_) => Some(after_abort(stage, trial, &name, &came).await?),
         Exit::Error => {
             after_error(stage, trial, &name, came).await?;
             None
@@ -126,6 +128,9 @@ async fn after_abort(stage: &mut Stage, trial: &Trial, name: &str, came: &Came) 
     let passed = stage.passed();
     let began = |mark: &str| passed.iter().any(|line| line.split(' ').next() == Some(mark));
     let journaled = began("operation.journaled");
+    if let Exit::AbortThen(then) = trial.exit {
+        crash_again(stage, then).await?;
+    }
     stage.arm(None);
     let begun = Instant::now();
     stage.installation.start_server_again().await;
@@ -142,6 +147,55 @@ async fn after_abort(stage: &mut Stage, trial: &Trial, name: &str, came: &Came) 
     keeps_what_was_written(stage, scenario)?;
     repeat(stage, scenario, name, &trial.to_string()).await?;
     Ok(took)
+}
+
+/// The next server is ended too, at the so manieth point it passes; or by a kill, when it has passed all it had to.
+async fn crash_again(stage: &mut Stage, then: usize) -> Tried<()> {
+    stage.arm(Some((ANY_POINT, then, Exit::AbortThen(then))));
+    stage.installation.spawn_server_again();
+    let deadline = Instant::now() + CONVERGE_LIMIT;
+    let mut quiet = Quiet::new();
+    while stage.installation.server_end().is_none() {
+        if stage.has_fired() {
+            // It is gone in a moment.
+        } else if quiet.is_over(stage.passed().len()) {
+            stage.installation.kill_server();
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            return Err("the second server neither dies nor comes to rest".to_owned().into());
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+    match stage.has_fired() {
+        true => Ok(()),
+        false => Err("the second server died by itself".to_owned().into()),
+    }
+}
+
+/// Whether a count has stayed the same for long.
+struct Quiet {
+    count: usize,
+    since: Instant,
+}
+
+impl Quiet {
+    fn new() -> Self {
+        Self {
+            count: 0,
+            since: Instant::now(),
+        }
+    }
+
+    fn is_over(&mut self, count: usize) -> bool {
+        if count != self.count {
+            *self = Self {
+                count,
+                since: Instant::now(),
+            };
+        }
+        self.since.elapsed() > TOO_LATE
+    }
 }
 
 /// It fails, or a second try within it works; either way nothing is left over, and a repeat works.
@@ -271,8 +325,8 @@ struct Asked {
 }
 
 async fn ask(stage: &Stage, act: Act, name: &str, key: &str) -> Asked {
-    let bot = stage.subject.as_ref().map(|subject| subject.bot.as_str());
-    let Some((method, path, body)) = act.request(bot, name) else {
+    let Some((method, path, body)) = act.request(stage, name) else {
+        let bot = stage.subject.as_ref().map(|subject| subject.bot.as_str());
         let process = stage.first_process(bot.expect("there is a workspace"));
         let process = rustix::process::Pid::from_raw(i32::try_from(process).expect("a process")).expect("a process");
         rustix::process::kill_process(process, rustix::process::Signal::KILL).expect("it can be killed");

@@ -4,6 +4,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::model::State;
+use crate::stage::Stage;
 
 /// What is asked of the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,6 +13,8 @@ pub(crate) enum Act {
     NewBot,
     /// A request for the bot: method, the rest of the path, body.
     Request(&'static str, &'static str, &'static str),
+    /// A create with the image that is nobody's yet, which is pulled for it.
+    CreateOfPulled,
     /// Nothing: the first process of the workspace is killed, and the server sees it.
     KillFirstProcess,
 }
@@ -27,6 +30,8 @@ pub(crate) struct Scenario {
     pub(crate) to: State,
     /// Where a step that fails may leave it; empty: anywhere, as a repeat brings it to the end.
     pub(crate) after_failure: &'static [State],
+    /// Of the points it passes, those that begin so are tried: the others are another scenario's too.
+    pub(crate) points: &'static str,
 }
 
 const CONTAINER: Act = Act::Request("POST", "/container", "{}");
@@ -48,6 +53,15 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         (State::Bare, CONTAINER, State::Running),
         &[State::CreateFailed, State::DownAfterCreate, State::Bare],
     ),
+    Scenario {
+        points: "pull.",
+        ..scenario(
+            "create-with-a-pull",
+            &["create"],
+            (State::Bare, Act::CreateOfPulled, State::RunningPulled),
+            &[State::CreateFailed, State::CreateFailedPulled],
+        )
+    },
     scenario(
         "create-of-a-stopped-one",
         &["create"],
@@ -131,14 +145,21 @@ const fn scenario(
         act,
         to,
         after_failure,
+        points: "",
     }
 }
 
 impl Act {
     /// Method, path and body for a bot.
-    pub(crate) fn request(&self, bot: Option<&str>, name: &str) -> Option<(Method, String, Option<Value>)> {
+    pub(crate) fn request(&self, stage: &Stage, name: &str) -> Option<(Method, String, Option<Value>)> {
+        let bot = stage.subject.as_ref().map(|subject| subject.bot.as_str());
         match self {
             Self::NewBot => Some((Method::POST, "/bots".to_owned(), Some(json!({ "display_name": name })))),
+            Self::CreateOfPulled => {
+                let bot = bot.expect("there is a bot");
+                let body = json!({ "image": stage.pulled_image() });
+                Some((Method::POST, format!("/bots/{bot}/container"), Some(body)))
+            }
             Self::KillFirstProcess => None,
             Self::Request(method, rest, body) => {
                 let method = Method::from_bytes(method.as_bytes()).expect("a method");

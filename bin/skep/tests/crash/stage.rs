@@ -9,6 +9,7 @@ use reqwest::Method;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use skep_store::Store;
+use skep_testkit::images::random_image;
 use tempfile::TempDir;
 
 use crate::held::{Held, capture};
@@ -19,6 +20,8 @@ use crate::points::Exit;
 /// After a crash everything must be as it should be within this time.
 pub(crate) const CONVERGE_LIMIT: Duration = Duration::from_secs(30);
 const LOOK_AGAIN: Duration = Duration::from_millis(30);
+/// Layers of the image that is pulled, besides one that is there, and bytes of each.
+const PULLED: (usize, usize) = (2, 300_000);
 
 /// The bot of the trials.
 #[derive(Debug, Clone)]
@@ -49,9 +52,19 @@ pub(crate) struct Stage {
     every_bot: Vec<String>,
     /// What is held without any bot.
     without_bots: Held,
-    image: String,
-    top_layer: String,
+    image: Made,
+    /// The image that is pulled by a trial.
+    pulled: Made,
     names_given: u32,
+}
+
+/// What a workspace is made from.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Made {
+    pub(crate) image: String,
+    pub(crate) top_layer: String,
+    /// What is held for it alone, workspaces of it aside.
+    pub(crate) held: Held,
 }
 
 impl Stage {
@@ -70,7 +83,16 @@ impl Stage {
         let store = Store::open(&installation.data_root().join("skep.db"))
             .await
             .expect("the store can be opened");
-        let image = installation.registry.reference("test/busybox", "1");
+        let image = Made {
+            image: installation.registry.reference("test/busybox", "1"),
+            ..Made::default()
+        };
+        let pulled = Made {
+            image: installation
+                .push(&random_image(PULLED.0, PULLED.1), "test/pulled")
+                .await,
+            ..Made::default()
+        };
         let mut stage = Self {
             installation,
             failpoints,
@@ -86,7 +108,7 @@ impl Stage {
             every_bot: Vec::new(),
             without_bots: Held::default(),
             image,
-            top_layer: String::new(),
+            pulled,
             names_given: 0,
         };
         stage.set_up().await;
@@ -101,6 +123,7 @@ impl Stage {
         client.delete_bot(&first).await;
         self.settle().await;
         self.without_bots = capture(self).await;
+        self.learn_pulled().await;
         for index in 0..self.bystanders.len() {
             let bot = client.workspace(self.bystanders[index].1, None).await;
             self.every_bot.push(bot.clone());
@@ -108,7 +131,7 @@ impl Stage {
         }
         client.act(&self.bystanders[1].0, "stop").await;
         self.bystander_process = self.first_process(&self.bystanders[0].0);
-        self.top_layer = self.layer_below(&self.bystanders[0].0);
+        self.image.top_layer = self.layer_below(&self.bystanders[0].0);
         let difference = capture(self).await.against(&self.expected(State::NoBot));
         assert!(
             difference.is_empty(),
@@ -143,10 +166,45 @@ impl Stage {
     pub(crate) fn expected(&self, state: State) -> Held {
         let mut held = self.without_bots.clone();
         for (_, name, state) in &self.bystanders {
-            model::add(&mut held, *state, name, &self.image, &self.top_layer);
+            model::add(&mut held, *state, name, &self.image);
         }
-        model::add(&mut held, state, "<bot>", &self.image, &self.top_layer);
+        let made = match state.has_pulled() {
+            true => &self.pulled,
+            false => &self.image,
+        };
+        held.add_all(&made.held);
+        model::add(&mut held, state, "<bot>", made);
         held
+    }
+
+    /// The image that is pulled by a trial, and not there otherwise.
+    pub(crate) fn pulled_image(&self) -> &str {
+        &self.pulled.image
+    }
+
+    /// Pulls it once to see what is held for it, with a workspace to see the layer that those stand on.
+    async fn learn_pulled(&mut self) {
+        let client = self.installation.client.clone();
+        let image = self.pulled.image.clone();
+        let bot = client.workspace("first of the pulled", Some(&image)).await;
+        self.every_bot.push(bot.clone());
+        self.pulled.top_layer = self.layer_below(&bot);
+        client.delete_bot(&bot).await;
+        self.settle().await;
+        self.pulled.held = capture(self).await.beyond(&self.without_bots);
+        self.forget_pulled().await;
+    }
+
+    /// Removes the image, and waits until nothing of it is held.
+    async fn forget_pulled(&mut self) {
+        let path = format!("/images/{}", self.pulled.image);
+        self.installation.client.good(Method::DELETE, &path, None).await;
+        let deadline = Instant::now() + CONVERGE_LIMIT;
+        let is_held = |held: &Held, pulled: &Held| !held.without(pulled);
+        while is_held(&capture(self).await, &self.pulled.held) {
+            assert!(Instant::now() < deadline, "an image that was removed is still held");
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
     }
 
     /// The running bystander was never touched.
@@ -196,9 +254,13 @@ impl Stage {
             Some(subject) => match (subject.state, wanted) {
                 (Some(now @ (State::Running | State::Stopped | State::Bare)), to) if to != State::NoBot => now,
                 _ => {
+                    let has_pulled = subject.state.is_some_and(State::has_pulled);
                     client.delete_bot(&subject.bot).await;
                     self.settle().await;
                     self.subject_is(State::NoBot);
+                    if has_pulled {
+                        self.forget_pulled().await;
+                    }
                     State::NoBot
                 }
             },
@@ -314,7 +376,7 @@ impl Stage {
 
     /// Arms one point, and begins a new record of those that are passed.
     pub(crate) fn arm(&mut self, armed: Option<(&str, usize, Exit)>) {
-        self.aborts = armed.is_some_and(|(_, _, exit)| exit == Exit::Abort);
+        self.aborts = armed.is_some_and(|(_, _, exit)| exit != Exit::Error);
         let directory = self.failpoints.path();
         for file in ["passed", "fired"] {
             std::fs::write(directory.join(file), "").expect("it can be written");
