@@ -5,6 +5,7 @@
 
 mod bridge;
 mod by_hand;
+mod process;
 mod rows;
 mod samples;
 mod stage;

@@ -196,17 +196,18 @@ impl Server {
 
     /// A workspace for a bot; waits for the end of the create.
     pub(crate) async fn create(&self, bot: &str) -> Result<()> {
-        let answer = self
-            .request(Method::POST, &format!("/bots/{bot}/container"))
-            .header("accept", "text/event-stream")
-            .json(&json!({}))
-            .send()
-            .await?;
-        let events = answer.text().await?;
+        let path = format!("/bots/{bot}/container");
+        self.until_complete(&path, &json!({})).await
+    }
+
+    /// Sends what is answered by a stream of events, and waits for its `complete`.
+    pub(crate) async fn until_complete(&self, path: &str, body: &Value) -> Result<()> {
+        let request = self.request(Method::POST, path).header("accept", "text/event-stream");
+        let events = request.json(body).send().await?.text().await?;
         if events.contains("\"type\":\"complete\"") {
             Ok(())
         } else {
-            Err(format!("a create failed: {events}").into())
+            Err(format!("{path} did not complete: {events}").into())
         }
     }
 

@@ -7,7 +7,7 @@ use skep_testkit::images::random_image;
 use crate::Result;
 use crate::by_hand::ByHand;
 use crate::samples::{Goal, Row, Samples};
-use crate::stage::{Server, Stage};
+use crate::stage::Stage;
 
 const ROUNDS: usize = 5;
 
@@ -25,7 +25,8 @@ async fn one(stage: &Stage, what: &str, (layers, bytes): (usize, usize)) -> Resu
     let image = stage.push(&random_image(layers, bytes), &repository).await;
     let (mut ours, mut hands) = (Samples::default(), Samples::default());
     for _ in 0..ROUNDS {
-        ours.time(pull(&stage.skep, &image)).await?;
+        let body = json!({ "image": image });
+        ours.time(stage.skep.until_complete("/images/pull", &body)).await?;
         stage
             .skep
             .call(Method::DELETE, &format!("/images/{image}"), None)
@@ -37,18 +38,4 @@ async fn one(stage: &Stage, what: &str, (layers, bytes): (usize, usize)) -> Resu
     }
     let what = format!("pull of {what}");
     Ok(Row::times(what, &ours, ("`ctr image pull`", &hands), Goal::AtMost(1.0)))
-}
-
-async fn pull(server: &Server, image: &str) -> Result<()> {
-    let answer = server
-        .request(Method::POST, "/images/pull")
-        .json(&json!({"image": image}))
-        .send()
-        .await?;
-    let events = answer.text().await?;
-    if events.contains("\"type\":\"complete\"") {
-        Ok(())
-    } else {
-        Err(format!("a pull failed: {events}").into())
-    }
 }

@@ -1,12 +1,14 @@
 //! What is measured, in groups.
 
 mod commands;
+mod counts;
 mod files;
 mod images;
 mod server;
 mod workspaces;
 
 use futures::future::LocalBoxFuture;
+use futures::{StreamExt, TryStreamExt};
 
 use crate::Result;
 use crate::samples::Row;
@@ -21,4 +23,20 @@ pub(crate) const ROWS: &[(&str, Measure)] = &[
     ("files", |stage| Box::pin(files::measure(stage))),
     ("pull", |stage| Box::pin(images::measure(stage))),
     ("hundred", |stage| Box::pin(server::hundred(stage))),
+    ("counts", |stage| Box::pin(counts::measure(stage))),
 ];
+
+/// Things done at a time where many are.
+const AT_ONCE: usize = 8;
+
+/// All, so many at a time.
+async fn all<'a, T, F>(of: &'a [String], one: impl Fn(&'a String) -> F) -> Result<Vec<T>>
+where
+    F: Future<Output = Result<T>>,
+{
+    futures::stream::iter(of)
+        .map(one)
+        .buffer_unordered(AT_ONCE)
+        .try_collect()
+        .await
+}
