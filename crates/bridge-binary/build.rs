@@ -51,13 +51,10 @@ fn workspace_root() -> Result<PathBuf, Box<dyn Error>> {
     Ok(root.to_path_buf())
 }
 
-/// The outer target directory, known by the tag that cargo puts at its top: the nested one below it stays the same
-/// when the hash in OUT_DIR changes, so a rebuild is incremental, and `cargo clean` removes it too.
+/// The outer target directory, four above OUT_DIR (`<target>/<profile>/build/<package>/out`): the nested one below it
+/// stays the same when the hash in OUT_DIR changes, so a rebuild is incremental, and `cargo clean` removes it too.
 fn outer_target_dir(out_dir: &Path) -> PathBuf {
-    let tagged = out_dir
-        .ancestors()
-        .find(|directory| directory.join("CACHEDIR.TAG").exists());
-    tagged.unwrap_or(out_dir).to_path_buf()
+    out_dir.ancestors().nth(4).unwrap_or(out_dir).to_path_buf()
 }
 
 fn build_programs(workspace: &Path, target: &str, target_dir: &Path) -> Result<(), Box<dyn Error>> {
