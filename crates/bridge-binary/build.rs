@@ -1,4 +1,4 @@
-//! Builds the two static programs this crate carries, by a cargo of its own.
+//! Builds the static programs this crate carries, by a cargo of its own.
 //!
 //! Why not an ordinary dependency: the programs run in any image, so they are linked statically, which needs
 //! flags that must not reach the rest of the build (proc macros cannot be linked so). The nested cargo has a target
@@ -10,7 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const PROGRAMS: [&str; 2] = ["skep-bridge", "skep-crun"];
+const PROGRAMS: [&str; 3] = ["skep-bridge", "skep-crun", "skep-layer"];
 const PROFILE: &str = "bridge";
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -22,6 +22,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         "bin/skep-bridge/src",
         "bin/skep-crun/Cargo.toml",
         "bin/skep-crun/src",
+        "bin/skep-layer/Cargo.toml",
+        "bin/skep-layer/src",
+        "crates/archive/Cargo.toml",
+        "crates/archive/src",
+        "crates/layer-protocol/Cargo.toml",
+        "crates/layer-protocol/src",
         "crates/bridge-protocol/Cargo.toml",
         "crates/bridge-protocol/build.rs",
         "crates/bridge-protocol/proto",
@@ -84,7 +90,7 @@ fn build_programs(workspace: &Path, target: &str, target_dir: &Path) -> Result<(
     }
     let status = cargo.status()?;
     if !status.success() {
-        return Err(format!("the static build of {} failed: {status}", PROGRAMS.join(" and ")).into());
+        return Err(format!("the static build of {} failed: {status}", PROGRAMS.join(", ")).into());
     }
     Ok(())
 }

@@ -1,11 +1,11 @@
-//! Writes the carried programs to the directory that workspaces see as `/opt/memoh`.
+//! Writes the carried programs to where they are used: what workspaces see as `/opt/memoh`, and the host's own.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use crate::{BRIDGE, BRIDGE_FILE, CRUN_WRAPPER, CRUN_WRAPPER_FILE};
+use crate::{BRIDGE, BRIDGE_FILE, CRUN_WRAPPER, CRUN_WRAPPER_FILE, LAYER_PROGRAM, LAYER_PROGRAM_FILE};
 
 /// Makes `runtime_dir` hold `bridge`, `skep-crun`, `templates/` and `toolkit/bin/`.
 ///
@@ -30,6 +30,21 @@ pub fn unpack(runtime_dir: &Path) -> io::Result<()> {
     }
     write_program(&runtime_dir.join(BRIDGE_FILE), BRIDGE)?;
     write_program(&runtime_dir.join(CRUN_WRAPPER_FILE), CRUN_WRAPPER)
+}
+
+/// Makes `directory` hold the program that reads and writes layers, and returns its path. Repeatable, as [`unpack`].
+///
+/// # Errors
+/// Those of the file system, with the path in the text.
+pub fn unpack_layer_program(directory: &Path) -> io::Result<PathBuf> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)
+        .map_err(|error| named(error, "create", directory))?;
+    let program = directory.join(LAYER_PROGRAM_FILE);
+    write_program(&program, LAYER_PROGRAM)?;
+    Ok(program)
 }
 
 fn write_program(path: &Path, bytes: &[u8]) -> io::Result<()> {
@@ -87,6 +102,15 @@ mod tests {
     }
 
     #[test]
+    fn the_layer_program_is_the_hosts_alone() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let programs = directory.path().join("programs");
+        let program = unpack_layer_program(&programs).expect("unpacked");
+        assert_eq!(fs::read(&program).expect("the program"), LAYER_PROGRAM);
+        assert_eq!(fs::metadata(&programs).expect("its directory").mode() & 0o777, 0o700);
+    }
+
+    #[test]
     fn a_repeat_leaves_the_file_that_runs() {
         let directory = tempfile::tempdir().expect("a directory");
         unpack(directory.path()).expect("unpacked");
@@ -110,7 +134,7 @@ mod tests {
 
     #[test]
     fn the_programs_are_static_and_small() {
-        for program in [BRIDGE, CRUN_WRAPPER] {
+        for program in [BRIDGE, CRUN_WRAPPER, LAYER_PROGRAM] {
             assert_eq!(&program[..4], b"\x7fELF");
             assert!(program.len() < 8 * 1024 * 1024, "{} bytes", program.len());
             assert!(!has_interpreter(program), "a static program names no loader");

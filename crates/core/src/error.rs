@@ -335,6 +335,7 @@ impl From<RuntimeError> for Error {
             RuntimeError::Registry { reason } => Self::ImagePullFailed(reason),
             RuntimeError::ImageNotFound { reference } => Self::ImageNotFound(reference),
             RuntimeError::Network { reason } => Self::NetworkSetupFailed(reason),
+            RuntimeError::ArchiveRefused { reason } => Self::ArchiveRefused(reason),
             RuntimeError::NoSpace { operation } => Self::DiskFull(format!("no space left: {operation}")),
             RuntimeError::Other { ref operation, .. } => Self::Internal {
                 operation: operation.clone(),

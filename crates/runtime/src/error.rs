@@ -34,6 +34,9 @@ pub enum RuntimeError {
     /// The network could not be set up.
     #[error("network setup failed: {reason}")]
     Network { reason: String },
+    /// An archive that is not taken; the reason is for whoever sent it.
+    #[error("{reason}")]
+    ArchiveRefused { reason: String },
     /// No space left on the device.
     #[error("no space left: {operation}")]
     NoSpace { operation: String },

@@ -13,6 +13,7 @@ mod image;
 pub mod images;
 mod instance;
 mod isolation;
+pub mod layer_access;
 pub mod layers;
 pub mod log;
 pub mod network;
@@ -131,6 +132,11 @@ pub trait Runtime: Send + Sync + 'static {
     /// Removes what a crash left on the host (mounts, namespaces, addresses, rules, claims) of bots
     /// that have no live task. Called at start, and by reconcile.
     async fn sweep(&self) -> Result<()>;
+
+    /// `/data` of workspaces that do not run, where a backend can reach it from outside.
+    fn layer_access(&self) -> Option<&dyn layer_access::LayerAccess> {
+        None
+    }
 
     /// The address of a running workspace, when it has one.
     async fn address(&self, bot: &BotId) -> Result<Option<IpAddr>>;

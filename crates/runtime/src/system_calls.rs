@@ -18,6 +18,24 @@ pub(crate) fn in_own_session(command: &mut Command) {
     }
 }
 
+/// Lets the command have this descriptor under a number of its own, and nobody else who is started meanwhile.
+pub(crate) fn give_descriptor(command: &mut Command, descriptor: OwnedFd, number: i32) {
+    // SAFETY: dup2 and fcntl are async-signal-safe, work on plain numbers, and are all that runs between fork and
+    // exec. The descriptor is open for as long as the command is there.
+    unsafe {
+        command.pre_exec(move || {
+            if descriptor.as_raw_fd() == number {
+                // dup2 of a descriptor to itself would leave it to be closed.
+                return rustix::io::fcntl_setfd(&descriptor, rustix::io::FdFlags::empty()).map_err(Into::into);
+            }
+            match libc::dup2(descriptor.as_raw_fd(), number) {
+                -1 => Err(io::Error::last_os_error()),
+                _ => Ok(()),
+            }
+        });
+    }
+}
+
 /// Lets the runtime wait for a descriptor that is not blocking.
 pub(crate) fn waited_for(descriptor: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd is open, and names the same descriptor, for as long as the AsyncFd owns it.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use skep_runtime::containerd::{ContainerdConfig, ContainerdRuntime, IsolationConfig, UserNamespaceMode};
 use skep_runtime::host::choose_resolver;
 use skep_runtime::images::{RegistryHost, RegistrySettings};
+use skep_runtime::layer_access::LayerProgram;
 use skep_runtime::network::{AllowEntry, InvalidAllowEntry, NetworkConfig, NetworkError, NetworkMode};
 use skep_runtime::{PullCredentials, Runtime, RuntimeError};
 use skep_store::DataRoot;
@@ -77,6 +78,7 @@ fn containerd_config(config: &Config, data_root: &DataRoot) -> Result<Containerd
         runtime: config.containerd.runtime.clone(),
         runtime_binary: config.containerd.runtime_binary.clone(),
         crun_wrapper: Some(runtime_dir.join(skep_bridge_binary::CRUN_WRAPPER_FILE)).filter(|path| path.is_file()),
+        layer_program: layer_program(data_root, &run_directory)?,
         snapshotter: config.workspace.snapshotter.clone(),
         data_root: data_root.path().to_owned(),
         run_root: PathBuf::from(RUN_ROOT),
@@ -143,6 +145,16 @@ fn runtime_directory(config: &Config, data_root: &DataRoot) -> Result<PathBuf, B
     let directory = data_root.path().join("runtime");
     skep_bridge_binary::unpack(&directory).map_err(|source| file("unpacking", &directory, source))?;
     Ok(directory)
+}
+
+fn layer_program(data_root: &DataRoot, run_directory: &Path) -> Result<LayerProgram, BackendError> {
+    let directory = data_root.path().join("programs");
+    let program = skep_bridge_binary::unpack_layer_program(&directory);
+    Ok(LayerProgram {
+        program: program.map_err(|source| file("unpacking", &directory, source))?,
+        scratch: run_directory.join("layers"),
+        spool: data_root.path().join("spool"),
+    })
 }
 
 fn run_directory(id: &str) -> Result<PathBuf, BackendError> {

@@ -9,6 +9,7 @@ use skep_names::{BotId, ImageReference};
 use skep_runtime::Runtime;
 use skep_runtime::containerd::{ContainerdConfig, ContainerdRuntime, IsolationConfig, UserNamespaceMode};
 use skep_runtime::images::RegistrySettings;
+use skep_runtime::layer_access::LayerProgram;
 use skep_runtime::network::{NetworkConfig, NetworkMode};
 
 use crate::{ContainerdRelease, ContainerdServer, images, mounts_below, unmount_below};
@@ -324,6 +325,11 @@ fn configuration(server: &ContainerdServer, options: &RigOptions) -> ContainerdC
         runtime: "io.containerd.runc.v2".into(),
         runtime_binary,
         crun_wrapper: Some(wrapper),
+        layer_program: LayerProgram {
+            program: skep_bridge_binary::unpack_layer_program(&directory.join("programs")).expect("unpack skep-layer"),
+            scratch: directory.join("layers"),
+            spool: directory.join("spool"),
+        },
         snapshotter: "overlayfs".into(),
         data_root: directory.join("data"),
         cgroup_parent: format!("/skep-test-{data_root_id}"),

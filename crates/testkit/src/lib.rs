@@ -12,6 +12,7 @@ pub mod images;
 mod reference_bridge;
 pub mod registry;
 pub mod server;
+pub mod trees;
 mod unix_proxy;
 
 pub use containerd_rig::{ContainerdRig, RigOptions};

@@ -14,7 +14,11 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("skep-bridge-protocol", &["skep-names"]),
     ("skep-bridge-binary", &[]),
     ("skep-store", &["skep-names"]),
-    ("skep-runtime", &["skep-names", "skep-bridge-binary"]),
+    ("skep-layer-protocol", &[]),
+    (
+        "skep-runtime",
+        &["skep-names", "skep-bridge-binary", "skep-layer-protocol"],
+    ),
     (
         "skep-core",
         &[
@@ -44,6 +48,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("skep-bridge", &["skep-names", "skep-archive", "skep-bridge-protocol"]),
     ("skep-crun", &[]),
+    ("skep-layer", &["skep-archive", "skep-layer-protocol"]),
     (
         "skep-testkit",
         &[

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use crate::images::RegistrySettings;
+use crate::layer_access::LayerProgram;
 use crate::network::NetworkConfig;
 
 /// Everything the backend needs to know. All paths are absolute.
@@ -19,6 +20,8 @@ pub struct ContainerdConfig {
     pub runtime_binary: Option<PathBuf>,
     /// The static wrapper that lets crun work on hosts with hybrid cgroups; without it crun is not used on them.
     pub crun_wrapper: Option<PathBuf>,
+    /// What reads and writes layers from outside.
+    pub layer_program: LayerProgram,
     /// Where writable layers are made.
     pub snapshotter: String,
     /// The data root.

@@ -8,6 +8,7 @@ mod client;
 mod config;
 mod container;
 pub mod daemon;
+mod data;
 mod echo;
 mod events;
 mod host;
@@ -40,6 +41,7 @@ pub use config::{ContainerdConfig, IsolationConfig, UserNamespaceMode};
 
 use crate::images::{ImageStore, ImageStoreConfig};
 use crate::isolation::HostPaths;
+use crate::layer_access::LayerAccess;
 use crate::log::LogPlaces;
 use crate::network::Network;
 use crate::spec::LimitSupport;
@@ -375,6 +377,10 @@ impl Runtime for ContainerdRuntime {
 
     async fn sweep(&self) -> Result<()> {
         self.sweep_host().await
+    }
+
+    fn layer_access(&self) -> Option<&dyn LayerAccess> {
+        Some(self)
     }
 
     async fn address(&self, bot: &BotId) -> Result<Option<IpAddr>> {

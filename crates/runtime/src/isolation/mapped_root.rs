@@ -88,6 +88,27 @@ impl Layers {
         Some(Self { directory, stack })
     }
 
+    /// The same, for a program that mounts them without mapped ids.
+    pub(crate) fn for_host_access(&self) -> skep_layer_protocol::Mount {
+        match &self.stack {
+            Stack::Single(path) => skep_layer_protocol::Mount::Bind {
+                path: self.directory.join(path),
+            },
+            Stack::Overlay {
+                lower,
+                upper,
+                work,
+                options,
+            } => skep_layer_protocol::Mount::Overlay {
+                directory: self.directory.clone(),
+                lower: lower.clone(),
+                upper: upper.clone(),
+                work: work.clone(),
+                options: options.clone(),
+            },
+        }
+    }
+
     /// The options of the overlay with short paths below `m`, so that hundreds of layers fit into their one page.
     fn overlay_options(&self) -> Option<String> {
         let Stack::Overlay {
@@ -144,7 +165,8 @@ fn unmount_root(paths: &HostPaths, bot: &BotId) -> Result<()> {
     remove_directory(&place)
 }
 
-fn refuse_second_mount(layers: &Layers) -> Result<()> {
+/// Two overlays must never share a writable layer.
+pub(crate) fn refuse_second_mount(layers: &Layers) -> Result<()> {
     let Stack::Overlay { upper, .. } = &layers.stack else {
         return Ok(());
     };

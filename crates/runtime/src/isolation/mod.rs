@@ -17,7 +17,7 @@ use skep_names::BotId;
 
 use crate::log::LogPlaces;
 pub(crate) use ids::IdBlock;
-pub(crate) use mapped_root::{Layers, mount as mount_root, unmount as unmount_root};
+pub(crate) use mapped_root::{Layers, mount as mount_root, refuse_second_mount, unmount as unmount_root};
 pub(crate) use namespaces::{make as make_namespaces, remove as remove_namespaces};
 pub(crate) use probe::probe as probe_user_namespaces;
 pub(crate) use socket_directory::{mount as mount_socket_directory, unmount as unmount_socket_directory};

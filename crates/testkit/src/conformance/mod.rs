@@ -8,6 +8,7 @@ mod inside;
 mod layers;
 mod lifecycle;
 mod logs;
+mod outside;
 mod walls;
 
 use std::path::PathBuf;
@@ -26,6 +27,7 @@ pub use inside::*;
 pub use layers::*;
 pub use lifecycle::*;
 pub use logs::*;
+pub use outside::*;
 pub use walls::*;
 
 /// How long anything may take before a case fails.
@@ -192,6 +194,9 @@ macro_rules! conformance_suite {
             a_change_from_outside_is_all_or_nothing,
             a_released_state_goes_when_nothing_stands_on_it,
             a_lost_container_comes_back_on_its_newest_state,
+            data_is_carried_from_one_workspace_to_another,
+            data_that_is_no_directory_is_refused,
+            an_archive_that_is_not_whole_is_told,
             verbs_may_be_repeated,
             what_is_missing_is_told_as_missing,
             a_list_tells_the_truth,

@@ -50,6 +50,10 @@ pub enum Verb {
     Sweep,
     /// `address`.
     Address,
+    /// `read_data`.
+    ReadData,
+    /// `write_data`.
+    WriteData,
 }
 
 #[derive(Default)]

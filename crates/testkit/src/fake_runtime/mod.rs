@@ -5,6 +5,7 @@
 //! `/bin/busybox`. It isolates nothing and enforces no limit: for the rules above the runtime, not for its walls.
 //! Dropping it ends every process and removes every directory.
 
+mod data;
 mod faults;
 mod images;
 mod layers;
@@ -81,6 +82,7 @@ impl FakeRuntime {
         let bridge = root.path().join("runtime/bridge");
         std::fs::write(&bridge, skep_bridge_binary::BRIDGE)?;
         std::fs::set_permissions(&bridge, std::fs::Permissions::from_mode(0o755))?;
+        skep_bridge_binary::unpack_layer_program(root.path())?;
         tree::make_busybox_root(&root.path().join("image"))?;
         let shared = Shared {
             images: Images::with_stored(FAKE_IMAGE),
@@ -174,6 +176,11 @@ impl FakeRuntime {
         let present = self.lock().get(bot).and_then(|state| state.present(bot));
         let name = present.unwrap_or_else(|| skep_names::container_id_for(bot));
         self.layer_directory(bot, &name)
+    }
+
+    /// The root file system of the image that layers are copied from, on the host.
+    pub fn image_path(&self) -> PathBuf {
+        self.root().join("image")
     }
 
     /// What a bot's process 1 said on its stderr.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use chrono::Utc;
 use skep_names::{BotId, ImageReference, SOCKET_FILE_NAME};
+use skep_runtime::layer_access::LayerAccess;
 use skep_runtime::log::LogPlaces;
 use skep_runtime::{
     BridgeEndpoint, Capabilities, Check, CheckStatus, CreateOutcome, ImageArchive, ImageRecord, Instance, InstanceSpec,
@@ -239,6 +240,10 @@ impl Runtime for FakeRuntime {
         self.faults().enter(Verb::Sweep).await
     }
 
+    fn layer_access(&self) -> Option<&dyn LayerAccess> {
+        Some(self)
+    }
+
     async fn address(&self, _bot: &BotId) -> Result<Option<IpAddr>> {
         self.faults().enter(Verb::Address).await.map(|()| None)
     }
@@ -293,7 +298,7 @@ impl FakeRuntime {
         record.ok_or_else(|| not_found(bot))
     }
 
-    fn task_of(&self, bot: &BotId) -> TaskState {
+    pub(super) fn task_of(&self, bot: &BotId) -> TaskState {
         self.lock().get(bot).map_or(TaskState::None, task_state)
     }
 

@@ -1,0 +1,63 @@
+//! `/data` of a fake workspace that does not run, by the same program as on a real backend.
+
+use async_trait::async_trait;
+use skep_runtime::layer_access::{
+    Applied, Apply, ArchiveStream, DataPlace, DataReader, Held, LayerAccess, LayerProgram, Mount, MountedData, Pack,
+    PlaceInMount, Task, Worker,
+};
+use skep_runtime::{Result, RuntimeError, TaskState};
+
+use super::FakeRuntime;
+use super::faults::Verb;
+
+#[async_trait]
+impl LayerAccess for FakeRuntime {
+    async fn read_data(&self, place: &DataPlace, pack: Pack) -> Result<DataReader> {
+        self.faults().enter(Verb::ReadData).await?;
+        Ok(self.worker(place, Task::Pack(pack)).await?.into_reader())
+    }
+
+    async fn write_data(&self, place: &DataPlace, archive: ArchiveStream, apply: Apply) -> Result<Applied> {
+        self.faults().enter(Verb::WriteData).await?;
+        self.worker(place, Task::Apply(apply)).await?.feed(archive).await
+    }
+}
+
+impl FakeRuntime {
+    async fn worker(&self, place: &DataPlace, task: Task) -> Result<Worker> {
+        let bind = |path, data, held| MountedData {
+            mount: Mount::Bind { path },
+            data,
+            held,
+        };
+        let mounted = match place {
+            DataPlace::Directory(path) => bind(path.clone(), PlaceInMount::Root, Held::nothing()),
+            DataPlace::Mounted { bot, mount } => bind(
+                mount.source.clone().into(),
+                PlaceInMount::Below,
+                Held::new(self.alone(bot).await),
+            ),
+            DataPlace::Workspace(bot) => {
+                let alone = self.alone(bot).await;
+                if self.task_of(bot) == TaskState::Running {
+                    return Err(RuntimeError::Rejected {
+                        reason: "the workspace runs".to_owned(),
+                    });
+                }
+                let layer = self.layer_path(bot);
+                if !layer.is_dir() {
+                    return Err(RuntimeError::NotFound {
+                        what: format!("a layer of bot {bot}"),
+                    });
+                }
+                bind(layer, PlaceInMount::Below, Held::new(alone))
+            }
+        };
+        let program = LayerProgram {
+            program: self.root().join("skep-layer"),
+            scratch: self.root().join("layers"),
+            spool: self.root().join("spool"),
+        };
+        program.start(mounted, task)
+    }
+}
