@@ -95,6 +95,11 @@ pub(crate) enum Command {
     /// Files of a workspace
     #[command(subcommand)]
     Files(FilesCommand),
+    /// Put preserved data back into a workspace, all or nothing
+    Restore(RestoreArguments),
+    /// Data that was kept when its workspace was deleted
+    #[command(subcommand)]
+    Backups(BackupsCommand),
     /// Images that are stored
     #[command(subcommand)]
     Images(ImagesCommand),
@@ -163,6 +168,9 @@ pub(crate) enum BotsCommand {
         /// Make no workspace
         #[arg(long)]
         no_workspace: bool,
+        /// Begin with the data of this backup, of any bot that you had
+        #[arg(long, value_name = "BACKUP")]
+        restore_backup: Option<String>,
     },
     /// Delete a bot, its workspace and everything of it
     Rm(RemoveArguments),
@@ -209,6 +217,54 @@ pub(crate) struct RemoveArguments {
     /// Do not ask
     #[arg(short, long)]
     pub(crate) force: bool,
+    /// Keep a backup of its data first; without a whole one nothing is deleted
+    #[arg(long)]
+    pub(crate) preserve_data: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RestoreArguments {
+    #[command(flatten)]
+    pub(crate) named: Named,
+    /// A backup by its name [default: the current one, which goes when its data is back]
+    pub(crate) backup: Option<String>,
+    /// Remove what is in /data and not in the backup
+    #[arg(long)]
+    pub(crate) replace: bool,
+}
+
+/// Backups are kept when data is preserved; the current one is put back by the next create.
+#[derive(Debug, Subcommand)]
+pub(crate) enum BackupsCommand {
+    /// List the backups of a bot; without a name those of all bots, also of deleted ones (administrators)
+    Ls {
+        /// Name or id
+        name: Option<String>,
+    },
+    /// Download a backup, a .tar.gz; to standard output unless --to says where
+    Get {
+        #[command(flatten)]
+        of: BackupOf,
+        /// A file that is not there yet
+        #[arg(long)]
+        to: Option<PathBuf>,
+    },
+    /// Delete a backup, for good
+    Rm {
+        #[command(flatten)]
+        of: BackupOf,
+        /// Do not ask
+        #[arg(short, long)]
+        force: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BackupOf {
+    #[command(flatten)]
+    pub(crate) named: Named,
+    /// Its name, as `backups ls` shows it
+    pub(crate) backup: String,
 }
 
 #[derive(Debug, Args)]

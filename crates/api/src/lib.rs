@@ -5,6 +5,7 @@
 //! are literal in the contract; adding a field is fine, renaming or dropping one is not.
 
 mod auth;
+mod backup;
 mod bot;
 mod error;
 mod exec;
@@ -20,6 +21,7 @@ pub use auth::{
     ApiKey, ApiKeyList, AuditEntry, AuditPage, CreateKeyRequest, CreatedKey, LoginRequest, LoginResponse, Scope,
     TicketRequest, TicketResponse, TicketUse, TokenResponse,
 };
+pub use backup::{Backup, BackupList, RestoreMode, RestoreRequest, RestoredResponse};
 pub use bot::{
     Bot, BotCheck, BotCheckList, BotDeleting, BotPage, BotStatus, CheckState, CheckStatus, CreateBotRequest,
     GuestAccess, Member, MemberList, MemberRole, PutMemberRequest, PutOwnerRequest, UpdateBotRequest,

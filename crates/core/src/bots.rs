@@ -7,6 +7,7 @@ use skep_names::BotId;
 use skep_runtime::failpoint;
 use skep_store::{BotRow, BotStatus, BotUpdate, BotVisibility, NewBot};
 
+use crate::backups::Backup;
 use crate::checks::{CheckState, CheckType};
 use crate::error::{Error, Result};
 use crate::operations::OperationHandle;
@@ -45,6 +46,8 @@ pub struct CreateBot {
     pub timezone: Option<String>,
     pub is_active: Option<bool>,
     pub metadata: Option<Map<String, Value>>,
+    /// A backup that its workspace begins with, which the caller may use.
+    pub restore_backup: Option<Backup>,
     /// Its workspace is set up in the background; else the bot is `ready` at once and has none.
     pub with_workspace: bool,
 }
@@ -122,29 +125,42 @@ impl Skep {
         } else {
             None
         };
-        let row = self
-            .store()
-            .insert_bot(NewBot {
-                id: BotId::random(),
-                owner_user_id: new.owner_user_id,
-                display_name: new.display_name,
-                avatar_url: new.avatar_url,
-                timezone: new.timezone,
-                is_active: new.is_active.unwrap_or(true),
-                status: match plan {
-                    Some(_) => BotStatus::Creating,
-                    None => BotStatus::Ready,
-                },
-                metadata,
-                idempotency: requester.idempotency.clone(),
-            })
-            .await?;
+        let row = NewBot {
+            id: BotId::random(),
+            owner_user_id: new.owner_user_id,
+            display_name: new.display_name,
+            avatar_url: new.avatar_url,
+            timezone: new.timezone,
+            is_active: new.is_active.unwrap_or(true),
+            status: match plan {
+                Some(_) => BotStatus::Creating,
+                None => BotStatus::Ready,
+            },
+            metadata,
+            idempotency: requester.idempotency.clone(),
+        };
+        let row = match &new.restore_backup {
+            Some(backup) => self.insert_bot_with_backup(row, backup).await?,
+            None => self.store().insert_bot(row).await?,
+        };
         failpoint::pass_or_abort("bot.inserted");
         let operation = match plan {
             Some(plan) => Some(self.submit_first_create(&row.id, plan, requester).await?),
             None => None,
         };
         Ok((self.shown(row, &HashMap::new()), operation))
+    }
+
+    /// The backup is given before the bot is there: nobody may set it up without what it is to begin with.
+    async fn insert_bot_with_backup(&self, row: NewBot, backup: &Backup) -> Result<BotRow> {
+        self.layer_access()?;
+        let id = row.id.clone();
+        self.give_backup(backup, &id).await?;
+        let inserted = self.store().insert_bot(row).await;
+        if inserted.is_err() {
+            self.take_backup_back(&id).await?;
+        }
+        Ok(inserted?)
     }
 
     /// A bot whose set-up could not be journaled is taken back: its caller is told that there is none.
@@ -157,6 +173,7 @@ impl Skep {
         let submitted = self.submit(bot, Request::Create(plan), requester).await;
         if submitted.is_err() && !matches!(submitted, Err(Error::GoingDown)) {
             self.store().delete_bot(bot).await?;
+            self.take_backup_back(bot).await?;
         }
         submitted
     }
@@ -251,8 +268,8 @@ impl Skep {
     /// [`Error::BotNotFound`].
     pub async fn delete_bot(&self, id: &BotId, data: DeleteData, requester: &Requester) -> Result<DeletedBot> {
         self.store().bot(id).await?.ok_or(Error::BotNotFound)?;
-        refuse_preserve(data)?;
-        let operation = self.submit(id, Request::DeleteBot, requester).await?;
+        self.can_delete_with(data)?;
+        let operation = self.submit(id, Request::DeleteBot { data }, requester).await?;
         Ok(DeletedBot {
             id: id.clone(),
             operation,
@@ -285,14 +302,6 @@ impl Skep {
             .put_fault(bot, CheckType::BotDelete.as_str(), &error.to_string())
             .await?;
         Ok(self.store().set_bot_status(bot, BotStatus::Ready).await?)
-    }
-}
-
-/// Backups come with the snapshots; until then they are refused, never silently left out.
-pub(crate) fn refuse_preserve(data: DeleteData) -> Result<()> {
-    match data {
-        DeleteData::Remove => Ok(()),
-        DeleteData::Preserve => Err(Error::Unsupported("preserve_data is not supported yet".to_owned())),
     }
 }
 

@@ -140,6 +140,24 @@ fn of_fault(check_type: CheckType, faults: &[FaultRow], fine: (CheckStatus, &str
     }
 }
 
+/// A workspace that was set up and of which something is to be told is no failure.
+fn of_set_up(faults: &[FaultRow], fine: (CheckStatus, &str)) -> CheckItem {
+    let item = of_fault(
+        CheckType::ContainerInit,
+        faults,
+        fine,
+        "the workspace could not be set up",
+    );
+    match (item.status, fine.0) {
+        (CheckStatus::Error, CheckStatus::Ok) => CheckItem {
+            status: CheckStatus::Warn,
+            summary: "the workspace was set up, but not all went well".to_owned(),
+            ..item
+        },
+        _ => item,
+    }
+}
+
 const NO_WORKSPACE: &str = "the bot has no workspace";
 
 fn of_record(row: Option<&ContainerRow>, task: &Result<Option<TaskState>>) -> CheckItem {
@@ -193,12 +211,7 @@ impl Skep {
             (None, _) => (CheckStatus::Unknown, NO_WORKSPACE),
         };
         let mut checks = vec![
-            of_fault(
-                CheckType::ContainerInit,
-                &faults,
-                init,
-                "the workspace could not be set up",
-            ),
+            of_set_up(&faults, init),
             of_record(row.as_ref(), &task),
             of_task(row.as_ref(), &task),
             self.check_data_path(bot, row.as_ref(), &task).await,

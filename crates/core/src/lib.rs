@@ -6,6 +6,7 @@
 //! The heart is `workspace/`: one driver task per workspace that has work, fed by `workspace/lanes.rs` alone,
 //! whose rules are pure (`admission.rs`, `state.rs`).
 
+mod backups;
 mod bots;
 pub mod bridge;
 mod checks;
@@ -20,6 +21,7 @@ mod skep;
 pub mod terminal;
 mod workspace;
 
+pub use backups::{Backup, OpenedBackup};
 pub use bots::{Bot, BotChange, BotList, CreateBot, DeletedBot};
 pub use checks::{CheckItem, CheckState, CheckStatus, CheckType};
 pub use error::{Cause, Code, Error, Result};
@@ -31,4 +33,6 @@ pub use requester::{Patience, Requester};
 pub use settings::{ImagePullPolicy, Settings};
 pub use skep::{Parts, Readiness, Skep};
 pub use skep_store::{BotStatus, BotVisibility, Desired, LimitsColumn, OperationState};
-pub use workspace::{CreateRequest, DeleteData, WhenStopped, WorkspaceInfo, WorkspaceState, WorkspaceStatus};
+pub use workspace::{
+    CreateRequest, DeleteData, RestoreMode, RestoreRequest, WhenStopped, WorkspaceInfo, WorkspaceState, WorkspaceStatus,
+};

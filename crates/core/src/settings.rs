@@ -39,6 +39,8 @@ pub struct Settings {
     pub default_limits: Limits,
     /// Environment of every workspace (`TZ`, skill roots); a workspace's own wins over it.
     pub workspace_env: BTreeMap<String, String>,
+    /// Older backups of a bot that are kept beside the current one.
+    pub keep_backups: u64,
     /// The data root, absolute.
     pub data_root: PathBuf,
 }
@@ -60,6 +62,7 @@ impl Settings {
                 storage_bytes: 0,
             },
             workspace_env: BTreeMap::new(),
+            keep_backups: 3,
             data_root,
         }
     }

@@ -71,7 +71,7 @@ impl Skep {
     /// compared with what there is. A runtime that is down is waited for in the background.
     ///
     /// # Errors
-    /// [`crate::Error::StoreUnavailable`].
+    /// [`crate::Error::StoreUnavailable`]; [`crate::Error::Internal`] when the directory of backups cannot be read.
     pub async fn start(parts: Parts) -> Result<Self> {
         let skep = Self {
             inner: Arc::new(Inner {
@@ -88,6 +88,7 @@ impl Skep {
                 letting_go: CancellationToken::new(),
             }),
         };
+        skep.with_backups(|files| files.sweep()).await?;
         skep.carry_on_unfinished().await?;
         skep.spawn_followers();
         Ok(skep)

@@ -265,35 +265,12 @@ async fn another_image_for_a_workspace_is_refused_with_the_way() {
 async fn what_comes_later_is_refused_before_the_stream() {
     let world = World::new().await;
     let bot = world.bot().await;
-    let restore = CreateRequest {
-        restore_data: Some(true),
-        ..CreateRequest::default()
-    };
     let gpu = CreateRequest {
         gpu_devices: Some(vec!["nvidia.com/gpu=0".to_owned()]),
         ..CreateRequest::default()
     };
-    for request in [restore, gpu] {
-        let refused = world.skep.create_workspace(&bot, request, &admin()).await.unwrap_err();
-        assert_eq!(refused.code(), Code::Unsupported);
-    }
-    // Preserved data would be put back: not doing so silently would be less than was asked for.
-    std::fs::create_dir_all(world.root.path().join("backups")).unwrap();
-    std::fs::write(world.root.path().join(format!("backups/{bot}.tar.gz")), "x").unwrap();
-    let refused = world
-        .skep
-        .create_workspace(&bot, CreateRequest::default(), &admin())
-        .await;
-    assert_eq!(refused.unwrap_err().code(), Code::Unsupported);
-    let aside = CreateRequest {
-        restore_data: Some(false),
-        ..CreateRequest::default()
-    };
-    let create = world.skep.create_workspace(&bot, aside, &admin()).await.unwrap();
-    let Outcome::Workspace(workspace) = create.outcome().await.unwrap() else {
-        panic!("a create ends with a workspace");
-    };
-    assert!(workspace.has_preserved_data && !workspace.data_restored);
+    let refused = world.skep.create_workspace(&bot, gpu, &admin()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unsupported);
 }
 
 #[tokio::test]

@@ -286,6 +286,7 @@ async fn core_settings(config: &Config, data_root: &DataRoot, store: &Store) -> 
         images_allow: config.images_allow.clone(),
         stop_grace: config.workspace.stop_grace,
         reconcile_interval: config.workspace.reconcile_interval,
+        keep_backups: config.snapshots.keep_backups,
         default_limits: Limits {
             cpu_millicores: config.limits.cpu_millicores,
             memory_bytes: config.limits.memory_bytes,

@@ -4,6 +4,7 @@
 //! Every write is durable when its call returns (`synchronous = FULL`): the journal of operations
 //! stands on that.
 
+mod backups;
 mod bots;
 mod connection;
 mod containers;
@@ -19,6 +20,7 @@ mod operations;
 mod settings;
 mod time;
 
+pub use backups::BackupRow;
 pub use bots::{BotPage, BotRow, BotStatus, BotUpdate, BotVisibility, NewBot};
 pub use connection::Store;
 pub use containers::{ContainerRow, ContainerStatus, Desired, LimitsColumn, NewContainer};

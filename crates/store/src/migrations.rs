@@ -21,6 +21,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
         "bots of idempotent requests",
         include_str!("../migrations/0003_idempotent_bots.sql"),
     ),
+    (4, "backups", include_str!("../migrations/0004_backups.sql")),
 ];
 
 /// One migration and whether this database has it.

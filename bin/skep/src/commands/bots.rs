@@ -42,10 +42,18 @@ pub(crate) async fn run(client: &Client, form: OutputForm, command: BotsCommand)
         BotsCommand::Ls(ListArguments { all }) => {
             output::print_list(form, &all_bots(client, all).await?, "display_name", COLUMNS)
         }
-        BotsCommand::Create { name, no_workspace } => {
+        BotsCommand::Create {
+            name,
+            no_workspace,
+            restore_backup,
+        } => {
             refuse_a_taken_name(client, &name).await?;
             let path = if no_workspace { "/bots?workspace=false" } else { "/bots" };
-            let bot = client.post(path, &json!({"display_name": name})).await?;
+            let body = match restore_backup {
+                Some(backup) => json!({"display_name": name, "restore_backup": backup}),
+                None => json!({"display_name": name}),
+            };
+            let bot = client.post(path, &body).await?;
             output::print_one(form, &bot, "id")
         }
         BotsCommand::Rm(remove) => delete(client, form, remove).await,
@@ -71,11 +79,22 @@ pub(crate) async fn refuse_a_taken_name(client: &Client, name: &str) -> Result<(
 
 async fn delete(client: &Client, form: OutputForm, remove: RemoveArguments) -> Result<()> {
     let bot = find_bot(client, &remove.named.name).await?;
-    confirm(&bot, "the bot, its workspace and all its files", remove.force)?;
-    let answer = client
-        .json(client.request(Method::DELETE, &format!("/bots/{}", bot.id)))
-        .await?;
+    let what = match remove.preserve_data {
+        true => "the bot and its workspace (its data is kept as a backup)",
+        false => "the bot, its workspace and all its files",
+    };
+    confirm(&bot, what, remove.force)?;
+    let path = format!("/bots/{}{}", bot.id, preserving(&remove));
+    let answer = client.json(client.request(Method::DELETE, &path)).await?;
     output::print_one(form, &answer, "id")
+}
+
+/// The query of a removal.
+pub(crate) fn preserving(remove: &RemoveArguments) -> &'static str {
+    match remove.preserve_data {
+        true => "?preserve_data=true",
+        false => "",
+    }
 }
 
 /// Asks on a terminal; without one, `--force` has to say it.

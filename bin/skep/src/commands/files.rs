@@ -112,7 +112,8 @@ async fn list(client: &Client, form: OutputForm, at: &At) -> Result<()> {
 }
 
 /// Writes a download to standard output, byte for byte.
-async fn write_out(request: RequestBuilder, client: &Client) -> Result<()> {
+/// The bytes of an answer, to standard output.
+pub(super) async fn write_out(request: RequestBuilder, client: &Client) -> Result<()> {
     let mut body = client.send(request).await?.bytes_stream();
     let mut stdout = tokio::io::stdout();
     let failed = |error| Failure::local("cannot write to standard output", error);

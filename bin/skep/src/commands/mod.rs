@@ -1,6 +1,7 @@
 //! One file for each group of commands; each parses nothing and prints through `output`.
 
 mod accounts;
+mod backups;
 mod bots;
 mod copy;
 mod exec;
@@ -61,6 +62,8 @@ async fn run_against_server(shared: &Shared, command: Command) -> Result<()> {
         Command::Shell(shell) => exec::shell(&client, shell).await,
         Command::Cp(copy) => copy::run(&client, form, copy).await,
         Command::Files(command) => files::run(&client, form, command).await,
+        Command::Restore(restore) => backups::restore(&client, form, &restore).await,
+        Command::Backups(command) => backups::run(&client, form, command).await,
         Command::Images(command) => images::run(&client, form, command).await,
         Command::Ops(command) => operations::run(&client, form, command).await,
         Command::Logs(logs) => logs::run(&client, logs).await,

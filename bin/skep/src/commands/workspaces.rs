@@ -7,7 +7,7 @@ use reqwest::header::ACCEPT;
 use serde_json::{Value, json};
 use skep_api::{CreateWorkspaceRequest, LimitsRequest};
 
-use super::bots::{confirm, refuse_a_taken_name};
+use super::bots::{confirm, preserving, refuse_a_taken_name};
 use crate::arguments::{CreateArguments, ListArguments, Named, OutputForm, RemoveArguments, StopArguments};
 use crate::client::{Client, all_bots, find_bot, follow_to_the_end};
 use crate::failure::{Failure, Result};
@@ -184,8 +184,13 @@ async fn change(client: &Client, form: OutputForm, named: &Named, verb: &str) ->
 
 pub(crate) async fn remove(client: &Client, form: OutputForm, remove: RemoveArguments) -> Result<()> {
     let bot = find_bot(client, &remove.named.name).await?;
-    confirm(&bot, "the workspace and all its files", remove.force)?;
-    client.delete(&format!("/bots/{}/container", bot.id)).await?;
+    let what = match remove.preserve_data {
+        true => "the workspace (its data is kept as a backup)",
+        false => "the workspace and all its files",
+    };
+    confirm(&bot, what, remove.force)?;
+    let path = format!("/bots/{}/container{}", bot.id, preserving(&remove));
+    client.delete(&path).await?;
     match form {
         OutputForm::Json => output::print_json(&json!({"id": bot.id, "deleted": true})),
         OutputForm::Table | OutputForm::Name => output::print_text(&format!("{}\n", bot.id)),

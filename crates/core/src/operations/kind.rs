@@ -34,6 +34,8 @@ kinds! {
     Restart = "restart",
     /// Removes the workspace, not the bot.
     Delete = "delete",
+    /// Puts preserved data back into it.
+    Restore = "restore",
     /// Changes its limits.
     Limits = "limits",
     /// Brings what there is back to what is wanted, unasked.

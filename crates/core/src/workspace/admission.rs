@@ -52,14 +52,15 @@ pub(crate) fn admit(present: &[Present], running: bool, asked: &Asked) -> Decisi
     use OperationKind::{Delete, DeleteBot};
     if let Some(removal) = present.iter().find(|one| one.kind == DeleteBot) {
         return match asked.kind {
-            DeleteBot => Decision::Join(removal.id.clone()),
+            // One that keeps the data is another than one that does not.
+            DeleteBot if removal.fingerprint == asked.fingerprint => Decision::Join(removal.id.clone()),
             _ => Decision::Refuse(Refusal::Removing(removal.id.clone())),
         };
     }
     if asked.kind.overtakes() {
         let last = present
             .last()
-            .filter(|last| last.kind == Delete && asked.kind == Delete);
+            .filter(|last| last.kind == Delete && asked.kind == Delete && last.fingerprint == asked.fingerprint);
         return match last {
             Some(last) => Decision::Join(last.id.clone()),
             None => Decision::Overtake {

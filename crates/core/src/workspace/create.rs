@@ -23,6 +23,8 @@ const PULL: &str = "image pull failed";
 const START: &str = "container start failed";
 /// Note: whether the bot had a layer or a container before this create.
 pub(super) const HAD_LAYER: &str = "had_layer";
+/// Note: the limits of a workspace whose layer was gone.
+const LIMITS: &str = "limits";
 
 impl Work {
     /// The work of `create`.
@@ -34,19 +36,41 @@ impl Work {
         {
             self.step("adopt", self.adopt(Desired::Running)).await?;
         }
-        let completed = match self.row().await? {
+        let row = match self.row_to_keep().await? {
             Some(row) => self.keep(plan, &row).await?,
             None => self.make(plan).await?,
         };
-        self.store()
-            .clear_fault(self.bot(), CheckType::ContainerInit.as_str())
-            .await?;
+        self.release_put_back().await?;
+        self.show_set_up().await?;
         self.bot_is_ready().await?;
-        Ok(Outcome::Workspace(completed))
+        Ok(Outcome::Workspace(self.completed(&row).await?))
+    }
+
+    /// The record of a workspace that is there, or that nothing is kept of elsewhere. One whose layer is gone while
+    /// data of it is preserved is made anew: this is the create that decides.
+    async fn row_to_keep(&self) -> Result<Option<ContainerRow>> {
+        let Some(row) = self.row().await? else {
+            return Ok(None);
+        };
+        let is_there = self.runtime().inspect(self.bot()).await?.is_some()
+            || self.runtime().bots_with_layers().await?.contains(self.bot());
+        if is_there || !self.skep().has_preserved_data(self.bot()).await? {
+            return Ok(Some(row));
+        }
+        let limits = serde_json::to_value(row.limits_wanted);
+        self.note(
+            LIMITS,
+            limits.map_err(|error| Error::internal("writing a note", error))?,
+        );
+        self.step("forget", async {
+            Ok(self.store().delete_containers(self.bot()).await?)
+        })
+        .await?;
+        Ok(None)
     }
 
     /// The bot has a workspace: nothing of it is touched but its limits, and it is started.
-    async fn keep(&self, plan: &CreatePlan, row: &ContainerRow) -> Result<CompletedWorkspace> {
+    async fn keep(&self, plan: &CreatePlan, row: &ContainerRow) -> Result<ContainerRow> {
         self.tell(EventBody::Pulling {
             image: row.image.clone(),
         })
@@ -64,10 +88,10 @@ impl Work {
         }
         let row = self.row().await?.ok_or(Error::ContainerNotFound)?;
         self.bring_up(&row).await.map_err(|error| error.at(START))?;
-        self.completed(&row).await
+        Ok(row)
     }
 
-    async fn make(&self, plan: &CreatePlan) -> Result<CompletedWorkspace> {
+    async fn make(&self, plan: &CreatePlan) -> Result<ContainerRow> {
         self.tell(EventBody::Pulling {
             image: plan.image.clone(),
         })
@@ -84,17 +108,27 @@ impl Work {
             .step("create", self.create_from_image(&spec))
             .await
             .map_err(|error| error.at(START))?;
-        let applied = self
-            .start_and_answer(&plan.limits.unwrap_or_default())
-            .await
-            .map_err(|error| error.at(START))?;
-        if made.layer == LayerOutcome::Made {
+        let is_ours = self.noted(HAD_LAYER).and_then(|had| had.as_bool()) == Some(false);
+        if is_ours {
+            self.put_preserved_back(plan).await?;
+        }
+        let limits = self.limits(plan);
+        let applied = self.start_and_answer(&limits).await.map_err(|error| error.at(START))?;
+        if is_ours {
             self.has_data_directory().await.map_err(|error| error.at(START))?;
         }
-        let row = self.step("record", self.record(plan, &made, (record, applied))).await?;
+        let row = self
+            .step("record", self.record(plan, &made, (record, limits, applied)))
+            .await?;
         self.skep().observations().wanted(self.bot(), Desired::Running);
         self.skep().observations().happened(self.bot(), &Event::Answered);
-        self.completed(&row).await
+        Ok(row)
+    }
+
+    /// Those asked for, else those of the workspace whose layer was gone.
+    fn limits(&self, plan: &CreatePlan) -> LimitsColumn {
+        let noted = self.noted(LIMITS).and_then(|noted| serde_json::from_value(noted).ok());
+        plan.limits.or(noted).unwrap_or_default()
     }
 
     /// Once more when the image went after it was seen: somebody removed it, or had containerd collect its content.
@@ -182,9 +216,9 @@ impl Work {
         &self,
         plan: &CreatePlan,
         made: &CreateOutcome,
-        had: (ImageRecord, LimitsColumn),
+        had: (ImageRecord, LimitsColumn, LimitsColumn),
     ) -> Result<ContainerRow> {
-        let (image, applied) = had;
+        let (image, wanted, applied) = had;
         let remembered = (plan.image.clone(), plan.devices_given.then(|| plan.cdi_devices.clone()));
         self.store()
             .merge_bot_metadata(self.bot(), move |metadata| {
@@ -204,7 +238,7 @@ impl Work {
                 namespace: made.instance.namespace.clone(),
                 cdi_devices: made.instance.cdi_devices.clone(),
                 env: plan.env.clone(),
-                limits_wanted: plan.limits.unwrap_or_default(),
+                limits_wanted: wanted,
                 limits_applied: Some(applied),
             })
             .await?;
@@ -255,9 +289,9 @@ impl Work {
             snapshotter: row.snapshotter.clone(),
             cdi_devices: row.cdi_devices.clone(),
             started: true,
-            data_restored: false,
+            data_restored: self.was_put_back(),
             has_preserved_data: self.skep().has_preserved_data(self.bot()).await?,
-            warnings: Vec::new(),
+            warnings: self.warnings(),
         })
     }
 

@@ -15,7 +15,7 @@ use super::lanes::{Admitted, Next, Origin, Pending};
 use super::request::Request;
 use super::work::{Work, passed};
 use crate::error::{Error, Result};
-use crate::operations::{EventBody, Hub, OperationHandle, Outcome};
+use crate::operations::{EventBody, Hub, OperationHandle, OperationKind, Outcome};
 use crate::requester::Requester;
 use crate::skep::Skep;
 
@@ -93,7 +93,7 @@ impl Skep {
                 request,
                 requested_by: requester.user_id.clone(),
                 request_id: pending.request_id.clone(),
-                bot_status: (pending.request == Request::DeleteBot).then_some(BotStatus::Deleting),
+                bot_status: (pending.request.kind() == OperationKind::DeleteBot).then_some(BotStatus::Deleting),
                 idempotency: requester.idempotency.clone(),
             })
             .await?;
@@ -390,18 +390,26 @@ impl Work {
             Request::Restart { grace } => self.restart(*grace).await,
             Request::Recover => self.recover().await,
             Request::Limits { limits } => self.change_limits(*limits).await,
-            Request::Delete => self.delete().await,
-            Request::DeleteBot => self.delete_bot().await,
+            Request::Restore(request) => self.restore(request).await,
+            Request::Delete { data } => self.delete(*data).await,
+            Request::DeleteBot { data } => self.delete_bot(*data).await,
         }
     }
 
     async fn undo(&self, error: &Error) -> Result<()> {
         match &self.pending().request {
             Request::Create(plan) => self.undo_create(plan, error).await,
-            Request::DeleteBot => self.skep().removal_failed(self.bot(), error).await,
+            Request::Restore(_) => self.undo_restore(error).await,
+            Request::Delete { data } => self.undo_delete(*data).await,
+            Request::DeleteBot { data } => {
+                // Told also when what ran could not be started again.
+                let restarted = self.undo_delete(*data).await;
+                self.skep().removal_failed(self.bot(), error).await?;
+                restarted
+            }
             Request::Start | Request::Restart { .. } => self.note_not_running(error).await.map(|_| ()),
             // A recovery notes each of its tries itself.
-            Request::Recover | Request::Stop { .. } | Request::Limits { .. } | Request::Delete => Ok(()),
+            Request::Recover | Request::Stop { .. } | Request::Limits { .. } => Ok(()),
         }
     }
 }

@@ -16,18 +16,21 @@ mod log;
 mod mend;
 mod observed;
 mod plan;
+mod preserve;
+mod preserved;
 mod pull;
 mod reconcile;
 mod remains;
 mod removal;
 mod request;
+mod restore;
 mod running;
 mod state;
 mod usable;
 mod work;
 
 pub use info::{WorkspaceInfo, WorkspaceState, WorkspaceStatus};
-pub use request::{CreateRequest, DeleteData, WhenStopped};
+pub use request::{CreateRequest, DeleteData, RestoreMode, RestoreRequest, WhenStopped};
 
 pub(crate) use lanes::Lanes;
 pub(crate) use observed::Observations;
@@ -39,7 +42,6 @@ use std::time::Duration;
 use skep_names::BotId;
 use skep_store::LimitsColumn;
 
-use crate::bots::refuse_preserve;
 use crate::error::{Error, Result};
 use crate::operations::OperationHandle;
 use crate::requester::Requester;
@@ -109,16 +111,47 @@ impl Skep {
     /// Removes the workspace with its layers, overtaking and cancelling what is under way. A bot without one: fine.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for [`DeleteData::Preserve`]: this version keeps no backups.
+    /// [`Error::Unsupported`] for [`DeleteData::Preserve`] on a backend whose layers cannot be read from outside.
     pub async fn delete_workspace(
         &self,
         bot: &BotId,
         data: DeleteData,
         requester: &Requester,
     ) -> Result<OperationHandle> {
-        refuse_preserve(data)?;
         self.store().bot(bot).await?.ok_or(Error::BotNotFound)?;
-        self.submit(bot, Request::Delete, requester).await
+        self.can_delete_with(data)?;
+        self.submit(bot, Request::Delete { data }, requester).await
+    }
+
+    /// Puts preserved data into a workspace that is there, all or nothing; it is down meanwhile. What a create would
+    /// put back is not kept any more after that; a backup asked for by its name is.
+    ///
+    /// # Errors
+    /// [`Error::ContainerNotFound`]; [`Error::BackupNotFound`] when nothing is kept, or not under that name;
+    /// [`Error::Unsupported`] on a backend that cannot change layers from outside.
+    pub async fn restore_data(
+        &self,
+        bot: &BotId,
+        request: RestoreRequest,
+        requester: &Requester,
+    ) -> Result<OperationHandle> {
+        self.require_workspace(bot).await?;
+        self.layer_access()?;
+        self.changeable_layers()?;
+        match &request.name {
+            Some(name) => drop(self.backup(bot, name).await?),
+            None if self.has_preserved_data(bot).await? => {}
+            None => return Err(Error::BackupNotFound("no preserved data found".to_owned())),
+        }
+        self.submit(bot, Request::Restore(request), requester).await
+    }
+
+    /// Refuses what this backend cannot do before anything is begun.
+    pub(crate) fn can_delete_with(&self, data: DeleteData) -> Result<()> {
+        match data {
+            DeleteData::Remove => Ok(()),
+            DeleteData::Preserve => self.layer_access().map(drop),
+        }
     }
 
     /// Sets the limits of a workspace (zero: the default) and applies them at once when it runs.

@@ -62,14 +62,8 @@ impl Skep {
                 limits: request.limits,
                 env: BTreeMap::new(),
                 of_new_bot: false,
+                preserved: request.restore_data.into(),
             });
-        }
-        if request.restore_data != Some(false) && self.has_preserved_data(bot).await? {
-            return Err(Error::Unsupported(
-                "data of this bot is kept, and putting it back is not supported yet; \
-                 restore_data=false creates an empty workspace and keeps it aside"
-                    .to_owned(),
-            ));
         }
         self.plan_new_workspace(&bot_row.metadata, request, requester)
     }
@@ -86,6 +80,7 @@ impl Skep {
             limits: request.limits,
             env: row.env.clone(),
             of_new_bot: false,
+            preserved: request.restore_data.into(),
         })
     }
 
@@ -126,6 +121,7 @@ impl Skep {
             limits: request.limits,
             env: request.env.clone(),
             of_new_bot: false,
+            preserved: request.restore_data.into(),
         })
     }
 
@@ -163,9 +159,6 @@ pub(crate) fn parse_image(image: &str) -> Result<ImageReference> {
 }
 
 fn check_request(request: &CreateRequest) -> Result<()> {
-    if request.restore_data == Some(true) {
-        return Err(Error::Unsupported("restore_data is not supported yet".to_owned()));
-    }
     if let Some(limits) = &request.limits {
         limits::check(limits)?;
     }

@@ -10,7 +10,7 @@ use skep_runtime::{Instance, TaskState};
 use skep_store::{BotRow, BotStatus, ContainerRow, ContainerStatus};
 
 use super::mend::{Mend, Seen, mend};
-use super::request::Request;
+use super::request::{DeleteData, Request};
 use super::state::State;
 use crate::error::{Error, Result};
 use crate::requester::{Patience, Requester};
@@ -101,7 +101,7 @@ impl Skep {
             Mend::LeaveMissing => self.observations().seen(bot, State::Missing, row.desired),
             Mend::Rebuild if self.is_remains(bot).await? => {
                 tracing::info!(%bot, "a delete that failed half-way is finished");
-                self.have_done(bot, Request::Delete).await?;
+                self.have_done(bot, finished_delete()).await?;
             }
             _ => {
                 tracing::info!(%bot, mend = ?mend, "a workspace is not as it should be");
@@ -151,7 +151,7 @@ impl Skep {
         // It may have been recorded, or removed, since the list was made.
         if self.store().container(bot).await?.is_none() {
             let request = match self.is_remains(bot).await? {
-                true => Request::Delete,
+                true => finished_delete(),
                 false => Request::Recover,
             };
             tracing::info!(%bot, what = request.kind().as_str(), "a workspace without a record");
@@ -169,10 +169,18 @@ impl Skep {
         }
         for bot in self.store().bots_with_status(BotStatus::Deleting).await? {
             if !self.lanes().is_busy(&bot.id) {
-                self.submit(&bot.id, Request::DeleteBot, &Requester::server()).await?;
+                self.carry_on_deleting(&bot.id).await?;
             }
         }
         Ok(())
+    }
+
+    /// Its data may have been asked to be kept: then it is kept again, which a repeat of is nothing new.
+    async fn carry_on_deleting(&self, bot: &BotId) -> Result<()> {
+        let request = Request::DeleteBot {
+            data: self.data_of_last_removal(bot).await?,
+        };
+        self.submit(bot, request, &Requester::server()).await.map(drop)
     }
 
     async fn carry_on_creating(&self, bot: &BotRow) -> Result<()> {
@@ -193,6 +201,13 @@ impl Skep {
             }
         }
         Ok(())
+    }
+}
+
+/// What a delete left, without anything that is to be kept: that was kept before.
+fn finished_delete() -> Request {
+    Request::Delete {
+        data: DeleteData::Remove,
     }
 }
 

@@ -6,6 +6,8 @@ use skep_names::BotId;
 use skep_store::{OperationRow, OperationState};
 
 use super::create::HAD_LAYER;
+use super::preserve::PRESERVED;
+use super::request::DeleteData;
 use crate::error::Result;
 use crate::operations::OperationKind;
 use crate::skep::Skep;
@@ -22,6 +24,20 @@ impl Skep {
     }
 }
 
+impl Skep {
+    /// What the last removal of a bot was asked to do with its data.
+    pub(crate) async fn data_of_last_removal(&self, bot: &BotId) -> Result<DeleteData> {
+        let operations = self.store().operations(bot, LOOKED_BACK).await?;
+        let last = operations
+            .iter()
+            .find(|one| one.kind == OperationKind::DeleteBot.as_str());
+        Ok(match last.is_some_and(keeps_data) {
+            true => DeleteData::Preserve,
+            false => DeleteData::Remove,
+        })
+    }
+}
+
 /// `None`: it neither makes nor removes a workspace.
 fn left_by(operation: &OperationRow) -> Option<bool> {
     let failed = matches!(operation.state, OperationState::Failed | OperationState::Cancelled);
@@ -31,5 +47,14 @@ fn left_by(operation: &OperationRow) -> Option<bool> {
         let began_with_nothing = operation.notes.get(HAD_LAYER) == Some(&Value::Bool(false));
         return Some(failed && began_with_nothing);
     }
-    (is(OperationKind::Delete) || is(OperationKind::DeleteBot)).then_some(failed)
+    if is(OperationKind::Delete) || is(OperationKind::DeleteBot) {
+        // One that failed before its data was kept has removed nothing.
+        return Some(failed && (!keeps_data(operation) || operation.notes.get(PRESERVED).is_some()));
+    }
+    None
+}
+
+/// Whether a removal was to keep the data.
+fn keeps_data(operation: &OperationRow) -> bool {
+    operation.request.get("data") == Some(&Value::String("preserve".to_owned()))
 }

@@ -1,25 +1,33 @@
 //! The work of deleting a workspace, and a bot with it. Every step may be done again, after a crash at any point.
 
-use std::io::ErrorKind;
-
 use serde_json::json;
 
+use super::request::DeleteData;
 use super::state::Event;
 use super::work::Work;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::operations::Outcome;
 
 impl Work {
     /// The work of `delete`.
-    pub(crate) async fn delete(&self) -> Result<Outcome> {
+    pub(crate) async fn delete(&self, data: DeleteData) -> Result<Outcome> {
+        if data == DeleteData::Preserve {
+            self.preserve().await?;
+        }
         self.remove_workspace().await?;
+        self.migrate_preserved_legacy().await?;
         Ok(Outcome::Done)
     }
 
     /// The work of `delete_bot`.
-    pub(crate) async fn delete_bot(&self) -> Result<Outcome> {
+    pub(crate) async fn delete_bot(&self, data: DeleteData) -> Result<Outcome> {
+        if data == DeleteData::Preserve {
+            self.preserve_legacy_directory().await?;
+            self.preserve().await?;
+        }
         self.remove_workspace().await?;
-        self.step("files", self.remove_legacy_directory()).await?;
+        self.step("files", self.skep().remove_legacy_directories(self.bot()))
+            .await?;
         self.step("bot", async { Ok(self.store().delete_bot(self.bot()).await?) })
             .await?;
         self.skep().observations().forget(self.bot());
@@ -42,15 +50,5 @@ impl Work {
         .await?;
         self.skep().observations().happened(self.bot(), &Event::Removed);
         Ok(())
-    }
-
-    /// The data directory of a workspace from before the bridge, which only its bot's removal takes away.
-    async fn remove_legacy_directory(&self) -> Result<()> {
-        let directory = self.skep().settings().data_root.join("bots").join(self.bot().as_str());
-        match tokio::fs::remove_dir_all(&directory).await {
-            Ok(()) => Ok(()),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(Error::internal("removing the bot's legacy data directory", error)),
-        }
     }
 }

@@ -24,12 +24,33 @@ pub struct CreateRequest {
 }
 
 /// What becomes of the data when a workspace is deleted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum DeleteData {
     /// It goes too.
+    #[default]
     Remove,
     /// It is backed up first.
     Preserve,
+}
+
+/// What is put back into a workspace that is there.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct RestoreRequest {
+    /// A backup by its file's name, which is kept then. `None`: what a create would put back.
+    pub name: Option<String>,
+    pub mode: RestoreMode,
+}
+
+/// What becomes of what is in `/data` and not in the backup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RestoreMode {
+    /// It stays.
+    #[default]
+    Merge,
+    /// It goes.
+    Replace,
 }
 
 /// What a caller of files, exec or terminal wants of a workspace that is stopped.
@@ -54,6 +75,29 @@ pub(crate) struct CreatePlan {
     pub(crate) env: BTreeMap<String, String>,
     /// It is the first set-up of a new bot, whose status becomes `ready` at its end.
     pub(crate) of_new_bot: bool,
+    /// What becomes of preserved data, when the create makes a layer.
+    #[serde(default)]
+    pub(crate) preserved: PreservedData,
+}
+
+/// What a create does with data of the bot that is kept outside of its layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum PreservedData {
+    /// It is put back.
+    #[default]
+    PutBack,
+    /// It stays where it is.
+    KeepAside,
+}
+
+impl From<Option<bool>> for PreservedData {
+    fn from(restore_data: Option<bool>) -> Self {
+        match restore_data {
+            Some(true) | None => Self::PutBack,
+            Some(false) => Self::KeepAside,
+        }
+    }
 }
 
 /// One operation as the journal keeps it: enough to do it, and to do it again after a crash.
@@ -62,12 +106,25 @@ pub(crate) struct CreatePlan {
 pub(crate) enum Request {
     Create(CreatePlan),
     Start,
-    Stop { grace: Option<Duration> },
-    Restart { grace: Option<Duration> },
-    Delete,
-    Limits { limits: LimitsColumn },
+    Stop {
+        grace: Option<Duration>,
+    },
+    Restart {
+        grace: Option<Duration>,
+    },
+    Delete {
+        #[serde(default)]
+        data: DeleteData,
+    },
+    Restore(RestoreRequest),
+    Limits {
+        limits: LimitsColumn,
+    },
     Recover,
-    DeleteBot,
+    DeleteBot {
+        #[serde(default)]
+        data: DeleteData,
+    },
 }
 
 impl Request {
@@ -77,10 +134,11 @@ impl Request {
             Self::Start => OperationKind::Start,
             Self::Stop { .. } => OperationKind::Stop,
             Self::Restart { .. } => OperationKind::Restart,
-            Self::Delete => OperationKind::Delete,
+            Self::Delete { .. } => OperationKind::Delete,
+            Self::Restore(_) => OperationKind::Restore,
             Self::Limits { .. } => OperationKind::Limits,
             Self::Recover => OperationKind::Recover,
-            Self::DeleteBot => OperationKind::DeleteBot,
+            Self::DeleteBot { .. } => OperationKind::DeleteBot,
         }
     }
 }

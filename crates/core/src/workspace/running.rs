@@ -204,7 +204,7 @@ impl Work {
 
     /// A container that is gone is put back on its own layer; an empty one takes its place only when no data of the
     /// bot is anywhere.
-    async fn ensure_container(&self, row: &ContainerRow) -> Result<()> {
+    pub(crate) async fn ensure_container(&self, row: &ContainerRow) -> Result<()> {
         if self.runtime().inspect(self.bot()).await?.is_some() {
             return Ok(());
         }

@@ -1,8 +1,5 @@
 //! What is used of a workspace from outside: its bridge, and its state as it changes.
 
-use std::collections::HashSet;
-use std::io::ErrorKind;
-use std::path::Path;
 use std::time::Duration;
 
 use futures::stream::{self, BoxStream};
@@ -116,40 +113,4 @@ impl Skep {
         self.observations().seen(bot, state, row.desired);
         Ok(())
     }
-
-    /// Data of the bot is kept outside of its layer: a backup, or a legacy directory that was not migrated.
-    pub(crate) async fn has_preserved_data(&self, bot: &BotId) -> Result<bool> {
-        Ok(!self.preserved_among(std::slice::from_ref(bot)).await?.is_empty())
-    }
-
-    /// Those of these bots of which data is kept outside of their layers.
-    pub(crate) async fn preserved_among(&self, bots: &[BotId]) -> Result<HashSet<BotId>> {
-        let (root, bots) = (self.settings().data_root.clone(), bots.to_vec());
-        // All on one thread for that: hundreds of them are asked about at once.
-        let looked = tokio::task::spawn_blocking(move || {
-            let mut found = HashSet::new();
-            for bot in bots {
-                if is_preserved(&root, &bot)? {
-                    found.insert(bot);
-                }
-            }
-            Ok::<_, std::io::Error>(found)
-        });
-        let failed = "looking for preserved data";
-        let looked = looked.await.map_err(|panic| Error::internal(failed, panic))?;
-        looked.map_err(|error| Error::internal(failed, error))
-    }
-}
-
-fn is_preserved(data_root: &Path, bot: &BotId) -> std::io::Result<bool> {
-    let backup = data_root.join("backups").join(format!("{bot}.tar.gz"));
-    let legacy = data_root.join("bots").join(bot.as_str());
-    for path in [backup, legacy] {
-        match std::fs::symlink_metadata(&path) {
-            Ok(_) => return Ok(true),
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(false)
 }

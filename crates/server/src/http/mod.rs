@@ -34,6 +34,7 @@ fn described() -> OpenApiRouter<App> {
         .merge(routes::users::router())
         .merge(routes::bots::router())
         .merge(routes::members::router())
+        .merge(routes::backups::router())
         .merge(routes::operations::router())
         .merge(routes::container::router())
         .merge(routes::logs::router())

@@ -206,6 +206,22 @@ pub fn container(done: core::CompletedWorkspace) -> api::Container {
     }
 }
 
+/// Backups as they are listed; whose a bot was stays with us.
+pub fn backups(backups: Vec<core::Backup>) -> api::BackupList {
+    let shown = |backup: core::Backup| api::Backup {
+        name: backup.name,
+        bot_id: backup.bot_id.to_string(),
+        size_bytes: backup.size_bytes,
+        entries: backup.entries,
+        sha256: backup.sha256,
+        created_at: backup.created_at,
+        verified: backup.verified,
+    };
+    api::BackupList {
+        items: backups.into_iter().map(shown).collect(),
+    }
+}
+
 /// A code.
 pub fn code(code: core::Code) -> api::ErrorCode {
     // Both lists are of one contract; a test below holds them together.

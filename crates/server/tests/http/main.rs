@@ -3,6 +3,7 @@
 
 mod access;
 mod auth;
+mod backups;
 mod bots;
 mod conventions;
 mod document;

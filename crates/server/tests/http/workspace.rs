@@ -268,7 +268,6 @@ async fn what_comes_later_is_refused_and_never_silently_less() {
     let path = format!("/bots/{bot}/container");
     for body in [
         json!({"gpu": {"devices": ["nvidia.com/gpu=0"]}}),
-        json!({"restore_data": true}),
         json!({"limits": {"storage_bytes": 1 << 30}}),
     ] {
         server
@@ -278,23 +277,6 @@ async fn what_comes_later_is_refused_and_never_silently_less() {
             .await
             .expect_error(501, "unsupported");
     }
-    for path in [
-        format!("{path}?preserve_data=true"),
-        format!("/bots/{bot}?preserve_data=true"),
-    ] {
-        server
-            .call("DELETE", &path)
-            .send()
-            .await
-            .expect_error(501, "unsupported");
-    }
-    let body = json!({"restore_backup": "x"});
-    server
-        .call("POST", "/bots")
-        .json(&body)
-        .send()
-        .await
-        .expect_error(501, "unsupported");
 }
 
 #[tokio::test]

@@ -59,7 +59,7 @@ fn path_for(route: &str, bot: &str, operation: &str) -> (String, String) {
 /// What keeps a caller who is let in from doing harm to those who come after.
 fn made_harmless(route: &str, path: String) -> String {
     match route {
-        "DELETE /bots/{bot_id}" | "DELETE /bots/{bot_id}/container" => path + "?preserve_data=true",
+        "DELETE /bots/{bot_id}" | "DELETE /bots/{bot_id}/container" => path + "?preserve_data=neither",
         _ => path,
     }
 }

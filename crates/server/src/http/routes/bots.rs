@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use skep_api::{
     Bot, BotCheckList, BotDeleting, BotPage, BotStatus, CreateBotRequest, PutOwnerRequest, UpdateBotRequest,
 };
-use skep_core::{BotChange, BotVisibility, CreateBot, DeleteData};
+use skep_core::{Backup, BotChange, BotVisibility, CreateBot, DeleteData};
 use skep_store::IdempotencyOutcome;
 use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
@@ -138,7 +138,7 @@ fn yes() -> bool {
 
 /// Make a bot; its workspace is set up in the background.
 #[utoipa::path(post, path = "/bots", tag = "bots", params(CreateQuery), request_body = CreateBotRequest,
-    responses((status = 201, body = Bot), (status = 404, description = "`owner_id` names no user"),
+    responses((status = 201, body = Bot), (status = 404, description = "`owner_id` names no user, or there is no such backup for the caller"),
         (status = 422, description = "The idempotency key was used with another body")))]
 async fn create(
     State(app): State<App>,
@@ -150,7 +150,8 @@ async fn create(
     body: RawJsonBody<CreateBotRequest>,
 ) -> ApiResult<Response> {
     let owner = owner_asked(&app, &caller, query.owner_id.as_deref()).await?;
-    let new = new_bot(body.value, owner, query.workspace)?;
+    let backup = backup_asked(&app, &caller, body.value.restore_backup.as_deref()).await?;
+    let new = new_bot(body.value, owner, backup, query.workspace)?;
     let requester = access::requester(&caller, Some(skep_store::Scope::Manage), &context, &headers);
     let requester = idempotency.of(&caller, requester);
     let (server, bytes) = (app.clone(), body.bytes);
@@ -210,10 +211,25 @@ async fn owner_asked(app: &App, caller: &Caller, asked: Option<&str>) -> ApiResu
     }
 }
 
-fn new_bot(body: CreateBotRequest, owner_user_id: String, with_workspace: bool) -> ApiResult<CreateBot> {
-    if body.restore_backup.is_some() {
-        return Err(ApiError::unsupported("restore_backup is not supported by this version"));
+/// The backup that is asked for, which an admin may take, or the one who owned its bot when it was made. To others
+/// it is not there.
+async fn backup_asked(app: &App, caller: &Caller, name: Option<&str>) -> ApiResult<Option<Backup>> {
+    let Some(name) = name else {
+        return Ok(None);
+    };
+    let backup = app.core().backup_of_any(name).await?;
+    match caller.is_admin() || backup.owner_user_id.as_deref() == Some(caller.user.id.as_str()) {
+        true => Ok(Some(backup)),
+        false => Err(skep_core::Error::BackupNotFound(format!("backup {name} not found")).into()),
     }
+}
+
+fn new_bot(
+    body: CreateBotRequest,
+    owner_user_id: String,
+    restore_backup: Option<Backup>,
+    with_workspace: bool,
+) -> ApiResult<CreateBot> {
     let name = body.display_name.unwrap_or_default();
     Ok(CreateBot {
         owner_user_id,
@@ -222,6 +238,7 @@ fn new_bot(body: CreateBotRequest, owner_user_id: String, with_workspace: bool) 
         timezone: timezone::checked(body.timezone)?.flatten(),
         is_active: body.is_active,
         metadata: object("metadata", body.metadata)?,
+        restore_backup,
         with_workspace,
     })
 }

@@ -8,7 +8,7 @@ use utoipa_axum::PathItemExt;
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::app::App;
-use crate::http::access::{Admin, BotAccess, Manage, Need, Operate, Read, SignedIn, Tools};
+use crate::http::access::{BotAccess, Manage, Need, Operate, Read, SignedIn, Tools};
 use crate::http::error::ApiError;
 
 /// Who may call a route.
@@ -19,7 +19,6 @@ enum Who {
     /// The tools gateway, which guests may call.
     Tools,
     Manage,
-    Admin,
     /// Whoever is signed in: the route is about no bot.
     Anybody,
 }
@@ -116,17 +115,6 @@ const LATER: &[Later] = &[
         "data",
         "import",
     ),
-    later(
-        Post,
-        "/bots/{bot_id}/container/data/restore",
-        Who::Manage,
-        "data",
-        "restore",
-    ),
-    later(Get, "/bots/{bot_id}/backups", Who::Read, "data", "backups"),
-    later(Get, "/bots/{bot_id}/backups/{name}", Who::Manage, "data", "backups"),
-    later(Delete, "/bots/{bot_id}/backups/{name}", Who::Manage, "data", "backups"),
-    later(Get, "/backups", Who::Admin, "data", "backups"),
     later(Get, "/bots/{bot_id}/container/skills", Who::Read, "skills", "skills"),
     later(
         Post,
@@ -250,16 +238,11 @@ fn route(one: &Later) -> MethodRouter<App> {
         Who::Operate => on(filter, refuse_on_bot::<Operate>),
         Who::Tools => on(filter, refuse_on_bot::<Tools>),
         Who::Manage => on(filter, refuse_on_bot::<Manage>),
-        Who::Admin => on(filter, refuse_admin),
         Who::Anybody => on(filter, refuse_anybody),
     }
 }
 
 async fn refuse_on_bot<N: Need>(_access: BotAccess<N>) -> ApiError {
-    unsupported()
-}
-
-async fn refuse_admin(_admin: Admin) -> ApiError {
     unsupported()
 }
 

@@ -1,0 +1,108 @@
+//! `skep backups` and `skep restore`.
+
+use futures::StreamExt;
+use reqwest::Method;
+use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
+
+use super::bots::confirm;
+use super::files::write_out;
+use crate::arguments::{BackupOf, BackupsCommand, OutputForm, RestoreArguments};
+use crate::client::{Client, find_bot};
+use crate::failure::{Failure, Result};
+use crate::output::{self, Column, text};
+
+const COLUMNS: &[Column] = &[
+    Column {
+        title: "NAME",
+        read: |backup| text(backup, "name"),
+    },
+    Column {
+        title: "SIZE",
+        read: |backup| output::bytes(backup, "size_bytes"),
+    },
+    Column {
+        title: "ENTRIES",
+        read: |backup| text(backup, "entries"),
+    },
+    Column {
+        title: "VERIFIED",
+        read: |backup| text(backup, "verified"),
+    },
+    Column {
+        title: "CREATED",
+        read: |backup| output::time(backup, "created_at"),
+    },
+];
+
+pub(crate) async fn run(client: &Client, form: OutputForm, command: BackupsCommand) -> Result<()> {
+    match command {
+        BackupsCommand::Ls { name } => list(client, form, name.as_deref()).await,
+        BackupsCommand::Get { of, to } => get(client, &of, to.as_deref()).await,
+        BackupsCommand::Rm { of, force } => {
+            let bot = find_bot(client, &of.named.name).await?;
+            confirm(&bot, &format!("the backup {}", output::printable(&of.backup)), force)?;
+            client.delete(&route(&bot.id, &of.backup)?).await.map(drop)
+        }
+    }
+}
+
+pub(crate) async fn restore(client: &Client, form: OutputForm, restore: &RestoreArguments) -> Result<()> {
+    let bot = find_bot(client, &restore.named.name).await?;
+    let mode = if restore.replace { "replace" } else { "merge" };
+    let body = match &restore.backup {
+        Some(backup) => json!({"name": backup, "mode": mode}),
+        None => json!({"mode": mode}),
+    };
+    let path = format!("/bots/{}/container/data/restore", bot.id);
+    let answer = client.post(&path, &body).await?;
+    match form {
+        OutputForm::Json => output::print_json(&answer),
+        OutputForm::Table | OutputForm::Name => output::print_text(&format!("{}\n", bot.id)),
+    }
+}
+
+async fn list(client: &Client, form: OutputForm, name: Option<&str>) -> Result<()> {
+    let path = match name {
+        Some(name) => format!("/bots/{}/backups", find_bot(client, name).await?.id),
+        None => "/backups".to_owned(),
+    };
+    let answer = client.get(&path).await?;
+    let items: &[Value] = answer.get("items").and_then(Value::as_array).map_or(&[], Vec::as_slice);
+    output::print_list(form, items, "name", COLUMNS)
+}
+
+fn route(bot_id: &str, backup: &str) -> Result<String> {
+    let plain = |letter: char| letter.is_ascii_alphanumeric() || letter == '.' || letter == '-';
+    match backup.chars().all(plain) && !backup.is_empty() {
+        true => Ok(format!("/bots/{bot_id}/backups/{backup}")),
+        false => Err(Failure::Usage(format!("{backup:?} is no name of a backup"))),
+    }
+}
+
+async fn get(client: &Client, of: &BackupOf, to: Option<&std::path::Path>) -> Result<()> {
+    let bot = find_bot(client, &of.named.name).await?;
+    let request = client.request(Method::GET, &route(&bot.id, &of.backup)?);
+    let Some(to) = to else {
+        return write_out(request, client).await;
+    };
+    let answer = client.send(request).await?;
+    let failed = |error| Failure::local(format!("cannot write {}", to.display()), error);
+    let mut file = tokio::fs::File::create_new(to).await.map_err(failed)?;
+    let written = async {
+        let mut body = answer.bytes_stream();
+        while let Some(piece) = body.next().await {
+            let piece = piece.map_err(|_| Failure::CutOff("sending a backup"))?;
+            file.write_all(&piece).await.map_err(failed)?;
+        }
+        file.sync_all().await.map_err(failed)
+    };
+    if let Err(failure) = written.await {
+        // Half an archive is nothing to keep; the failure is what counts.
+        if let Err(error) = tokio::fs::remove_file(to).await {
+            eprintln!("skep: {} is not whole and could not be removed: {error}", to.display());
+        }
+        return Err(failure);
+    }
+    Ok(())
+}

@@ -1,0 +1,261 @@
+//! Making a backup, verifying one, and keeping rows and files together.
+
+use chrono::{SubsecRound, Utc};
+use skep_names::BotId;
+use skep_runtime::failpoint;
+use skep_runtime::layer_access::{ArchiveFormat, DataPlace, DataReader, LayerAccess, Pack, Packed, Trust};
+use skep_store::BackupRow;
+use tokio::sync::mpsc;
+
+use super::files::{Content, Found, Identity, Partial, Unreadable};
+use super::{Slot, file_error};
+use crate::error::{Error, Result};
+use crate::skep::Skep;
+
+const OPERATION: &str = "keeping a backup";
+/// Pieces of an archive that wait for the disk.
+const WAITING: usize = 8;
+
+/// How a backup was found that is to be put back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Verified {
+    /// It is whole, and if its digest is known, what it was when it was made.
+    Whole { identity: Identity, trust: Trust },
+    /// It is not: the sentence.
+    Damaged(String),
+}
+
+impl Skep {
+    /// What the backend can reach of layers from outside.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`].
+    pub(crate) fn layer_access(&self) -> Result<&dyn LayerAccess> {
+        let access = self.runtime().layer_access();
+        access.ok_or_else(|| {
+            let backend = self.capabilities().backend;
+            Error::Unsupported(format!("backups are not supported on the {backend} backend"))
+        })
+    }
+
+    /// Makes an archive of that `/data` the bot's current backup. Nothing that was there before is touched until
+    /// the new one is on the disk, was read back whole and is known to the store; then it is one generation older.
+    /// A repeat of one that was cut off keeps one.
+    ///
+    /// # Errors
+    /// [`Error::DiskFull`]; others when it could not be made, or was not read back as it was written.
+    pub(crate) async fn back_up(&self, bot: &BotId, place: &DataPlace) -> Result<()> {
+        let owner = self.store().bot(bot).await?.map(|bot| bot.owner_user_id);
+        let (partial, packed) = self.write_partial(bot, place).await?;
+        point("backup.written")?;
+        let created_at = Utc::now().trunc_subsecs(6);
+        let files = self.backup_files();
+        let read_back = blocking(move || {
+            let mut partial = partial;
+            partial.finish(&files, created_at).map(|content| (partial, content))
+        });
+        let (partial, content) = read_back.await?.map_err(unreadable)?;
+        if content.entries != packed.entries {
+            let (written, read) = (packed.entries, content.entries);
+            return Err(damaged(&format!("{written} entries were written and {read} read back")));
+        }
+        point("backup.verified")?;
+        if self.is_current(bot, &content).await? {
+            return Ok(());
+        }
+        self.store()
+            .put_backup(&BackupRow {
+                bot_id: bot.clone(),
+                created_at,
+                sha256: content.sha256,
+                size_bytes: content.size_bytes,
+                entries: content.entries,
+                owner_user_id: owner.unwrap_or_default(),
+                verified: true,
+            })
+            .await?;
+        point("backup.recorded")?;
+        let of = bot.clone();
+        self.with_backups(move |files| partial.put_in_place(files, &of)).await?;
+        point("backup.placed")?;
+        let (of, keep) = (bot.clone(), self.settings().keep_backups);
+        self.with_backups(move |files| files.drop_old(&of, keep)).await?;
+        self.forget_rows_without_files(bot).await
+    }
+
+    /// Writes the archive beside those that are there.
+    async fn write_partial(&self, bot: &BotId, place: &DataPlace) -> Result<(Partial, Packed)> {
+        let pack = Pack {
+            format: ArchiveFormat::TarGz,
+            trust: Trust::Ours,
+        };
+        let mut reader = self.layer_access()?.read_data(place, pack).await?;
+        let of = bot.clone();
+        let mut partial = self.with_backups(move |files| files.begin(&of)).await?;
+        let (sender, mut receiver) = mpsc::channel::<bytes::Bytes>(WAITING);
+        // Dropped with this call, the channel ends the writer, and the writer what it wrote.
+        let writer = tokio::task::spawn_blocking(move || {
+            while let Some(chunk) = receiver.blocking_recv() {
+                partial.write(&chunk)?;
+            }
+            Ok::<_, std::io::Error>(partial)
+        });
+        let read = pass_on(&mut reader, sender).await;
+        let written = writer.await.map_err(|panic| Error::internal(OPERATION, panic))?;
+        // A disk that is full ends the reading too, and is the cause.
+        let partial = written.map_err(|error| file_error(OPERATION, error))?;
+        read?;
+        let packed = reader.packed().copied();
+        let packed = packed.ok_or_else(|| damaged("the archive has no end"))?;
+        Ok((partial, packed))
+    }
+
+    /// Whether the very same is kept already: a crash came between the last try and its journal.
+    async fn is_current(&self, bot: &BotId, content: &Content) -> Result<bool> {
+        let of = bot.clone();
+        let Some(current) = self
+            .with_backups(move |files| files.identity(&of, Slot::Current))
+            .await?
+        else {
+            return Ok(false);
+        };
+        if current.size_bytes != content.size_bytes {
+            return Ok(false);
+        }
+        let of = bot.clone();
+        let digest = self.with_backups(move |files| files.digest(&of, Slot::Current)).await?;
+        Ok(digest == content.sha256 && self.row(bot, &current).await?.is_some_and(|row| row.verified))
+    }
+
+    /// Reads a backup whole, and compares it with what is known of it.
+    ///
+    /// # Errors
+    /// [`Error::BackupNotFound`]; others when it could not be read, which says nothing of it.
+    pub(crate) async fn verify_backup(&self, bot: &BotId, slot: Slot) -> Result<Verified> {
+        let of = bot.clone();
+        let identity = self.with_backups(move |files| files.identity(&of, slot)).await?;
+        let identity =
+            identity.ok_or_else(|| Error::BackupNotFound(format!("backup {} not found", slot.file_name(bot))))?;
+        let (files, path) = (self.backup_files(), self.backup_files().path(bot, slot));
+        let content = match blocking(move || files.verify(&path)).await? {
+            Ok(content) => content,
+            Err(Unreadable::Damaged(why)) => return Ok(Verified::Damaged(why)),
+            Err(Unreadable::Failed(error)) => return Err(file_error("reading a backup", error)),
+        };
+        let found = Found {
+            bot: bot.clone(),
+            slot,
+            identity,
+        };
+        let rows = self.store().backups(bot).await?;
+        Ok(match self.row_of(&found, &rows).await? {
+            Some(row) if row.sha256 == content.sha256 && row.entries == content.entries => Verified::Whole {
+                identity: Identity {
+                    created_at: row.created_at,
+                    ..identity
+                },
+                trust: Trust::Ours,
+            },
+            Some(_) => Verified::Damaged("it is not what it was when it was made".to_owned()),
+            // From another system: as good as what a client sends.
+            None => Verified::Whole {
+                identity,
+                trust: Trust::Strangers,
+            },
+        })
+    }
+
+    /// Keeps a backup that does not verify under a name that says so.
+    pub(crate) async fn set_backup_aside(&self, bot: &BotId, slot: Slot) -> Result<String> {
+        let of = bot.clone();
+        let (identity, aside) = self
+            .with_backups(move |files| Ok((files.identity(&of, slot)?, files.set_aside(&of, slot)?)))
+            .await?;
+        if let Some(identity) = identity {
+            self.store().mark_backup_damaged(bot, identity.created_at).await?;
+        }
+        Ok(aside.file_name(bot))
+    }
+
+    /// Removes the current backup if it is that one still.
+    pub(crate) async fn remove_restored(&self, bot: &BotId, restored: Identity) -> Result<()> {
+        let of = bot.clone();
+        self.with_backups(move |files| match files.identity(&of, Slot::Current)? {
+            Some(identity) if identity == restored => files.remove(&of, Slot::Current),
+            Some(_) | None => Ok(()),
+        })
+        .await?;
+        self.forget_rows_without_files(bot).await
+    }
+
+    async fn row(&self, bot: &BotId, identity: &Identity) -> Result<Option<BackupRow>> {
+        let rows = self.store().backups(bot).await?;
+        Ok(rows.into_iter().find(|row| is_of(row, identity)))
+    }
+
+    /// What is known of a file. One whose time was lost in a copy is found by its digest, and gets its time back.
+    pub(super) async fn row_of<'a>(&self, found: &Found, rows: &'a [BackupRow]) -> Result<Option<&'a BackupRow>> {
+        if let Some(row) = rows.iter().find(|row| is_of(row, &found.identity)) {
+            return Ok(Some(row));
+        }
+        let same_size = |row: &&BackupRow| row.size_bytes == found.identity.size_bytes;
+        if !rows.iter().any(|row| same_size(&row)) {
+            return Ok(None);
+        }
+        let (of, slot) = (found.bot.clone(), found.slot);
+        let digest = self.with_backups(move |files| files.digest(&of, slot)).await?;
+        let Some(row) = rows.iter().find(|row| row.sha256 == digest) else {
+            return Ok(None);
+        };
+        let (of, at) = (found.bot.clone(), row.created_at);
+        self.with_backups(move |files| files.set_time(&of, slot, at)).await?;
+        Ok(Some(row))
+    }
+
+    pub(super) async fn forget_rows_without_files(&self, bot: &BotId) -> Result<()> {
+        let of = bot.clone();
+        let found = self.with_backups(move |files| files.list(Some(&of))).await?;
+        for row in self.store().backups(bot).await? {
+            // A file whose time was lost still has its size: its row is needed to know it.
+            let has_file = |one: &Found| one.identity.size_bytes == row.size_bytes;
+            if !found.iter().any(has_file) {
+                self.store().forget_backup(bot, row.created_at).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_of(row: &BackupRow, identity: &Identity) -> bool {
+    (row.size_bytes, row.created_at) == (identity.size_bytes, identity.created_at)
+}
+
+/// Hands the archive on, piece by piece; a writer that went away ends it.
+async fn pass_on(reader: &mut DataReader, sender: mpsc::Sender<bytes::Bytes>) -> Result<()> {
+    while let Some(chunk) = reader.next_chunk().await? {
+        if sender.send(chunk).await.is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|panic| Error::internal(OPERATION, panic))
+}
+
+fn unreadable(error: Unreadable) -> Error {
+    match error {
+        Unreadable::Failed(error) => file_error(OPERATION, error),
+        Unreadable::Damaged(why) => damaged(&why),
+    }
+}
+
+fn damaged(why: &str) -> Error {
+    Error::internal(OPERATION, std::io::Error::other(why.to_owned()))
+}
+
+fn point(name: &str) -> Result<()> {
+    failpoint::pass(name).map_err(|error| Error::internal("passing a failpoint", error))
+}

@@ -1,0 +1,205 @@
+//! Backups: archives of `/data` on the host, kept when a workspace is deleted, and what of them is shown and given.
+//!
+//! The files are the truth and the store knows what they were when they were verified; a file and its row find each
+//! other by size and time, else by digest. Not here: when one is made or put back; that is `workspace/preserve.rs`
+//! and `workspace/restore.rs`.
+
+mod files;
+mod keep;
+mod names;
+
+use std::collections::HashMap;
+use std::fs::File;
+
+use chrono::{DateTime, Utc};
+use skep_names::BotId;
+use skep_store::BackupRow;
+
+pub(crate) use files::{BackupFiles, Identity};
+pub(crate) use keep::Verified;
+pub(crate) use names::Slot;
+
+use crate::error::{Error, Result};
+use crate::skep::Skep;
+
+/// A backup as it is shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Backup {
+    pub bot_id: BotId,
+    /// Of its file.
+    pub name: String,
+    pub size_bytes: u64,
+    /// Files, directories and links; `None` for one that another system left here.
+    pub entries: Option<u64>,
+    pub sha256: Option<String>,
+    pub created_at: DateTime<Utc>,
+    /// It was read back whole when it was made, and nothing wrong was found since.
+    pub verified: bool,
+    /// Whose its bot was when it was made; `None`: nobody knows.
+    pub owner_user_id: Option<String>,
+}
+
+/// A backup opened for a download.
+#[derive(Debug)]
+pub struct OpenedBackup {
+    pub backup: Backup,
+    pub file: File,
+}
+
+impl Skep {
+    /// The backups of a bot: the current one first, then generations, then what was set aside.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] when they cannot be listed.
+    pub async fn backups(&self, bot: &BotId) -> Result<Vec<Backup>> {
+        let of = bot.clone();
+        let found = self.with_backups(move |files| files.list(Some(&of))).await?;
+        let rows = self.store().backups(bot).await?;
+        let mut shown = Vec::new();
+        for one in found {
+            shown.push(self.shown_backup(&one, &rows).await?);
+        }
+        Ok(shown)
+    }
+
+    /// The backups of all bots, those that are gone included.
+    ///
+    /// # Errors
+    /// As [`Skep::backups`].
+    pub async fn all_backups(&self) -> Result<Vec<Backup>> {
+        let found = self.with_backups(|files| files.list(None)).await?;
+        let mut rows: HashMap<BotId, Vec<BackupRow>> = HashMap::new();
+        let mut shown = Vec::new();
+        for one in found {
+            if !rows.contains_key(&one.bot) {
+                rows.insert(one.bot.clone(), self.store().backups(&one.bot).await?);
+            }
+            let known = rows.get(&one.bot).map_or(&[][..], Vec::as_slice);
+            shown.push(self.shown_backup(&one, known).await?);
+        }
+        Ok(shown)
+    }
+
+    /// One backup of a bot by its file's name.
+    ///
+    /// # Errors
+    /// [`Error::BackupNotFound`].
+    pub async fn backup(&self, bot: &BotId, name: &str) -> Result<Backup> {
+        let all = self.backups(bot).await?;
+        let found = all.into_iter().find(|backup| backup.name == name);
+        found.ok_or_else(|| Error::BackupNotFound(format!("backup {name} not found")))
+    }
+
+    /// Opens a backup for reading it whole.
+    ///
+    /// # Errors
+    /// [`Error::BackupNotFound`].
+    pub async fn open_backup(&self, bot: &BotId, name: &str) -> Result<OpenedBackup> {
+        let backup = self.backup(bot, name).await?;
+        let (of, slot) = slot_of(bot, name)?;
+        let file = self.with_backups(move |files| files.open(&of, slot)).await?;
+        Ok(OpenedBackup { backup, file })
+    }
+
+    /// Removes a backup, for good.
+    ///
+    /// # Errors
+    /// [`Error::BackupNotFound`].
+    pub async fn delete_backup(&self, bot: &BotId, name: &str) -> Result<()> {
+        self.backup(bot, name).await?;
+        let (of, slot) = slot_of(bot, name)?;
+        self.with_backups(move |files| files.remove(&of, slot)).await?;
+        self.forget_rows_without_files(bot).await
+    }
+
+    /// One backup of any bot by its file's name.
+    ///
+    /// # Errors
+    /// [`Error::BackupNotFound`].
+    pub async fn backup_of_any(&self, name: &str) -> Result<Backup> {
+        match Slot::parse(name) {
+            Some((bot, _)) => self.backup(&bot, name).await,
+            None => Err(Error::BackupNotFound(format!("backup {name} not found"))),
+        }
+    }
+
+    /// Makes a backup the current one of a new bot too; it stays what it was.
+    pub(crate) async fn give_backup(&self, backup: &Backup, to: &BotId) -> Result<()> {
+        let (from, slot) = slot_of(&backup.bot_id, &backup.name)?;
+        if let (Some(sha256), Some(entries), Some(owner)) = (&backup.sha256, backup.entries, &backup.owner_user_id) {
+            self.store()
+                .put_backup(&BackupRow {
+                    bot_id: to.clone(),
+                    created_at: backup.created_at,
+                    sha256: sha256.clone(),
+                    size_bytes: backup.size_bytes,
+                    entries,
+                    owner_user_id: owner.clone(),
+                    verified: backup.verified,
+                })
+                .await?;
+        }
+        let bot = to.clone();
+        self.with_backups(move |files| files.give((&from, slot), &bot)).await
+    }
+
+    /// Undoes [`Skep::give_backup`].
+    pub(crate) async fn take_backup_back(&self, bot: &BotId) -> Result<()> {
+        let of = bot.clone();
+        self.with_backups(move |files| files.remove(&of, Slot::Current)).await?;
+        self.forget_rows_without_files(bot).await
+    }
+
+    /// Which of a bot's files has that name.
+    ///
+    /// # Errors
+    /// [`Error::BackupNotFound`] for a name that is none of its backups'.
+    pub(crate) fn slot_of_backup(&self, bot: &BotId, name: &str) -> Result<Slot> {
+        Ok(slot_of(bot, name)?.1)
+    }
+
+    async fn shown_backup(&self, found: &files::Found, rows: &[BackupRow]) -> Result<Backup> {
+        let row = self.row_of(found, rows).await?;
+        Ok(Backup {
+            bot_id: found.bot.clone(),
+            name: found.slot.file_name(&found.bot),
+            size_bytes: found.identity.size_bytes,
+            entries: row.map(|row| row.entries),
+            sha256: row.map(|row| row.sha256.clone()),
+            created_at: found.identity.created_at,
+            verified: row.is_some_and(|row| row.verified) && !matches!(found.slot, Slot::SetAside(_)),
+            owner_user_id: row.map(|row| row.owner_user_id.clone()),
+        })
+    }
+
+    /// Works on the files, on a thread that may block.
+    pub(crate) async fn with_backups<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&BackupFiles) -> std::io::Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let files = self.backup_files();
+        match tokio::task::spawn_blocking(move || work(&files)).await {
+            Ok(done) => done.map_err(|error| file_error("working on the files of backups", error)),
+            Err(panic) => Err(Error::internal("working on the files of backups", panic)),
+        }
+    }
+
+    pub(crate) fn backup_files(&self) -> BackupFiles {
+        BackupFiles::below(&self.settings().data_root)
+    }
+}
+
+fn slot_of(bot: &BotId, name: &str) -> Result<(BotId, Slot)> {
+    match Slot::parse(name) {
+        Some((of, slot)) if of == *bot => Ok((of, slot)),
+        Some(_) | None => Err(Error::BackupNotFound(format!("backup {name} not found"))),
+    }
+}
+
+pub(crate) fn file_error(operation: &str, error: std::io::Error) -> Error {
+    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+    match error.kind() {
+        StorageFull | QuotaExceeded => Error::DiskFull(format!("no space left: {operation}")),
+        _ => Error::internal(operation, error),
+    }
+}

@@ -1,0 +1,110 @@
+//! Keeping a workspace's data before it is deleted. Whatever fails before the backup is whole aborts the delete,
+//! and what ran runs again.
+
+use serde_json::Value;
+use skep_names::is_legacy;
+use skep_runtime::TaskState;
+use skep_runtime::layer_access::DataPlace;
+
+use super::request::DeleteData;
+use super::work::Work;
+use crate::error::{Error, Result};
+
+/// Note: the data is kept, or there was none.
+pub(super) const PRESERVED: &str = "preserved";
+/// Note: the workspace ran before it was stopped for this.
+const RAN: &str = "ran";
+/// Note: the data lay in the legacy directory, which is not needed when the workspace is gone.
+const OF_LEGACY: &str = "of_legacy";
+
+impl Work {
+    /// Stops the workspace and keeps its data. Without one there is nothing to keep.
+    pub(super) async fn preserve(&self) -> Result<()> {
+        if self.noted(PRESERVED).is_some() {
+            return Ok(());
+        }
+        let Some(place) = self.place_of_data().await? else {
+            return Ok(());
+        };
+        self.note_whether_it_ran().await?;
+        let grace = self.skep().settings().stop_grace;
+        self.step("stop", self.end_task(grace)).await?;
+        self.step("preserve", self.skep().back_up(self.bot(), &place)).await?;
+        self.note(PRESERVED, true);
+        Ok(())
+    }
+
+    /// Where the data is; `None` when there is none, or when it is kept already.
+    async fn place_of_data(&self) -> Result<Option<DataPlace>> {
+        if let Some(instance) = self.runtime().inspect(self.bot()).await? {
+            if !is_legacy(&instance.container_id) {
+                return Ok(Some(DataPlace::Workspace(self.bot().clone())));
+            }
+            let directory = self.skep().legacy_directory(self.bot()).await?;
+            if directory.is_some() {
+                self.note(OF_LEGACY, true);
+            }
+            return Ok(directory.map(DataPlace::Directory));
+        }
+        match self.runtime().bots_with_layers().await?.contains(self.bot()) {
+            true => Ok(Some(DataPlace::Workspace(self.bot().clone()))),
+            false => Ok(None),
+        }
+    }
+
+    /// The first try's look counts: later ones find it stopped.
+    pub(super) async fn note_whether_it_ran(&self) -> Result<()> {
+        if self.noted(RAN).is_none() {
+            let instance = self.runtime().inspect(self.bot()).await?;
+            self.note(RAN, instance.is_some_and(|one| one.task == TaskState::Running));
+        }
+        Ok(())
+    }
+
+    /// A bot that is removed takes its legacy directory with it. What nobody put into its workspace is kept first, so
+    /// that the workspace's own data is the newer backup. That of a legacy container is its data, kept by `preserve`.
+    pub(super) async fn preserve_legacy_directory(&self) -> Result<()> {
+        let instance = self.runtime().inspect(self.bot()).await?;
+        if instance.is_some_and(|one| is_legacy(&one.container_id)) {
+            return Ok(());
+        }
+        let Some(directory) = self.skep().legacy_directory(self.bot()).await? else {
+            return Ok(());
+        };
+        self.step(
+            "preserve_legacy",
+            self.skep().back_up(self.bot(), &DataPlace::Directory(directory)),
+        )
+        .await
+    }
+
+    /// The workspace is gone: the directory whose content was kept gets the name that says so.
+    pub(super) async fn migrate_preserved_legacy(&self) -> Result<()> {
+        match self.noted(OF_LEGACY) {
+            Some(_) => self.step("migrate", self.skep().mark_migrated(self.bot())).await,
+            None => Ok(()),
+        }
+    }
+
+    /// What [`Self::note_whether_it_ran`] noted.
+    pub(super) fn ran(&self) -> bool {
+        self.noted(RAN) == Some(Value::Bool(true))
+    }
+
+    /// After a delete that failed: nothing was removed before the data was kept, so what ran runs again.
+    pub(crate) async fn undo_delete(&self, data: DeleteData) -> Result<()> {
+        if data == DeleteData::Remove || !self.ran() || self.noted(PRESERVED).is_some() {
+            return Ok(());
+        }
+        match self.row().await? {
+            Some(row) => self.bring_up(&row).await,
+            None => {
+                let limits = self.skep().settings().default_limits;
+                match self.start_task(&limits).await {
+                    Ok(_) | Err(Error::NotFound(_)) => Ok(()),
+                    Err(error) => Err(error),
+                }
+            }
+        }
+    }
+}

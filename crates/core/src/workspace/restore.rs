@@ -1,0 +1,243 @@
+//! Putting preserved data back: into the layer that a create makes, before its task starts; and, when somebody asks,
+//! into a workspace that is there, by way of a layer that is put in the place of its own when all is in it.
+
+use std::io;
+
+use bytes::Bytes;
+use futures::{StreamExt, stream};
+use serde_json::json;
+use skep_runtime::layer_access::{Apply, ApplyMode, ArchiveFormat, ArchiveStream, DataPlace, Pack, Trust};
+use skep_runtime::{Layers, RuntimeError};
+use tokio::io::AsyncReadExt;
+
+use super::preserved::{Preserved, PutBack};
+use super::request::{CreatePlan, PreservedData, RestoreMode, RestoreRequest};
+use super::work::Work;
+use crate::backups::{Identity, Slot, Verified};
+use crate::checks::CheckType;
+use crate::error::{Error, Result};
+use crate::operations::{EventBody, Outcome};
+use crate::skep::Skep;
+
+/// The stage of a create, as its error event names it.
+const STAGE: &str = "restore preserved data failed";
+/// Note: what was put back, which is on the disk by then.
+const PUT_BACK: &str = "put_back";
+/// Note: what went with it that somebody should know.
+const WARNINGS: &str = "warnings";
+/// Bytes of a file that are read at once.
+const CHUNK_BYTES: usize = 256 * 1024;
+
+/// Note: the workspace is on the layer with what was put back.
+const ADOPTED: &str = "adopted";
+
+impl Skep {
+    /// The layers of a backend that can change them from outside.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`].
+    pub(crate) fn changeable_layers(&self) -> Result<&dyn Layers> {
+        let layers = self.runtime().layers();
+        layers.ok_or_else(|| {
+            let backend = self.capabilities().backend;
+            Error::Unsupported(format!("restoring data is not supported on the {backend} backend"))
+        })
+    }
+}
+
+impl Work {
+    /// The work of `restore`. Until the workspace is put onto the new layer, its own is as it was.
+    pub(crate) async fn restore(&self, request: &RestoreRequest) -> Result<Outcome> {
+        let row = self.row().await?.ok_or(Error::ContainerNotFound)?;
+        self.note_whether_it_ran().await?;
+        if self.noted(ADOPTED).is_none() {
+            let preserved = self.step("verify", self.asked_for(request)).await?;
+            let grace = self.skep().settings().stop_grace;
+            self.step("stop", self.end_task(grace)).await?;
+            self.step("container", self.ensure_container(&row)).await?;
+            self.step("restore", self.write_beside(&preserved, request.mode))
+                .await?;
+            self.step("adopt", async {
+                let layers = self.skep().changeable_layers()?;
+                layers.adopt_change(self.bot(), self.hub().id()).await?;
+                self.note(ADOPTED, true);
+                if request.name.is_none() {
+                    self.note_put_back(&preserved)?;
+                }
+                self.lived("restore", &json!({ "backup": request.name })).await
+            })
+            .await?;
+        }
+        if self.ran() {
+            self.bring_up(&row).await?;
+        }
+        self.release_put_back().await?;
+        Ok(Outcome::Done)
+    }
+
+    async fn write_beside(&self, preserved: &Preserved, mode: RestoreMode) -> Result<()> {
+        let layers = self.skep().changeable_layers()?;
+        let mount = layers.stage_change(self.bot(), self.hub().id()).await?;
+        let place = DataPlace::Mounted {
+            bot: self.bot().clone(),
+            mount,
+        };
+        let mode = match mode {
+            RestoreMode::Merge => ApplyMode::Merge,
+            RestoreMode::Replace => ApplyMode::Replace,
+        };
+        self.write_preserved(&place, preserved, mode).await
+    }
+
+    /// What is to be put back; a damaged one is set aside and refused.
+    async fn asked_for(&self, request: &RestoreRequest) -> Result<Preserved> {
+        let Some(name) = &request.name else {
+            let (preserved, warnings) = self.skep().find_preserved(self.bot()).await?;
+            return match (preserved, warnings.is_empty()) {
+                (Some(preserved), _) => Ok(preserved),
+                (None, true) => Err(Error::BackupNotFound("no preserved data found".to_owned())),
+                (None, false) => Err(Error::ArchiveRefused(warnings.join("; "))),
+            };
+        };
+        let slot = self.skep().slot_of_backup(self.bot(), name)?;
+        match self.skep().verify_backup(self.bot(), slot).await? {
+            Verified::Whole { identity, trust } => Ok(Preserved::Backup { slot, identity, trust }),
+            Verified::Damaged(why) => Err(Error::ArchiveRefused(format!(
+                "the backup {name} does not verify: {why}"
+            ))),
+        }
+    }
+
+    /// After a restore that failed: the workspace's own layer was never changed, and what ran runs again.
+    pub(crate) async fn undo_restore(&self, error: &Error) -> Result<()> {
+        if self.noted(ADOPTED).is_some() {
+            return self.note_not_running(error).await.map(drop);
+        }
+        match self
+            .skep()
+            .changeable_layers()?
+            .discard_change(self.bot(), self.hub().id())
+            .await
+        {
+            Ok(()) | Err(RuntimeError::NotFound { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        match self.row().await? {
+            Some(row) if self.ran() => self.bring_up(&row).await,
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    fn note_put_back(&self, preserved: &Preserved) -> Result<()> {
+        let noted = serde_json::to_value(preserved.put_back());
+        self.note(
+            PUT_BACK,
+            noted.map_err(|error| Error::internal("writing a note", error))?,
+        );
+        Ok(())
+    }
+
+    /// Puts what is preserved into the layer this create made. Done again after a crash it comes to the same: all
+    /// that is in `/data` gives way to what is put back.
+    pub(super) async fn put_preserved_back(&self, plan: &CreatePlan) -> Result<()> {
+        if plan.preserved == PreservedData::KeepAside || self.noted(PUT_BACK).is_some() {
+            return Ok(());
+        }
+        if !self.skep().has_preserved_data(self.bot()).await? {
+            return Ok(());
+        }
+        let put = async {
+            let (preserved, warnings) = self.step("verify", self.skep().find_preserved(self.bot())).await?;
+            if !warnings.is_empty() {
+                self.note(WARNINGS, warnings);
+            }
+            let Some(preserved) = preserved else {
+                return Ok(());
+            };
+            self.tell(EventBody::Restoring).await?;
+            // A task that the try before a crash started.
+            self.end_task(std::time::Duration::ZERO).await?;
+            let place = DataPlace::Workspace(self.bot().clone());
+            self.step("restore", self.write_preserved(&place, &preserved, ApplyMode::Replace))
+                .await?;
+            self.note_put_back(&preserved)
+        };
+        put.await.map_err(|error: Error| error.at(STAGE))
+    }
+
+    async fn write_preserved(&self, place: &DataPlace, preserved: &Preserved, mode: ApplyMode) -> Result<()> {
+        let (archive, trust) = self.archive_of(preserved).await?;
+        let apply = Apply { mode, trust };
+        self.skep().layer_access()?.write_data(place, archive, apply).await?;
+        Ok(())
+    }
+
+    /// The archive to put back; of a directory it is made as it is read.
+    async fn archive_of(&self, preserved: &Preserved) -> Result<(ArchiveStream, Trust)> {
+        match preserved {
+            Preserved::Backup { slot, trust, .. } => {
+                let (of, slot): (_, Slot) = (self.bot().clone(), *slot);
+                let file = self.skep().with_backups(move |files| files.open(&of, slot)).await?;
+                Ok((chunks_of(file.into()), *trust))
+            }
+            Preserved::Legacy(directory) => {
+                let pack = Pack {
+                    format: ArchiveFormat::Tar,
+                    trust: Trust::Ours,
+                };
+                let place = DataPlace::Directory(directory.clone());
+                let reader = self.skep().layer_access()?.read_data(&place, pack).await?;
+                Ok((reader.into_stream().boxed(), Trust::Ours))
+            }
+        }
+    }
+
+    /// The workspace runs with what was put back, which is on the disk: it is not needed elsewhere any more. A legacy
+    /// directory that a backup won over goes the same way as one that was imported.
+    pub(super) async fn release_put_back(&self) -> Result<()> {
+        let Some(noted) = self.noted(PUT_BACK) else {
+            return Ok(());
+        };
+        let put_back: PutBack =
+            serde_json::from_value(noted).map_err(|error| Error::internal("reading a note", error))?;
+        self.step("release", async {
+            if let PutBack::Backup { size_bytes, created_at } = put_back {
+                let restored = Identity { size_bytes, created_at };
+                self.skep().remove_restored(self.bot(), restored).await?;
+            }
+            self.skep().mark_migrated(self.bot()).await
+        })
+        .await
+    }
+
+    pub(super) fn was_put_back(&self) -> bool {
+        self.noted(PUT_BACK).is_some()
+    }
+
+    /// Sentences for whoever asked, kept over a crash.
+    pub(super) fn warnings(&self) -> Vec<String> {
+        let noted = self.noted(WARNINGS).unwrap_or_default();
+        serde_json::from_value(noted).unwrap_or_default()
+    }
+
+    /// The check of a set-up that went well shows what went with it.
+    pub(super) async fn show_set_up(&self) -> Result<()> {
+        let check = CheckType::ContainerInit.as_str();
+        match self.warnings().as_slice() {
+            [] => self.store().clear_fault(self.bot(), check).await?,
+            warnings => self.store().put_fault(self.bot(), check, &warnings.join("; ")).await?,
+        }
+        Ok(())
+    }
+}
+
+fn chunks_of(file: tokio::fs::File) -> ArchiveStream {
+    stream::try_unfold(file, |mut file| async move {
+        let mut chunk = bytes::BytesMut::with_capacity(CHUNK_BYTES);
+        match file.read_buf(&mut chunk).await? {
+            0 => Ok::<_, io::Error>(None),
+            _ => Ok(Some((Bytes::from(chunk), file))),
+        }
+    })
+    .boxed()
+}

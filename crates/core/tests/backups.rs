@@ -1,0 +1,519 @@
+//! Data that is kept when a workspace is deleted, and put back: on the fake runtime, whose layers are read and
+//! written by the same program as real ones.
+
+mod harness;
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::PathBuf;
+
+use harness::{World, admin, all, failure, kinds, until};
+use skep_core::{
+    Backup, Code, CreateBot, CreateRequest, DeleteData, Outcome, RestoreMode, RestoreRequest, WorkspaceStatus,
+};
+use skep_names::BotId;
+use skep_runtime::{Runtime, RuntimeError};
+use skep_testkit::fake_runtime::Verb;
+use skep_testkit::trees;
+
+async fn preserve(world: &World, bot: &BotId) -> skep_core::Result<Outcome> {
+    let deleted = world.skep.delete_workspace(bot, DeleteData::Preserve, &admin()).await;
+    deleted.unwrap().outcome().await
+}
+
+async fn create_with(world: &World, bot: &BotId, restore_data: Option<bool>) -> skep_core::CompletedWorkspace {
+    let request = CreateRequest {
+        restore_data,
+        ..CreateRequest::default()
+    };
+    let handle = world.skep.create_workspace(bot, request, &admin()).await.unwrap();
+    match handle.outcome().await.unwrap() {
+        Outcome::Workspace(completed) => completed,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn backups(world: &World, bot: &BotId) -> Vec<Backup> {
+    world.skep.backups(bot).await.unwrap()
+}
+
+fn names(backups: &[Backup]) -> Vec<&str> {
+    backups.iter().map(|backup| backup.name.as_str()).collect()
+}
+
+fn file_of(world: &World, name: &str) -> PathBuf {
+    world.root.path().join("backups").join(name)
+}
+
+fn legacy(world: &World, bot: &BotId) -> PathBuf {
+    world.root.path().join("bots").join(bot.as_str())
+}
+
+fn broken() -> RuntimeError {
+    RuntimeError::other("reading", std::io::Error::other("broken"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn preserved_data_is_put_back_by_the_next_create() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    world.write(&bot, "/data/file", "kept").await;
+    preserve(&world, &bot).await.unwrap();
+    assert!(world.runtime.inspect(&bot).await.unwrap().is_none());
+    assert_eq!(world.runtime.bots_with_layers().await.unwrap(), []);
+
+    let kept = backups(&world, &bot).await;
+    let name = format!("{bot}.tar.gz");
+    assert_eq!(names(&kept), [name.as_str()]);
+    assert!(kept[0].verified && kept[0].entries == Some(1), "{kept:?}");
+    let metadata = fs::metadata(file_of(&world, &name)).unwrap();
+    assert_eq!(metadata.permissions().mode() & 0o7777, 0o600);
+    assert_eq!(metadata.len(), kept[0].size_bytes);
+
+    let events = all(&world.create(&bot).await).await;
+    assert_eq!(kinds(&events), ["pulling", "creating", "restoring", "complete"]);
+    assert_eq!(world.read(&bot, "/data/file").await, "kept");
+    assert_eq!(backups(&world, &bot).await, []);
+    assert!(!world.skep.workspace_info(&bot).await.unwrap().has_preserved_data);
+    assert!(!file_of(&world, &name).exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tree_that_is_hard_to_carry_comes_back_equal_in_everything() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    let data = world.runtime.layer_path(&bot).join("data");
+    fs::create_dir_all(&data).unwrap();
+    trees::make_hard_tree(&data).unwrap();
+    let before = trees::describe(&data).unwrap();
+    preserve(&world, &bot).await.unwrap();
+    assert!(!data.exists());
+    let completed = create_with(&world, &bot, Some(true)).await;
+    assert!(completed.data_restored && !completed.has_preserved_data);
+    let after = trees::describe(&data).unwrap();
+    for (name, was) in &before {
+        assert_eq!(after.get(name), Some(was), "{}", String::from_utf8_lossy(name));
+    }
+    assert_eq!(after.len(), before.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_create_that_is_told_so_keeps_preserved_data_aside() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    world.write(&bot, "/data/file", "kept").await;
+    preserve(&world, &bot).await.unwrap();
+    let completed = create_with(&world, &bot, Some(false)).await;
+    assert!(!completed.data_restored && completed.has_preserved_data);
+    assert_eq!(backups(&world, &bot).await.len(), 1);
+    // Nor does a later create touch what the workspace holds by then.
+    world.write(&bot, "/data/file", "new").await;
+    let again = create_with(&world, &bot, Some(true)).await;
+    assert!(!again.data_restored && again.has_preserved_data);
+    assert_eq!(world.read(&bot, "/data/file").await, "new");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_backup_deletes_nothing_and_what_ran_runs_again() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    world.write(&bot, "/data/file", "here").await;
+    world.runtime.faults().fail_next(Verb::ReadData, broken());
+    assert_eq!(preserve(&world, &bot).await.unwrap_err().code(), Code::Internal);
+    assert_eq!(world.read(&bot, "/data/file").await, "here");
+    let info = world.skep.workspace_info(&bot).await.unwrap();
+    assert!(info.task_running && info.status == WorkspaceStatus::Running, "{info:?}");
+
+    world.runtime.faults().fail_next(Verb::ReadData, broken());
+    let deleted = world
+        .skep
+        .delete_bot(&bot, DeleteData::Preserve, &admin())
+        .await
+        .unwrap();
+    deleted.operation.outcome().await.unwrap_err();
+    let shown = world.skep.bot(&bot).await.unwrap();
+    assert_eq!(shown.row.status.as_str(), "ready");
+    let checks = world.skep.checks(&bot).await.unwrap();
+    let check = checks
+        .iter()
+        .find(|one| one.check_type.as_str() == "bot.delete")
+        .unwrap();
+    assert_eq!(check.status.as_str(), "error", "{check:?}");
+    assert_eq!(world.read(&bot, "/data/file").await, "here");
+    assert_eq!(backups(&world, &bot).await, []);
+
+    // One that was stopped stays so.
+    world.stop(&bot).await.unwrap();
+    world.runtime.faults().fail_next(Verb::ReadData, broken());
+    preserve(&world, &bot).await.unwrap_err();
+    assert!(!world.skep.workspace_info(&bot).await.unwrap().task_running);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn older_backups_are_kept_as_generations() {
+    let world = World::with(|settings| settings.keep_backups = 2).await;
+    let bot = world.bot().await;
+    for content in ["a", "bb", "ccc", "dddd"] {
+        create_with(&world, &bot, Some(false)).await;
+        world.write(&bot, "/data/file", content).await;
+        preserve(&world, &bot).await.unwrap();
+    }
+    let kept = backups(&world, &bot).await;
+    let expected = [
+        format!("{bot}.tar.gz"),
+        format!("{bot}.1.tar.gz"),
+        format!("{bot}.2.tar.gz"),
+    ];
+    assert_eq!(names(&kept), expected);
+    assert!(kept.iter().all(|one| one.verified));
+    assert!(kept[0].created_at > kept[1].created_at && kept[1].created_at > kept[2].created_at);
+    assert_eq!(world.skep.store().backups(&bot).await.unwrap().len(), 3);
+    create_with(&world, &bot, None).await;
+    assert_eq!(world.read(&bot, "/data/file").await, "dddd");
+    // Generations are reached by name only.
+    assert_eq!(names(&backups(&world, &bot).await), expected[1..]);
+    assert!(!world.skep.workspace_info(&bot).await.unwrap().has_preserved_data);
+    world.skep.delete_backup(&bot, &expected[1]).await.unwrap();
+    let gone = world.skep.delete_backup(&bot, &expected[1]).await.unwrap_err();
+    assert_eq!(gone.code(), Code::BackupNotFound);
+    assert_eq!(world.skep.store().backups(&bot).await.unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_backup_is_set_aside_told_and_blocks_no_start() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    world.write(&bot, "/data/file", "kept").await;
+    preserve(&world, &bot).await.unwrap();
+    let name = format!("{bot}.tar.gz");
+    let mut bytes = fs::read(file_of(&world, &name)).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(file_of(&world, &name), &bytes).unwrap();
+
+    let completed = create_with(&world, &bot, None).await;
+    assert!(!completed.data_restored && !completed.has_preserved_data);
+    let aside = format!("{bot}.tar.gz.corrupt");
+    assert!(completed.warnings[0].contains(&aside), "{completed:?}");
+    assert_eq!(fs::read(file_of(&world, &aside)).unwrap(), bytes);
+    let listed = backups(&world, &bot).await;
+    assert_eq!((names(&listed), listed[0].verified), (vec![aside.as_str()], false));
+    let checks = world.skep.checks(&bot).await.unwrap();
+    assert_eq!(checks[0].status.as_str(), "warn", "{:?}", checks[0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_whose_container_vanished_is_kept_too_and_nothing_is_a_success() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    world.write(&bot, "/data/file", "kept").await;
+    world.stop(&bot).await.unwrap();
+    world.runtime.forget_container(&bot);
+    preserve(&world, &bot).await.unwrap();
+    assert_eq!(backups(&world, &bot).await.len(), 1);
+    assert_eq!(world.runtime.bots_with_layers().await.unwrap(), []);
+    preserve(&world, &bot).await.unwrap();
+    assert_eq!(backups(&world, &bot).await.len(), 1);
+    create_with(&world, &bot, None).await;
+    assert_eq!(world.read(&bot, "/data/file").await, "kept");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_legacy_directory_is_imported_once_with_all_it_holds() {
+    let world = World::new().await;
+    let bot = world.bot().await;
+    let directory = legacy(&world, &bot);
+    fs::create_dir_all(&directory).unwrap();
+    trees::make_hard_tree(&directory).unwrap();
+    let before = trees::describe(&directory).unwrap();
+    let completed = create_with(&world, &bot, None).await;
+    assert!(completed.data_restored && !completed.has_preserved_data);
+    let data = world.runtime.layer_path(&bot).join("data");
+    assert_eq!(trees::describe(&data).unwrap(), before);
+    let migrated = directory.with_extension("migrated");
+    assert!(!directory.exists());
+    assert_eq!(trees::describe(&migrated).unwrap(), before);
+    // Only the removal of the bot takes it away.
+    let deleted = world.skep.delete_bot(&bot, DeleteData::Remove, &admin()).await.unwrap();
+    deleted.operation.outcome().await.unwrap();
+    assert!(!migrated.exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_wins_over_a_legacy_directory() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    world.write(&bot, "/data/file", "newer").await;
+    preserve(&world, &bot).await.unwrap();
+    fs::create_dir_all(legacy(&world, &bot)).unwrap();
+    fs::write(legacy(&world, &bot).join("file"), "older").unwrap();
+    let completed = create_with(&world, &bot, None).await;
+    assert!(completed.data_restored && !completed.has_preserved_data);
+    assert_eq!(world.read(&bot, "/data/file").await, "newer");
+    assert!(legacy(&world, &bot).with_extension("migrated").is_dir());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_workspace_whose_layer_is_gone_stays_missing_until_a_create_decides() {
+    let mut world = World::new().await;
+    let bot = world.running_bot().await;
+    world.write(&bot, "/data/file", "kept").await;
+    let handle = world
+        .skep
+        .delete_workspace(&bot, DeleteData::Preserve, &admin())
+        .await
+        .unwrap();
+    handle.outcome().await.unwrap();
+    create_with(&world, &bot, Some(false)).await;
+    // Somebody removes container and layer behind the server's back.
+    world.runtime.remove(&bot).await.unwrap();
+    world.crash().await;
+    until(|| async {
+        let info = world
+            .skep
+            .workspace_info(&bot)
+            .await
+            .map_err(|error| error.to_string())?;
+        match (info.status, info.recoverable) {
+            (WorkspaceStatus::Missing, Some(false)) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    assert_eq!(world.start(&bot).await.unwrap_err().code(), Code::Conflict);
+    assert_eq!(world.runtime.bots_with_layers().await.unwrap(), []);
+    let completed = create_with(&world, &bot, None).await;
+    assert!(completed.data_restored);
+    assert_eq!(world.read(&bot, "/data/file").await, "kept");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_outlives_its_bot_and_is_given_to_a_new_one() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    world.write(&bot, "/data/file", "kept").await;
+    let deleted = world
+        .skep
+        .delete_bot(&bot, DeleteData::Preserve, &admin())
+        .await
+        .unwrap();
+    deleted.operation.outcome().await.unwrap();
+    let left = world.skep.all_backups().await.unwrap();
+    assert_eq!(names(&left), [format!("{bot}.tar.gz")]);
+    assert_eq!(left[0].owner_user_id.as_deref(), Some("owner"));
+    let backup = world.skep.backup_of_any(&left[0].name).await.unwrap();
+    let new = CreateBot {
+        owner_user_id: "owner".to_owned(),
+        display_name: "heir".to_owned(),
+        restore_backup: Some(backup),
+        with_workspace: true,
+        ..CreateBot::default()
+    };
+    let (heir, operation) = world.skep.create_bot(new, &admin()).await.unwrap();
+    operation.unwrap().outcome().await.unwrap();
+    assert_eq!(world.read(&heir.row.id, "/data/file").await, "kept");
+    assert_eq!(world.skep.all_backups().await.unwrap(), left, "it stays what it was");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_in_the_place_of_data_is_refused_and_followed_nowhere() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    let outside = tempfile::tempdir().unwrap();
+    fs::write(outside.path().join("canary"), "untouched").unwrap();
+    let neighbour = world.running_bot().await;
+    world.write(&neighbour, "/data/secret", "theirs").await;
+    let data = world.runtime.layer_path(&bot).join("data");
+    for target in [
+        PathBuf::from("/"),
+        PathBuf::from("/etc"),
+        outside.path().to_owned(),
+        world.runtime.layer_path(&neighbour).join("data"),
+    ] {
+        match fs::symlink_metadata(&data) {
+            Ok(there) if there.is_dir() => fs::remove_dir_all(&data).unwrap(),
+            Ok(_) => fs::remove_file(&data).unwrap(),
+            Err(_) => {}
+        }
+        symlink(&target, &data).unwrap();
+        let error = preserve(&world, &bot).await.unwrap_err();
+        assert_eq!(error.code(), Code::InvalidArgument, "{error}");
+        assert_eq!(error.to_string(), "/data is not a directory");
+        assert_eq!(backups(&world, &bot).await, []);
+    }
+    assert_eq!(fs::read_to_string(outside.path().join("canary")).unwrap(), "untouched");
+    assert_eq!(world.read(&neighbour, "/data/secret").await, "theirs");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_whose_data_is_a_link_gets_nothing_put_back_outside() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    world.write(&bot, "/data/file", "kept").await;
+    preserve(&world, &bot).await.unwrap();
+    let outside = tempfile::tempdir().unwrap();
+    symlink(outside.path(), world.runtime.image_path().join("data")).unwrap();
+    let (_, message) = failure(&all(&world.create(&bot).await).await);
+    assert!(message.starts_with("restore preserved data failed: "), "{message}");
+    assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
+    assert_eq!(backups(&world, &bot).await.len(), 1, "what was kept is kept");
+    assert_eq!(world.runtime.bots_with_layers().await.unwrap(), []);
+    fs::remove_file(world.runtime.image_path().join("data")).unwrap();
+    create_with(&world, &bot, None).await;
+    assert_eq!(world.read(&bot, "/data/file").await, "kept");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_crash_cuts_off_is_carried_on() {
+    let mut world = World::new().await;
+    let bot = world.running_bot().await;
+    world.write(&bot, "/data/file", "kept").await;
+    let hold = world.runtime.faults().hold(Verb::ReadData);
+    let delete = world
+        .skep
+        .delete_workspace(&bot, DeleteData::Preserve, &admin())
+        .await
+        .unwrap();
+    until(|| async {
+        match world.runtime.faults().calls(Verb::ReadData) {
+            0 => Err("nothing is read yet".to_owned()),
+            _ => Ok(()),
+        }
+    })
+    .await;
+    drop(delete);
+    // What a crash in the middle of writing leaves.
+    fs::create_dir_all(world.root.path().join("backups")).unwrap();
+    let partial = world.root.path().join("backups").join(format!(".{bot}.partial"));
+    fs::write(&partial, "half an archive").unwrap();
+    world.crash().await;
+    drop(hold);
+    until(|| async {
+        let kept = backups(&world, &bot).await;
+        let there = world.runtime.inspect(&bot).await.map_err(|error| error.to_string())?;
+        match (kept.len(), there) {
+            (1, None) if kept[0].verified => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    assert!(!partial.exists());
+    create_with(&world, &bot, None).await;
+    assert_eq!(world.read(&bot, "/data/file").await, "kept");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_restore_undoes_the_create_and_keeps_the_backup() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    world.write(&bot, "/data/file", "kept").await;
+    preserve(&world, &bot).await.unwrap();
+    world.runtime.faults().fail_next(Verb::WriteData, broken());
+    let (code, message) = failure(&all(&world.create(&bot).await).await);
+    assert_eq!(code, "internal");
+    assert!(message.starts_with("restore preserved data failed: "), "{message}");
+    assert_eq!(world.runtime.bots_with_layers().await.unwrap(), []);
+    assert_eq!(backups(&world, &bot).await.len(), 1);
+    create_with(&world, &bot, None).await;
+    assert_eq!(world.read(&bot, "/data/file").await, "kept");
+}
+
+async fn restore(world: &World, bot: &BotId, request: RestoreRequest) -> skep_core::Result<Outcome> {
+    world.skep.restore_data(bot, request, &admin()).await?.outcome().await
+}
+
+/// A bot whose workspace runs with `/data/here`, and whose current backup holds `/data/file`.
+async fn with_backup_aside(world: &World) -> BotId {
+    let bot = world.running_bot().await;
+    world.write(&bot, "/data/file", "kept").await;
+    preserve(world, &bot).await.unwrap();
+    create_with(world, &bot, Some(false)).await;
+    world.write(&bot, "/data/here", "before").await;
+    bot
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_merges_or_replaces_and_takes_the_current_backup() {
+    let world = World::new().await;
+    let bot = with_backup_aside(&world).await;
+    let name = format!("{bot}.tar.gz");
+    let by_name = |mode| RestoreRequest {
+        name: Some(name.clone()),
+        mode,
+    };
+    restore(&world, &bot, by_name(RestoreMode::Merge)).await.unwrap();
+    assert_eq!(world.read(&bot, "/data/file").await, "kept");
+    assert_eq!(world.read(&bot, "/data/here").await, "before");
+    assert_eq!(
+        names(&backups(&world, &bot).await),
+        [name.as_str()],
+        "asked for by name, it is kept"
+    );
+    world.write(&bot, "/data/file", "changed").await;
+    let current = RestoreRequest {
+        mode: RestoreMode::Replace,
+        ..RestoreRequest::default()
+    };
+    restore(&world, &bot, current.clone()).await.unwrap();
+    assert_eq!(world.read(&bot, "/data/file").await, "kept");
+    assert!(!world.runtime.layer_path(&bot).join("data/here").exists());
+    assert_eq!(backups(&world, &bot).await, []);
+    let nothing = restore(&world, &bot, current).await.unwrap_err();
+    assert_eq!(
+        (nothing.code(), nothing.to_string().as_str()),
+        (Code::BackupNotFound, "no preserved data found")
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_that_fails_leaves_everything_as_it_was() {
+    let world = World::new().await;
+    let bot = with_backup_aside(&world).await;
+    let before = trees::describe(&world.runtime.layer_path(&bot).join("data")).unwrap();
+    world.runtime.faults().fail_next(Verb::WriteData, broken());
+    restore(&world, &bot, RestoreRequest::default()).await.unwrap_err();
+    assert_eq!(
+        trees::describe(&world.runtime.layer_path(&bot).join("data")).unwrap(),
+        before
+    );
+    assert!(world.skep.workspace_info(&bot).await.unwrap().task_running);
+    assert_eq!(backups(&world, &bot).await.len(), 1);
+    // A stopped workspace stays stopped, and gets its data all the same.
+    world.stop(&bot).await.unwrap();
+    restore(&world, &bot, RestoreRequest::default()).await.unwrap();
+    assert!(!world.skep.workspace_info(&bot).await.unwrap().task_running);
+    world.start(&bot).await.unwrap();
+    assert_eq!(world.read(&bot, "/data/file").await, "kept");
+    assert_eq!(world.read(&bot, "/data/here").await, "before");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_that_a_crash_cuts_off_is_carried_on() {
+    let mut world = World::new().await;
+    let bot = with_backup_aside(&world).await;
+    let hold = world.runtime.faults().hold(Verb::WriteData);
+    let handle = world
+        .skep
+        .restore_data(&bot, RestoreRequest::default(), &admin())
+        .await
+        .unwrap();
+    until(|| async {
+        match world.runtime.faults().calls(Verb::WriteData) {
+            0 => Err("nothing is written yet".to_owned()),
+            _ => Ok(()),
+        }
+    })
+    .await;
+    drop(handle);
+    world.crash().await;
+    drop(hold);
+    until(|| async {
+        match backups(&world, &bot).await.len() {
+            0 => Ok(()),
+            left => Err(format!("{left} backups are left")),
+        }
+    })
+    .await;
+    assert_eq!(world.read(&bot, "/data/file").await, "kept");
+    assert_eq!(world.read(&bot, "/data/here").await, "before");
+}

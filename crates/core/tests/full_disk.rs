@@ -1,0 +1,121 @@
+//! A disk that is full at any byte of a backup: never a success, and everything that was there is whole.
+//!
+//! In a short form a seeded tenth of the sizes; with `SKEP_SOAK` all of them.
+
+mod harness;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use harness::{World, admin};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use skep_core::{Code, CreateRequest, DeleteData, Outcome};
+use skep_names::BotId;
+use skep_testkit::trees;
+
+const STEP_BYTES: u64 = 4096;
+const DATA_BYTES: usize = 1 << 20;
+/// Of what is kept already.
+const OLD_BYTES: usize = 100_000;
+
+/// A file system of a size that can be changed; unmounted also when a test fails.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(place: &Path) -> Self {
+        fs::create_dir_all(place).unwrap();
+        run(&["mount", "-t", "tmpfs", "-o", "size=16m,mode=0700", "small"], place);
+        Self(place.to_owned())
+    }
+
+    fn resize(&self, bytes: u64) {
+        run(&["mount", "-o", &format!("remount,size={bytes}")], &self.0);
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        run(&["umount", "--lazy"], &self.0);
+    }
+}
+
+fn run(command: &[&str], place: &Path) {
+    let ended = Command::new(command[0])
+        .args(&command[1..])
+        .arg(place)
+        .output()
+        .unwrap();
+    assert!(
+        ended.status.success(),
+        "{command:?}: {}",
+        String::from_utf8_lossy(&ended.stderr)
+    );
+}
+
+async fn preserve(world: &World, bot: &BotId) -> skep_core::Result<Outcome> {
+    let deleted = world.skep.delete_workspace(bot, DeleteData::Preserve, &admin()).await;
+    deleted.unwrap().outcome().await
+}
+
+/// A stopped workspace with a mebibyte that does not compress, and an older backup of something else.
+async fn filled(world: &World, random: &mut StdRng) -> BotId {
+    let bot = world.running_bot().await;
+    let data = world.runtime.layer_path(&bot).join("data");
+    let mut noise = |length: usize| -> Vec<u8> { (0..length).map(|_| random.random()).collect() };
+    fs::create_dir_all(&data).unwrap();
+    fs::write(data.join("old"), noise(OLD_BYTES)).unwrap();
+    preserve(world, &bot).await.unwrap();
+    let request = CreateRequest {
+        restore_data: Some(false),
+        ..CreateRequest::default()
+    };
+    let created = world.skep.create_workspace(&bot, request, &admin()).await.unwrap();
+    created.outcome().await.unwrap();
+    fs::create_dir_all(&data).unwrap();
+    fs::write(data.join("new"), noise(DATA_BYTES)).unwrap();
+    world.stop(&bot).await.unwrap();
+    bot
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_on_a_disk_that_is_full_fails_and_changes_nothing() {
+    let given = std::env::var("SKEP_SEED").ok().and_then(|text| text.parse().ok());
+    let seed: u64 = given.unwrap_or_else(|| rand::rng().random());
+    println!("SKEP_SEED={seed}");
+    let every = if std::env::var_os("SKEP_SOAK").is_some() { 1 } else { 10 };
+    let mut random = StdRng::seed_from_u64(seed);
+    let world = World::new().await;
+    let disk = SmallDisk::mount(&world.root.path().join("backups"));
+    let bot = filled(&world, &mut random).await;
+    let data = world.runtime.layer_path(&bot).join("data");
+    let (kept, tree) = (world.skep.backups(&bot).await.unwrap(), trees::describe(&data).unwrap());
+    let used = kept[0].size_bytes.next_multiple_of(STEP_BYTES);
+    let offset = random.random_range(0..every);
+    let mut tried = 0;
+    for step in (1..DATA_BYTES as u64 / STEP_BYTES).filter(|step| step % every == offset) {
+        disk.resize(used + step * STEP_BYTES);
+        let error = preserve(&world, &bot).await.expect_err("it does not fit");
+        assert_eq!(error.code(), Code::DiskFull, "{step}: {}", error.with_causes());
+        assert_eq!(world.skep.backups(&bot).await.unwrap(), kept, "{step}");
+        assert_eq!(
+            fs::read_dir(world.root.path().join("backups")).unwrap().count(),
+            1,
+            "{step}"
+        );
+        assert_eq!(trees::describe(&data).unwrap(), tree, "{step}");
+        tried += 1;
+    }
+    let newest = world.skep.open_backup(&bot, &kept[0].name).await.unwrap().backup;
+    assert!(newest.verified);
+    disk.resize(16 << 20);
+    preserve(&world, &bot).await.unwrap();
+    let both = world.skep.backups(&bot).await.unwrap();
+    assert_eq!(both.len(), 2);
+    assert_eq!(
+        both[1].sha256, kept[0].sha256,
+        "the older one is whole, one generation older"
+    );
+    println!("{tried} sizes of a disk tried: 0 successes, 0 bytes lost");
+}

@@ -1,0 +1,138 @@
+//! Backups: listed, downloaded, removed, put back. Made by a delete; put back by a create too.
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::header::{
+    CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_TYPE, ETAG, HeaderValue, X_CONTENT_TYPE_OPTIONS,
+};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use futures::{StreamExt, TryStreamExt};
+use serde::Deserialize;
+use skep_api::{BackupList, ErrorBody, RestoreMode, RestoreRequest, RestoredResponse};
+use tokio_util::io::ReaderStream;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::app::App;
+use crate::http::access::{Admin, BotAccess, Manage, Read};
+use crate::http::error::{ApiError, ApiResult};
+use crate::http::extract::{Path, RawJsonBody};
+use crate::http::idempotency::Idempotency;
+use crate::http::routes::operations::with_operation;
+use crate::http::wire;
+
+/// Bytes of a file that are read at once.
+const PIECE_BYTES: usize = 256 * 1024;
+
+/// `/backups` and `/bots/{bot_id}/backups`.
+pub fn router() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(list))
+        .routes(routes!(download, remove))
+        .routes(routes!(list_all))
+        .routes(routes!(restore))
+}
+
+/// The backups of a bot: the current one first, then older ones, then what did not verify.
+#[utoipa::path(get, path = "/bots/{bot_id}/backups", tag = "data", responses((status = 200, body = BackupList)))]
+async fn list(State(app): State<App>, access: BotAccess<Read>) -> ApiResult<Json<BackupList>> {
+    let backups = app.core().backups(access.bot_id()).await?;
+    Ok(Json(wire::backups(backups)))
+}
+
+/// The backups of all bots, those that are gone included.
+#[utoipa::path(get, path = "/backups", tag = "data", responses((status = 200, body = BackupList)))]
+async fn list_all(State(app): State<App>, _admin: Admin) -> ApiResult<Json<BackupList>> {
+    Ok(Json(wire::backups(app.core().all_backups().await?)))
+}
+
+#[derive(Debug, Deserialize)]
+struct OfPath {
+    name: String,
+}
+
+/// A backup as it is: a `.tar.gz` with names relative to `/data`.
+#[utoipa::path(get, path = "/bots/{bot_id}/backups/{name}", tag = "data",
+    responses((status = 200, content_type = "application/gzip", body = Vec<u8>),
+        (status = 404, body = ErrorBody, description = "No such bot, or no such backup of it")))]
+async fn download(State(app): State<App>, access: BotAccess<Manage>, Path(of): Path<OfPath>) -> ApiResult<Response> {
+    let opened = app.core().open_backup(access.bot_id(), &of.name).await?;
+    let (backup, file) = (opened.backup, tokio::fs::File::from_std(opened.file));
+    let pieces = ReaderStream::with_capacity(file, PIECE_BYTES);
+    let body = Body::from_stream(exactly(pieces.boxed(), backup.size_bytes));
+    let mut response = (StatusCode::OK, body).into_response();
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/gzip"));
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(backup.size_bytes));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    let disposition = format!("attachment; filename=\"{}\"", backup.name);
+    set(headers, CONTENT_DISPOSITION, &disposition)?;
+    if let Some(sha256) = &backup.sha256 {
+        set(headers, ETAG, &format!("\"{sha256}\""))?;
+    }
+    Ok(response)
+}
+
+fn set(headers: &mut HeaderMap, name: axum::http::HeaderName, value: &str) -> ApiResult<()> {
+    let value = HeaderValue::from_str(value).map_err(ApiError::internal)?;
+    headers.insert(name, value);
+    Ok(())
+}
+
+/// As many bytes as were promised; fewer break the transfer.
+fn exactly(
+    pieces: futures::stream::BoxStream<'static, std::io::Result<bytes::Bytes>>,
+    promised: u64,
+) -> impl futures::Stream<Item = std::io::Result<bytes::Bytes>> {
+    futures::stream::try_unfold((pieces, promised), |(mut pieces, left)| async move {
+        match pieces.try_next().await? {
+            Some(piece) => {
+                let left = left.saturating_sub(piece.len() as u64);
+                Ok(Some((piece, (pieces, left))))
+            }
+            None if left > 0 => Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof)),
+            None => Ok(None),
+        }
+    })
+}
+
+/// Remove a backup, for good.
+#[utoipa::path(delete, path = "/bots/{bot_id}/backups/{name}", tag = "data",
+    responses((status = 204), (status = 404, body = ErrorBody, description = "No such bot, or no such backup of it")))]
+async fn remove(State(app): State<App>, access: BotAccess<Manage>, Path(of): Path<OfPath>) -> ApiResult<StatusCode> {
+    let (server, bot) = (app.clone(), access.bot.id.clone());
+    let work = async move { server.core().delete_backup(&bot, &of.name).await };
+    app.tasks().spawn(work).await.map_err(ApiError::internal)??;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Put preserved data back into the workspace, all or nothing; it is down meanwhile.
+#[utoipa::path(post, path = "/bots/{bot_id}/container/data/restore", tag = "data", request_body = RestoreRequest,
+    responses((status = 200, body = RestoredResponse),
+        (status = 400, body = ErrorBody, description = "The backup does not verify, or `/data` is not a directory"),
+        (status = 404, body = ErrorBody, description = "No such bot, no workspace, or no such backup"),
+        (status = 507, body = ErrorBody, description = "No space; `/data` is as it was")))]
+async fn restore(
+    State(app): State<App>,
+    access: BotAccess<Manage>,
+    idempotency: Idempotency,
+    RawJsonBody { value, bytes }: RawJsonBody<RestoreRequest>,
+) -> ApiResult<Response> {
+    let requester = idempotency.of(&access.caller, access.requester());
+    let (server, bot) = (app.clone(), access.bot.id.clone());
+    let request = skep_core::RestoreRequest {
+        name: value.name,
+        mode: match value.mode.unwrap_or_default() {
+            RestoreMode::Merge => skep_core::RestoreMode::Merge,
+            RestoreMode::Replace => skep_core::RestoreMode::Replace,
+        },
+    };
+    let work = async move { server.core().restore_data(&bot, request, &requester).await };
+    let id = idempotency.operation(&app, &access.caller, bytes, work).await?;
+    match app.core().operation_outcome(&id).await {
+        Ok(_) => Ok(with_operation(Some(&id), Json(RestoredResponse { restored: true }))),
+        Err(error) => Ok(with_operation(Some(&id), ApiError::from(error))),
+    }
+}
