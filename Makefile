@@ -4,7 +4,7 @@ SHELL := /bin/bash
 CARGO ?= cargo
 SKEP := target/release/skep
 
-.PHONY: help up down build test check fmt bench soak-kills soak-power soak-deletes soak-two-servers soak-away
+.PHONY: help up down build test check fmt bench soak-disk soak-kills soak-power soak-deletes soak-two-servers soak-away
 
 help:
 	@echo 'make up      install what is missing, build, start a server with a first workspace'
@@ -46,6 +46,11 @@ soak-away: SOAK := away::
 soak-kills soak-power soak-deletes soak-two-servers soak-away:
 	scripts/install test
 	SKEP_SOAK=1 $(CARGO) test --locked --workspace --test end_to_end -- --nocapture --test-threads 1 $(SOAK)
+
+# A backup on a disk that is full at every 4 KiB of it.
+soak-disk:
+	scripts/install test
+	SKEP_SOAK=1 $(CARGO) test --locked --package skep-core --test full_disk -- --nocapture
 
 fmt:
 	$(CARGO) fmt --all

@@ -5,7 +5,6 @@ use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown, lchown, symlink};
-use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags};
@@ -53,7 +52,13 @@ pub fn make_hard_tree(root: &Path) -> io::Result<()> {
     modes_and_owners(root)?;
     let fifo = root.join("pipe");
     rustix::fs::mknodat(CWD, &fifo, FileType::Fifo, Mode::from_raw_mode(0o622), 0)?;
-    drop(UnixListener::bind(root.join("socket"))?);
+    rustix::fs::mknodat(
+        CWD,
+        root.join("socket"),
+        FileType::Socket,
+        Mode::from_raw_mode(0o755),
+        0,
+    )?;
     let attributed = root.join("attributed");
     fs::write(&attributed, "with more")?;
     rustix::fs::setxattr(&attributed, "user.note", b"kept\0whole", XattrFlags::empty())?;

@@ -215,10 +215,13 @@ impl Skep {
     pub(super) async fn forget_rows_without_files(&self, bot: &BotId) -> Result<()> {
         let of = bot.clone();
         let found = self.with_backups(move |files| files.list(Some(&of))).await?;
-        for row in self.store().backups(bot).await? {
-            // A file whose time was lost still has its size: its row is needed to know it.
-            let has_file = |one: &Found| one.identity.size_bytes == row.size_bytes;
-            if !found.iter().any(has_file) {
+        let rows = self.store().backups(bot).await?;
+        // A file whose time was lost still has its size: its row is needed to know it.
+        let unknown = |one: &&Found| !rows.iter().any(|row| is_of(row, &one.identity));
+        for row in &rows {
+            let has_file = found.iter().any(|one| is_of(row, &one.identity));
+            let size = |one: &Found| one.identity.size_bytes == row.size_bytes;
+            if !has_file && !found.iter().filter(unknown).any(size) {
                 self.store().forget_backup(bot, row.created_at).await?;
             }
         }
