@@ -372,13 +372,20 @@ impl Store {
         Ok(())
     }
 
-    /// Forgets every container of a bot; none is a success.
+    /// Forgets every container of a bot with its snapshots and versions; none is a success.
     pub async fn delete_containers(&self, bot: &BotId) -> Result<()> {
-        sqlx::query("DELETE FROM containers WHERE bot_id = ?1")
-            .bind(bot.as_str())
-            .execute(self.writer())
-            .await
-            .map_err(StoreError::on("forgetting a container"))?;
-        Ok(())
+        let failed = StoreError::on("forgetting a container");
+        let mut transaction = self.writer().begin_with("BEGIN IMMEDIATE").await.map_err(&failed)?;
+        for delete in [
+            "DELETE FROM snapshots WHERE bot_id = ?1",
+            "DELETE FROM containers WHERE bot_id = ?1",
+        ] {
+            sqlx::query(delete)
+                .bind(bot.as_str())
+                .execute(&mut *transaction)
+                .await
+                .map_err(&failed)?;
+        }
+        transaction.commit().await.map_err(&failed)
     }
 }

@@ -19,6 +19,7 @@ mod migrations;
 mod operations;
 mod settings;
 mod time;
+mod versions;
 
 pub use backups::BackupRow;
 pub use bots::{BotPage, BotRow, BotStatus, BotUpdate, BotVisibility, NewBot};
@@ -36,3 +37,4 @@ pub use lifecycle::{EventLimits, LifecycleEventRow};
 pub use members::{MemberRole, MemberRow};
 pub use migrations::MigrationState;
 pub use operations::{EventRow, NewOperation, OperationEnd, OperationRow, OperationState};
+pub use versions::{NewVersion, VersionRow};

@@ -22,6 +22,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
         include_str!("../migrations/0003_idempotent_bots.sql"),
     ),
     (4, "backups", include_str!("../migrations/0004_backups.sql")),
+    (5, "versions", include_str!("../migrations/0005_versions.sql")),
 ];
 
 /// One migration and whether this database has it.
