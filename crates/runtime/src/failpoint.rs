@@ -82,6 +82,12 @@ points! {
     LAYER_RELEASED = "layers.released",
     /// One of the layers that nobody needs is gone.
     RELEASED_GONE = "layers.released_gone",
+    /// An empty layer is there that others are to be merged into.
+    MERGE_PREPARED = "layers.merge_prepared",
+    /// Layers are merged, the result is not committed.
+    LAYERS_MERGED = "layers.merged",
+    /// The result of a merge is committed.
+    MERGE_COMMITTED = "layers.merge_committed",
     /// The lease of a change of layers is gone.
     LAYERS_LEASE_GONE = "layers.lease_gone",
     /// The specification of a start is stored.

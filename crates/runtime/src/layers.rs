@@ -169,6 +169,17 @@ pub trait Layers: Send + Sync {
     /// `NotFound` when there is no such layer.
     async fn bytes(&self, bot: &BotId, name: &str) -> Result<u64>;
 
+    /// Makes the line from the committed layer `top` down shorter: layers that were released are merged into the one
+    /// above each, and what stands on them is made anew. Returns which layer took the place of which (old, new), the
+    /// highest one included; empty when nothing could be merged. The old ones stay, and so does the container; the
+    /// caller puts it onto the result, then releases the old ones. Work of the length of the line and the number of
+    /// files in it, not of their bytes; done while the workspace runs.
+    async fn shorten(&self, bot: &BotId, operation: &str, top: &str) -> Result<Vec<(String, String)>>;
+
+    /// Makes `copy`, which is the committed layer `name` on another committed layer `on` that means the same as what
+    /// it stands on: the last step of a merge, when the present layer was committed above the line meanwhile.
+    async fn rebase(&self, bot: &BotId, name: &str, (on, copy): (&str, &str)) -> Result<()>;
+
     /// The first half of a change from outside: keeps the present state below and makes a fresh layer on it to
     /// write the change into. The workspace must be stopped; should it be started now, it runs on its old state.
     async fn stage_change(&self, bot: &BotId, operation: &str) -> Result<LayerMount> {
@@ -273,6 +284,59 @@ pub fn collectable(bot: &BotId, layers: &[LayerRecord]) -> Vec<String> {
         gone.extend(now.into_iter().map(|layer| layer.name.clone()));
         left = rest;
     }
+}
+
+/// Layers to be made one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Merge {
+    /// The layers, the lowest first.
+    pub layers: Vec<String>,
+    /// What they become.
+    pub name: String,
+    /// What that stands on.
+    pub on: String,
+    /// Nobody needs the state of the highest of them either.
+    pub released: bool,
+}
+
+impl Merge {
+    /// The highest of them: the state that the result is.
+    pub fn top(&self) -> &str {
+        self.layers.last().map_or("", String::as_str)
+    }
+}
+
+/// How a line of layers is made shorter, from the lowest released one up; `records` are the bot's. The lowest of
+/// the bot's own must stand on something, which an image's layers see to.
+pub fn plan_of_merges(bot: &BotId, operation: &str, (top, records): (&str, &[LayerRecord])) -> Vec<Merge> {
+    let mut line = Vec::new();
+    let mut next = Some(top);
+    while let Some(layer) = next.and_then(|name| records.iter().find(|layer| layer.name == name)) {
+        next = layer.parent.as_deref();
+        line.push(layer);
+    }
+    line.reverse();
+    let lowest = line.iter().position(|layer| layer.is_released());
+    let mut above = line.split_off(lowest.unwrap_or(line.len())).into_iter().peekable();
+    let Some(mut on) = above.peek().and_then(|lowest| lowest.parent.clone()) else {
+        return Vec::new();
+    };
+    let mut merges: Vec<Merge> = Vec::new();
+    let mut layers = Vec::new();
+    while let Some(layer) = above.next() {
+        layers.push(layer.name.clone());
+        if layer.is_released() && above.peek().is_some() {
+            continue;
+        }
+        let name = format!("{}-{operation}-merged-{}", container_id_for(bot), merges.len());
+        merges.push(Merge {
+            layers: std::mem::take(&mut layers),
+            on: std::mem::replace(&mut on, name.clone()),
+            name,
+            released: layer.is_released(),
+        });
+    }
+    merges
 }
 
 /// From `present` down through its parents, and what is beside that line. Parents are looked up in `all`.
@@ -400,6 +464,31 @@ mod tests {
             ),
             ["b", "a"]
         );
+    }
+
+    #[test]
+    fn released_layers_are_merged_into_the_one_above_and_all_above_is_made_anew() {
+        use LayerKind::Committed;
+        let kept = |name: &str, parent: &str| on(layer(name, Committed, 1), parent);
+        let released = |name: &str, parent: &str| with(kept(name, parent), LABEL_RELEASED);
+        let plan = |layers: &[LayerRecord], top: &str| {
+            let merges = plan_of_merges(&bot(), "op", (top, layers));
+            let short = |name: &str| name.rsplit('-').next().unwrap_or_default().to_owned();
+            let shown = |one: &Merge| format!("{}={}on{}", short(&one.name), one.layers.join("+"), short(&one.on));
+            merges.iter().map(shown).collect::<Vec<_>>()
+        };
+        assert!(plan(&[kept("a", "image"), kept("b", "a")], "b").is_empty());
+        let line = [
+            kept("a", "image"),
+            released("b", "a"),
+            released("c", "b"),
+            kept("d", "c"),
+            kept("e", "d"),
+            released("f", "e"),
+        ];
+        assert_eq!(plan(&line, "f"), ["0=b+c+dona", "1=eon0", "2=fon1"]);
+        assert_eq!(plan(&line, "c"), ["0=b+cona"]);
+        assert!(plan(&line, "a").is_empty());
     }
 
     #[test]

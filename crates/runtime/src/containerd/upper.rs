@@ -86,11 +86,11 @@ fn same(one: &Stat, other: &Stat) -> bool {
     of(one) == of(other)
 }
 
-fn accessed(stat: &Stat) -> Timespec {
+pub(super) fn accessed(stat: &Stat) -> Timespec {
     timespec(stat.st_atime, stat.st_atime_nsec)
 }
 
-fn modified(stat: &Stat) -> Timespec {
+pub(super) fn modified(stat: &Stat) -> Timespec {
     timespec(stat.st_mtime, stat.st_mtime_nsec)
 }
 

@@ -190,3 +190,77 @@ pub async fn a_lost_container_comes_back_on_its_newest_state(subject: &dyn Subje
     assert_eq!(workspace.output("cat /data-file").await, "newest");
     workspace.remove().await;
 }
+
+/// States that nobody needs are merged into the one above, and nothing that is kept looks otherwise for it.
+pub async fn a_long_line_is_made_shorter(subject: &dyn Subject) {
+    const LOOK: &str = "cat /kept; ls /data; test -e /data/two || echo gone; cat /data/linked; test /data/linked -ef /data/other && echo same; \
+        ls /opt-made; stat -c %a:%Y /opt-made; test -e /bin/arping || echo hidden";
+    let runtime = subject.runtime();
+    let workspace = Workspace::running(subject).await;
+    let (bot, layers) = (&workspace.bot, layers(&*runtime));
+    let states: Vec<String> = (0..6)
+        .map(|number| named(&workspace, &format!("state-{number}")))
+        .collect();
+    for (number, state) in states.iter().enumerate() {
+        let script = match number {
+            0 => "mkdir -p /data /opt-made; echo a > /data/one; echo b > /data/two; echo old > /opt-made/x",
+            1 => "rm /data/two; rm -f /bin/arping; echo l > /data/linked; ln /data/linked /data/other",
+            2 => "rm -r /opt-made; mkdir /opt-made; echo new > /opt-made/y; chmod 2750 /opt-made",
+            3 => "mkdir /data/two; echo in > /data/two/in; touch -t 200001020304 /opt-made",
+            _ => "rm -rf /data/two; echo more >> /data/one",
+        };
+        workspace
+            .output(&format!("{script}; echo {number} > /kept; sync"))
+            .await;
+        workspace.stop().await;
+        layers.commit(bot, state).await.unwrap();
+        workspace.start().await;
+    }
+    let expected = workspace.output(LOOK).await;
+    workspace.stop().await;
+    for released in [1, 2, 4] {
+        layers.release(bot, &states[released]).await.unwrap();
+    }
+    let before = layers.list(bot).await.unwrap();
+    let mut merged = layers.shorten(bot, "op", &states[5]).await.unwrap();
+    assert_eq!(
+        layers.shorten(bot, "op", &states[5]).await.unwrap(),
+        merged,
+        "a repeat finds what was made"
+    );
+    let highest = merged.last().map_or(states[5].clone(), |(_, new)| new.clone());
+    let (copy, top) = (named(&workspace, "copy"), named(&workspace, "top"));
+    // The present was committed meanwhile, as a snapshot does.
+    let last = named(&workspace, "last");
+    layers.commit(bot, &last).await.unwrap();
+    for _ in 0..2 {
+        layers.rebase(bot, &last, (&highest, &copy)).await.unwrap();
+    }
+    layers.stage(bot, &top, &copy).await.unwrap();
+    layers.swap(bot, &top).await.unwrap();
+    merged.push((last, copy));
+    for (old, _) in merged.iter().rev() {
+        layers.release(bot, old).await.unwrap();
+    }
+    workspace.start().await;
+    assert_eq!(workspace.output(LOOK).await, expected);
+    let after = layers.list(bot).await.unwrap();
+    // Two of the three are gone, and one was added.
+    assert!(after.line.len() <= before.line.len() - 1, "{:?}", names(&after.line));
+    let left = names(&after.side);
+    assert!(left.is_empty(), "{left:?}");
+    let third = merged
+        .iter()
+        .find(|(old, _)| *old == states[3])
+        .map_or(&states[3], |(_, new)| new);
+    let back = named(&workspace, "back");
+    workspace.stop().await;
+    if !layers.is_unchanged(bot).await.unwrap() {
+        layers.commit(bot, &named(&workspace, "saved")).await.unwrap();
+    }
+    layers.stage(bot, &back, third).await.unwrap();
+    layers.swap(bot, &back).await.unwrap();
+    workspace.start().await;
+    assert_eq!(workspace.output("cat /kept /data/two/in").await, "3\nin");
+    workspace.remove().await;
+}

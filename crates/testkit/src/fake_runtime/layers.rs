@@ -174,6 +174,52 @@ impl FakeRuntime {
         }
     }
 
+    /// Lets what stands on released layers of a line stand on what is below them.
+    fn shorten_now(&self, bot: &BotId, top: &str) -> io::Result<()> {
+        let mut name = Some(top.to_owned());
+        let mut gone = Vec::new();
+        if let Some(state) = self.lock().get_mut(bot) {
+            while let Some(layer) = name.and_then(|name| state.layer(&name).cloned()) {
+                name = layer.parent.clone();
+                let standing = state
+                    .layers
+                    .iter()
+                    .filter(|one| one.parent.as_ref() == Some(&layer.name))
+                    .count();
+                if layer.is_released() && layer.name != top && standing == 1 {
+                    for one in state
+                        .layers
+                        .iter_mut()
+                        .filter(|one| one.parent.as_ref() == Some(&layer.name))
+                    {
+                        one.parent.clone_from(&layer.parent);
+                    }
+                    gone.push(layer.name);
+                }
+            }
+        }
+        gone.iter().try_for_each(|name| self.remove_now(bot, name))
+    }
+
+    fn rebase_now(&self, bot: &BotId, name: &str, (on, copy): (&str, &str)) -> io::Result<()> {
+        if self.layers_of(bot).iter().any(|layer| layer.name == copy) {
+            return Ok(());
+        }
+        let from = self.layer_directory(bot, name);
+        self.fill(bot, &self.layer_directory(bot, copy), |staging| {
+            tree::copy_whole(&from, staging)
+        })?;
+        let mut layer = new_layer(copy, Some(on));
+        layer.kind = LayerKind::Committed;
+        let mut bots = self.lock();
+        let state = bots.entry(bot.clone()).or_default();
+        layer
+            .labels
+            .insert(LABEL_SEQUENCE.to_owned(), next_sequence(&state.layers).to_string());
+        state.layers.push(layer);
+        Ok(())
+    }
+
     fn remove_now(&self, bot: &BotId, name: &str) -> io::Result<()> {
         std::fs::remove_dir_all(self.layer_directory(bot, name))?;
         if let Some(state) = self.lock().get_mut(bot) {
@@ -279,6 +325,21 @@ impl Layers for FakeRuntime {
             gone.iter().try_for_each(|name| this.remove_now(&of, name))
         })
         .await
+    }
+
+    async fn shorten(&self, bot: &BotId, _operation: &str, top: &str) -> Result<Vec<(String, String)>> {
+        let (of, top) = (bot.clone(), top.to_owned());
+        self.on_layers(bot, move |this| this.shorten_now(&of, &top)).await?;
+        // Each layer is whole by itself: none has to be made anew.
+        Ok(Vec::new())
+    }
+
+    async fn rebase(&self, bot: &BotId, name: &str, (on, copy): (&str, &str)) -> Result<()> {
+        check_layer_name(bot, copy)?;
+        self.record_named(bot, on)?;
+        let (of, name, on, copy) = (bot.clone(), name.to_owned(), on.to_owned(), copy.to_owned());
+        self.on_layers(bot, move |this| this.rebase_now(&of, &name, (&on, &copy)))
+            .await
     }
 
     async fn mount_of(&self, bot: &BotId, name: &str) -> Result<LayerMount> {
