@@ -1,9 +1,13 @@
 //! What can be typed: the whole surface of the command line, and nothing that does not work yet.
 
+mod snapshots;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+pub(crate) use snapshots::SnapshotCommand;
 
 /// Persistent, isolated Linux workspaces for bots.
 #[derive(Debug, Parser)]
@@ -106,6 +110,9 @@ pub(crate) enum Command {
     /// Operations: what was done to a workspace, and how it went
     #[command(subcommand)]
     Ops(OperationsCommand),
+    /// Versions of a workspace: keep one, go back to one
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
     /// The log of a workspace
     Logs(LogsArguments),
     /// Accounts (administrators)

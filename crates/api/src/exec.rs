@@ -87,6 +87,9 @@ pub struct ExecResult {
     pub stderr_truncated: bool,
     /// From its start to its end.
     pub duration_ms: u64,
+    /// The version that was taken first, when that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot_version: Option<u64>,
 }
 
 /// What happens to a process, as a server-sent event.
@@ -100,6 +103,9 @@ pub enum ExecStreamEvent {
         /// As seen inside; absent where an old bridge does not tell.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pid: Option<u32>,
+        /// The version that was taken first, when that was asked for.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        snapshot_version: Option<u64>,
     },
     /// It wrote to its standard output.
     Stdout(ExecOutput),
@@ -150,6 +156,9 @@ pub struct ExecOutput {
 pub struct ExecStarted {
     /// Its id.
     pub exec_id: String,
+    /// The version that was taken first, when that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot_version: Option<u64>,
 }
 
 /// Whether a process runs.

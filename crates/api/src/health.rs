@@ -5,7 +5,7 @@ use utoipa::ToSchema;
 
 /// Answer to `GET /ping`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-#[schema(example = json!({"status": "ok", "container_backend": "containerd", "snapshot_supported": false, "version": "0.1.0", "commit_hash": "unknown"}))]
+#[schema(example = json!({"status": "ok", "container_backend": "containerd", "snapshot_supported": true, "version": "0.1.0", "commit_hash": "unknown"}))]
 pub struct Ping {
     /// Always `ok`.
     pub status: String,

@@ -13,6 +13,7 @@ mod fs;
 mod health;
 mod image;
 mod operation;
+mod snapshot;
 mod terminal;
 mod user;
 mod workspace;
@@ -40,6 +41,9 @@ pub use image::{GpuDevice, GpuList, Image, ImageList, ImportedImages, PruneRespo
 pub use operation::{
     LayerPhase, LayerProgress, Operation, OperationError, OperationKind, OperationList, OperationState, Progress,
     StreamEvent,
+};
+pub use snapshot::{
+    RollbackRequest, RollbackResponse, Snapshot, SnapshotItem, SnapshotKind, SnapshotList, SnapshotRequest,
 };
 pub use terminal::{TerminalInfo, TerminalMessage};
 pub use user::{

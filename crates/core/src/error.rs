@@ -147,6 +147,9 @@ pub enum Error {
     #[error("{0}")]
     WorkspaceExists(String),
     /// 409.
+    #[error("{0}")]
+    SnapshotLimit(String),
+    /// 409.
     #[error("the workspace is stopped")]
     WorkspaceStopped,
     /// 400: what is wrong with an archive.
@@ -235,6 +238,7 @@ impl Error {
             Self::OperationCancelled(_) => Code::OperationCancelled,
             Self::IdempotencyKeyReused => Code::IdempotencyKeyReused,
             Self::WorkspaceExists(_) => Code::WorkspaceExists,
+            Self::SnapshotLimit(_) => Code::SnapshotLimit,
             Self::WorkspaceStopped => Code::WorkspaceStopped,
             Self::ArchiveRefused(_) => Code::ArchiveRefused,
             Self::ExecNotStarted(_) => Code::ExecNotStarted,

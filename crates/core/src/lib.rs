@@ -19,6 +19,7 @@ mod requester;
 mod settings;
 mod skep;
 pub mod terminal;
+mod versions;
 mod workspace;
 
 pub use backups::{Backup, OpenedBackup};
@@ -27,12 +28,15 @@ pub use checks::{CheckItem, CheckState, CheckStatus, CheckType};
 pub use error::{Cause, Code, Error, Result};
 pub use operations::{
     CompletedWorkspace, EventBody, Layer, LimitsReport, Operation, OperationEvent, OperationHandle, OperationKind,
-    Outcome,
+    Outcome, TakenSnapshot,
 };
 pub use requester::{Patience, Requester};
 pub use settings::{ImagePullPolicy, Settings};
 pub use skep::{Parts, Readiness, Skep};
 pub use skep_store::{BotStatus, BotVisibility, Desired, LimitsColumn, OperationState};
+pub use versions::{
+    SOURCE_MANUAL, SOURCE_PRE_EXEC, SOURCE_ROLLBACK, SnapshotItem, SnapshotList, VersionLimits, shown_name,
+};
 pub use workspace::{
     CreateRequest, DeleteData, RestoreMode, RestoreRequest, WhenStopped, WorkspaceInfo, WorkspaceState, WorkspaceStatus,
 };

@@ -7,6 +7,8 @@ use std::time::Duration;
 use skep_names::ImageReference;
 use skep_runtime::Limits;
 
+use crate::versions::VersionLimits;
+
 /// When a registry is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ImagePullPolicy {
@@ -37,6 +39,8 @@ pub struct Settings {
     pub deaths_cleared_after: Duration,
     /// For a limit that nobody set.
     pub default_limits: Limits,
+    /// How many versions of a workspace are kept.
+    pub versions: VersionLimits,
     /// Environment of every workspace (`TZ`, skill roots); a workspace's own wins over it.
     pub workspace_env: BTreeMap<String, String>,
     /// Older backups of a bot that are kept beside the current one.
@@ -61,6 +65,7 @@ impl Settings {
                 pids: 1024,
                 storage_bytes: 0,
             },
+            versions: VersionLimits::default(),
             workspace_env: BTreeMap::new(),
             keep_backups: 3,
             data_root,

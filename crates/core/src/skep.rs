@@ -15,7 +15,7 @@ use crate::bridge::BridgePool;
 use crate::error::Result;
 use crate::operations::Hub;
 use crate::settings::Settings;
-use crate::workspace::{Lanes, Observations};
+use crate::workspace::{Interruptions, Lanes, Observations};
 
 /// While a server ends: between two looks whether the runtime is still there, and how long it may take to answer.
 const LOOK_FOR_RUNTIME: Duration = Duration::from_secs(1);
@@ -43,6 +43,7 @@ struct Inner {
     lanes: Lanes,
     hubs: Mutex<HashMap<String, Arc<Hub>>>,
     observations: Observations,
+    interruptions: Interruptions,
     tasks: TaskTracker,
     /// What is wanted is to be compared with what there is without waiting for the clock.
     look_again: Notify,
@@ -82,6 +83,7 @@ impl Skep {
                 settings: parts.settings,
                 lanes: Lanes::default(),
                 hubs: Mutex::default(),
+                interruptions: Interruptions::default(),
                 tasks: TaskTracker::new(),
                 look_again: Notify::new(),
                 going_down: CancellationToken::new(),
@@ -187,6 +189,10 @@ impl Skep {
 
     pub(crate) fn observations(&self) -> &Observations {
         &self.inner.observations
+    }
+
+    pub(crate) fn interruptions(&self) -> &Interruptions {
+        &self.inner.interruptions
     }
 
     pub(crate) fn tasks(&self) -> &TaskTracker {

@@ -293,6 +293,12 @@ async fn core_settings(config: &Config, data_root: &DataRoot, store: &Store) -> 
             pids: config.limits.pids,
             storage_bytes: config.limits.storage_bytes,
         },
+        versions: skep_core::VersionLimits {
+            max: config.snapshots.max,
+            keep_automatic: config.snapshots.keep_automatic,
+            keep_rollback: config.snapshots.keep_rollback,
+            merge_over: config.snapshots.merge_over,
+        },
         ..Settings::new(data_root.path().to_owned(), default_image)
     })
 }

@@ -10,6 +10,7 @@ pub(crate) mod images;
 mod logs;
 mod operations;
 mod place;
+mod snapshots;
 mod unpack;
 pub(crate) mod workspaces;
 
@@ -66,6 +67,7 @@ async fn run_against_server(shared: &Shared, command: Command) -> Result<()> {
         Command::Backups(command) => backups::run(&client, form, command).await,
         Command::Images(command) => images::run(&client, form, command).await,
         Command::Ops(command) => operations::run(&client, form, command).await,
+        Command::Snapshot(command) => snapshots::run(&client, form, command).await,
         Command::Logs(logs) => logs::run(&client, logs).await,
         Command::Users(command) => accounts::users(&client, form, command).await,
         Command::Keys(command) => accounts::keys(&client, form, command).await,

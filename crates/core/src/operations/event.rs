@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use skep_runtime::{ImageRecord, LayerPhase, LayerProgress};
+use skep_store::VersionRow;
 
 /// One event; ids count from 1 within an operation, a gap is where a passing `pull_progress` was not kept.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -98,6 +99,10 @@ pub enum Outcome {
     },
     /// Limits as they are now.
     Limits(LimitsReport),
+    /// The version that was kept.
+    Snapshot(TakenSnapshot),
+    /// The version that was gone back to, and the one that holds what was there before.
+    RolledBack { version: u64, saved_version: u64 },
 }
 
 impl From<&ImageRecord> for Outcome {
@@ -122,6 +127,31 @@ pub struct CompletedWorkspace {
     pub data_restored: bool,
     pub has_preserved_data: bool,
     pub warnings: Vec<String>,
+}
+
+/// A version that was kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TakenSnapshot {
+    pub container_id: String,
+    pub runtime_snapshot_name: String,
+    /// Empty: none.
+    pub display_name: String,
+    pub snapshotter: String,
+    pub version: u64,
+    pub source: String,
+}
+
+impl From<VersionRow> for TakenSnapshot {
+    fn from(row: VersionRow) -> Self {
+        Self {
+            container_id: row.container_id,
+            runtime_snapshot_name: row.runtime_snapshot_name,
+            display_name: row.display_name,
+            snapshotter: row.snapshotter,
+            version: row.version,
+            source: row.source,
+        }
+    }
 }
 
 /// Limits that were asked for and those of the task.

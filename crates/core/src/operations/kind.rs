@@ -36,6 +36,12 @@ kinds! {
     Delete = "delete",
     /// Puts preserved data back into it.
     Restore = "restore",
+    /// Keeps its present state as a version.
+    Snapshot = "snapshot",
+    /// Forgets a version.
+    SnapshotDelete = "snapshot_delete",
+    /// Goes back to a version.
+    Rollback = "rollback",
     /// Changes its limits.
     Limits = "limits",
     /// Brings what there is back to what is wanted, unasked.
@@ -57,6 +63,6 @@ impl OperationKind {
 
     /// Processes of the workspace may be away while it runs.
     pub fn takes_the_task_down(self) -> bool {
-        !matches!(self, Self::Limits)
+        !matches!(self, Self::Limits | Self::SnapshotDelete)
     }
 }

@@ -393,6 +393,9 @@ impl Work {
             Request::Restore(request) => self.restore(request).await,
             Request::Delete { data } => self.delete(*data).await,
             Request::DeleteBot { data } => self.delete_bot(*data).await,
+            Request::Snapshot(plan) => self.snapshot(plan).await,
+            Request::SnapshotDelete { version } => self.delete_version(*version).await,
+            Request::Rollback { version } => self.rollback(*version).await,
         }
     }
 
@@ -408,6 +411,8 @@ impl Work {
                 restarted
             }
             Request::Start | Request::Restart { .. } => self.note_not_running(error).await.map(|_| ()),
+            Request::Snapshot(_) | Request::Rollback { .. } => self.undo_layers(error).await,
+            Request::SnapshotDelete { .. } => self.release_what_was_forgotten().await,
             // A recovery notes each of its tries itself.
             Request::Recover | Request::Stop { .. } | Request::Limits { .. } => Ok(()),
         }

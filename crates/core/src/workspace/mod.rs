@@ -1,7 +1,7 @@
 //! One bot's workspace: what can be asked of it, and the one driver that does it.
 //!
 //! A request passes `admission` (pure) into its bot's lane (`lanes`), is journaled, and is run by the bot's driver
-//! (`driver`) as the work of its kind (`create`, `running`, `removal`). What is seen is kept in `observed`;
+//! (`driver`) as the work of its kind (`create`, `running`, `versions`, `removal`). What is seen is kept in `observed`;
 //! `reconcile` and the runtime's events feed the same lanes.
 
 mod admission;
@@ -10,6 +10,7 @@ mod driver;
 mod followers;
 mod info;
 mod infos;
+mod interruptions;
 mod lanes;
 mod limits;
 mod log;
@@ -27,15 +28,17 @@ mod restore;
 mod running;
 mod state;
 mod usable;
+mod versions;
 mod work;
 
 pub use info::{WorkspaceInfo, WorkspaceState, WorkspaceStatus};
 pub use request::{CreateRequest, DeleteData, RestoreMode, RestoreRequest, WhenStopped};
 
+pub(crate) use interruptions::Interruptions;
 pub(crate) use lanes::Lanes;
 pub(crate) use observed::Observations;
 pub(crate) use pull::pull_image;
-pub(crate) use request::{CreatePlan, Request};
+pub(crate) use request::{CreatePlan, Request, SnapshotPlan};
 
 use std::time::Duration;
 

@@ -100,6 +100,24 @@ impl From<Option<bool>> for PreservedData {
     }
 }
 
+/// A version to be taken.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SnapshotPlan {
+    /// Empty: none.
+    pub(crate) display_name: String,
+    pub(crate) source: String,
+}
+
+impl SnapshotPlan {
+    /// Of what a rollback leaves.
+    pub(crate) fn of_rollback() -> Self {
+        Self {
+            display_name: String::new(),
+            source: crate::versions::SOURCE_ROLLBACK.to_owned(),
+        }
+    }
+}
+
 /// One operation as the journal keeps it: enough to do it, and to do it again after a crash.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
@@ -125,6 +143,13 @@ pub(crate) enum Request {
         #[serde(default)]
         data: DeleteData,
     },
+    Snapshot(SnapshotPlan),
+    SnapshotDelete {
+        version: u64,
+    },
+    Rollback {
+        version: u64,
+    },
 }
 
 impl Request {
@@ -139,6 +164,9 @@ impl Request {
             Self::Limits { .. } => OperationKind::Limits,
             Self::Recover => OperationKind::Recover,
             Self::DeleteBot { .. } => OperationKind::DeleteBot,
+            Self::Snapshot(_) => OperationKind::Snapshot,
+            Self::SnapshotDelete { .. } => OperationKind::SnapshotDelete,
+            Self::Rollback { .. } => OperationKind::Rollback,
         }
     }
 }

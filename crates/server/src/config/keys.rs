@@ -91,6 +91,7 @@ pub const KEYS: &[Key] = &[
     key("snapshots", "max", Number, "64"),
     key("snapshots", "keep_automatic", Number, "16"),
     key("snapshots", "keep_rollback", Number, "8"),
+    key("snapshots", "merge_over", Number, "100"),
     key("backups", "keep", Number, "3"),
     key("export", "freeze_max", Duration, "60s"),
     key("import", "max_bytes", Size, "64GiB"),

@@ -229,6 +229,8 @@ pub struct SnapshotsConfig {
     pub keep_automatic: u64,
     /// Those that a rollback made.
     pub keep_rollback: u64,
+    /// Layers of a workspace, over which those that no version needs are merged.
+    pub merge_over: u64,
     /// Older backups.
     pub keep_backups: u64,
 }

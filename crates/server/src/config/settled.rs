@@ -48,6 +48,7 @@ impl Config {
                 max: reader.number("snapshots", "max"),
                 keep_automatic: reader.number("snapshots", "keep_automatic"),
                 keep_rollback: reader.number("snapshots", "keep_rollback"),
+                merge_over: reader.number("snapshots", "merge_over"),
                 keep_backups: reader.number("backups", "keep"),
             },
             import: ImportConfig {

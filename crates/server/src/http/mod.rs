@@ -37,6 +37,7 @@ fn described() -> OpenApiRouter<App> {
         .merge(routes::backups::router())
         .merge(routes::operations::router())
         .merge(routes::container::router())
+        .merge(routes::snapshots::router())
         .merge(routes::logs::router())
         .merge(routes::files::router())
         .merge(routes::exec::router())

@@ -206,6 +206,47 @@ pub fn container(done: core::CompletedWorkspace) -> api::Container {
     }
 }
 
+/// A version that was kept.
+pub fn snapshot(taken: core::TakenSnapshot) -> api::Snapshot {
+    api::Snapshot {
+        snapshot_name: core::shown_name(&taken.display_name, taken.version),
+        container_id: taken.container_id,
+        runtime_snapshot_name: taken.runtime_snapshot_name,
+        display_name: taken.display_name,
+        snapshotter: taken.snapshotter,
+        version: taken.version,
+        source: taken.source,
+    }
+}
+
+/// The layers of a workspace.
+pub fn snapshot_list(list: core::SnapshotList) -> api::SnapshotList {
+    api::SnapshotList {
+        snapshotter: list.snapshotter,
+        snapshots: list.snapshots.into_iter().map(snapshot_item).collect(),
+    }
+}
+
+fn snapshot_item(item: core::SnapshotItem) -> api::SnapshotItem {
+    api::SnapshotItem {
+        snapshotter: item.snapshotter,
+        name: item.name,
+        display_name: item.display_name,
+        runtime_snapshot_name: item.runtime_snapshot_name,
+        parent: item.parent,
+        kind: match item.kind {
+            skep_runtime::LayerKind::Active => api::SnapshotKind::Active,
+            skep_runtime::LayerKind::Committed => api::SnapshotKind::Committed,
+        },
+        created_at: item.created_at,
+        updated_at: item.updated_at,
+        labels: item.labels,
+        source: item.source,
+        managed: item.managed,
+        version: item.version,
+    }
+}
+
 /// Backups as they are listed; whose a bot was stays with us.
 pub fn backups(backups: Vec<core::Backup>) -> api::BackupList {
     let shown = |backup: core::Backup| api::Backup {

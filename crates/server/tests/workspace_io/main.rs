@@ -9,6 +9,7 @@ mod loads;
 mod logs;
 mod old_bridge;
 mod refusals;
+mod snapshots;
 mod terminals;
 mod uploads;
 

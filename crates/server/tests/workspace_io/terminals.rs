@@ -148,3 +148,15 @@ async fn refusals_come_before_the_upgrade() {
     assert_eq!(status_of(connect(&workspace, "", None).await), 409);
     workspace.get("/terminal/ws").await.expect_status(400);
 }
+
+#[tokio::test]
+async fn a_window_that_a_rollback_ends_is_closed_as_restarted() {
+    let workspace = Workspace::start().await;
+    workspace.post("/snapshots", json!({})).await.expect_status(200);
+    let mut socket = connect(&workspace, "", None).await.unwrap();
+    type_line(&mut socket, "echo begin-$TERM").await;
+    read_until(&mut socket, "begin-xterm-256color\r\n").await;
+    let back = workspace.post("/snapshots/rollback", json!({"version": 1})).await;
+    back.expect_status(200);
+    assert_eq!(read_close(&mut socket).await, (1012, "workspace restarted".to_owned()));
+}

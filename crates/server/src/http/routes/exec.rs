@@ -1,6 +1,7 @@
 //! Processes in a workspace: run and wait, run and watch, run and leave alone.
 
 mod control;
+mod interruption;
 mod output;
 mod stream;
 mod wanted;
@@ -12,12 +13,15 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use skep_api::{ErrorBody, ExecInfo, ExecList, ExecRequest, ExecResult, ExecStarted, ExecState, ExecStreamEvent};
+use skep_core::Outcome;
 use skep_core::bridge::Bridge;
 use skep_core::exec::{self, ExecId, ExecOutcome, ExecStatus, Program, TextPiece};
 use skep_store::IdempotencyOutcome;
 use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
+
+pub(super) use interruption::Watch;
 
 use super::files::{bridge_of, exact_text, refused};
 use crate::app::App;
@@ -56,7 +60,7 @@ pub(super) struct StartQuery {
         (status = 400, body = ErrorBody, description = "A request that cannot be; `exec_not_started` with the reason"),
         (status = 409, body = ErrorBody, description = "The workspace is stopped"),
         (status = 422, body = ErrorBody, description = "The idempotency key was used with another body"),
-        (status = 501, body = ErrorBody, description = "`snapshot`"),
+        (status = 501, body = ErrorBody, description = "`snapshot` on a backend that keeps none"),
         (status = 503, body = ErrorBody, description = "The workspace is not reachable")))]
 async fn run(
     State(app): State<App>,
@@ -66,68 +70,119 @@ async fn run(
     headers: HeaderMap,
     body: RawJsonBody<ExecRequest>,
 ) -> ApiResult<Response> {
-    let detach = body.value.detach;
+    let (detach, snapshot) = (body.value.detach, body.value.snapshot);
     let request = wanted::request(body.value, &app.config().exec)?;
-    let bridge = bridge_of(&app, access.bot_id(), query.start).await?;
+    let mut bridge = bridge_of(&app, access.bot_id(), query.start).await?;
     if idempotency.is_given() && !bridge.remembers_processes() {
         return Err(ApiError::unsupported(
             "the bridge of this workspace is too old for an Idempotency-Key: it would run the process twice",
         ));
     }
-    let id = id_for(&app, &access, &idempotency, (&body.bytes, &bridge)).await?;
+    let asked = (&body.bytes[..], snapshot, &bridge);
+    let begun = begin(&app, &access, &idempotency, asked).await?;
+    let (id, snapshot_version) = (begun.id.clone(), begun.snapshot_version);
     let claim = idempotency.claim(&access.caller);
+    if snapshot {
+        // Taking it has put another bridge in the place of that one.
+        bridge = bridge_of(&app, access.bot_id(), query.start).await?;
+    }
     if detach {
         exec::start(&bridge, &id, request).await.map_err(refused)?;
-        claim.finish(&app, &with_id(&id, STARTED)).await?;
+        claim.finish(&app, &with_id(&begun, STARTED)).await?;
         let started = ExecStarted {
             exec_id: id.as_str().to_owned(),
+            snapshot_version,
         };
         return Ok((StatusCode::ACCEPTED, Json(started)).into_response());
     }
+    let watch = Watch::begin(&app, access.bot_id());
     let events = exec::run(&bridge, &id, request).await.map_err(refused)?;
-    claim.finish(&app, &with_id(&id, STARTED)).await?;
+    claim.finish(&app, &with_id(&begun, STARTED)).await?;
     if wants_events(&headers) {
-        return stream::answer(events, access.context.request_id.clone()).await;
+        let following = stream::Following::new(events, watch, access.context.request_id.clone());
+        return following.answer(snapshot_version).await;
     }
-    let outcome = exec::collect(events, MOST_ANSWERED_BYTES).await.map_err(refused)?;
-    Ok(Json(result(outcome)?).into_response())
+    let outcome = exec::collect(events, MOST_ANSWERED_BYTES).await;
+    let outcome = watch.judge(outcome.map_err(refused))?;
+    Ok(Json(ExecResult {
+        snapshot_version,
+        ..result(outcome)?
+    })
+    .into_response())
 }
 
-/// The id of the process of this request. With an idempotency key it is remembered before the process is started:
-/// a repeat asks for the same id, and the bridge gives the process there is. One that was started and that the bridge
-/// knows no more, because its workspace ended under it, is never run again.
-async fn id_for(
+/// A process that is about to be started.
+struct Begun {
+    id: ExecId,
+    /// The version that was taken for it.
+    snapshot_version: Option<u64>,
+}
+
+/// The id of the process of this request, and the version that is taken first. With an idempotency key both are
+/// remembered before the process is started: a repeat asks for the same id, and the bridge gives the process there is.
+/// One that was started and that the bridge knows no more, because its workspace ended under it, is never run again.
+async fn begin(
     app: &App,
     access: &BotAccess<Operate>,
     idempotency: &Idempotency,
-    (body, bridge): (&[u8], &Bridge),
-) -> ApiResult<ExecId> {
+    (body, snapshot, bridge): (&[u8], bool, &Bridge),
+) -> ApiResult<Begun> {
     match idempotency.begin(app, &access.caller, body).await? {
         Begin::First(claim) => {
+            let snapshot_version = match snapshot {
+                true => match take_version(app, access).await {
+                    Ok(version) => Some(version),
+                    Err(error) => {
+                        claim.release(app).await?;
+                        return Err(error);
+                    }
+                },
+                false => None,
+            };
             let id = ExecId::random();
-            claim.finish(app, &with_id(&id, GIVEN)).await?;
-            Ok(id)
+            let begun = Begun { id, snapshot_version };
+            claim.finish(app, &with_id(&begun, GIVEN)).await?;
+            Ok(begun)
         }
         Begin::Again(outcome) => {
             let (status, id) = outcome
                 .answer
                 .ok_or_else(|| ApiError::internal("an idempotency key of an exec without its id"))?;
-            let id = ExecId::parse(&id).map_err(refused)?;
+            let (id, version) = id.split_once(' ').unwrap_or((&id, ""));
+            let id = ExecId::parse(id).map_err(refused)?;
             if status == STARTED.as_u16() {
                 exec::status(bridge, &id).await.map_err(refused)?;
             }
-            Ok(id)
+            Ok(Begun {
+                id,
+                snapshot_version: version.parse().ok(),
+            })
         }
     }
 }
 
 /// What is remembered of an exec's key.
-fn with_id(id: &ExecId, status: StatusCode) -> IdempotencyOutcome {
+fn with_id(begun: &Begun, status: StatusCode) -> IdempotencyOutcome {
+    let version = begun.snapshot_version.map(|version| format!(" {version}"));
+    let answer = format!("{}{}", begun.id.as_str(), version.unwrap_or_default());
     IdempotencyOutcome {
         operation_id: None,
         bot_id: None,
-        answer: Some((status.as_u16(), id.as_str().to_owned())),
+        answer: Some((status.as_u16(), answer)),
     }
+}
+
+async fn take_version(app: &App, access: &BotAccess<Operate>) -> ApiResult<u64> {
+    let (server, bot, requester) = (app.clone(), access.bot.id.clone(), access.requester());
+    let work = async move {
+        let wanted = ("", skep_core::SOURCE_PRE_EXEC);
+        let handle = server.core().take_snapshot(&bot, wanted, &requester).await?;
+        match handle.outcome().await? {
+            Outcome::Snapshot(taken) => Ok(taken.version),
+            _ => Err(ApiError::internal("a snapshot without a version")),
+        }
+    };
+    app.tasks().spawn(work).await.map_err(ApiError::internal)?
 }
 
 fn wants_events(headers: &HeaderMap) -> bool {
@@ -159,6 +214,7 @@ fn result(outcome: ExecOutcome) -> ApiResult<ExecResult> {
         stdout_truncated: outcome.stdout.truncated,
         stderr_truncated: outcome.stderr.truncated,
         duration_ms,
+        snapshot_version: None,
     })
 }
 

@@ -41,7 +41,7 @@ const fn later(method: HttpMethod, path: &'static str, who: Who, tag: &'static s
     }
 }
 
-use HttpMethod::{Delete, Get, Patch, Post, Put};
+use HttpMethod::{Delete, Get, Post, Put};
 
 /// Every route that a later version brings. One that arrives leaves this table.
 const LATER: &[Later] = &[
@@ -58,41 +58,6 @@ const LATER: &[Later] = &[
         Who::Read,
         "workspace",
         "metrics",
-    ),
-    later(
-        Get,
-        "/bots/{bot_id}/container/snapshots",
-        Who::Read,
-        "data",
-        "snapshots",
-    ),
-    later(
-        Post,
-        "/bots/{bot_id}/container/snapshots",
-        Who::Manage,
-        "data",
-        "snapshots",
-    ),
-    later(
-        Post,
-        "/bots/{bot_id}/container/snapshots/rollback",
-        Who::Manage,
-        "data",
-        "rollback",
-    ),
-    later(
-        Delete,
-        "/bots/{bot_id}/container/snapshots/{version}",
-        Who::Manage,
-        "data",
-        "snapshots",
-    ),
-    later(
-        Patch,
-        "/bots/{bot_id}/container/snapshots/{version}",
-        Who::Manage,
-        "data",
-        "snapshots",
     ),
     later(
         Get,

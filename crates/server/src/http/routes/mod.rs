@@ -14,5 +14,6 @@ pub mod later;
 pub mod logs;
 pub mod members;
 pub mod operations;
+pub mod snapshots;
 pub mod terminal;
 pub mod users;

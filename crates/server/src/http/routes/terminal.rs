@@ -16,6 +16,7 @@ use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::exec::Watch;
 use super::files::bridge_of;
 use crate::app::App;
 use crate::http::access::{BotAccess, Operate, Terminal};
@@ -82,7 +83,7 @@ struct SocketQuery {
 }
 
 /// A terminal. Binary frames are keystrokes and output; the text `{"type":"resize","cols","rows"}` is another size.
-/// At the end a close frame 1000 `exit <code>`; the bridge lost: 1011; idle: 1001.
+/// At the end a close frame 1000 `exit <code>`; the bridge lost: 1011; idle: 1001; a snapshot or a rollback: 1012.
 #[utoipa::path(get, path = "/bots/{bot_id}/container/terminal/ws", tag = "terminal", params(SocketQuery),
     responses((status = 101, description = "The socket"),
         (status = 400, body = ErrorBody, description = "Not an upgrade to a WebSocket"),
@@ -124,13 +125,14 @@ async fn socket(
         }
         None => window::Opening::Shell(size),
     };
+    let watch = Watch::begin(&app, access.bot_id());
     let idle_timeout = app.config().terminal.idle_timeout;
     let upgrade = upgrade
         .0
         .max_message_size(LARGEST_FRAME_BYTES)
         .max_frame_size(LARGEST_FRAME_BYTES);
     Ok(upgrade
-        .on_upgrade(move |socket| window::serve(socket, bridge, opening, idle_timeout))
+        .on_upgrade(move |socket| window::serve(socket, (bridge, watch), opening, idle_timeout))
         .into_response())
 }
 

@@ -10,25 +10,14 @@ use skep_core::bridge::{BridgeError, BridgeResult};
 use skep_core::exec::{ExecEvent, ExecEvents, ExecStatus, OutputStream, TextPiece, TextPieces};
 
 use super::super::files::refused;
+use super::interruption::{Watch, restarted};
 use crate::http::error::ApiResult;
 use crate::http::sse;
 
-/// Follows a process. What cannot be started at all is a status, not a stream.
-pub(super) async fn answer(mut events: ExecEvents, request_id: String) -> ApiResult<Response> {
-    let first = events.next().await.map_err(refused)?;
-    let mut following = Following {
-        events,
-        request_id,
-        texts: [TextPieces::default(), TextPieces::default()],
-        ready: VecDeque::new(),
-        ended: false,
-    };
-    following.take(Ok(first));
-    Ok(sse::stream(numbered(following), sse::Ids::Without))
-}
-
-struct Following {
+pub(super) struct Following {
     events: ExecEvents,
+    watch: Watch,
+    snapshot_version: Option<u64>,
     request_id: String,
     texts: [TextPieces; 2],
     ready: VecDeque<ExecStreamEvent>,
@@ -51,11 +40,32 @@ fn numbered(following: Following) -> impl Stream<Item = (u64, ExecStreamEvent)> 
 }
 
 impl Following {
+    pub(super) fn new(events: ExecEvents, watch: Watch, request_id: String) -> Self {
+        Self {
+            events,
+            watch,
+            snapshot_version: None,
+            request_id,
+            texts: [TextPieces::default(), TextPieces::default()],
+            ready: VecDeque::new(),
+            ended: false,
+        }
+    }
+
+    /// Follows a process. What cannot be started at all is a status, not a stream.
+    pub(super) async fn answer(mut self, snapshot_version: Option<u64>) -> ApiResult<Response> {
+        self.snapshot_version = snapshot_version;
+        let first = self.events.next().await.map_err(refused)?;
+        self.take(Ok(first));
+        Ok(sse::stream(numbered(self), sse::Ids::Without))
+    }
+
     fn take(&mut self, event: BridgeResult<Option<ExecEvent>>) {
         match event {
             Ok(Some(ExecEvent::Started(status))) => self.ready.push_back(ExecStreamEvent::Start {
                 exec_id: status.id.as_str().to_owned(),
                 pid: status.pid,
+                snapshot_version: self.snapshot_version,
             }),
             Ok(Some(ExecEvent::Output { stream, offset, data })) => {
                 let pieces = self.texts[stream as usize].push(offset, &data);
@@ -70,6 +80,9 @@ impl Following {
     }
 
     fn end(&mut self, status: &ExecStatus) {
+        if self.watch.was_interrupted() {
+            return self.fail(BridgeError::Unreachable("its workspace was stopped".to_owned()));
+        }
         self.flush();
         let Some(end) = &status.end else {
             return self.fail(BridgeError::Untrustworthy("an end that is none".to_owned()));
@@ -88,7 +101,10 @@ impl Following {
 
     fn fail(&mut self, error: BridgeError) {
         self.flush();
-        let error = refused(error);
+        let error = match self.watch.was_interrupted() {
+            true => restarted(),
+            false => refused(error),
+        };
         let event = ExecStreamEvent::Error {
             message: error.to_string(),
             code: error.code(),

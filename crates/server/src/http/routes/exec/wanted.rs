@@ -15,9 +15,6 @@ use crate::http::error::{ApiError, ApiResult};
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 
 pub(super) fn request(asked: Asked, config: &ExecConfig) -> ApiResult<ExecRequest> {
-    if asked.snapshot {
-        return Err(ApiError::unsupported("snapshots are not in this version"));
-    }
     let program = match (asked.command, asked.argv) {
         (Some(_), Some(_)) => return Err(ApiError::invalid_argument("command and argv exclude each other")),
         (None, None) => return Err(ApiError::invalid_argument("command is required")),
@@ -126,13 +123,6 @@ mod tests {
             checked(Asked {
                 argv: Some(vec![]),
                 ..Asked::default()
-            })
-            .is_err()
-        );
-        assert!(
-            checked(Asked {
-                snapshot: true,
-                ..asked("x")
             })
             .is_err()
         );

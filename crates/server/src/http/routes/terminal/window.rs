@@ -18,6 +18,8 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 
+use crate::http::routes::exec::Watch;
+
 /// Between two pings.
 const PING_EVERY: Duration = Duration::from_secs(30);
 /// How long a client may leave a frame unread before its window is given up.
@@ -42,7 +44,12 @@ pub(super) enum Opening {
 type Close = (u16, String);
 
 /// Serves one window to its end.
-pub(super) async fn serve(socket: WebSocket, bridge: Bridge, opening: Opening, idle_timeout: Duration) {
+pub(super) async fn serve(
+    socket: WebSocket,
+    (bridge, watch): (Bridge, Watch),
+    opening: Opening,
+    idle_timeout: Duration,
+) {
     let (mut sink, frames) = socket.split();
     let terminal = match open(&bridge, opening).await {
         Ok(terminal) => terminal,
@@ -60,7 +67,7 @@ pub(super) async fn serve(socket: WebSocket, bridge: Bridge, opening: Opening, i
     };
     let mut reading = std::pin::pin!(reading.read());
     let ended = tokio::select! {
-        ended = show(&mut sink, terminal.events) => ended,
+        ended = show(&mut sink, terminal.events, &watch) => ended,
         () = &mut reading => None,
         () = type_into(&bridge, &id, typed) => None,
         () = idle(&mut active, idle_timeout) => Some((close_code::AWAY, "idle timeout".to_owned())),
@@ -90,7 +97,7 @@ async fn open(bridge: &Bridge, opening: Opening) -> Result<Terminal, ()> {
 }
 
 /// Output to frames, until the process ends. `None`: the client is gone.
-async fn show(sink: &mut SplitSink<WebSocket, Message>, mut events: ExecEvents) -> Option<Close> {
+async fn show(sink: &mut SplitSink<WebSocket, Message>, mut events: ExecEvents, watch: &Watch) -> Option<Close> {
     let mut pings = interval(PING_EVERY);
     pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -102,6 +109,9 @@ async fn show(sink: &mut SplitSink<WebSocket, Message>, mut events: ExecEvents) 
             }
         };
         match event {
+            Ok(Some(ExecEvent::Exited(_)) | None) | Err(_) if watch.was_interrupted() => {
+                return Some((close_code::RESTART, "workspace restarted".to_owned()));
+            }
             Ok(Some(ExecEvent::Output { mut data, .. })) => {
                 while !data.is_empty() {
                     let piece = data.split_to(data.len().min(LARGEST_OUTPUT_BYTES));

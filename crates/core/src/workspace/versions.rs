@@ -1,0 +1,432 @@
+//! The work of keeping a version, of going back to one, and of forgetting one.
+//!
+//! The commit point is the journaling of the step that first changes a layer. An operation that a crash cut off
+//! before it is rolled back, one that passed it is carried on: each step finds by the operation's id what it made.
+
+use std::collections::HashMap;
+
+use serde_json::{Value, json};
+use skep_names::container_id_for;
+use skep_runtime::{LayerKind, Layers};
+use skep_store::{ContainerRow, Desired, NewVersion, VersionRow};
+
+use super::lanes::Origin;
+use super::request::SnapshotPlan;
+use super::state::Event;
+use super::work::Work;
+use crate::error::{Error, Result};
+use crate::operations::{Outcome, TakenSnapshot};
+use crate::versions::{SOURCE_PRE_EXEC, SOURCE_ROLLBACK, layers_of, required_layers};
+
+/// Note: layers are changed from here on.
+const BEGUN: &str = "layers_changed";
+/// Note: the layer that is gone back to, or whose version is deleted.
+const TARGET: &str = "target";
+/// Note: the version that holds the present already, so that nothing is to be saved.
+const SAVED: &str = "saved_version";
+/// Note: layers of a line that was made shorter, old and new.
+const MERGED: &str = "merged";
+/// Note: layers of versions that were forgotten, to be released.
+const FORGOTTEN: &str = "forgotten";
+
+impl Work {
+    /// The work of `snapshot`.
+    pub(crate) async fn snapshot(&self, plan: &SnapshotPlan) -> Result<Outcome> {
+        self.refuse_what_was_not_begun()?;
+        let row = self.layered_row().await?;
+        let name = self.layer_name("snapshot");
+        if self.noted(BEGUN).is_none() {
+            self.check_room(&row, &plan.source).await?;
+        }
+        let top = self.below_the_present().await?;
+        let mut merged = self.shorten(top.as_deref()).await?;
+        if !self.has_layer(&name).await? {
+            self.halt().await?;
+        }
+        self.note(BEGUN, true);
+        self.step("commit", async { Ok(self.layers()?.commit(self.bot(), &name).await?) })
+            .await?;
+        let mut kept = name.clone();
+        if let Some((_, highest)) = merged.last() {
+            kept = self.layer_name("rebased");
+            self.step("rebase", self.rebase(&name, (highest, &kept))).await?;
+            merged.push((name, kept.clone()));
+        }
+        self.come_back(&row).await?;
+        let version = self.step("version", self.record_version(&row, &kept, plan)).await?;
+        self.use_merged(&row, &merged).await?;
+        self.drop_surplus(&row).await?;
+        Ok(Outcome::Snapshot(TakenSnapshot::from(version)))
+    }
+
+    /// The work of `rollback`.
+    pub(crate) async fn rollback(&self, version: u64) -> Result<Outcome> {
+        self.refuse_what_was_not_begun()?;
+        let row = self.layered_row().await?;
+        let target = match self.noted_text(TARGET) {
+            Some(target) => target,
+            None => {
+                let found = self.store().version(&row.container_id, version).await?;
+                found.ok_or(Error::VersionNotFound(version))?.runtime_snapshot_name
+            }
+        };
+        let merged = self.shorten(Some(&target)).await?;
+        let highest = merged.last().map_or(target.as_str(), |(_, highest)| highest.as_str());
+        let (saved_name, back) = (self.layer_name("saved"), self.layer_name("back"));
+        if self.layers()?.present(self.bot()).await?.as_deref() != Some(back.as_str()) {
+            self.halt().await?;
+            if self.noted(BEGUN).is_none()
+                && let Some(saved) = self.version_of_the_present(&row).await?
+            {
+                self.note(SAVED, saved);
+            }
+            self.note(BEGUN, true);
+            self.note(TARGET, target.clone());
+            self.change_to(&saved_name, &back, highest).await?;
+        }
+        self.come_back(&row).await?;
+        let saved_version = self
+            .step("version", self.record_rollback(&row, &saved_name, version))
+            .await?;
+        self.use_merged(&row, &merged).await?;
+        self.drop_surplus(&row).await?;
+        Ok(Outcome::RolledBack { version, saved_version })
+    }
+
+    /// Saves the present unless a version holds it, and puts the workspace onto the state that is gone back to.
+    async fn change_to(&self, saved: &str, back: &str, target: &str) -> Result<()> {
+        let layers = self.layers()?;
+        if self.noted(SAVED).is_none() {
+            self.step("save", async { Ok(layers.commit(self.bot(), saved).await?) })
+                .await?;
+        }
+        self.step("stage", async { Ok(layers.stage(self.bot(), back, target).await?) })
+            .await?;
+        self.step("swap", async { Ok(layers.swap(self.bot(), back).await?) })
+            .await
+    }
+
+    /// The present, which was just committed, on the shortened line; and the workspace on that.
+    async fn rebase(&self, name: &str, (on, copy): (&str, &str)) -> Result<()> {
+        let (layers, top) = (self.layers()?, format!("{copy}-top"));
+        if layers.present(self.bot()).await?.as_deref() == Some(top.as_str()) {
+            return Ok(());
+        }
+        layers.rebase(self.bot(), name, (on, copy)).await?;
+        layers.stage(self.bot(), &top, copy).await?;
+        Ok(layers.swap(self.bot(), &top).await?)
+    }
+
+    /// Merges what no version needs of the line below, when it has grown too long. What took the place of what.
+    async fn shorten(&self, top: Option<&str>) -> Result<Vec<(String, String)>> {
+        if let Some(noted) = self.noted(MERGED) {
+            return serde_json::from_value(noted).map_err(|error| Error::internal("reading a note", error));
+        }
+        let Some(top) = top else { return Ok(Vec::new()) };
+        let (layers, operation) = (self.layers()?, self.hub().id());
+        if self.length_from(top).await? < self.skep().settings().versions.merge_over {
+            return Ok(Vec::new());
+        }
+        let merged = self
+            .step("merge", async { Ok(layers.shorten(self.bot(), operation, top).await?) })
+            .await?;
+        let noted = serde_json::to_value(&merged).map_err(|error| Error::internal("writing a note", error))?;
+        self.note(MERGED, noted);
+        Ok(merged)
+    }
+
+    /// How many layers of ours there are from that one down.
+    async fn length_from(&self, top: &str) -> Result<u64> {
+        let tree = self.layers()?.list(self.bot()).await?;
+        let own = container_id_for(self.bot());
+        let all: HashMap<&str, Option<&str>> = tree
+            .line
+            .iter()
+            .chain(&tree.side)
+            .filter(|layer| layer.name.starts_with(&own))
+            .map(|layer| (layer.name.as_str(), layer.parent.as_deref()))
+            .collect();
+        let mut length: usize = 0;
+        let mut next = Some(top);
+        while let Some(parent) = next.and_then(|name| all.get(name)).filter(|_| length < all.len()) {
+            length += 1;
+            next = *parent;
+        }
+        Ok(length as u64)
+    }
+
+    async fn below_the_present(&self) -> Result<Option<String>> {
+        let tree = self.layers()?.list(self.bot()).await?;
+        let own = container_id_for(self.bot());
+        let below = tree.line.into_iter().find(|layer| layer.kind == LayerKind::Committed);
+        Ok(below.map(|layer| layer.name).filter(|name| name.starts_with(&own)))
+    }
+
+    /// Versions are found under their new names from now on, and nobody needs the old ones.
+    async fn use_merged(&self, row: &ContainerRow, merged: &[(String, String)]) -> Result<()> {
+        if merged.is_empty() {
+            return Ok(());
+        }
+        self.step("rename", async {
+            Ok(self.store().rename_snapshots(&row.container_id, merged).await?)
+        })
+        .await?;
+        self.step("release", async {
+            // From the top: what stands on another goes before it.
+            for (old, _) in merged.iter().rev() {
+                self.release(old).await?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn record_rollback(&self, row: &ContainerRow, saved: &str, version: u64) -> Result<u64> {
+        let saved_version = match self.noted(SAVED).and_then(|saved| saved.as_u64()) {
+            Some(saved) => saved,
+            None => {
+                self.record_version(row, saved, &SnapshotPlan::of_rollback())
+                    .await?
+                    .version
+            }
+        };
+        self.lived(
+            "version_rollback",
+            &json!({"version": version, "saved_version": saved_version}),
+        )
+        .await?;
+        Ok(saved_version)
+    }
+
+    /// The work of `snapshot_delete`.
+    pub(crate) async fn delete_version(&self, version: u64) -> Result<Outcome> {
+        let row = self.layered_row().await?;
+        if self.noted_text(TARGET).is_none() {
+            let found = self.store().version(&row.container_id, version).await?;
+            let found = found.ok_or(Error::VersionNotFound(version))?;
+            self.note(FORGOTTEN, json!([found.runtime_snapshot_name]));
+            self.note(TARGET, found.runtime_snapshot_name);
+        }
+        let name = self.noted_text(TARGET).ok_or(Error::VersionNotFound(version))?;
+        self.step("forget", async {
+            Ok(self
+                .store()
+                .delete_version(self.bot(), &row.container_id, version)
+                .await?)
+        })
+        .await?;
+        self.step("release", self.release(&name)).await?;
+        Ok(Outcome::Done)
+    }
+
+    /// After a failure, or when it was called off: no half of a change stays, and the workspace is as it was wanted.
+    pub(crate) async fn undo_layers(&self, error: &Error) -> Result<()> {
+        let Some(row) = self.row().await? else { return Ok(()) };
+        self.undo_own_layers(&row).await?;
+        self.release_what_is_left(&row).await?;
+        if matches!(error, Error::SnapshotLimit(_) | Error::VersionNotFound(_)) {
+            return Ok(());
+        }
+        if matches!(error, Error::ContainerStartFailed { .. } | Error::NetworkSetupFailed(_)) {
+            return self.note_not_running(error).await.map(|_| ());
+        }
+        match self.come_back(&row).await {
+            Ok(()) => Ok(()),
+            Err(error) => self.note_not_running(&error).await.map(|_| ()),
+        }
+    }
+
+    /// Layers whose version was forgotten, or is another layer by now, before it failed.
+    pub(crate) async fn release_what_was_forgotten(&self) -> Result<()> {
+        match self.row().await? {
+            Some(row) => self.release_what_is_left(&row).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn release_what_is_left(&self, row: &ContainerRow) -> Result<()> {
+        let recorded = self.store().versions(&row.container_id).await?;
+        let is_version = |name: &str| recorded.iter().any(|version| version.runtime_snapshot_name == name);
+        let replaced = self.shorten(None).await?;
+        let replaced = replaced
+            .iter()
+            .filter(|(_, new)| is_version(new))
+            .map(|(old, _)| old.clone());
+        let forgotten = self.noted(FORGOTTEN).unwrap_or_default();
+        let forgotten = forgotten.as_array().cloned().unwrap_or_default();
+        let forgotten = forgotten.iter().filter_map(Value::as_str).map(str::to_owned);
+        let left: Vec<String> = replaced.chain(forgotten).filter(|name| !is_version(name)).collect();
+        for name in left.iter().rev() {
+            self.release(name).await?;
+        }
+        Ok(())
+    }
+
+    /// What this operation made and no version names is nobody's state. But what a rollback saved before it was done
+    /// is the only copy of what was there: it becomes the version that it was to be.
+    async fn undo_own_layers(&self, row: &ContainerRow) -> Result<()> {
+        let layers = self.layers()?;
+        let (saved, back) = (self.layer_name("saved"), self.layer_name("back"));
+        let tree = layers.list(self.bot()).await?;
+        let was_done = tree.line.first().is_some_and(|present| present.name == back);
+        let recorded = self.store().versions(&row.container_id).await?;
+        let is_version = |name: &str| recorded.iter().any(|version| version.runtime_snapshot_name == name);
+        let own = self.layer_name("");
+        for layer in tree
+            .line
+            .iter()
+            .chain(&tree.side)
+            .filter(|layer| layer.name.starts_with(&own))
+        {
+            match layer.kind {
+                LayerKind::Active if layer.is_staged() => layers.discard(self.bot(), &layer.name).await?,
+                LayerKind::Active => {}
+                LayerKind::Committed if is_version(&layer.name) => {}
+                LayerKind::Committed if was_done && layer.name == saved => {
+                    self.record_version(row, &saved, &SnapshotPlan::of_rollback()).await?;
+                }
+                LayerKind::Committed => layers.release(self.bot(), &layer.name).await?,
+            }
+        }
+        Ok(())
+    }
+
+    /// One that the last server had begun and that changed no layer is rolled back: nobody waits for it any more.
+    fn refuse_what_was_not_begun(&self) -> Result<()> {
+        if self.pending().origin == Origin::LeftBegun && self.noted(BEGUN).is_none() {
+            return Err(Error::OperationCancelled("a restart of the server".to_owned()));
+        }
+        Ok(())
+    }
+
+    fn layers(&self) -> Result<&dyn Layers> {
+        layers_of(self.runtime())
+    }
+
+    /// The row of a workspace whose layers can be changed, its container put back should it be gone.
+    async fn layered_row(&self) -> Result<ContainerRow> {
+        required_layers(self.runtime())?;
+        let row = self.row().await?.ok_or(Error::ContainerNotFound)?;
+        self.step("container", self.ensure_container(&row)).await?;
+        Ok(row)
+    }
+
+    fn layer_name(&self, role: &str) -> String {
+        format!("{}-{}-{role}", container_id_for(self.bot()), self.hub().id())
+    }
+
+    async fn has_layer(&self, name: &str) -> Result<bool> {
+        let tree = self.layers()?.list(self.bot()).await?;
+        let mut all = tree.line.iter().chain(&tree.side);
+        Ok(all.any(|layer| layer.name == name))
+    }
+
+    fn noted_text(&self, note: &str) -> Option<String> {
+        self.noted(note)?.as_str().map(str::to_owned)
+    }
+
+    /// Ends every process, to be brought back at the end: those who watch one are told that it was not its own end.
+    async fn halt(&self) -> Result<()> {
+        self.skep().interruptions().interrupt(self.bot());
+        self.skep().observations().happened(self.bot(), &Event::Ending);
+        let grace = self.skep().settings().stop_grace;
+        self.step("stop", self.end_task(grace)).await
+    }
+
+    /// Running when that is wanted; what was stopped stays stopped.
+    async fn come_back(&self, row: &ContainerRow) -> Result<()> {
+        match row.desired {
+            Desired::Running => self.bring_up(row).await,
+            Desired::Stopped => {
+                self.skep().observations().happened(self.bot(), &Event::Ended);
+                Ok(())
+            }
+        }
+    }
+
+    async fn record_version(&self, row: &ContainerRow, name: &str, plan: &SnapshotPlan) -> Result<VersionRow> {
+        let version = NewVersion {
+            bot_id: self.bot().clone(),
+            container_id: row.container_id.clone(),
+            runtime_snapshot_name: name.to_owned(),
+            display_name: plan.display_name.clone(),
+            snapshotter: row.snapshotter.clone(),
+            source: plan.source.clone(),
+        };
+        Ok(self.store().record_version(&version).await?)
+    }
+
+    /// The version that holds the present state, when nothing was written since.
+    async fn version_of_the_present(&self, row: &ContainerRow) -> Result<Option<u64>> {
+        let layers = self.layers()?;
+        if !layers.is_unchanged(self.bot()).await? {
+            return Ok(None);
+        }
+        let tree = layers.list(self.bot()).await?;
+        let below = tree.line.iter().find(|layer| layer.kind == LayerKind::Committed);
+        let versions = self.store().versions(&row.container_id).await?;
+        let holds = |version: &&VersionRow| below.is_some_and(|below| below.name == version.runtime_snapshot_name);
+        Ok(versions.iter().find(holds).map(|version| version.version))
+    }
+
+    /// Versions of a caller's own making are never dropped: there may be so many and no more.
+    async fn check_room(&self, row: &ContainerRow, source: &str) -> Result<()> {
+        if [SOURCE_PRE_EXEC, SOURCE_ROLLBACK].contains(&source) {
+            return Ok(());
+        }
+        let most = self.skep().settings().versions.max;
+        let versions = self.store().versions(&row.container_id).await?;
+        let own = |version: &&VersionRow| ![SOURCE_PRE_EXEC, SOURCE_ROLLBACK].contains(&version.source.as_str());
+        match versions.iter().filter(own).count() as u64 >= most {
+            true => Err(Error::SnapshotLimit(format!(
+                "the workspace has {most} versions, the most that snapshots.max allows; delete one first"
+            ))),
+            false => Ok(()),
+        }
+    }
+
+    /// Automatic versions beyond what is kept are forgotten, the oldest first.
+    async fn drop_surplus(&self, row: &ContainerRow) -> Result<()> {
+        let kept = &self.skep().settings().versions;
+        let versions = self.store().versions(&row.container_id).await?;
+        let mut forgotten = self.noted(FORGOTTEN).unwrap_or(json!([]));
+        let mut surplus = Vec::new();
+        for (source, keep) in [
+            (SOURCE_PRE_EXEC, kept.keep_automatic),
+            (SOURCE_ROLLBACK, kept.keep_rollback),
+        ] {
+            let of_source: Vec<&VersionRow> = versions.iter().filter(|version| version.source == source).collect();
+            let too_many = of_source
+                .len()
+                .saturating_sub(usize::try_from(keep).unwrap_or(usize::MAX));
+            surplus.extend(of_source.into_iter().take(too_many));
+        }
+        if let Value::Array(names) = &mut forgotten {
+            names.extend(surplus.iter().map(|version| json!(version.runtime_snapshot_name)));
+            if names.is_empty() {
+                return Ok(());
+            }
+        }
+        self.note(FORGOTTEN, forgotten.clone());
+        self.step("forget", async {
+            for version in &surplus {
+                self.store()
+                    .delete_version(self.bot(), &row.container_id, version.version)
+                    .await?;
+            }
+            Ok(())
+        })
+        .await?;
+        self.step("release", async {
+            for name in forgotten.as_array().into_iter().flatten().filter_map(Value::as_str) {
+                self.release(name).await?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn release(&self, name: &str) -> Result<()> {
+        Ok(self.layers()?.release(self.bot(), name).await?)
+    }
+}

@@ -1,0 +1,425 @@
+//! Versions: kept, gone back to, forgotten; what each must hold, after any history and any crash.
+
+mod harness;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use harness::{World, admin, until};
+use proptest::prelude::*;
+use skep_core::files::{FileWriter, NewFile, WorkspacePath};
+use skep_core::{
+    Code, DeleteData, Outcome, SOURCE_PRE_EXEC, SnapshotItem, TakenSnapshot, WhenStopped, WorkspaceStatus,
+};
+use skep_names::BotId;
+use skep_runtime::layers::present_of;
+use skep_runtime::{LayerKind, Layers, Runtime, RuntimeError};
+use skep_testkit::fake_runtime::Verb;
+
+const FILE: &str = "/data/file";
+
+async fn snapshot(world: &World, bot: &BotId, source: &str) -> skep_core::Result<TakenSnapshot> {
+    let handle = world.skep.take_snapshot(bot, ("", source), &admin()).await?;
+    match handle.outcome().await? {
+        Outcome::Snapshot(taken) => Ok(taken),
+        other => panic!("a snapshot that ends with {other:?}"),
+    }
+}
+
+/// The version that was saved.
+async fn roll_back(world: &World, bot: &BotId, version: u64) -> skep_core::Result<u64> {
+    match world.skep.roll_back(bot, version, &admin()).await?.outcome().await? {
+        Outcome::RolledBack {
+            version: to,
+            saved_version,
+        } => {
+            assert_eq!(to, version);
+            Ok(saved_version)
+        }
+        other => panic!("a rollback that ends with {other:?}"),
+    }
+}
+
+async fn delete(world: &World, bot: &BotId, version: u64) -> skep_core::Result<Outcome> {
+    world.skep.delete_version(bot, version, &admin()).await?.outcome().await
+}
+
+async fn write(world: &World, bot: &BotId, text: String) {
+    let bridge = world.skep.usable_bridge(bot, WhenStopped::Refuse).await.unwrap();
+    let path = WorkspacePath::parse(FILE).unwrap();
+    let mut writer = FileWriter::begin(&bridge, &path, NewFile::default()).await.unwrap();
+    writer.write(text.into()).await.unwrap();
+    writer.finish().await.unwrap();
+}
+
+async fn versions(world: &World, bot: &BotId) -> Vec<u64> {
+    let list = world.skep.snapshots(bot, None).await.unwrap();
+    let mut found: Vec<u64> = list.snapshots.iter().filter_map(|item| item.version).collect();
+    found.sort_unstable();
+    found
+}
+
+async fn names(world: &World, bot: &BotId) -> Vec<String> {
+    let tree = Layers::list(&world.runtime, bot).await;
+    let tree: skep_runtime::LayerTree = tree.unwrap();
+    tree.line.into_iter().chain(tree.side).map(|layer| layer.name).collect()
+}
+
+#[tokio::test]
+async fn a_version_is_kept_listed_and_gone_back_to() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    let before = world.skep.workspace_info(&bot).await.unwrap();
+    write(&world, &bot, "one".into()).await;
+    let taken = snapshot(&world, &bot, " ").await.unwrap();
+    assert_eq!((taken.version, taken.source.as_str()), (1, "manual"));
+    write(&world, &bot, "two".into()).await;
+    assert_eq!(roll_back(&world, &bot, 1).await.unwrap(), 2);
+    assert_eq!(world.read(&bot, FILE).await, "one");
+    // Nothing was written since: the version that was gone back to holds the present.
+    assert_eq!(roll_back(&world, &bot, 2).await.unwrap(), 1);
+    assert_eq!(world.read(&bot, FILE).await, "two");
+    let after = world.skep.workspace_info(&bot).await.unwrap();
+    let shown = |info: skep_core::WorkspaceInfo| (info.status, info.namespace, info.image, info.limits.wanted);
+    assert_eq!(shown(before), shown(after));
+    let list = world.skep.snapshots(&bot, None).await.unwrap();
+    let managed: Vec<&SnapshotItem> = list.snapshots.iter().filter(|item| item.managed).collect();
+    assert_eq!(managed[0].name, "Version 1");
+    assert_eq!(
+        (managed[1].source.as_str(), managed[1].kind),
+        ("rollback", LayerKind::Committed)
+    );
+    let active: Vec<&SnapshotItem> = list.snapshots.iter().filter(|item| !item.managed).collect();
+    assert_eq!((active.len(), active[0].source.as_str()), (1, "image_layer"));
+    assert_eq!(
+        active[0].parent.as_deref(),
+        Some(managed[1].runtime_snapshot_name.as_str())
+    );
+    let events = world.skep.store().lifecycle_events(&bot, 100).await.unwrap();
+    for kind in ["snapshot_create", "version_create", "version_rollback"] {
+        assert!(events.iter().any(|event| event.event_type == kind), "{kind}");
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_is_told() {
+    let world = World::new().await;
+    let bot = world.bot().await;
+    let code = |error: skep_core::Error| error.code();
+    assert_eq!(
+        snapshot(&world, &bot, "").await.map_err(code),
+        Err(Code::ContainerNotFound)
+    );
+    assert_eq!(
+        roll_back(&world, &bot, 1).await.map_err(code),
+        Err(Code::ContainerNotFound)
+    );
+    let listed = world.skep.snapshots(&bot, None).await;
+    assert_eq!(listed.map_err(code), Err(Code::ContainerNotFound));
+    let bot = world.running_bot().await;
+    assert_eq!(
+        roll_back(&world, &bot, u64::MAX).await.map_err(code),
+        Err(Code::VersionNotFound)
+    );
+    assert_eq!(delete(&world, &bot, 7).await.map_err(code), Err(Code::VersionNotFound));
+    let renamed = world.skep.rename_version(&bot, 7, "x").await;
+    assert_eq!(renamed.map_err(code), Err(Code::VersionNotFound));
+    let other = world.skep.snapshots(&bot, Some("zfs")).await.unwrap_err();
+    assert_eq!(other.to_string(), "snapshotter does not match container snapshotter");
+    let long = "x".repeat(300);
+    let refused = world.skep.take_snapshot(&bot, (&long, ""), &admin()).await;
+    assert_eq!(refused.map(|_| ()).map_err(code), Err(Code::InvalidArgument));
+}
+
+#[tokio::test]
+async fn a_stopped_workspace_stays_stopped() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    write(&world, &bot, "one".into()).await;
+    world.stop(&bot).await.unwrap();
+    let starts = world.runtime.faults().calls(Verb::Start);
+    assert_eq!(snapshot(&world, &bot, "").await.unwrap().version, 1);
+    assert_eq!(roll_back(&world, &bot, 1).await.unwrap(), 1);
+    let info = world.skep.workspace_info(&bot).await.unwrap();
+    assert_eq!((info.status, info.task_running), (WorkspaceStatus::Stopped, false));
+    assert_eq!(world.runtime.faults().calls(Verb::Start), starts);
+    world.start(&bot).await.unwrap();
+    assert_eq!(world.read(&bot, FILE).await, "one");
+}
+
+#[tokio::test]
+async fn the_limit_is_told_and_automatic_ones_make_room() {
+    let world = World::with(|settings| {
+        settings.versions.max = 3;
+        settings.versions.keep_automatic = 2;
+        settings.versions.keep_rollback = 2;
+    })
+    .await;
+    let bot = world.running_bot().await;
+    for number in 1..=3 {
+        write(&world, &bot, format!("{number}")).await;
+        snapshot(&world, &bot, "nightly").await.unwrap();
+    }
+    let full = snapshot(&world, &bot, "").await.unwrap_err();
+    assert_eq!(full.code(), Code::SnapshotLimit);
+    assert_eq!(world.read(&bot, FILE).await, "3", "a refusal changes nothing");
+    for _ in 0..4 {
+        snapshot(&world, &bot, SOURCE_PRE_EXEC).await.unwrap();
+    }
+    assert_eq!(versions(&world, &bot).await, [1, 2, 3, 6, 7]);
+    for _ in 0..4 {
+        write(&world, &bot, "changed".into()).await;
+        roll_back(&world, &bot, 1).await.unwrap();
+    }
+    assert_eq!(versions(&world, &bot).await, [1, 2, 3, 6, 7, 10, 11]);
+    // The number of the highest one is not given again, and there is room for one more.
+    delete(&world, &bot, 3).await.unwrap();
+    assert_eq!(snapshot(&world, &bot, "").await.unwrap().version, 12);
+    for (version, text) in [(2, "2"), (1, "1")] {
+        roll_back(&world, &bot, version).await.unwrap();
+        assert_eq!(world.read(&bot, FILE).await, text);
+    }
+}
+
+#[tokio::test]
+async fn a_delete_of_the_workspace_takes_its_versions_along() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    snapshot(&world, &bot, "").await.unwrap();
+    let deleted = world.skep.delete_workspace(&bot, DeleteData::Remove, &admin()).await;
+    deleted.unwrap().outcome().await.unwrap();
+    assert!(world.runtime.bots_with_layers().await.unwrap().is_empty());
+    world.create(&bot).await.outcome().await.unwrap();
+    assert_eq!(versions(&world, &bot).await, Vec::<u64>::new());
+    assert_eq!(snapshot(&world, &bot, "").await.unwrap().version, 1);
+}
+
+#[tokio::test]
+async fn a_snapshot_that_fails_leaves_the_workspace_as_it_was() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    write(&world, &bot, "kept".into()).await;
+    snapshot(&world, &bot, "").await.unwrap();
+    for verb in [Verb::Commit, Verb::Stage, Verb::Swap] {
+        write(&world, &bot, format!("before {verb:?}")).await;
+        let layers = names(&world, &bot).await.len();
+        world
+            .runtime
+            .faults()
+            .fail_next(verb, RuntimeError::other("a fault", "told to"));
+        assert!(roll_back(&world, &bot, 1).await.is_err(), "{verb:?}");
+        assert_eq!(world.read(&bot, FILE).await, format!("before {verb:?}"));
+        assert_eq!(versions(&world, &bot).await, [1], "{verb:?}");
+        // A state that was saved stands below the present one until it is merged; nothing else is left.
+        assert!(names(&world, &bot).await.len() <= layers + 1, "{verb:?}");
+    }
+    assert_eq!(roll_back(&world, &bot, 1).await.unwrap(), 2);
+    assert_eq!(world.read(&bot, FILE).await, "kept");
+}
+
+#[tokio::test]
+async fn a_rollback_that_a_crash_cut_off_is_carried_on() {
+    let mut world = World::new().await;
+    let bot = world.running_bot().await;
+    write(&world, &bot, "one".into()).await;
+    snapshot(&world, &bot, "").await.unwrap();
+    write(&world, &bot, "two".into()).await;
+    let hold = world.runtime.faults().hold(Verb::Swap);
+    let handle = world.skep.roll_back(&bot, 1, &admin()).await.unwrap();
+    until(|| async {
+        match world.runtime.faults().calls(Verb::Swap) {
+            0 => Err("not there yet".to_owned()),
+            _ => Ok(()),
+        }
+    })
+    .await;
+    world.crash().await;
+    drop(hold);
+    let id = handle.id().to_owned();
+    assert!(world.skep.operation_outcome(&id).await.is_ok());
+    assert_eq!(world.read(&bot, FILE).await, "one");
+    assert_eq!(versions(&world, &bot).await, [1, 2]);
+    roll_back(&world, &bot, 2).await.unwrap();
+    assert_eq!(world.read(&bot, FILE).await, "two");
+}
+
+#[tokio::test]
+async fn a_snapshot_that_changed_no_layer_is_rolled_back_at_the_next_start() {
+    let mut world = World::new().await;
+    let bot = world.running_bot().await;
+    write(&world, &bot, "one".into()).await;
+    let stops = world.runtime.faults().calls(Verb::Stop);
+    let hold = world.runtime.faults().hold(Verb::Stop);
+    let handle = world.skep.take_snapshot(&bot, ("", ""), &admin()).await.unwrap();
+    until(|| async {
+        match world.runtime.faults().calls(Verb::Stop) {
+            calls if calls > stops => Ok(()),
+            _ => Err("not there yet".to_owned()),
+        }
+    })
+    .await;
+    world.crash().await;
+    drop(hold);
+    let outcome = world.skep.operation_outcome(handle.id()).await;
+    assert_eq!(outcome.unwrap_err().code(), Code::OperationCancelled);
+    assert_eq!(world.read(&bot, FILE).await, "one");
+    assert_eq!(versions(&world, &bot).await, Vec::<u64>::new());
+}
+
+#[tokio::test]
+async fn processes_that_a_snapshot_ends_are_counted_as_interrupted() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    let before = world.skep.interruptions_of(&bot);
+    snapshot(&world, &bot, "").await.unwrap();
+    assert_eq!(world.skep.interruptions_of(&bot), before + 1);
+    delete(&world, &bot, 1).await.unwrap();
+    world.stop(&bot).await.unwrap();
+    assert_eq!(world.skep.interruptions_of(&bot), before + 1, "a stop is no restart");
+}
+
+/// One step of a history.
+#[derive(Debug, Clone)]
+enum Step {
+    Write(u32),
+    Snapshot,
+    /// The version at that place in the list, if there is any.
+    Rollback(prop::sample::Index),
+    Delete(prop::sample::Index),
+    Stop,
+    Start,
+    Crash,
+    LoseContainer,
+}
+
+fn any_step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => any::<u32>().prop_map(Step::Write),
+        4 => Just(Step::Snapshot),
+        3 => any::<prop::sample::Index>().prop_map(Step::Rollback),
+        2 => any::<prop::sample::Index>().prop_map(Step::Delete),
+        1 => Just(Step::Stop),
+        1 => Just(Step::Start),
+        1 => Just(Step::Crash),
+        1 => Just(Step::LoseContainer),
+    ]
+}
+
+/// What a workspace and each of its versions must hold.
+#[derive(Default)]
+struct Model {
+    file: String,
+    versions: BTreeMap<u64, String>,
+    highest: u64,
+    stopped: bool,
+}
+
+impl Model {
+    async fn take(&mut self, world: &mut World, bot: &BotId, step: &Step) {
+        match step {
+            Step::Write(number) if !self.stopped => {
+                self.file = number.to_string();
+                write(world, bot, self.file.clone()).await;
+            }
+            Step::Write(_) => {}
+            Step::Snapshot => {
+                let taken = snapshot(world, bot, "").await.unwrap();
+                assert_eq!(taken.version, self.highest + 1);
+                self.keep(taken.version);
+            }
+            Step::Rollback(index) => {
+                let Some(version) = self.chosen(index) else { return };
+                let saved = roll_back(world, bot, version).await.unwrap();
+                if saved > self.highest {
+                    self.keep(saved);
+                } else {
+                    assert_eq!(
+                        self.versions.get(&saved),
+                        Some(&self.file),
+                        "the saved version holds the present"
+                    );
+                }
+                self.file = self.versions[&version].clone();
+            }
+            Step::Delete(index) => {
+                let Some(version) = self.chosen(index) else { return };
+                delete(world, bot, version).await.unwrap();
+                self.versions.remove(&version);
+            }
+            Step::Stop => {
+                world.stop(bot).await.unwrap();
+                self.stopped = true;
+            }
+            Step::Start => {
+                world.start(bot).await.unwrap();
+                self.stopped = false;
+            }
+            Step::Crash => world.crash().await,
+            Step::LoseContainer => {
+                world.stop(bot).await.unwrap();
+                world.runtime.forget_container(bot);
+                world.start(bot).await.unwrap();
+                self.stopped = false;
+            }
+        }
+    }
+
+    fn keep(&mut self, version: u64) {
+        self.versions.insert(version, self.file.clone());
+        self.highest = version;
+    }
+
+    fn chosen(&self, index: &prop::sample::Index) -> Option<u64> {
+        let numbers: Vec<u64> = self.versions.keys().copied().collect();
+        (!numbers.is_empty()).then(|| *index.get(&numbers))
+    }
+
+    async fn check(&self, world: &World, bot: &BotId) {
+        let expected: Vec<u64> = self.versions.keys().copied().collect();
+        assert_eq!(versions(world, bot).await, expected);
+        if !self.stopped {
+            assert_eq!(world.read(bot, FILE).await, self.file);
+        }
+        let tree = Layers::list(&world.runtime, bot).await;
+        let tree: skep_runtime::LayerTree = tree.unwrap();
+        let all: Vec<_> = tree.line.iter().chain(&tree.side).cloned().collect();
+        let active = all.iter().filter(|layer| layer.kind == LayerKind::Active).count();
+        assert_eq!(active, 1, "no abandoned layer is left");
+        assert_eq!(
+            present_of(bot, &all).map(|layer| &layer.name),
+            tree.line.first().map(|layer| &layer.name)
+        );
+    }
+}
+
+async fn live(steps: Vec<Step>) {
+    // Nothing is dropped by itself: what is listed is what the model says.
+    let mut world = World::with(|settings| {
+        settings.versions.keep_rollback = 1000;
+        settings.stop_grace = Duration::from_secs(5);
+    })
+    .await;
+    let bot = world.running_bot().await;
+    let mut model = Model::default();
+    write(&world, &bot, String::new()).await;
+    for step in &steps {
+        model.take(&mut world, &bot, step).await;
+        model.check(&world, &bot).await;
+    }
+    world.start(&bot).await.unwrap();
+    model.stopped = false;
+    for (version, text) in model.versions.clone() {
+        roll_back(&world, &bot, version).await.unwrap();
+        assert_eq!(world.read(&bot, FILE).await, text, "version {version}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, max_shrink_iters: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn after_any_history_each_version_holds_what_it_held(steps in prop::collection::vec(any_step(), 1..14)) {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        runtime.block_on(live(steps));
+    }
+}

@@ -1,0 +1,45 @@
+//! Whether a process ended because a snapshot or a rollback ended its workspace's processes.
+
+use skep_api::ErrorCode;
+use skep_names::BotId;
+
+use crate::app::App;
+use crate::http::error::{ApiError, ApiResult};
+
+/// Begun before a process is started or watched.
+pub(in crate::http::routes) struct Watch {
+    app: App,
+    bot: BotId,
+    before: u64,
+}
+
+impl Watch {
+    pub(in crate::http::routes) fn begin(app: &App, bot: &BotId) -> Self {
+        Self {
+            before: app.core().interruptions_of(bot),
+            app: app.clone(),
+            bot: bot.clone(),
+        }
+    }
+
+    /// The workspace's processes were ended since, and it comes back without them.
+    pub(in crate::http::routes) fn was_interrupted(&self) -> bool {
+        self.app.core().interruptions_of(&self.bot) != self.before
+    }
+
+    /// An end that was not the process's own is none.
+    pub(super) fn judge<T>(&self, end: ApiResult<T>) -> ApiResult<T> {
+        match self.was_interrupted() {
+            true => Err(restarted()),
+            false => end,
+        }
+    }
+}
+
+/// What is told in place of an end.
+pub(super) fn restarted() -> ApiError {
+    ApiError::new(
+        ErrorCode::WorkspaceRestarted,
+        "a snapshot or a rollback ended the processes of the workspace",
+    )
+}
