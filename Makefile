@@ -4,7 +4,7 @@ SHELL := /bin/bash
 CARGO ?= cargo
 SKEP := target/release/skep
 
-.PHONY: help up down build test check fmt bench soak-disk soak-kills soak-power soak-deletes soak-two-servers soak-away
+.PHONY: help up down build test check fmt bench soak-disk soak-kills soak-power soak-deletes soak-two-servers soak-away soak-versions
 
 help:
 	@echo 'make up      install what is missing, build, start a server with a first workspace'
@@ -43,7 +43,8 @@ soak-power: SOAK := power::
 soak-deletes: SOAK := deletes::
 soak-two-servers: SOAK := two_roots::
 soak-away: SOAK := away::
-soak-kills soak-power soak-deletes soak-two-servers soak-away:
+soak-versions: SOAK := versions::
+soak-kills soak-power soak-deletes soak-two-servers soak-away soak-versions:
 	scripts/install test
 	SKEP_SOAK=1 $(CARGO) test --locked --workspace --test end_to_end -- --nocapture --test-threads 1 $(SOAK)
 

@@ -5,6 +5,7 @@ mod counts;
 mod files;
 mod images;
 mod server;
+mod versions;
 mod workspaces;
 
 use futures::future::LocalBoxFuture;
@@ -21,6 +22,7 @@ pub(crate) const ROWS: &[(&str, Measure)] = &[
     ("create", |stage| Box::pin(workspaces::create(stage))),
     ("exec", |stage| Box::pin(commands::measure(stage))),
     ("files", |stage| Box::pin(files::measure(stage))),
+    ("versions", |stage| Box::pin(versions::measure(stage))),
     ("pull", |stage| Box::pin(images::measure(stage))),
     ("hundred", |stage| Box::pin(server::hundred(stage))),
     ("counts", |stage| Box::pin(counts::measure(stage))),

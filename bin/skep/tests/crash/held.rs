@@ -88,6 +88,7 @@ pub(crate) async fn capture(stage: &Stage) -> Held {
     on_disk(stage, &mut raw);
     in_the_kernel(stage, &mut raw);
     answers(asked, &mut raw);
+    layers(stage, &mut raw).await;
     let mut held = Held::default();
     held.extend(raw.into_iter().map(|line| stage.with_names(&line)));
     held
@@ -171,6 +172,48 @@ fn text_of(output: Output) -> String {
         String::from_utf8_lossy(&output.stderr)
     );
     String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// In place of the names of workspaces' layers, which hold ids of operations: one active layer each, a committed one
+/// for every version, and none that no version is and on which nothing stands.
+async fn layers(stage: &Stage, raw: &mut Vec<String>) {
+    let (own, rest): (Vec<String>, Vec<String>) = std::mem::take(raw)
+        .into_iter()
+        .partition(|line| line.starts_with("snapshot workspace-"));
+    *raw = rest;
+    let mut layers = Vec::new();
+    for line in &own {
+        let words: Vec<&str> = line.split(' ').collect();
+        match words[..] {
+            [_, name, parent, kind] => layers.push((name, parent, kind)),
+            _ => raw.push(line.clone()),
+        }
+    }
+    let mut versions = BTreeSet::new();
+    for bot in stage.all_bots() {
+        let container = crate::model::container_of(bot);
+        let rows = stage.store().versions(&container).await.expect("the store can be read");
+        if !rows.is_empty() {
+            raw.push(format!("versions of {bot}"));
+        }
+        for row in rows {
+            if !layers
+                .iter()
+                .any(|(name, _, kind)| *name == row.runtime_snapshot_name && *kind == "Committed")
+            {
+                raw.push(format!("version {} of {bot} without its layer", row.version));
+            }
+            versions.insert(row.runtime_snapshot_name);
+        }
+    }
+    for (name, _, kind) in &layers {
+        let bot = &name["workspace-".len()..][..36];
+        match *kind {
+            "Active" => raw.push(format!("active layer of {bot}")),
+            _ if versions.contains(*name) || layers.iter().any(|(_, parent, _)| parent == name) => {}
+            _ => raw.push(format!("layer of {bot} that nobody needs")),
+        }
+    }
 }
 
 /// Files and directories. What is inside a socket directory is the bridge's own matter.

@@ -20,6 +20,14 @@ pub(crate) enum State {
     RunningLimited,
     /// It is stopped, as was asked.
     Stopped,
+    /// It runs, and has a version at least.
+    Versioned,
+    /// It is stopped, and has a version at least.
+    VersionedStopped,
+    /// As [`State::Versioned`], on so many layers that the next snapshot merges some.
+    LongLine,
+    /// As [`State::Down`], with a version at least.
+    DownVersioned,
     /// A start came to nothing: it is wanted running, it does not run, and it is said why.
     Down,
     /// A create came to nothing: no workspace, and a check says why.
@@ -33,19 +41,24 @@ pub(crate) enum State {
 impl State {
     /// There is a writable layer, so there are bytes.
     pub(crate) fn has_data(self) -> bool {
+        !matches!(
+            self,
+            Self::NoBot | Self::Bare | Self::CreateFailed | Self::CreateFailedPulled
+        )
+    }
+
+    pub(crate) fn has_versions(self) -> bool {
         matches!(
             self,
-            Self::Running
-                | Self::RunningPulled
-                | Self::RunningLimited
-                | Self::Stopped
-                | Self::Down
-                | Self::DownAfterCreate
+            Self::Versioned | Self::VersionedStopped | Self::LongLine | Self::DownVersioned
         )
     }
 
     pub(crate) fn runs(self) -> bool {
-        matches!(self, Self::Running | Self::RunningPulled | Self::RunningLimited)
+        matches!(
+            self,
+            Self::Running | Self::RunningPulled | Self::RunningLimited | Self::Versioned | Self::LongLine
+        )
     }
 
     /// The image that is pulled by a trial is there.
@@ -56,7 +69,7 @@ impl State {
 
 /// Adds what is held for a bot in a state. `name` is what the id of the bot was replaced by.
 pub(crate) fn add(held: &mut Held, state: State, name: &str, made: &Made) {
-    let Made { image, top_layer, .. } = made;
+    let Made { image, .. } = made;
     if state == State::NoBot {
         return;
     }
@@ -71,8 +84,8 @@ pub(crate) fn add(held: &mut Held, state: State, name: &str, made: &Made) {
         return;
     }
     let (status, desired, reason) = match state {
-        State::Stopped => ("stopped", "stopped", false),
-        State::Down | State::DownAfterCreate => ("error", "running", true),
+        State::Stopped | State::VersionedStopped => ("stopped", "stopped", false),
+        State::Down | State::DownVersioned | State::DownAfterCreate => ("error", "running", true),
         _ => ("running", "running", false),
     };
     let limits = if state == State::RunningLimited { 200 } else { 0 };
@@ -82,7 +95,10 @@ pub(crate) fn add(held: &mut Held, state: State, name: &str, made: &Made) {
     ));
     let container = format!("workspace-{name}");
     held.add(format!("container {container} {image} io.containerd.runc.v2"));
-    held.add(format!("snapshot {container} {top_layer} Active"));
+    held.add(format!("active layer of {name}"));
+    if state.has_versions() {
+        held.add(format!("versions of {name}"));
+    }
     if state.runs() {
         add_running(held, name, &container);
     }

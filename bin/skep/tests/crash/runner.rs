@@ -34,7 +34,7 @@ impl From<String> for Failure {
     fn from(why: String) -> Self {
         Self {
             leaks: why.lines().filter(|line| line.trim_start().starts_with("+ ")).count(),
-            lost_workspace: why.lines().any(|line| line.trim_start().starts_with("- snapshot")),
+            lost_workspace: why.lines().any(|line| line.trim_start().starts_with("- active layer")),
             why,
             ..Self::default()
         }
@@ -139,13 +139,23 @@ async fn after_abort(stage: &mut Stage, trial: &Trial, name: &str, came: &Came) 
         true => scenario.to,
         false => scenario.from,
     };
-    until(stage, &[goal]).await?;
+    let goals = match scenario.rolls_back {
+        true => vec![goal, scenario.from],
+        false => vec![goal],
+    };
+    until(stage, &goals).await?;
     let took = begun.elapsed();
-    if journaled && goal != State::NoBot {
+    let taken_back = scenario.rolls_back && last_operation_was_cancelled(stage, scenario).await;
+    if journaled && goal != State::NoBot && !taken_back {
         last_operation_succeeded(stage, scenario).await?;
     }
     keeps_what_was_written(stage, scenario)?;
-    repeat(stage, scenario, name, &trial.to_string()).await?;
+    // The answer to the same request again is that it was taken back: it is asked anew.
+    let key = match taken_back {
+        true => format!("{trial} again"),
+        false => trial.to_string(),
+    };
+    repeat(stage, scenario, name, &key).await?;
     Ok(took)
 }
 
@@ -228,7 +238,8 @@ async fn repeat(stage: &mut Stage, scenario: &'static Scenario, name: &str, key:
     let asked = ask(stage, act, name, key).await;
     let came = asked.end(stage).await?;
     find_new_bot(stage, scenario, name).await?;
-    if scenario.to == State::NoBot && matches!(came, Came::Answered(StatusCode::NOT_FOUND, ..)) {
+    let is_gone = scenario.to == State::NoBot || scenario.kinds == ["snapshot_delete"];
+    if is_gone && matches!(came, Came::Answered(StatusCode::NOT_FOUND, ..)) {
         return Ok(());
     }
     succeeded(stage, scenario, &came)
@@ -281,6 +292,16 @@ async fn find_new_bot(stage: &mut Stage, scenario: &Scenario, name: &str) -> Tri
         }
         _ => Err(format!("there are {} bots of that name", named.len()).into()),
     }
+}
+
+async fn last_operation_was_cancelled(stage: &Stage, scenario: &Scenario) -> bool {
+    let Some(subject) = &stage.subject else { return false };
+    let bot: BotId = subject.bot.parse().expect("an id of ours");
+    let operations = stage.store().operations(&bot, 20).await.expect("the store can be read");
+    let last = operations
+        .iter()
+        .find(|row| scenario.kinds.contains(&row.kind.as_str()));
+    last.is_some_and(|row| row.state == OperationState::Cancelled)
 }
 
 async fn last_operation_succeeded(stage: &Stage, scenario: &Scenario) -> Tried<()> {

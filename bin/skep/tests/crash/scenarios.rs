@@ -28,12 +28,16 @@ pub(crate) struct Scenario {
     pub(crate) from: State,
     pub(crate) act: Act,
     pub(crate) to: State,
+    /// A crash before its commit point takes it back: `from` is as good an end as `to`.
+    pub(crate) rolls_back: bool,
     /// Where a step that fails may leave it; empty: anywhere, as a repeat brings it to the end.
     pub(crate) after_failure: &'static [State],
     /// Of the points it passes, those that begin so are tried: the others are another scenario's too.
     pub(crate) points: &'static str,
 }
 
+const SNAPSHOT: Act = Act::Request("POST", "/container/snapshots", "{}");
+const ROLLBACK: Act = Act::Request("POST", "/container/snapshots/rollback", r#"{"version": 1}"#);
 const CONTAINER: Act = Act::Request("POST", "/container", "{}");
 
 const fn act(action: &'static str) -> Act {
@@ -124,6 +128,46 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         (State::Running, Act::Request("DELETE", "", ""), State::NoBot),
         &[],
     ),
+    takes_back(
+        "snapshot",
+        &["snapshot"],
+        (State::Running, SNAPSHOT, State::Versioned),
+        &[State::Running, State::Versioned, State::Down, State::DownVersioned],
+    ),
+    takes_back(
+        "snapshot-of-a-stopped-one",
+        &["snapshot"],
+        (State::Stopped, SNAPSHOT, State::VersionedStopped),
+        &[State::Stopped, State::VersionedStopped],
+    ),
+    takes_back(
+        "snapshot-with-a-merge",
+        &["snapshot"],
+        (State::LongLine, SNAPSHOT, State::Versioned),
+        &[State::Versioned, State::DownVersioned],
+    ),
+    takes_back(
+        "rollback",
+        &["rollback"],
+        (State::Versioned, ROLLBACK, State::Versioned),
+        &[State::Versioned, State::DownVersioned],
+    ),
+    takes_back(
+        "rollback-of-a-stopped-one",
+        &["rollback"],
+        (State::VersionedStopped, ROLLBACK, State::VersionedStopped),
+        &[State::VersionedStopped],
+    ),
+    scenario(
+        "snapshot-delete",
+        &["snapshot_delete"],
+        (
+            State::Versioned,
+            Act::Request("DELETE", "/container/snapshots/1", ""),
+            State::Running,
+        ),
+        &[],
+    ),
     scenario(
         "recover",
         &["recover"],
@@ -144,8 +188,21 @@ const fn scenario(
         from,
         act,
         to,
+        rolls_back: false,
         after_failure,
         points: "",
+    }
+}
+
+const fn takes_back(
+    name: &'static str,
+    kinds: &'static [&'static str],
+    states: (State, Act, State),
+    after_failure: &'static [State],
+) -> Scenario {
+    Scenario {
+        rolls_back: true,
+        ..scenario(name, kinds, states, after_failure)
     }
 }
 

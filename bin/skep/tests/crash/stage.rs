@@ -19,6 +19,8 @@ use crate::points::Exit;
 
 /// After a crash everything must be as it should be within this time.
 pub(crate) const CONVERGE_LIMIT: Duration = Duration::from_secs(30);
+/// A workspace on so many layers has some merged.
+const LONG_LINE: usize = 4;
 const LOOK_AGAIN: Duration = Duration::from_millis(30);
 /// Layers of the image that is pulled, besides one that is there, and bytes of each.
 const PULLED: (usize, usize) = (2, 300_000);
@@ -62,7 +64,6 @@ pub(crate) struct Stage {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Made {
     pub(crate) image: String,
-    pub(crate) top_layer: String,
     /// What is held for it alone, workspaces of it aside.
     pub(crate) held: Held,
 }
@@ -77,6 +78,7 @@ impl Stage {
                 ("SKEP_FAILPOINTS", directory),
                 // What a start does not mend must not be mended by chance.
                 ("SKEP_WORKSPACE__RECONCILE_INTERVAL", "1h".to_owned()),
+                ("SKEP_SNAPSHOTS__MERGE_OVER", LONG_LINE.to_string()),
             ],
         )
         .await;
@@ -131,7 +133,6 @@ impl Stage {
         }
         client.act(&self.bystanders[1].0, "stop").await;
         self.bystander_process = self.first_process(&self.bystanders[0].0);
-        self.image.top_layer = self.layer_below(&self.bystanders[0].0);
         let difference = capture(self).await.against(&self.expected(State::NoBot));
         assert!(
             difference.is_empty(),
@@ -188,7 +189,6 @@ impl Stage {
         let image = self.pulled.image.clone();
         let bot = client.workspace("first of the pulled", Some(&image)).await;
         self.every_bot.push(bot.clone());
-        self.pulled.top_layer = self.layer_below(&bot);
         client.delete_bot(&bot).await;
         self.settle().await;
         self.pulled.held = capture(self).await.beyond(&self.without_bots);
@@ -296,10 +296,30 @@ impl Stage {
         if wanted != State::Bare {
             self.write(&bot).await;
         }
-        if wanted == State::Stopped {
+        let versions = match wanted {
+            State::LongLine => LONG_LINE,
+            wanted => usize::from(wanted.has_versions()),
+        };
+        self.keep_versions(&bot, versions).await;
+        if matches!(wanted, State::Stopped | State::VersionedStopped) {
             client.act(&bot, "stop").await;
         }
         self.subject_is(wanted);
+    }
+
+    /// So many versions with bytes written after each; those between the first and the last are deleted.
+    async fn keep_versions(&mut self, bot: &str, count: usize) {
+        let client = self.installation.client.clone();
+        let snapshots = format!("/bots/{bot}/container/snapshots");
+        for _ in 0..count {
+            client.good(Method::POST, &snapshots, Some(json!({}))).await;
+            self.write(bot).await;
+        }
+        for version in 2..count {
+            client
+                .good(Method::DELETE, &format!("{snapshots}/{version}"), None)
+                .await;
+        }
     }
 
     /// Bytes in the data directory and outside of it.
@@ -351,16 +371,6 @@ impl Stage {
         let line = line.unwrap_or_else(|| panic!("{bot} has no task: {tasks}"));
         let process = line.split_whitespace().nth(1).expect("a number");
         process.parse().expect("a number")
-    }
-
-    fn layer_below(&self, bot: &str) -> String {
-        let id = model::container_of(bot);
-        let layers = self.ctr(&["snapshots", "ls"]);
-        let line = layers
-            .lines()
-            .find(|line| line.starts_with(&id))
-            .expect("it has a layer");
-        line.split_whitespace().nth(1).expect("a parent").to_owned()
     }
 
     fn ctr(&self, arguments: &[&str]) -> String {

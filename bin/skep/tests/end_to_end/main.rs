@@ -15,3 +15,4 @@ mod logs;
 mod model;
 mod power;
 mod two_roots;
+mod versions;

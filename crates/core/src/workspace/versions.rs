@@ -83,6 +83,10 @@ impl Work {
             self.note(BEGUN, true);
             self.note(TARGET, target.clone());
             self.change_to(&saved_name, &back, highest).await?;
+        } else {
+            // A swap that was cut off is brought to its end.
+            self.step("swap", async { Ok(self.layers()?.swap(self.bot(), &back).await?) })
+                .await?;
         }
         self.come_back(&row).await?;
         let saved_version = self
@@ -109,11 +113,11 @@ impl Work {
     /// The present, which was just committed, on the shortened line; and the workspace on that.
     async fn rebase(&self, name: &str, (on, copy): (&str, &str)) -> Result<()> {
         let (layers, top) = (self.layers()?, format!("{copy}-top"));
-        if layers.present(self.bot()).await?.as_deref() == Some(top.as_str()) {
-            return Ok(());
+        if layers.present(self.bot()).await?.as_deref() != Some(top.as_str()) {
+            layers.rebase(self.bot(), name, (on, copy)).await?;
+            layers.stage(self.bot(), &top, copy).await?;
         }
-        layers.rebase(self.bot(), name, (on, copy)).await?;
-        layers.stage(self.bot(), &top, copy).await?;
+        // Also when it is on it already: a swap that was cut off is brought to its end.
         Ok(layers.swap(self.bot(), &top).await?)
     }
 

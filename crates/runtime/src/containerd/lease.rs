@@ -42,7 +42,10 @@ impl ContainerdRuntime {
             Err(status) if status.code() == Code::AlreadyExists => {}
             Err(status) => return Err(failed(operation(), status)),
         }
-        failpoint::LAYERS_LEASED.passed()?;
+        if let Err(error) = failpoint::LAYERS_LEASED.passed() {
+            self.end_lease(bot).await?;
+            return Err(error);
+        }
         let id = name.parse().map_err(|error| RuntimeError::other(operation(), error))?;
         Ok(Lease { id })
     }

@@ -1,0 +1,318 @@
+//! Versions on real containerd: many of them, one after the other and on eight workspaces at once, while garbage is
+//! collected all the time. Nothing fails, nothing is lost, and nothing grows.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use futures::future::join_all;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use reqwest::{Method, StatusCode};
+use serde_json::json;
+
+use crate::client::Client;
+use crate::installation::{Installation, OciRuntime};
+use crate::model::{amount, seed};
+
+/// As `snapshots.max` is by default.
+const MOST: usize = 64;
+const AT_ONCE: usize = 8;
+
+/// What a workspace and its versions must hold.
+struct Workspace {
+    client: Client,
+    bot: String,
+    random: StdRng,
+    present: String,
+    versions: BTreeMap<u64, String>,
+    written: u64,
+}
+
+impl Workspace {
+    async fn new(skep: &Installation, name: &str, seed: u64) -> Self {
+        let client = skep.client.clone();
+        let bot = client.workspace(name, None).await;
+        let mut workspace = Self {
+            client,
+            bot,
+            random: StdRng::seed_from_u64(seed),
+            present: String::new(),
+            versions: BTreeMap::new(),
+            written: 0,
+        };
+        workspace.write().await;
+        workspace
+    }
+
+    fn path(&self, rest: &str) -> String {
+        format!("/bots/{}/container/snapshots{rest}", self.bot)
+    }
+
+    async fn write(&mut self) {
+        self.written += 1;
+        let text = format!("{}", self.written);
+        let command = format!(
+            "mkdir -p /data/some && echo {text} > /data/state && rm -rf /data/some/* && echo x > /data/some/{text}"
+        );
+        self.client.output(&self.bot, &command).await;
+        self.present = text;
+    }
+
+    /// The file, and the one name that there is beside it: a whiteout that is lost shows as a second name.
+    async fn check(&self) {
+        let seen = self.client.output(&self.bot, "cat /data/state; ls /data/some").await;
+        assert_eq!(seen, format!("{0}\n{0}\n", self.present), "{}", self.bot);
+    }
+
+    async fn snapshot(&mut self) -> u64 {
+        let taken = self.client.good(Method::POST, &self.path(""), Some(json!({}))).await;
+        let version = taken["version"].as_u64().expect("a version");
+        assert!(self.versions.insert(version, self.present.clone()).is_none());
+        version
+    }
+
+    async fn roll_back(&mut self, version: u64) {
+        let body = json!({ "version": version });
+        let done = self
+            .client
+            .good(Method::POST, &self.path("/rollback"), Some(body))
+            .await;
+        let saved = done["saved_version"].as_u64().expect("a version");
+        let kept = self.versions.entry(saved).or_insert_with(|| self.present.clone());
+        assert_eq!(*kept, self.present, "version {saved} holds what was there");
+        self.present = self.versions[&version].clone();
+        // Those that rollbacks make are dropped, the oldest first.
+        let listed = self.listed().await;
+        self.versions.retain(|version, _| listed.contains(version));
+        self.check().await;
+    }
+
+    async fn delete(&mut self, version: u64) {
+        self.client
+            .good(Method::DELETE, &self.path(&format!("/{version}")), None)
+            .await;
+        self.versions.remove(&version);
+    }
+
+    async fn listed(&self) -> Vec<u64> {
+        let list = self.client.good(Method::GET, &self.path(""), None).await;
+        let items = list["snapshots"].as_array().expect("a list");
+        items.iter().filter_map(|item| item["version"].as_u64()).collect()
+    }
+
+    /// Snapshots and rollbacks, deletes as the limit asks.
+    async fn live(&mut self, operations: usize) {
+        for _ in 0..operations {
+            if self.random.random_range(0..3) > 0 || self.versions.is_empty() {
+                while self.versions.len() >= MOST - 8 {
+                    let any = self.random.random_range(0..self.versions.len());
+                    let version = *self.versions.keys().nth(any).expect("a version");
+                    self.delete(version).await;
+                }
+                self.write().await;
+                self.snapshot().await;
+                self.check().await;
+            } else {
+                if self.random.random_range(0..2) == 0 {
+                    self.write().await;
+                }
+                let any = self.random.random_range(0..self.versions.len());
+                let version = *self.versions.keys().nth(any).expect("a version");
+                self.roll_back(version).await;
+            }
+        }
+    }
+
+    async fn every_version_holds_what_it_held(&mut self) {
+        for version in self.listed().await {
+            // Going back may have dropped one that a rollback made.
+            if self.versions.contains_key(&version) {
+                self.roll_back(version).await;
+            }
+        }
+    }
+
+    async fn restart_time(&self) -> Duration {
+        let mut times = Vec::new();
+        for _ in 0..5 {
+            let begun = Instant::now();
+            self.client.act(&self.bot, "restart").await;
+            times.push(begun.elapsed());
+        }
+        times.sort();
+        times[2]
+    }
+}
+
+/// Forces containerd's garbage collection again and again, as long as the work goes on.
+async fn while_garbage_is_collected<T>(skep: &Installation, work: impl Future<Output = T>) -> T {
+    let over = AtomicBool::new(false);
+    let collecting = async {
+        while !over.load(Ordering::Relaxed) {
+            let (made, gone) = (
+                skep.ctr(&["leases", "create", "--id", "collect"]),
+                skep.ctr(&["leases", "delete", "--sync", "collect"]),
+            );
+            assert!(made.status.success() && gone.status.success(), "{made:?} {gone:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let working = async {
+        let done = work.await;
+        over.store(true, Ordering::Relaxed);
+        done
+    };
+    tokio::join!(working, collecting).0
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_snapshots_and_rollbacks_lose_nothing_and_slow_nothing_down() {
+    let more = [
+        // So that a short run meets merges too.
+        ("SKEP_SNAPSHOTS__MERGE_OVER", amount(12, 100).to_string()),
+    ];
+    let skep = Installation::start_with(OciRuntime::Found, &more).await;
+    let seed = seed();
+    while_garbage_is_collected(&skep, async {
+        let mut one = Workspace::new(&skep, "alone", seed).await;
+        let first = one.restart_time().await;
+        one.live(amount(30, 500)).await;
+        one.every_version_holds_what_it_held().await;
+        let last = one.restart_time().await;
+        println!("a restart took {first:?} at first and {last:?} at last");
+        assert!(
+            last < first * 2 + Duration::from_millis(100),
+            "{first:?}, then {last:?}"
+        );
+        let line = skep.client.good(Method::GET, &one.path(""), None).await;
+        let layers = line["snapshots"].as_array().expect("a list").len();
+        assert!(layers < 2 * amount(12, 100) + MOST, "{layers} layers");
+        join_all((0..AT_ONCE).map(|number| {
+            let skep = &skep;
+            async move {
+                let mut workspace = Workspace::new(skep, &format!("at once {number}"), seed + number as u64).await;
+                workspace.live(amount(4, 63)).await;
+                workspace.every_version_holds_what_it_held().await;
+            }
+        }))
+        .await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_limit_is_refused_and_every_version_up_to_it_is_whole() {
+    let most = amount(10, MOST);
+    let more = [("SKEP_SNAPSHOTS__MAX", most.to_string())];
+    let skep = Installation::start_with(OciRuntime::Found, &more).await;
+    let mut workspace = Workspace::new(&skep, "full", 1).await;
+    for _ in 0..most {
+        workspace.write().await;
+        workspace.snapshot().await;
+    }
+    let (status, body) = skep
+        .client
+        .call(Method::POST, &workspace.path(""), Some(json!({})))
+        .await;
+    assert_eq!(
+        (status, body["code"].as_str()),
+        (StatusCode::CONFLICT, Some("snapshot_limit"))
+    );
+    workspace.check().await;
+    for version in 1..=most as u64 {
+        workspace.roll_back(version).await;
+    }
+    for version in (2..most as u64).step_by(2) {
+        workspace.delete(version).await;
+    }
+    for version in (1..=most as u64).step_by(2) {
+        workspace.roll_back(version).await;
+    }
+    skep.client.delete_bot(&workspace.bot).await;
+    let layers = skep.ctr(&["snapshots", "ls"]);
+    let layers = String::from_utf8_lossy(&layers.stdout).into_owned();
+    assert!(!layers.contains("workspace-"), "{layers}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_killed_at_any_moment_loses_no_version() {
+    let more = [("SKEP_SNAPSHOTS__MERGE_OVER", "6".to_owned())];
+    let mut skep = Installation::start_with(OciRuntime::Found, &more).await;
+    let seed = seed();
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut workspace = Workspace::new(&skep, "killed", seed).await;
+    for _ in 0..amount(5, 60) {
+        workspace.live(3).await;
+        workspace.write().await;
+        let request = match random.random_range(0..2) {
+            0 => (workspace.path(""), json!({})),
+            _ => {
+                let any = random.random_range(0..workspace.versions.len());
+                let version = workspace.versions.keys().nth(any).expect("a version");
+                (workspace.path("/rollback"), json!({ "version": version }))
+            }
+        };
+        let client = skep.client.clone();
+        let asked = tokio::spawn(async move { client.attempt(Method::POST, &request.0, Some(request.1)).await });
+        tokio::time::sleep(Duration::from_millis(random.random_range(0..200))).await;
+        skep.kill_server();
+        // Answered or cut off: what is there is looked at below.
+        drop(asked.await.expect("the request ends"));
+        skep.start_server_again().await;
+        skep.wait_until_ready().await;
+        workspace.take_up().await;
+    }
+    workspace.every_version_holds_what_it_held().await;
+}
+
+impl Workspace {
+    /// After a crash: the versions of before are there, a new one holds what was there, and the present is that or
+    /// a version.
+    async fn take_up(&mut self) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let path = format!("/bots/{}/operations", self.bot);
+            let operations = self.client.good(Method::GET, &path, None).await;
+            let items = operations["items"].as_array().expect("a list");
+            if items.iter().all(|item| item["finished_at"].is_string()) {
+                break;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "an operation does not come to its end: {operations}"
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let listed = self.listed().await;
+        for version in listed
+            .iter()
+            .filter(|version| **version > self.highest())
+            .copied()
+            .collect::<Vec<_>>()
+        {
+            self.versions.insert(version, self.present.clone());
+        }
+        let lost: Vec<u64> = self
+            .versions
+            .keys()
+            .filter(|version| !listed.contains(version))
+            .copied()
+            .collect();
+        // One that a rollback made may have been dropped for the newest of them.
+        assert!(lost.len() <= 1, "{lost:?} are gone");
+        self.versions.retain(|version, _| listed.contains(version));
+        let seen = self.client.output(&self.bot, "cat /data/state").await;
+        let seen = seen.trim().to_owned();
+        assert!(
+            seen == self.present || self.versions.values().any(|held| *held == seen),
+            "{seen} was never there"
+        );
+        self.present = seen;
+        self.check().await;
+    }
+
+    fn highest(&self) -> u64 {
+        self.versions.keys().max().copied().unwrap_or(0)
+    }
+}
