@@ -276,6 +276,10 @@ impl Work {
         let recorded = self.store().versions(&row.container_id).await?;
         let is_version = |name: &str| recorded.iter().any(|version| version.runtime_snapshot_name == name);
         let own = self.layer_name("");
+        if let Some(present) = tree.line.first().filter(|present| present.name.starts_with(&own)) {
+            // A swap that was cut off is brought to its end: what the workspace was on before is not left.
+            layers.swap(self.bot(), &present.name).await?;
+        }
         for layer in tree
             .line
             .iter()

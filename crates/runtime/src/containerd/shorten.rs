@@ -9,10 +9,10 @@ use containerd_client::types::Mount;
 use skep_names::BotId;
 
 use super::client::failed;
-use super::layer::LABEL_IMAGE;
 use super::lease::Lease;
 use super::merge::merge;
 use super::{ContainerdRuntime, OVERLAYFS};
+use crate::images::LABEL_IMAGE;
 use crate::layers::{LABEL_RELEASED, LABEL_SEQUENCE, LABEL_SET, LABEL_STAGED, Merge, next_sequence, plan_of_merges};
 use crate::{Result, RuntimeError, failpoint};
 
