@@ -112,6 +112,9 @@ pub struct Isolation {
     pub user_namespace: bool,
     /// A seccomp filter is in force.
     pub seccomp: bool,
+    /// AppArmor's profile is in force.
+    #[serde(default)]
+    pub apparmor: bool,
     /// `no_new_privs` is set.
     pub no_new_privileges: bool,
     /// Capabilities of its root, as `CAP_…`.

@@ -120,6 +120,7 @@ fn isolation(config: &Config) -> IsolationConfig {
             config::UserNamespaceMode::Off => UserNamespaceMode::Off,
         },
         without_seccomp: config.isolation.without_seccomp,
+        without_apparmor: config.isolation.without_apparmor,
         without_limits: config.isolation.without_limits,
     }
 }

@@ -53,6 +53,8 @@ pub struct IsolationConfig {
     pub user_namespace: UserNamespaceMode,
     /// `without_seccomp`: start without a filter of system calls.
     pub without_seccomp: bool,
+    /// `without_apparmor`: start without its profile where the kernel has AppArmor.
+    pub without_apparmor: bool,
     /// `without_limits`: start without limits of processor, memory and processes.
     pub without_limits: bool,
 }

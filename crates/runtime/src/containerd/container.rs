@@ -20,6 +20,7 @@ use super::client::{collect, failed, optional};
 use super::layer::Layer;
 use super::records::Running;
 use crate::images::UnpackedImage;
+use crate::isolation::APPARMOR_PROFILE;
 use crate::spec::{self, SpecInput};
 use crate::{CreateOutcome, Instance, InstanceSpec, LayerOutcome, Limits, Result, RuntimeError, TaskState, failpoint};
 
@@ -178,6 +179,9 @@ impl ContainerdRuntime {
             socket_directory: &self.paths.socket_directory(bot),
             open_files_hard: self.open_files_hard()?,
             seccomp: !self.config.isolation.without_seccomp,
+            apparmor_profile: running
+                .is_some_and(|running| running.apparmor)
+                .then_some(APPARMOR_PROFILE),
         }))
     }
 

@@ -9,11 +9,11 @@ use skep_names::{BotId, container_id_for};
 
 use super::records::{Records, Running};
 use super::turns::Turn;
-use super::{ContainerdRuntime, UserNamespaceMode, daemon, records};
+use super::{ContainerdRuntime, daemon};
 use crate::failpoint;
 use crate::isolation::{self, HostError, HostPaths, IdBlock, Layers, Tried};
 use crate::network::{NetworkError, RulesCheck};
-use crate::{Isolation, Result, RuntimeError, TaskState, cgroup};
+use crate::{Result, RuntimeError, TaskState, cgroup};
 
 impl ContainerdRuntime {
     /// Runs work on the host that blocks. It holds the bot's turn to its end, also when its caller is cancelled.
@@ -37,20 +37,20 @@ impl ContainerdRuntime {
     /// Ids, namespaces and socket directory of a workspace that is about to start.
     pub(super) async fn prepare_host(&self, turn: &Arc<Turn>, bot: &BotId) -> Result<Running> {
         self.same_mounts_as_daemon()?;
-        let mapped = self.uses_user_namespaces().await?;
-        let seccomp = !self.config.isolation.without_seccomp;
+        let guards = self.guards().await?;
         let network = self.network.mode().as_str().to_owned();
         let (id, data_root_id) = (container_id_for(bot), self.config.data_root_id.clone());
         let (cgroup, bot) = (self.cgroup_of(&id), bot.clone());
         self.on_host(turn, move |paths, records| {
-            let ids = match mapped {
+            let ids = match guards.user_namespace {
                 true => Some(IdBlock::claim(paths, &data_root_id, &bot)?),
                 false => None,
             };
             let running = Running {
                 container_id: id,
                 ids,
-                seccomp,
+                seccomp: guards.seccomp,
+                apparmor: guards.apparmor,
                 network,
                 cgroup,
                 started_at: chrono::Utc::now(),
@@ -296,58 +296,6 @@ impl ContainerdRuntime {
                  ProtectSystem=, PrivateMounts= or ReadWritePaths= in one of their unit files causes it; remove it"
             ),
         })
-    }
-
-    /// Whether workspaces get ids of their own, by configuration and by one try on this host.
-    ///
-    /// # Errors
-    /// The configuration requires it and this host cannot do it.
-    pub(super) async fn uses_user_namespaces(&self) -> Result<bool> {
-        if self.config.isolation.user_namespace == UserNamespaceMode::Off {
-            return Ok(false);
-        }
-        let probed = self
-            .user_namespace_probe
-            .get_or_try_init(|| self.probe_user_namespaces())
-            .await?;
-        match (probed, self.config.isolation.user_namespace) {
-            (Ok(()), _) => Ok(true),
-            (Err(reason), UserNamespaceMode::Required) => Err(RuntimeError::Rejected {
-                reason: format!("isolation.user_namespace is required and this host cannot do it: {reason}"),
-            }),
-            (Err(_), _) => Ok(false),
-        }
-    }
-
-    /// `None` when no start is possible as configured, or the host cannot be tried now.
-    pub(super) async fn isolation_of_next_start(&self) -> Option<Isolation> {
-        match self.uses_user_namespaces().await {
-            Ok(mapped) => {
-                let seccomp = !self.config.isolation.without_seccomp;
-                Some(records::isolation(mapped, seccomp, self.network.mode().as_str()))
-            }
-            Err(error) => {
-                tracing::debug!(%error, "what the next start isolates cannot be told");
-                None
-            }
-        }
-    }
-
-    async fn probe_user_namespaces(&self) -> Result<std::result::Result<(), String>> {
-        if self.config.snapshotter != super::OVERLAYFS {
-            let snapshotter = &self.config.snapshotter;
-            return Ok(Err(format!("the snapshotter {snapshotter} is not overlayfs")));
-        }
-        let root = self.snapshotter_root().await?;
-        let (paths, data_root_id) = (Arc::clone(&self.paths), self.config.data_root_id.clone());
-        let probed =
-            tokio::task::spawn_blocking(move || isolation::probe_user_namespaces(&paths, &data_root_id, &root)).await;
-        let probed = probed.map_err(|panicked| RuntimeError::other("probing user namespaces", panicked))?;
-        Ok(probed.map_err(|error| {
-            let reason = format!("{error}: {}", error.source);
-            tracing::warn!(reason, "workspaces have no user namespace of their own on this host");
-            reason
-        }))
     }
 }
 

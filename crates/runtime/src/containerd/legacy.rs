@@ -66,7 +66,8 @@ impl ContainerdRuntime {
         let running = self.prepare_legacy_host(turn, bot, container).await?;
         let attached = self.network.attach(bot, &self.paths.network_namespace(bot)).await;
         let attached = attached.map_err(network_failed)?;
-        self.store_legacy_specification(bot, container, limits).await?;
+        self.store_legacy_specification(bot, container, (limits, &running))
+            .await?;
         let mut rootfs = self
             .layer_mounts(&container.snapshotter, &container.snapshot_key)
             .await?;
@@ -84,10 +85,12 @@ impl ContainerdRuntime {
 
     async fn prepare_legacy_host(&self, turn: &Arc<Turn>, bot: &BotId, container: &Container) -> Result<Running> {
         self.same_mounts_as_daemon()?;
+        let guards = self.guards_without_ids().await?;
         let running = Running {
             container_id: container.id.clone(),
             ids: None,
-            seccomp: !self.config.isolation.without_seccomp,
+            seccomp: guards.seccomp,
+            apparmor: guards.apparmor,
             network: self.network.mode().as_str().to_owned(),
             cgroup: self.cgroup_of(&container.id),
             started_at: chrono::Utc::now(),
@@ -103,7 +106,12 @@ impl ContainerdRuntime {
     }
 
     /// What is its own is read from what is stored, which this replaces: a repeat reads the same again.
-    async fn store_legacy_specification(&self, bot: &BotId, container: &Container, limits: &Limits) -> Result<()> {
+    async fn store_legacy_specification(
+        &self,
+        bot: &BotId,
+        container: &Container,
+        (limits, running): (&Limits, &Running),
+    ) -> Result<()> {
         let operation = format!("reading the specification of {}", container.id);
         let stored = container
             .spec
@@ -115,7 +123,7 @@ impl ContainerdRuntime {
             None => return Err(RuntimeError::other(operation, "it has none")),
         };
         let environment = stored_environment(container);
-        let mut ours = self.specification_value(bot, &environment, limits, None)?;
+        let mut ours = self.specification_value(bot, &environment, limits, Some(running))?;
         keep_what_is_its_own(&mut ours, &stored);
         ours["linux"]["cgroupsPath"] = Value::String(self.cgroup_of(&container.id));
         let request = self.client.request(UpdateContainerRequest {
@@ -159,6 +167,7 @@ impl ContainerdRuntime {
             container_id: container.id.clone(),
             ids: None,
             seccomp: false,
+            apparmor: false,
             network: "foreign".to_owned(),
             cgroup: stored_cgroup(container).unwrap_or_else(|| self.cgroup_of(&container.id)),
             started_at: chrono::Utc::now(),

@@ -11,6 +11,7 @@ pub mod daemon;
 mod data;
 mod echo;
 mod events;
+mod guards;
 mod host;
 mod layer;
 mod layers;
@@ -42,7 +43,7 @@ use tokio::sync::{OnceCell, broadcast};
 pub use config::{ContainerdConfig, IsolationConfig, UserNamespaceMode};
 
 use crate::images::{ImageStore, ImageStoreConfig};
-use crate::isolation::HostPaths;
+use crate::isolation::{AppArmor, HostPaths};
 use crate::layer_access::LayerAccess;
 use crate::log::LogPlaces;
 use crate::network::Network;
@@ -82,6 +83,7 @@ pub struct ContainerdRuntime {
     events: broadcast::Sender<RuntimeEvent>,
     limit_support: LimitSupport,
     user_namespace_probe: OnceCell<std::result::Result<(), String>>,
+    apparmor: AppArmor,
     // Empty: the runtime's own default.
     oci_runtime: OnceCell<PathBuf>,
     parent_cgroup: OnceCell<()>,
@@ -122,6 +124,7 @@ impl ContainerdRuntime {
             events: broadcast::Sender::new(EVENT_QUEUE),
             limit_support: LimitSupport::of_this_host(),
             user_namespace_probe: OnceCell::new(),
+            apparmor: AppArmor::of_this_host(),
             oci_runtime: OnceCell::new(),
             parent_cgroup: OnceCell::new(),
             follower: OnceLock::new(),
@@ -188,28 +191,6 @@ impl ContainerdRuntime {
             detail,
         }
     }
-
-    async fn user_namespace_check(&self) -> Check {
-        let limited = tokio::time::timeout(CHECK_LIMIT, self.uses_user_namespaces()).await;
-        let (status, detail) = match limited {
-            Ok(Ok(true)) => (CheckStatus::Ok, "every workspace has user ids of its own".to_owned()),
-            Ok(Ok(false)) => (CheckStatus::Warn, self.why_without_user_namespaces()),
-            Ok(Err(error)) => (CheckStatus::Error, error.to_string()),
-            Err(_) => (CheckStatus::Error, "the probe did not end in time".to_owned()),
-        };
-        Check {
-            name: "user_namespace",
-            status,
-            detail,
-        }
-    }
-
-    fn why_without_user_namespaces(&self) -> String {
-        match self.user_namespace_probe.get() {
-            Some(Err(reason)) => format!("workspaces run as the host's root, without capabilities over it: {reason}"),
-            _ => "isolation.user_namespace is off: workspaces run as the host's root".to_owned(),
-        }
-    }
 }
 
 impl Drop for ContainerdRuntime {
@@ -247,12 +228,13 @@ impl Runtime for ContainerdRuntime {
     }
 
     async fn checks(&self) -> Vec<Check> {
-        let (runtime, users, network) = tokio::join!(
+        let (runtime, users, apparmor, network) = tokio::join!(
             self.runtime_check(),
             self.user_namespace_check(),
+            self.apparmor_check(),
             self.network.readiness()
         );
-        vec![runtime, users, network]
+        vec![runtime, users, apparmor, network]
     }
 
     async fn images(&self) -> Result<Vec<ImageRecord>> {

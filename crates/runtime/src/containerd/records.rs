@@ -22,6 +22,9 @@ pub(super) struct Running {
     /// `None`: root inside is root outside.
     pub(super) ids: Option<IdBlock>,
     pub(super) seccomp: bool,
+    // One that an older server started has none.
+    #[serde(default)]
+    pub(super) apparmor: bool,
     /// `bridge`, `none`.
     pub(super) network: String,
     /// Below each cgroup file system.
@@ -39,19 +42,34 @@ impl Running {
     }
 
     pub(super) fn isolation(&self) -> Isolation {
-        isolation(self.ids.is_some(), self.seccomp, &self.network)
+        let guards = Guards {
+            user_namespace: self.ids.is_some(),
+            seccomp: self.seccomp,
+            apparmor: self.apparmor,
+        };
+        guards.isolation(&self.network)
     }
 }
 
-/// What a start with these puts in force.
-pub(super) fn isolation(user_namespace: bool, seccomp: bool, network: &str) -> Isolation {
-    Isolation {
-        user_namespace,
-        seccomp,
-        no_new_privileges: true,
-        capabilities: spec::capabilities(user_namespace),
-        network: network.to_owned(),
-        storage_quota: "soft".to_owned(),
+/// What differs between hosts and configurations of what a start puts in force.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Guards {
+    pub(super) user_namespace: bool,
+    pub(super) seccomp: bool,
+    pub(super) apparmor: bool,
+}
+
+impl Guards {
+    pub(super) fn isolation(self, network: &str) -> Isolation {
+        Isolation {
+            user_namespace: self.user_namespace,
+            seccomp: self.seccomp,
+            apparmor: self.apparmor,
+            no_new_privileges: true,
+            capabilities: spec::capabilities(self.user_namespace),
+            network: network.to_owned(),
+            storage_quota: "soft".to_owned(),
+        }
     }
 }
 

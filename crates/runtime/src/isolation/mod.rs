@@ -1,8 +1,9 @@
 //! What separates one workspace from the host and from the others, made by ourselves on the host:
 //! ids, namespaces, root file system and socket directory. No daemon is asked for any of it.
 //!
-//! Every function here blocks for a few milliseconds at most and is called on a blocking thread.
+//! Every function here blocks for a few milliseconds at most and is called on a blocking thread, but AppArmor's.
 
+mod apparmor;
 mod ids;
 mod mapped_root;
 mod mount_table;
@@ -16,6 +17,7 @@ use std::path::{Path, PathBuf};
 use skep_names::BotId;
 
 use crate::log::LogPlaces;
+pub(crate) use apparmor::{AppArmor, PROFILE as APPARMOR_PROFILE};
 pub(crate) use ids::IdBlock;
 pub(crate) use mapped_root::{Layers, mount as mount_root, refuse_second_mount, unmount as unmount_root};
 pub(crate) use namespaces::{make as make_namespaces, remove as remove_namespaces};

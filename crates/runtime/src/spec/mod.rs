@@ -83,6 +83,8 @@ pub(crate) struct SpecInput<'a> {
     pub(crate) open_files_hard: u64,
     /// Whether a system call filter is set; off only by a configuration key named after the danger.
     pub(crate) seccomp: bool,
+    /// A loaded profile, where the kernel has AppArmor.
+    pub(crate) apparmor_profile: Option<&'a str>,
 }
 
 /// The capabilities of a workspace's root, by name.
@@ -107,7 +109,7 @@ fn process(input: &SpecInput<'_>) -> Value {
     let capabilities = capabilities(input.user_namespace.is_some());
     let (soft, hard) = OPEN_FILES;
     let hard = hard.min(input.open_files_hard);
-    json!({
+    let mut process = json!({
         "terminal": false,
         "user": { "uid": 0, "gid": 0 },
         "args": [BRIDGE_PATH_INSIDE],
@@ -124,7 +126,11 @@ fn process(input: &SpecInput<'_>) -> Value {
             { "type": "RLIMIT_CORE", "soft": 0, "hard": 0 },
         ],
         "oomScoreAdj": OOM_SCORE_ADJUSTMENT,
-    })
+    });
+    if let Some(profile) = input.apparmor_profile {
+        process["apparmorProfile"] = profile.into();
+    }
+    process
 }
 
 fn mounts(input: &SpecInput<'_>) -> Value {
@@ -222,6 +228,10 @@ mod tests {
     use super::*;
 
     fn input(user_namespace: Option<(u32, &Path)>) -> Value {
+        confined(user_namespace, None)
+    }
+
+    fn confined(user_namespace: Option<(u32, &Path)>, apparmor_profile: Option<&str>) -> Value {
         specification(&SpecInput {
             host_name: "workspace",
             environment: &[],
@@ -235,6 +245,7 @@ mod tests {
             socket_directory: Path::new("/data/run/x"),
             open_files_hard: 20_000,
             seccomp: true,
+            apparmor_profile,
         })
     }
 
@@ -246,6 +257,13 @@ mod tests {
         assert_eq!((bounding(&with), bounding(&without)), (11, 10));
         assert!(without["linux"].get("uidMappings").is_none());
         assert_eq!(with["linux"]["uidMappings"][0]["hostID"], 65_536);
+    }
+
+    #[test]
+    fn a_profile_is_named_only_where_the_kernel_has_apparmor() {
+        let with = confined(None, Some("skep-workspace"));
+        assert_eq!(with["process"]["apparmorProfile"], "skep-workspace");
+        assert!(input(None)["process"].get("apparmorProfile").is_none());
     }
 
     #[test]

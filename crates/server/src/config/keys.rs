@@ -107,6 +107,7 @@ pub const KEYS: &[Key] = &[
         "auto",
     ),
     key("isolation", "without_seccomp", Flag, "false"),
+    key("isolation", "without_apparmor", Flag, "false"),
     key("isolation", "without_limits", Flag, "false"),
     key("network", "mode", OneOf(&["bridge", "none"]), "bridge"),
     key("network", "allow", List, ""),

@@ -266,6 +266,8 @@ pub struct IsolationConfig {
     pub user_namespace: UserNamespaceMode,
     /// Go on without a seccomp filter.
     pub without_seccomp: bool,
+    /// Go on without AppArmor's profile where the kernel has AppArmor.
+    pub without_apparmor: bool,
     /// Go on without cgroup limits.
     pub without_limits: bool,
 }

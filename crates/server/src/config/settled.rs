@@ -300,6 +300,7 @@ fn isolation(reader: &Reader<'_>) -> IsolationConfig {
             _ => UserNamespaceMode::Auto,
         },
         without_seccomp: reader.flag("isolation", "without_seccomp"),
+        without_apparmor: reader.flag("isolation", "without_apparmor"),
         without_limits: reader.flag("isolation", "without_limits"),
     }
 }

@@ -180,6 +180,7 @@ pub fn container_info(info: core::WorkspaceInfo) -> api::ContainerInfo {
         isolation: info.isolation.map(|isolation| api::Isolation {
             user_namespace: isolation.user_namespace,
             seccomp: isolation.seccomp,
+            apparmor: isolation.apparmor,
             no_new_privileges: isolation.no_new_privileges,
             capabilities: isolation.capabilities,
             network: isolation.network,

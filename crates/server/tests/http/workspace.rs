@@ -213,7 +213,7 @@ async fn a_stopped_workspace_is_told_as_whole_as_a_running_one() {
         assert!(!running[field].is_null(), "{field}: {running}");
         assert_eq!(running[field], stopped[field], "{field}");
     }
-    for field in ["user_namespace", "seccomp", "no_new_privileges"] {
+    for field in ["user_namespace", "seccomp", "apparmor", "no_new_privileges"] {
         assert!(stopped["isolation"][field].is_boolean(), "{field}: {stopped}");
     }
     assert_eq!(stopped["isolation"]["storage_quota"], "soft");
