@@ -2,7 +2,7 @@
 //! directory with nothing but busybox, called over its socket from outside, as the host does.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -229,6 +229,21 @@ impl Drop for Workspace {
     }
 }
 
+/// By a process of its own. What this one writes itself, a child that another test forks at that moment holds open for
+/// writing until it executes its own program, and until then the new program is "text file busy" to who executes it.
+fn put_program(program: &[u8], place: &Path) {
+    let mut writer = Command::new("install")
+        .args(["-m", "0755", "/dev/stdin"])
+        .arg(place)
+        .stdin(Stdio::piped())
+        .spawn()
+        .expect("install");
+    let mut input = writer.stdin.take().expect("its input");
+    std::io::Write::write_all(&mut input, program).expect("a program");
+    drop(input);
+    assert!(writer.wait().expect("install").success());
+}
+
 fn build_root(root: &Path, busybox: bool) {
     for directory in [
         "opt/memoh/templates",
@@ -241,13 +256,13 @@ fn build_root(root: &Path, busybox: bool) {
     ] {
         fs::create_dir_all(root.join(directory)).expect("a directory");
     }
-    fs::write(root.join("opt/memoh/bridge"), skep_bridge_binary::BRIDGE).expect("the bridge");
-    fs::set_permissions(root.join("opt/memoh/bridge"), fs::Permissions::from_mode(0o755)).expect("executable");
+    put_program(skep_bridge_binary::BRIDGE, &root.join("opt/memoh/bridge"));
     symlink("pts/ptmx", root.join("dev/ptmx")).expect("ptmx");
     if busybox {
         fs::create_dir_all(root.join("bin")).expect("bin");
         fs::create_dir_all(root.join("tmp")).expect("tmp");
-        fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox (install busybox-static)");
+        let program = fs::read("/bin/busybox").expect("busybox (install busybox-static)");
+        put_program(&program, &root.join("bin/busybox"));
         let install = Command::new("chroot")
             .arg(root)
             .args(["/bin/busybox", "--install", "-s", "/bin"])
