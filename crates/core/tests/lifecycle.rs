@@ -376,3 +376,20 @@ async fn bots_that_a_crash_left_half_made_or_half_gone_are_carried_on() {
     .await;
     until_running(&world, &creating).await;
 }
+
+#[tokio::test]
+async fn a_connection_to_a_bridge_is_shared_and_outlives_no_stop_and_start() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    // It listens on while its workspace is stopped: nothing but the server ends a connection to it.
+    world.runtime.show_only_the_reference(&bot).await.unwrap();
+    for starts in 1..=3 {
+        world.stop(&bot).await.unwrap();
+        world.start(&bot).await.unwrap();
+        for _ in 0..4 {
+            let bridge = world.skep.usable_bridge(&bot, WhenStopped::Refuse).await.unwrap();
+            assert!(!bridge.is_dead());
+        }
+        assert_eq!(world.runtime.connections_to_the_reference(&bot), starts);
+    }
+}

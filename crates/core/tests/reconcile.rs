@@ -9,7 +9,7 @@ use harness::{LIMIT, World, admin, until};
 use skep_core::{Code, DeleteData, Desired, WhenStopped, WorkspaceStatus};
 use skep_names::{BotId, container_id_for};
 use skep_runtime::{CheckStatus, InstanceSpec, Runtime};
-use skep_store::{ContainerStatus, NewContainer};
+use skep_store::{ContainerStatus, EventLimits, NewContainer};
 use skep_testkit::fake_runtime::{FAKE_IMAGE, Verb};
 
 async fn until_status(world: &World, bot: &BotId, wanted: WorkspaceStatus) {
@@ -271,4 +271,61 @@ async fn a_server_that_is_told_to_end_does_not_wait_for_a_runtime_that_is_away()
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
     world.runtime.come_back();
     until_status(&world, &bot, WorkspaceStatus::Running).await;
+}
+
+#[tokio::test]
+async fn kills_for_want_of_memory_are_written_down_once_a_second() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    let written = async || {
+        world
+            .skep
+            .store()
+            .lifecycle_events_of(&bot, "oom", 0, 1000)
+            .await
+            .unwrap()
+    };
+    until(|| async {
+        world.runtime.tell_out_of_memory(&bot);
+        match written().await.len() {
+            3.. => Ok(()),
+            fewer => Err(format!("{fewer} rows")),
+        }
+    })
+    .await;
+    for pair in written().await.windows(2) {
+        let apart = pair[1].created_at - pair[0].created_at;
+        assert!(apart >= chrono::TimeDelta::seconds(1), "{apart} apart");
+    }
+}
+
+#[tokio::test]
+async fn the_last_256_kills_of_a_bot_are_kept() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    let many = EventLimits {
+        kept: 1000,
+        apart: Duration::ZERO,
+    };
+    let store = world.skep.store();
+    for number in 0..300 {
+        let payload = serde_json::json!({ "number": number });
+        let event = ("oom", &payload);
+        assert!(store.insert_limited_lifecycle_event(&bot, event, many).await.unwrap());
+    }
+    let last = store.lifecycle_events_of(&bot, "oom", 0, 1000).await.unwrap();
+    let last = last.last().unwrap().seq;
+    until(|| async {
+        world.runtime.tell_out_of_memory(&bot);
+        let rows = store.lifecycle_events_of(&bot, "oom", 0, 1000).await.unwrap();
+        match rows.last() {
+            Some(row) if row.seq > last => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    let kept = store.lifecycle_events_of(&bot, "oom", 0, 1000).await.unwrap();
+    assert_eq!(kept.len(), 256);
+    // The oldest went.
+    assert_eq!(kept[0].payload["number"], 300 - 255);
 }

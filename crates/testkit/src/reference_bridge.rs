@@ -4,7 +4,10 @@
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use futures::StreamExt;
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, UnixStream};
 use tokio::task::JoinHandle;
@@ -19,6 +22,7 @@ use tower::ServiceExt;
 /// Serves until it is dropped.
 pub struct ReferenceBridge {
     address: SocketAddr,
+    connections: Arc<AtomicUsize>,
     serving: JoinHandle<()>,
 }
 
@@ -34,8 +38,12 @@ impl ReferenceBridge {
             async move { UnixStream::connect(socket).await.map(TokioIo::new) }
         });
         let channel = Endpoint::from_static("http://bridge").connect_with_connector_lazy(connector);
+        let connections = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&connections);
         let serving = tokio::spawn(async move {
-            let incoming = TcpListenerStream::new(listener);
+            let incoming = TcpListenerStream::new(listener).inspect(move |_| {
+                count.fetch_add(1, Ordering::Relaxed);
+            });
             let served = Server::builder()
                 .serve_with_incoming(OnlyReference(channel), incoming)
                 .await;
@@ -43,7 +51,16 @@ impl ReferenceBridge {
                 eprintln!("the reference's bridge of a test ended: {error}");
             }
         });
-        Ok(Self { address, serving })
+        Ok(Self {
+            address,
+            connections,
+            serving,
+        })
+    }
+
+    /// How many connections it has taken.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
     }
 
     /// Where it listens.

@@ -160,6 +160,13 @@ impl FakeRuntime {
         Ok(())
     }
 
+    /// How many connections were made to what [`Self::show_only_the_reference`] shows.
+    pub fn connections_to_the_reference(&self, bot: &BotId) -> usize {
+        let bots = self.lock();
+        let shown = bots.get(bot).and_then(|state| state.shown.as_ref());
+        shown.map_or(0, ReferenceBridge::connections)
+    }
+
     /// The next starts of this bot run the bridge again.
     pub fn restore_process_one(&self, bot: &BotId) {
         self.lock().entry(bot.clone()).or_default().argv = None;
