@@ -189,11 +189,29 @@ async fn a_start_that_fails_leaves_nothing_and_the_next_one_works() {
     rig.runtime().remove(&bot).await.unwrap();
 }
 
+/// A signal returns before it has stopped every thread: until then some of them answer.
+async fn until_frozen(pid: i32) {
+    let threads = std::path::PathBuf::from(format!("/proc/{pid}/task"));
+    until("every thread of containerd stands still", async || {
+        for thread in std::fs::read_dir(&threads).unwrap() {
+            let stat = thread.unwrap().path().join("stat");
+            let stat = std::fs::read_to_string(stat).unwrap_or_default();
+            let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+            if state.is_some_and(|state| state != 'T') {
+                return Err(stat);
+            }
+        }
+        Ok(())
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_frozen_containerd_is_unavailable_within_its_limit() {
     let mut rig = ContainerdRig::start().await;
     let pid = rustix::process::Pid::from_raw(rig.server().pid()).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+    until_frozen(pid.as_raw_nonzero().get()).await;
     let checks = tokio::time::timeout(Duration::from_secs(10), rig.runtime().checks())
         .await
         .unwrap();
