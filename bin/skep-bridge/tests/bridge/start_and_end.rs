@@ -5,9 +5,14 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::time::{Duration, Instant};
 
 use skep_bridge_protocol::bridgepb::ExecInput;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
 
 use crate::calls::{begin, command, run, until};
 use crate::workspace::{Init, Layout, SOCKET, Workspace};
+
+/// A frame's type in HTTP/2.
+const PING: u8 = 6;
 
 #[tokio::test]
 async fn data_and_templates_are_there_before_the_first_answer() {
@@ -48,6 +53,34 @@ async fn a_socket_that_was_left_over_is_replaced() {
         ..Layout::default()
     })
     .await;
+}
+
+/// A host that is gone without a word: its connection and what it holds are let go.
+#[tokio::test]
+async fn a_caller_that_answers_no_ping_is_given_up_after_thirty_and_ten_seconds() {
+    let workspace = Workspace::start().await;
+    let mut stream = UnixStream::connect(workspace.path(SOCKET)).await.expect("a connection");
+    let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+    let hello = [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], &settings].concat();
+    stream.write_all(&hello).await.expect("written");
+    let begun = Instant::now();
+    let mut pinged = None;
+    let until_closed = async {
+        let mut head = [0; 9];
+        while stream.read_exact(&mut head).await.is_ok() {
+            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+            let mut body = vec![0; length as usize];
+            stream.read_exact(&mut body).await.expect("a whole frame");
+            if head[3] == PING {
+                pinged.get_or_insert(begun.elapsed());
+            }
+        }
+    };
+    let closed = tokio::time::timeout(Duration::from_secs(70), until_closed).await;
+    closed.expect("the connection ends");
+    let (pinged, closed) = (pinged.expect("a ping").as_secs_f64(), begun.elapsed().as_secs_f64());
+    assert!((29.0..45.0).contains(&pinged), "pinged after {pinged} s");
+    assert!((9.0..25.0).contains(&(closed - pinged)), "closed after {closed} s");
 }
 
 #[tokio::test]
