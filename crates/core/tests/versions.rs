@@ -423,3 +423,20 @@ proptest! {
         runtime.block_on(live(steps));
     }
 }
+
+#[tokio::test]
+async fn no_connection_to_a_bridge_outlives_a_snapshot_or_a_rollback() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    // It listens on while its workspace is down: nothing but the server ends a connection to it.
+    world.runtime.show_only_the_reference(&bot).await.unwrap();
+    world.stop(&bot).await.unwrap();
+    world.start(&bot).await.unwrap();
+    assert_eq!(world.runtime.connections_to_the_reference(&bot), 1);
+    let taken = snapshot(&world, &bot, "").await.unwrap();
+    world.skep.usable_bridge(&bot, WhenStopped::Refuse).await.unwrap();
+    assert_eq!(world.runtime.connections_to_the_reference(&bot), 2);
+    roll_back(&world, &bot, taken.version).await.unwrap();
+    world.skep.usable_bridge(&bot, WhenStopped::Refuse).await.unwrap();
+    assert_eq!(world.runtime.connections_to_the_reference(&bot), 3);
+}

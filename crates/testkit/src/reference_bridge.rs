@@ -2,8 +2,9 @@
 //! server of today. A real bridge answers behind it.
 
 use std::io;
-use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -56,6 +57,23 @@ impl ReferenceBridge {
             connections,
             serving,
         })
+    }
+
+    /// Listens on this port of every address of a network namespace, such as a legacy container's.
+    ///
+    /// # Errors
+    /// There is no such namespace yet, or the port is taken.
+    pub fn serve_inside(namespace: &Path, port: u16, socket: PathBuf) -> io::Result<Self> {
+        let namespace = std::fs::File::open(namespace)?;
+        // A thread of its own: entering a namespace spoils it. What it opened stays in there.
+        let opened = std::thread::spawn(move || {
+            let kind = rustix::thread::LinkNameSpaceType::Network;
+            rustix::thread::move_into_link_name_space(namespace.as_fd(), Some(kind))?;
+            std::net::TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))
+        });
+        let listener = opened.join().map_err(|_| io::Error::other("the thread panicked"))??;
+        listener.set_nonblocking(true)?;
+        Self::serve(TcpListener::from_std(listener)?, socket)
     }
 
     /// How many connections it has taken.

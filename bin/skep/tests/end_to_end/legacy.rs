@@ -1,11 +1,15 @@
 //! A container from before the bridge had a socket: started, reached over TCP, stopped and deleted like any other.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use futures::{SinkExt, StreamExt};
 use reqwest::{Method, StatusCode};
 use serde_json::json;
-use skep_testkit::Expected;
+use skep_testkit::{Expected, ReferenceBridge};
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
 use crate::installation::{Installation, OciRuntime};
 
@@ -22,7 +26,7 @@ async fn a_legacy_container_is_started_reached_stopped_and_deleted() {
     // Our bridge listens on the loopback alone.
     let serve = "BRIDGE_TCP_ADDR=127.0.0.1:9091 /opt/old/bridge & exec nc -ll -p 9090 -e nc 127.0.0.1 9091";
     std::fs::write(data.join("serve"), serve).expect("a script can be written");
-    make_legacy_container(&skep, &container, &data);
+    make_legacy_container(&skep, &container, &data, &["/bin/sh", "/data/serve"]);
 
     assert_eq!(skep.client.act(&bot, "start").await["started"], true);
     let info = skep.client.info(&bot).await;
@@ -55,17 +59,104 @@ async fn a_legacy_container_is_started_reached_stopped_and_deleted() {
     skep.traces().until_as_in(&model, Duration::from_secs(10)).await;
 }
 
-/// The reference's service has no exec of ours: a file is what it can read.
+/// What it has not is not tried in secret: the bridge of today behind it never sees such a call.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_legacy_bridge_with_the_references_service_alone_has_files_processes_and_terminals() {
+    let skep = Installation::start(OciRuntime::Found).await;
+    let other = skep.client.workspace("of today", None).await;
+    let bot = skep.client.bot("of yesterday").await;
+    let container = format!("mcp-{bot}");
+    let data = skep.data_root().join("bots").join(&bot);
+    std::fs::create_dir_all(&data).expect("a legacy data directory can be made");
+    std::fs::write(data.join("file"), "kept").expect("a file can be written");
+    make_legacy_container(&skep, &container, &data, &["/opt/old/bridge"]);
+    let socket = data.join("bridge.sock");
+
+    // Its network is made within the start, and the start waits for the bridge.
+    let (started, bridge) = tokio::join!(skep.client.act(&bot, "start"), old_bridge(&bot, &socket));
+    assert_eq!(started["started"], true);
+    assert_eq!(read(&skep, &bot).await, "kept");
+    let path = |route: &str| format!("/bots/{bot}/container{route}");
+    let body = json!({"path": "/data/written", "content": "by the server"});
+    skep.client.good(Method::POST, &path("/fs/write"), Some(body)).await;
+    assert_eq!(
+        std::fs::read_to_string(data.join("written")).expect("it was written"),
+        "by the server"
+    );
+    let ended = skep.client.exec(&bot, "cat /data/written; echo bad >&2; exit 7").await;
+    assert_eq!(
+        (ended.exit_code, ended.stdout.as_str(), ended.stderr.as_str()),
+        (7, "by the server", "bad\n")
+    );
+    assert_eq!(terminal(&skep, &bot, "echo in-$((40 + 2)); exit 5").await, "exit 5");
+    let copy = json!({"from": "/data/file", "to": "/data/copy"});
+    let (status, refused) = skep.client.call(Method::POST, &path("/fs/copy"), Some(copy)).await;
+    assert_eq!(
+        (status, refused["code"].as_str()),
+        (StatusCode::NOT_IMPLEMENTED, Some("unsupported")),
+        "{refused}"
+    );
+
+    skep.client.act(&bot, "stop").await;
+    drop(bridge);
+    let (_, bridge) = tokio::join!(skep.client.act(&bot, "start"), old_bridge(&bot, &socket));
+    assert_eq!(skep.client.output(&bot, "cat /data/written").await, "by the server");
+    skep.client.act(&bot, "stop").await;
+    drop(bridge);
+    skep.client.good(Method::DELETE, &path(""), None).await;
+    let model = BTreeMap::from([(other, Expected::Running), (bot, Expected::Nothing)]);
+    skep.traces().until_as_in(&model, Duration::from_secs(10)).await;
+}
+
+/// Answers on the port of old bridges, in the network of a workspace that is about to start.
+async fn old_bridge(bot: &str, socket: &Path) -> ReferenceBridge {
+    let namespace = PathBuf::from(format!("/run/netns/skep-{bot}"));
+    let limit = std::time::Instant::now() + Duration::from_secs(30);
+    loop {
+        // The file is there before the namespace is mounted on it.
+        match ReferenceBridge::serve_inside(&namespace, 9090, socket.to_owned()) {
+            Ok(bridge) => return bridge,
+            Err(error) => assert!(std::time::Instant::now() < limit, "{}: {error}", namespace.display()),
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Types a line into a new terminal and returns how it ended.
+async fn terminal(skep: &Installation, bot: &str, line: &str) -> String {
+    let url = format!("{}/bots/{bot}/container/terminal/ws?cols=80&rows=24", skep.client.url);
+    let mut request = url.replace("http://", "ws://").into_client_request().expect("a URL");
+    let token = format!("Bearer {}", skep.client.token).parse().expect("a header");
+    request.headers_mut().insert("authorization", token);
+    let (mut socket, _) = tokio_tungstenite::connect_async(request).await.expect("a socket");
+    let typed = Message::Binary(format!("{line}\n").into_bytes().into());
+    socket.send(typed).await.expect("it can be typed");
+    let mut shown = String::new();
+    loop {
+        let frame = tokio::time::timeout(Duration::from_secs(20), socket.next()).await;
+        match frame {
+            Ok(Some(Ok(Message::Binary(bytes)))) => shown.push_str(&String::from_utf8_lossy(&bytes)),
+            Ok(Some(Ok(Message::Close(Some(close))))) => {
+                assert!(shown.contains("in-42\r\n"), "{shown}");
+                return close.reason.to_string();
+            }
+            Ok(Some(Ok(_))) => {}
+            other => panic!("{other:?} after {shown:?}"),
+        }
+    }
+}
+
+/// A file that both kinds of bridges read.
 async fn read(skep: &Installation, bot: &str) -> String {
     let path = format!("/bots/{bot}/container/fs/read?path=/data/file");
     let read = skep.client.good(Method::GET, &path, None).await;
     read["content"].as_str().expect("the content is text").to_owned()
 }
 
-/// As the reference system left them, but for its process: our bridge, told to listen on TCP.
-fn make_legacy_container(skep: &Installation, container: &str, data: &std::path::Path) {
+/// As the reference system left them, but for its process: our bridge, where an old one would be.
+fn make_legacy_container(skep: &Installation, container: &str, data: &Path, process: &[&str]) {
     let runtime = skep.data_root().join("runtime");
-    let mount = |source: &std::path::Path, place: &str, options: &str| {
+    let mount = |source: &Path, place: &str, options: &str| {
         format!("type=bind,src={},dst={place},options={options}", source.display())
     };
     let (data, runtime) = (
@@ -73,7 +164,7 @@ fn make_legacy_container(skep: &Installation, container: &str, data: &std::path:
         mount(&runtime, "/opt/old", "rbind:ro"),
     );
     let image = skep.registry.reference("test/busybox", "1");
-    let arguments = [
+    let mut arguments = vec![
         "containers",
         "create",
         "--mount",
@@ -81,12 +172,11 @@ fn make_legacy_container(skep: &Installation, container: &str, data: &std::path:
         "--mount",
         &runtime,
         "--env",
-        "BRIDGE_SOCKET_PATH=/tmp/bridge.sock",
+        "BRIDGE_SOCKET_PATH=/data/bridge.sock",
         &image,
         container,
-        "/bin/sh",
-        "/data/serve",
     ];
+    arguments.extend(process);
     let made = skep.ctr(&arguments);
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     let listed = skep.ctr(&["containers", "ls", "-q"]);
