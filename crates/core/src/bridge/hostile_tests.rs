@@ -31,7 +31,7 @@ use super::{Bridge, BridgeError};
 use crate::exec::{self, ExecId, ExecRequest, Program};
 use crate::files::{self, ListOptions, WorkspacePath};
 
-fn endpoint(directory: &Path) -> BridgeEndpoint {
+pub(super) fn endpoint(directory: &Path) -> BridgeEndpoint {
     BridgeEndpoint::Unix {
         directory: directory.to_owned(),
         file_name: "bridge.sock".to_owned(),
@@ -168,7 +168,7 @@ fn connect_without_waiting(directory: &Path) -> Option<std::os::fd::OwnedFd> {
 
 /// A bridge that says what a test wants: a service by hand, as the real one never would.
 #[derive(Clone)]
-pub(super) struct Hostile(Arc<dyn Fn(&str) -> Lies + Send + Sync>);
+pub(super) struct Hostile(pub(super) Arc<dyn Fn(&str) -> Lies + Send + Sync>);
 
 pub(super) enum Lies {
     Info,

@@ -11,6 +11,8 @@ mod endless_tests;
 mod error;
 #[cfg(test)]
 mod hostile_tests;
+#[cfg(test)]
+mod keepalive_tests;
 mod pool;
 mod reference;
 
