@@ -113,6 +113,8 @@ pub(crate) enum Command {
     /// Versions of a workspace: keep one, go back to one
     #[command(subcommand)]
     Snapshot(SnapshotCommand),
+    /// What a workspace uses: processors, memory, storage, network
+    Metrics(MetricsArguments),
     /// The log of a workspace
     Logs(LogsArguments),
     /// Accounts (administrators)
@@ -424,6 +426,18 @@ pub(crate) enum OperationsCommand {
         /// The operation's id
         operation: String,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MetricsArguments {
+    #[command(flatten)]
+    pub(crate) named: Named,
+    /// Go on, until interrupted
+    #[arg(short, long)]
+    pub(crate) watch: bool,
+    /// Between two lines, 1s to 60s
+    #[arg(long, default_value = "2s", requires = "watch", value_parser = humantime::parse_duration)]
+    pub(crate) interval: Duration,
 }
 
 #[derive(Debug, Args)]

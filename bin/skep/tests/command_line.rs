@@ -1,6 +1,6 @@
 //! The command line as a person has it: the program itself, against a real server on the fake runtime.
 
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
@@ -126,12 +126,54 @@ async fn a_workspace_is_made_used_and_deleted() {
     assert_eq!(greeting, "hello\n");
     // The beginning of its id is a name too.
     assert_eq!(setting.prints(&["exec", &id[..8], "--", "echo", "-n", "x"]).await, "x");
+    let printed = setting.prints(&["metrics", "first"]).await;
+    assert!(
+        printed.starts_with("TIME ") && printed.lines().count() == 2,
+        "{printed}"
+    );
+    let metrics: Value = serde_json::from_str(&setting.prints(&["metrics", "first", "-o", "json"]).await).unwrap();
+    assert_eq!(metrics["status"]["task_running"], true);
     setting.prints(&["stop", "first"]).await;
+    let printed = setting.prints(&["metrics", "first"]).await;
+    assert!(
+        printed.lines().nth(1).is_some_and(|line| line.starts_with("stopped")),
+        "{printed}"
+    );
     let refused = setting.run(&["exec", "first", "--", "true"]).await;
     assert_eq!(code(&refused), 1);
     assert!(String::from_utf8_lossy(&refused.stderr).contains("stopped"));
     setting.prints(&["start", "first"]).await;
     setting.prints(&["bots", "rm", "--force", "first"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn watched_metrics_go_on_until_the_bot_is_deleted() {
+    let setting = Setting::new().await;
+    setting.prints(&["create", "watched"]).await;
+    let mut command = setting.command(&["metrics", "watched", "--watch", "--interval", "1s", "-o", "json"]);
+    let mut watching = command.stdout(Stdio::piped()).spawn().expect("it starts");
+    let mut lines = BufReader::new(watching.stdout.take().expect("its output")).lines();
+    let mut next = move || lines.next().map(|line| line.expect("a line"));
+    let two = tokio::task::spawn_blocking(move || ([next(), next()], next));
+    let (two, mut next) = tokio::time::timeout(LIMIT, two)
+        .await
+        .expect("in time")
+        .expect("two samples");
+    for sample in two {
+        let sample: Value = serde_json::from_str(&sample.expect("it goes on")).expect("JSON");
+        assert_eq!(sample["status"]["task_running"], true);
+    }
+    setting.prints(&["bots", "rm", "--force", "watched"]).await;
+    let rest = tokio::task::spawn_blocking(move || while next().is_some() {});
+    tokio::time::timeout(LIMIT, rest)
+        .await
+        .expect("it ends in time")
+        .expect("its end");
+    assert_eq!(
+        watching.wait().expect("it ended").code(),
+        Some(1),
+        "the end was not what was asked for"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -12,6 +12,7 @@ mod exec;
 mod fs;
 mod health;
 mod image;
+mod metrics;
 mod operation;
 mod snapshot;
 mod terminal;
@@ -38,6 +39,9 @@ pub use fs::{
 };
 pub use health::{Health, Ping, Probe, ProbeStatus, Readiness};
 pub use image::{GpuDevice, GpuList, Image, ImageList, ImportedImages, PruneResponse, PullRequest};
+pub use metrics::{
+    CpuMetrics, IoMetrics, MemoryMetrics, Metrics, MetricsResponse, MetricsStatus, NetworkMetrics, StorageMetrics,
+};
 pub use operation::{
     LayerPhase, LayerProgress, Operation, OperationError, OperationKind, OperationList, OperationState, Progress,
     StreamEvent,

@@ -38,5 +38,6 @@ pub use versions::{
     SOURCE_MANUAL, SOURCE_PRE_EXEC, SOURCE_ROLLBACK, SnapshotItem, SnapshotList, VersionLimits, shown_name,
 };
 pub use workspace::{
-    CreateRequest, DeleteData, RestoreMode, RestoreRequest, WhenStopped, WorkspaceInfo, WorkspaceState, WorkspaceStatus,
+    CreateRequest, DeleteData, LiveMetrics, MeasuredStorage, RestoreMode, RestoreRequest, WhenStopped, WorkspaceInfo,
+    WorkspaceMetrics, WorkspaceState, WorkspaceStatus,
 };

@@ -37,6 +37,8 @@ pub struct Settings {
     pub reconcile_interval: Duration,
     /// Running for so long clears the count of a workspace's deaths.
     pub deaths_cleared_after: Duration,
+    /// Between two measurements of the storage of a workspace that runs, at least.
+    pub storage_measured_every: Duration,
     /// For a limit that nobody set.
     pub default_limits: Limits,
     /// How many versions of a workspace are kept.
@@ -59,6 +61,7 @@ impl Settings {
             stop_grace: Duration::from_secs(10),
             reconcile_interval: Duration::from_secs(60),
             deaths_cleared_after: Duration::from_secs(600),
+            storage_measured_every: Duration::from_secs(60),
             default_limits: Limits {
                 cpu_millicores: 2000,
                 memory_bytes: 2 << 30,

@@ -15,7 +15,7 @@ use crate::bridge::BridgePool;
 use crate::error::Result;
 use crate::operations::Hub;
 use crate::settings::Settings;
-use crate::workspace::{Interruptions, Lanes, Observations};
+use crate::workspace::{Interruptions, Lanes, Measurements, Observations};
 
 /// While a server ends: between two looks whether the runtime is still there, and how long it may take to answer.
 const LOOK_FOR_RUNTIME: Duration = Duration::from_secs(1);
@@ -44,6 +44,7 @@ struct Inner {
     hubs: Mutex<HashMap<String, Arc<Hub>>>,
     observations: Observations,
     interruptions: Interruptions,
+    measurements: Measurements,
     tasks: TaskTracker,
     /// What is wanted is to be compared with what there is without waiting for the clock.
     look_again: Notify,
@@ -80,6 +81,7 @@ impl Skep {
                 runtime: parts.runtime,
                 bridges: parts.bridges,
                 observations: Observations::new(parts.settings.deaths_cleared_after),
+                measurements: Measurements::default(),
                 settings: parts.settings,
                 lanes: Lanes::default(),
                 hubs: Mutex::default(),
@@ -93,6 +95,7 @@ impl Skep {
         skep.with_backups(|files| files.sweep()).await?;
         skep.carry_on_unfinished().await?;
         skep.spawn_followers();
+        skep.spawn_measuring();
         Ok(skep)
     }
 
@@ -193,6 +196,10 @@ impl Skep {
 
     pub(crate) fn interruptions(&self) -> &Interruptions {
         &self.inner.interruptions
+    }
+
+    pub(crate) fn measurements(&self) -> &Measurements {
+        &self.inner.measurements
     }
 
     pub(crate) fn tasks(&self) -> &TaskTracker {

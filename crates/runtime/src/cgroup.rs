@@ -1,26 +1,24 @@
-//! Control groups by their files, on hosts with version 1, 2 or both: counters, the weight of all
-//! workspaces together, and the last means against processes that do not end.
+//! Control groups by their files, on hosts with version 1, 2 or both: the weight of all workspaces together, and the
+//! last means against processes that do not end. Their counters are read in [`crate::counters`].
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use rustix::process::{Pid, Signal};
 
-use crate::Usage;
+use crate::counters::Group;
 use crate::isolation::{Result, Tried, make_directory};
 
 const ROOT: &str = "/sys/fs/cgroup";
 /// Half of what everything else has: tenants at full load do not starve the server and the daemon.
 const V1_SHARES: &str = "512";
 const V2_WEIGHT: &str = "50";
-/// More is no limit.
-const NO_LIMIT: u64 = 1 << 60;
 
-/// The counters of one group below each controller.
-pub(crate) fn usage(group: &str) -> Usage {
-    match unified(group) {
-        Some(directory) => usage_v2(&directory),
-        None => usage_v1(group),
+/// The files of a group of this host.
+pub(crate) fn group(name: &str) -> Group<'_> {
+    Group {
+        root: Path::new(ROOT),
+        name,
     }
 }
 
@@ -119,54 +117,4 @@ pub(crate) fn processes(group: &str) -> Vec<i32> {
     // A group that is gone has no processes.
     let text = std::fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
     text.lines().filter_map(|line| line.parse().ok()).collect()
-}
-
-fn usage_v2(directory: &Path) -> Usage {
-    let cpu = |name| field(&directory.join("cpu.stat"), name).map(|microseconds| microseconds.saturating_mul(1000));
-    let used = number(&directory.join("memory.current"));
-    let reclaimable = field(&directory.join("memory.stat"), "inactive_file");
-    Usage {
-        cpu_nanoseconds: cpu("usage_usec"),
-        cpu_user_nanoseconds: cpu("user_usec"),
-        cpu_kernel_nanoseconds: cpu("system_usec"),
-        memory_bytes: used.map(|used| used.saturating_sub(reclaimable.unwrap_or(0))),
-        memory_limit_bytes: limit(&directory.join("memory.max")),
-        pids: number(&directory.join("pids.current")),
-    }
-}
-
-fn usage_v1(group: &str) -> Usage {
-    let of = |controller: &str, file: &str| below(&Path::new(ROOT).join(controller), group).join(file);
-    let used = number(&of("memory", "memory.usage_in_bytes"));
-    let reclaimable = field(&of("memory", "memory.stat"), "total_inactive_file");
-    Usage {
-        cpu_nanoseconds: number(&of("cpuacct", "cpuacct.usage")),
-        cpu_user_nanoseconds: number(&of("cpuacct", "cpuacct.usage_user")),
-        cpu_kernel_nanoseconds: number(&of("cpuacct", "cpuacct.usage_sys")),
-        // Without page cache that the kernel gives up at once, as `docker stats` counts.
-        memory_bytes: used.map(|used| used.saturating_sub(reclaimable.unwrap_or(0))),
-        memory_limit_bytes: limit(&of("memory", "memory.limit_in_bytes")),
-        pids: number(&of("pids", "pids.current")),
-    }
-}
-
-fn number(file: &Path) -> Option<u64> {
-    std::fs::read_to_string(file).ok()?.trim().parse().ok()
-}
-
-/// `max` and absurd numbers mean none.
-fn limit(file: &Path) -> Option<u64> {
-    number(file).filter(|limit| *limit < NO_LIMIT)
-}
-
-fn field(file: &Path, name: &str) -> Option<u64> {
-    let text = std::fs::read_to_string(file).ok()?;
-    let value = |line: &str| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok();
-    text.lines().find_map(value)
-}
-
-/// How a vanished group is told.
-pub(crate) fn exists(group: &str) -> io::Result<bool> {
-    let directory = unified(group).unwrap_or_else(|| below(&Path::new(ROOT).join("pids"), group));
-    directory.try_exists()
 }

@@ -189,6 +189,30 @@ pub struct Usage {
     pub memory_limit_bytes: Option<u64>,
     /// Processes and threads.
     pub pids: Option<u64>,
+    /// Through its network.
+    pub network: Option<NetworkBytes>,
+    /// To and from disks.
+    pub io: Option<IoBytes>,
+    /// Since when all this is counted: its start.
+    pub started_at: Option<DateTime<Utc>>,
+}
+
+/// What went through the network of a workspace, as it sees it itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct NetworkBytes {
+    /// To it.
+    pub received: u64,
+    /// From it.
+    pub sent: u64,
+}
+
+/// What went to and from disks; the page cache spares some of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct IoBytes {
+    /// From disks.
+    pub read: u64,
+    /// To disks.
+    pub written: u64,
 }
 
 /// Where a bridge listens.

@@ -6,6 +6,7 @@
 
 mod cgroup;
 pub mod containerd;
+mod counters;
 mod error;
 pub mod failpoint;
 pub mod host;
@@ -33,8 +34,8 @@ use tokio::sync::broadcast;
 pub use error::{Result, RuntimeError};
 pub use image::{ImageRecord, LayerPhase, LayerProgress, PullCredentials, PullProgress};
 pub use instance::{
-    BridgeEndpoint, Capabilities, Check, CheckStatus, CreateOutcome, Instance, InstanceSpec, Isolation, LayerOutcome,
-    Limits, RuntimeEvent, Started, TaskState, Usage,
+    BridgeEndpoint, Capabilities, Check, CheckStatus, CreateOutcome, Instance, InstanceSpec, IoBytes, Isolation,
+    LayerOutcome, Limits, NetworkBytes, RuntimeEvent, Started, TaskState, Usage,
 };
 pub use layers::{LayerKind, LayerMount, LayerRecord, LayerTree, Layers};
 pub use peer::listener_is_in_cgroup;
@@ -119,8 +120,12 @@ pub trait Runtime: Send + Sync + 'static {
         }
     }
 
-    /// Counters of a running workspace.
+    /// Counters of a running workspace; `NotFound` when it does not run. Needs no daemon: local state only.
     async fn usage(&self, bot: &BotId) -> Result<Usage>;
+
+    /// Bytes that all layers of this bot hold, the image's excepted. Counts files, so it may take long: nobody who
+    /// waits for an answer calls it. `NotFound` when the bot has no layer.
+    async fn storage_bytes(&self, bot: &BotId) -> Result<u64>;
 
     /// Where the bridge of a running workspace listens. Needs no daemon: local state only.
     fn bridge_endpoint(&self, bot: &BotId) -> Result<BridgeEndpoint>;

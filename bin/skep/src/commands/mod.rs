@@ -8,6 +8,7 @@ mod exec;
 mod files;
 pub(crate) mod images;
 mod logs;
+mod metrics;
 mod operations;
 mod place;
 mod snapshots;
@@ -68,6 +69,7 @@ async fn run_against_server(shared: &Shared, command: Command) -> Result<()> {
         Command::Images(command) => images::run(&client, form, command).await,
         Command::Ops(command) => operations::run(&client, form, command).await,
         Command::Snapshot(command) => snapshots::run(&client, form, command).await,
+        Command::Metrics(metrics) => metrics::run(&client, form, metrics).await,
         Command::Logs(logs) => logs::run(&client, logs).await,
         Command::Users(command) => accounts::users(&client, form, command).await,
         Command::Keys(command) => accounts::keys(&client, form, command).await,

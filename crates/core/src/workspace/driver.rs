@@ -343,6 +343,7 @@ impl Skep {
         let last = hub.last_event(&result, end_event(&result, pending));
         hub.end(result, last);
         self.forget_hub(hub.id());
+        self.measurements().ask(bot);
     }
 
     async fn journal_end(&self, pending: &Arc<Pending>, result: &Result<Outcome>) -> Result<()> {

@@ -14,7 +14,9 @@ mod interruptions;
 mod lanes;
 mod limits;
 mod log;
+mod measured;
 mod mend;
+mod metrics;
 mod observed;
 mod plan;
 mod preserve;
@@ -32,10 +34,13 @@ mod versions;
 mod work;
 
 pub use info::{WorkspaceInfo, WorkspaceState, WorkspaceStatus};
+pub use measured::MeasuredStorage;
+pub use metrics::{LiveMetrics, WorkspaceMetrics};
 pub use request::{CreateRequest, DeleteData, RestoreMode, RestoreRequest, WhenStopped};
 
 pub(crate) use interruptions::Interruptions;
 pub(crate) use lanes::Lanes;
+pub(crate) use measured::Measurements;
 pub(crate) use observed::Observations;
 pub(crate) use pull::pull_image;
 pub(crate) use request::{CreatePlan, Request, SnapshotPlan};

@@ -137,6 +137,18 @@ impl Observations {
         self.lock().get(bot).is_some_and(|one| one.state == State::Running)
     }
 
+    /// Its container is known to be gone.
+    pub(crate) fn is_missing(&self, bot: &BotId) -> bool {
+        self.lock().get(bot).is_some_and(|one| one.state == State::Missing)
+    }
+
+    /// All that are known to run.
+    pub(crate) fn running(&self) -> Vec<BotId> {
+        let bots = self.lock();
+        let running = bots.iter().filter(|(_, one)| one.state == State::Running);
+        running.map(|(bot, _)| bot.clone()).collect()
+    }
+
     /// Counts a death, or a start that came to nothing.
     pub(crate) fn died(&self, bot: &BotId) -> Retry {
         let now = self.now();

@@ -28,6 +28,7 @@ mod shorten;
 mod task;
 mod turns;
 mod upper;
+mod usage;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -50,7 +51,7 @@ use crate::network::Network;
 use crate::spec::LimitSupport;
 use crate::{
     BridgeEndpoint, Capabilities, Check, CheckStatus, CreateOutcome, ImageArchive, ImageRecord, Instance, InstanceSpec,
-    Layers, Limits, PullProgress, Result, Runtime, RuntimeError, RuntimeEvent, Started, Usage, cgroup,
+    Layers, Limits, PullProgress, Result, Runtime, RuntimeError, RuntimeEvent, Started, Usage,
 };
 use client::Client;
 use echo::Echoes;
@@ -329,15 +330,11 @@ impl Runtime for ContainerdRuntime {
     }
 
     async fn usage(&self, bot: &BotId) -> Result<Usage> {
-        let running = self.records.get(bot).ok_or_else(|| not_running(bot))?;
-        match cgroup::exists(&running.cgroup) {
-            Ok(true) => Ok(cgroup::usage(&running.cgroup)),
-            Ok(false) => Err(not_running(bot)),
-            Err(error) => Err(RuntimeError::other(
-                format!("reading the counters of workspace {bot}"),
-                error,
-            )),
-        }
+        self.counted(bot).await
+    }
+
+    async fn storage_bytes(&self, bot: &BotId) -> Result<u64> {
+        self.measured_layers(bot).await
     }
 
     fn bridge_endpoint(&self, bot: &BotId) -> Result<BridgeEndpoint> {

@@ -167,7 +167,12 @@ impl Network {
 
     /// The address of an attached workspace. Local state only.
     pub fn address(&self, bot: &BotId) -> Result<Option<IpAddr>> {
-        self.wired.as_ref().map_or(Ok(None), |wired| wired.address(bot))
+        Ok(self.attachment(bot)?.and_then(|attachment| attachment.address))
+    }
+
+    /// What an attached workspace has. Local state only.
+    pub(crate) fn attachment(&self, bot: &BotId) -> Result<Option<Attachment>> {
+        self.wired.as_ref().map_or(Ok(None), |wired| wired.attachment(bot))
     }
 
     /// The first IPv4 address of a namespace that somebody else made and attached, its loopback's excepted.

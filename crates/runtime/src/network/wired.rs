@@ -308,8 +308,8 @@ impl Wired {
             .await
     }
 
-    pub(super) fn address(&self, bot: &BotId) -> Result<Option<IpAddr>> {
-        self.records.address(bot)
+    pub(super) fn attachment(&self, bot: &BotId) -> Result<Option<Attachment>> {
+        self.records.attachment(bot)
     }
 
     /// What the last `prepare` found.

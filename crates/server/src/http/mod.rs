@@ -39,6 +39,7 @@ fn described() -> OpenApiRouter<App> {
         .merge(routes::container::router())
         .merge(routes::snapshots::router())
         .merge(routes::logs::router())
+        .merge(routes::metrics::router())
         .merge(routes::files::router())
         .merge(routes::exec::router())
         .merge(routes::terminal::router())

@@ -92,6 +92,57 @@ pub fn member_role_asked(role: api::MemberRole) -> store::MemberRole {
     }
 }
 
+/// What a workspace uses.
+pub fn metrics(backend: &str, metrics: core::WorkspaceMetrics) -> api::MetricsResponse {
+    let live = metrics.live.as_ref();
+    let usage = live.map(|live| live.usage).unwrap_or_default();
+    api::MetricsResponse {
+        supported: true,
+        backend: backend.to_owned(),
+        unsupported_reason: None,
+        status: api::MetricsStatus {
+            exists: metrics.exists,
+            task_running: live.is_some(),
+        },
+        metrics: api::Metrics {
+            cpu: live.and_then(cpu),
+            memory: usage.memory_bytes.map(|used| memory(used, usage.memory_limit_bytes)),
+            storage: metrics.storage.map(|storage| api::StorageMetrics {
+                path: "/".to_owned(),
+                used_bytes: storage.bytes,
+                sampled_at: storage.sampled_at,
+            }),
+            pids: usage.pids,
+            network: usage.network.map(|network| api::NetworkMetrics {
+                rx_bytes: network.received,
+                tx_bytes: network.sent,
+            }),
+            io: usage.io.map(|io| api::IoMetrics {
+                read_bytes: io.read,
+                write_bytes: io.written,
+            }),
+        },
+        sampled_at: live.map(|live| live.sampled_at),
+    }
+}
+
+fn cpu(live: &core::LiveMetrics) -> Option<api::CpuMetrics> {
+    Some(api::CpuMetrics {
+        usage_percent: live.processor_percent?,
+        usage_nanoseconds: live.usage.cpu_nanoseconds?,
+        user_nanoseconds: live.usage.cpu_user_nanoseconds?,
+        kernel_nanoseconds: live.usage.cpu_kernel_nanoseconds?,
+    })
+}
+
+fn memory(used: u64, limit: Option<u64>) -> api::MemoryMetrics {
+    api::MemoryMetrics {
+        usage_bytes: used,
+        limit_bytes: limit.unwrap_or(0),
+        usage_percent: limit.map(|limit| used as f64 / limit as f64 * 100.0),
+    }
+}
+
 /// A bot.
 pub fn bot(bot: core::Bot) -> api::Bot {
     let row = bot.row;

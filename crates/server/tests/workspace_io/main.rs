@@ -7,6 +7,7 @@ mod files;
 mod hostile;
 mod loads;
 mod logs;
+mod metrics;
 mod old_bridge;
 mod refusals;
 mod snapshots;

@@ -44,8 +44,8 @@ pub enum Verb {
     RemoveLayer,
     /// `apply_limits`.
     ApplyLimits,
-    /// `usage`.
-    Usage,
+    /// `storage_bytes`.
+    StorageBytes,
     /// `sweep`.
     Sweep,
     /// `address`.

@@ -105,6 +105,21 @@ impl FakeRuntime {
         .await
     }
 
+    /// Bytes of all layers of a bot.
+    pub(super) async fn size_of_layers(&self, bot: &BotId) -> Result<u64> {
+        let names: Vec<String> = self.layers_of(bot).into_iter().map(|layer| layer.name).collect();
+        if names.is_empty() {
+            return Err(RuntimeError::NotFound {
+                what: format!("a layer of bot {bot}"),
+            });
+        }
+        let directories: Vec<PathBuf> = names.iter().map(|name| self.layer_directory(bot, name)).collect();
+        blocking("measure the layers", move || {
+            directories.iter().map(|one| size_of(one)).sum()
+        })
+        .await
+    }
+
     fn layers_of(&self, bot: &BotId) -> Vec<LayerRecord> {
         self.lock().get(bot).map_or_else(Vec::new, |state| state.layers.clone())
     }
@@ -374,7 +389,15 @@ fn new_layer(name: &str, parent: Option<&str>) -> LayerRecord {
     }
 }
 
+/// What goes away while it is counted is not counted.
 fn size_of(path: &Path) -> io::Result<u64> {
+    match size_of_what_is_there(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+        sized => sized,
+    }
+}
+
+fn size_of_what_is_there(path: &Path) -> io::Result<u64> {
     let metadata = std::fs::symlink_metadata(path)?;
     let mut size = metadata.blocks() * 512;
     if metadata.is_dir() {

@@ -12,6 +12,7 @@ mod layers;
 mod process;
 mod record;
 mod tree;
+mod usage;
 mod verbs;
 
 use std::collections::HashMap;

@@ -22,7 +22,7 @@ use super::faults::Verb;
 use super::layers::SNAPSHOTTER;
 use super::process::{Launch, Process, tail_of};
 use super::record::{self, Record};
-use super::{Bot, FakeRuntime, blocking};
+use super::{Bot, FakeRuntime, blocking, usage};
 
 /// The largest archive the fake takes: it holds it in memory.
 const MAX_ARCHIVE_BYTES: u64 = 64 << 20;
@@ -206,15 +206,19 @@ impl Runtime for FakeRuntime {
     }
 
     async fn usage(&self, bot: &BotId) -> Result<Usage> {
-        self.faults().enter(Verb::Usage).await?;
         let record = self.record_of(bot)?;
         let pid = self.host_pid(bot).ok_or_else(|| not_found(bot))?;
-        let memory = read_resident_bytes(pid).map_err(|error| RuntimeError::other("read the memory in use", error))?;
+        let counted = usage::of_process(pid).map_err(|error| RuntimeError::other("read its counters", error))?;
         Ok(Usage {
-            memory_bytes: Some(memory),
             memory_limit_bytes: Some(record.limits.memory_bytes).filter(|limit| *limit > 0),
-            ..Usage::default()
+            started_at: record.started_at,
+            ..counted
         })
+    }
+
+    async fn storage_bytes(&self, bot: &BotId) -> Result<u64> {
+        self.faults().enter(Verb::StorageBytes).await?;
+        self.size_of_layers(bot).await
     }
 
     fn bridge_endpoint(&self, bot: &BotId) -> Result<BridgeEndpoint> {
@@ -347,11 +351,4 @@ fn environment(given: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     let mut all: BTreeMap<String, String> = own.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
     all.extend(given.clone());
     all
-}
-
-fn read_resident_bytes(pid: i32) -> io::Result<u64> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or("0");
-    let kibibytes: u64 = line.trim().trim_end_matches(" kB").parse().map_err(io::Error::other)?;
-    Ok(kibibytes * 1024)
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 use skep_names::BotId;
 
+use super::super::Attachment;
 use super::super::error::NetworkError;
 use super::{Answer, Configuration};
 
@@ -35,7 +36,7 @@ pub(in crate::network) struct Record {
 pub(in crate::network) struct Records {
     directory: PathBuf,
     /// As the files have them, of those that were asked for: a list of workspaces asks for hundreds at once.
-    addresses: Mutex<HashMap<BotId, Option<IpAddr>>>,
+    known: Mutex<HashMap<BotId, Attachment>>,
 }
 
 type Result<T> = std::result::Result<T, NetworkError>;
@@ -44,24 +45,28 @@ impl Records {
     pub(in crate::network) fn new(directory: PathBuf) -> Self {
         Self {
             directory,
-            addresses: Mutex::default(),
+            known: Mutex::default(),
         }
     }
 
-    /// The address of a bot's attachment, when it has one.
-    pub(in crate::network) fn address(&self, bot: &BotId) -> Result<Option<IpAddr>> {
+    /// Address and interface of a bot's attachment, when it has one.
+    pub(in crate::network) fn attachment(&self, bot: &BotId) -> Result<Option<Attachment>> {
         // Held while the file is read: one that is written meanwhile must not be answered for by its past.
-        let mut addresses = self.addresses();
-        if let Some(known) = addresses.get(bot) {
-            return Ok(*known);
+        let mut known = self.known();
+        if let Some(attachment) = known.get(bot) {
+            return Ok(Some(attachment.clone()));
         }
         let Some(record) = self.load(bot)? else { return Ok(None) };
-        addresses.insert(bot.clone(), record.address);
-        Ok(record.address)
+        let attachment = Attachment {
+            address: record.address,
+            host_interface: record.host_interface,
+        };
+        known.insert(bot.clone(), attachment.clone());
+        Ok(Some(attachment))
     }
 
-    fn addresses(&self) -> MutexGuard<'_, HashMap<BotId, Option<IpAddr>>> {
-        self.addresses.lock().unwrap_or_else(PoisonError::into_inner)
+    fn known(&self) -> MutexGuard<'_, HashMap<BotId, Attachment>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What is known of a bot's attachment.
@@ -86,16 +91,16 @@ impl Records {
             std::fs::write(&draft, serde_json::to_vec(record)?)?;
             std::fs::rename(&draft, &path)
         };
-        let mut addresses = self.addresses();
-        addresses.remove(&record.bot);
+        let mut known = self.known();
+        known.remove(&record.bot);
         write().map_err(NetworkError::other(format!("writing {}", path.display())))
     }
 
     /// Forgets it; one that is not there is a success.
     pub(in crate::network) fn remove(&self, bot: &BotId) -> Result<()> {
         let path = self.path(bot);
-        let mut addresses = self.addresses();
-        addresses.remove(bot);
+        let mut known = self.known();
+        known.remove(bot);
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
                 Err(NetworkError::other(format!("removing {}", path.display()))(error))

@@ -47,20 +47,6 @@ use HttpMethod::{Delete, Get, Post, Put};
 const LATER: &[Later] = &[
     later(
         Get,
-        "/bots/{bot_id}/container/metrics",
-        Who::Read,
-        "workspace",
-        "metrics",
-    ),
-    later(
-        Get,
-        "/bots/{bot_id}/container/metrics/stream",
-        Who::Read,
-        "workspace",
-        "metrics",
-    ),
-    later(
-        Get,
         "/bots/{bot_id}/container/data/export",
         Who::Manage,
         "data",

@@ -13,6 +13,7 @@ pub mod keys;
 pub mod later;
 pub mod logs;
 pub mod members;
+pub mod metrics;
 pub mod operations;
 pub mod snapshots;
 pub mod terminal;

@@ -1,0 +1,256 @@
+//! What was measured of workspaces and is remembered: the bytes of their layers, counted in the background, and the
+//! last looks at their processors' time, so that a question about either waits for nothing.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use skep_names::BotId;
+use skep_runtime::{RuntimeError, Usage};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::error::Error;
+use crate::skep::Skep;
+
+/// Looks at a processor's time that are closer to each other say nothing about its load.
+const SHORTEST_SPAN: Duration = Duration::from_millis(100);
+/// Between two looks whose count is old, at most.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// A count of files may take so much of the time, whatever their number.
+const SHARE_OF_TIME: u32 = 20;
+
+/// Bytes of storage, as they were when they were counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MeasuredStorage {
+    pub bytes: u64,
+    pub sampled_at: DateTime<Utc>,
+}
+
+/// A look at the processors' time of one run of a workspace.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Look {
+    at: Instant,
+    nanoseconds: u64,
+    /// Which run it was.
+    started_at: Option<DateTime<Utc>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Looks {
+    /// What a look that comes too soon after the last is compared with.
+    before: Look,
+    last: Look,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Storage {
+    measured: MeasuredStorage,
+    /// Not before this without an operation.
+    again_at: Instant,
+}
+
+/// All of them. Lost with the server, and measured anew by the next.
+#[derive(Debug, Default)]
+pub(crate) struct Measurements {
+    looks: Mutex<HashMap<BotId, Looks>>,
+    storage: Mutex<HashMap<BotId, Storage>>,
+    asked: Mutex<BTreeSet<BotId>>,
+    wake: Notify,
+}
+
+impl Measurements {
+    /// Per cent of one core since an earlier look; from the start of the workspace at the first. 0 when there is
+    /// nothing to compare with.
+    pub(crate) fn processor_percent(&self, bot: &BotId, usage: &Usage, at: Instant) -> Option<f64> {
+        let now = Look {
+            at,
+            nanoseconds: usage.cpu_nanoseconds?,
+            started_at: usage.started_at,
+        };
+        let mut all = locked(&self.looks);
+        let Some(looks) = all.get_mut(bot).filter(|looks| looks.last.started_at == now.started_at) else {
+            let first = Looks { before: now, last: now };
+            all.insert(bot.clone(), first);
+            return Some(since_start(&now));
+        };
+        if now.at - looks.last.at >= SHORTEST_SPAN {
+            looks.before = looks.last;
+            looks.last = now;
+        }
+        Some(match looks.before.at == now.at || looks.before.at == looks.last.at {
+            true => since_start(&now),
+            false => percent(
+                now.nanoseconds.checked_sub(looks.before.nanoseconds),
+                now.at - looks.before.at,
+            ),
+        })
+    }
+
+    /// What was counted last.
+    pub(crate) fn storage(&self, bot: &BotId) -> Option<MeasuredStorage> {
+        locked(&self.storage).get(bot).map(|storage| storage.measured)
+    }
+
+    /// Its storage is to be counted soon.
+    pub(crate) fn ask(&self, bot: &BotId) {
+        locked(&self.asked).insert(bot.clone());
+        self.wake.notify_one();
+    }
+
+    /// Those of these whose last count is old enough are to be counted.
+    fn ask_for_old(&self, running: Vec<BotId>) {
+        let now = Instant::now();
+        let storage = locked(&self.storage);
+        let is_old = |bot: &BotId| storage.get(bot).is_none_or(|storage| storage.again_at <= now);
+        locked(&self.asked).extend(running.into_iter().filter(is_old));
+    }
+
+    fn next_asked(&self) -> Option<BotId> {
+        locked(&self.asked).pop_first()
+    }
+
+    fn counted(&self, bot: &BotId, bytes: u64, again_at: Instant) {
+        let measured = MeasuredStorage {
+            bytes,
+            sampled_at: Utc::now(),
+        };
+        locked(&self.storage).insert(bot.clone(), Storage { measured, again_at });
+    }
+
+    fn forget(&self, bot: &BotId) {
+        locked(&self.storage).remove(bot);
+        locked(&self.looks).remove(bot);
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Of the whole run so far.
+fn since_start(now: &Look) -> f64 {
+    let run = now.started_at.and_then(|started| (Utc::now() - started).to_std().ok());
+    percent(Some(now.nanoseconds), run.unwrap_or_default())
+}
+
+/// 0 when the counter or the clock went backwards.
+fn percent(nanoseconds: Option<u64>, span: Duration) -> f64 {
+    match (nanoseconds, span.as_nanos()) {
+        (None, _) | (_, 0) => 0.0,
+        (Some(used), span) => used as f64 / span as f64 * 100.0,
+    }
+}
+
+impl Skep {
+    /// Counts the storage of workspaces after operations, and of those that run every now and then, one at a time.
+    pub(crate) fn spawn_measuring(&self) {
+        let skep = self.clone();
+        self.tasks().spawn(async move {
+            let measurements = skep.measurements();
+            let look_every = skep.settings().storage_measured_every.min(LOOK_EVERY);
+            loop {
+                while let Some(bot) = measurements.next_asked() {
+                    tokio::select! {
+                        () = skep.going_down().cancelled() => return,
+                        () = skep.measure(&bot) => {}
+                    }
+                }
+                tokio::select! {
+                    () = skep.going_down().cancelled() => return,
+                    () = measurements.wake.notified() => {}
+                    () = tokio::time::sleep(look_every) => {}
+                }
+                measurements.ask_for_old(skep.observations().running());
+            }
+        });
+    }
+
+    async fn measure(&self, bot: &BotId) {
+        let began = Instant::now();
+        match self.runtime().storage_bytes(bot).await {
+            Ok(bytes) => {
+                let pause = self
+                    .settings()
+                    .storage_measured_every
+                    .max(began.elapsed() * SHARE_OF_TIME);
+                self.measurements().counted(bot, bytes, Instant::now() + pause);
+            }
+            Err(RuntimeError::NotFound { .. }) => self.measurements().forget(bot),
+            Err(error) => {
+                let error = Error::from(error);
+                tracing::debug!(%bot, error = error.with_causes(), "the storage of a workspace was not counted");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn usage(nanoseconds: u64, started_at: DateTime<Utc>) -> Usage {
+        Usage {
+            cpu_nanoseconds: Some(nanoseconds),
+            started_at: Some(started_at),
+            ..Usage::default()
+        }
+    }
+
+    /// Looks at so many nanoseconds, so many milliseconds after the first.
+    fn looks(looks: &[(u64, u64)]) -> Vec<f64> {
+        let (measurements, bot, start, first) = (Measurements::default(), BotId::random(), Utc::now(), Instant::now());
+        let look = |&(nanoseconds, milliseconds): &(u64, u64)| {
+            let at = first + Duration::from_millis(milliseconds);
+            let percent = measurements.processor_percent(&bot, &usage(nanoseconds, start), at);
+            percent.expect("a counter")
+        };
+        looks.iter().map(look).collect()
+    }
+
+    #[test]
+    fn a_full_core_is_a_hundred_per_cent() {
+        let told = looks(&[
+            (5_000_000_000, 0),
+            (6_000_000_000, 1000),
+            (8_000_000_000, 2000),
+            (8_500_000_000, 4000),
+        ]);
+        assert_eq!(told[1..], [100.0, 200.0, 25.0]);
+    }
+
+    #[test]
+    fn a_counter_or_a_clock_that_goes_backwards_is_no_load() {
+        assert_eq!(looks(&[(5_000_000_000, 0), (1_000_000_000, 1000)])[1], 0.0);
+        assert_eq!(percent(Some(1), Duration::ZERO), 0.0);
+    }
+
+    #[test]
+    fn a_second_reader_does_not_spoil_the_figures_of_the_first() {
+        let told = looks(&[
+            (0, 0),
+            (1_000_000_000, 1000),
+            (1_010_000_000, 1010),
+            (3_000_000_000, 2000),
+        ]);
+        assert_eq!(told[1], 100.0);
+        assert_eq!(told[2].round(), 100.0, "from the look before the last");
+        assert_eq!(told[3], 200.0, "from the last that counted");
+    }
+
+    #[test]
+    fn another_run_is_not_compared_with_the_one_before() {
+        let (measurements, bot, now) = (Measurements::default(), BotId::random(), Instant::now());
+        let old = Utc::now() - chrono::TimeDelta::hours(1);
+        measurements.processor_percent(&bot, &usage(1_000_000_000, old), now);
+        let new = Utc::now() - chrono::TimeDelta::seconds(100);
+        let later = now + Duration::from_secs(1);
+        let percent = measurements.processor_percent(&bot, &usage(50_000_000_000, new), later);
+        assert!(
+            percent.is_some_and(|percent| (49.0..=50.1).contains(&percent)),
+            "{percent:?}"
+        );
+        assert_eq!(measurements.processor_percent(&bot, &Usage::default(), later), None);
+    }
+}

@@ -1,0 +1,70 @@
+//! What workspaces use: counted by the kernel, read without a question to containerd; and the bytes of their layers,
+//! which containerd counts.
+
+use std::time::Duration;
+
+use containerd_client::services::v1::snapshots::UsageRequest;
+use skep_names::BotId;
+use tonic::Code;
+
+use super::client::failed;
+use super::host::network_failed;
+use super::{ContainerdRuntime, not_running};
+use crate::{Result, RuntimeError, Usage, cgroup, counters};
+
+/// containerd walks through every file of an active layer: one with millions of them takes minutes.
+const COUNT_LIMIT: Duration = Duration::from_secs(600);
+
+impl ContainerdRuntime {
+    /// The counters of a workspace that runs.
+    pub(super) async fn counted(&self, bot: &BotId) -> Result<Usage> {
+        let running = self.records.get(bot).ok_or_else(|| not_running(bot))?;
+        let attachment = self.network.attachment(bot).map_err(network_failed)?;
+        let interface = attachment.and_then(|attachment| attachment.host_interface);
+        // The kernel may have to add up over all processors first: not on a thread that others wait for.
+        let reading = tokio::task::spawn_blocking(move || {
+            let group = cgroup::group(&running.cgroup);
+            group.has_processes().then(|| Usage {
+                network: interface.as_deref().and_then(counters::network),
+                started_at: Some(running.started_at),
+                ..group.usage()
+            })
+        });
+        match reading.await {
+            Ok(read) => read.ok_or_else(|| not_running(bot)),
+            Err(panicked) => Err(RuntimeError::other(
+                format!("reading the counters of workspace {bot}"),
+                panicked,
+            )),
+        }
+    }
+
+    /// Bytes of all layers of a bot, as the snapshotter counts them.
+    pub(super) async fn measured_layers(&self, bot: &BotId) -> Result<u64> {
+        let container = self.find_container(bot).await?;
+        let own = container.map(|container| container.snapshotter);
+        let snapshotter = own.filter(|own| !own.is_empty());
+        let snapshotter = snapshotter.unwrap_or_else(|| self.config.snapshotter.clone());
+        let records = self.records_of(bot, &snapshotter).await?;
+        if records.is_empty() {
+            return Err(RuntimeError::NotFound {
+                what: format!("a layer of bot {bot}"),
+            });
+        }
+        let mut bytes = 0_u64;
+        for record in records {
+            let message = UsageRequest {
+                snapshotter: snapshotter.clone(),
+                key: record.name.clone(),
+            };
+            let request = self.client.request_within(message, COUNT_LIMIT);
+            match self.client.snapshots().usage(request).await {
+                Ok(answer) => bytes = bytes.saturating_add(u64::try_from(answer.into_inner().size).unwrap_or(0)),
+                // Gone since it was listed.
+                Err(status) if status.code() == Code::NotFound => {}
+                Err(status) => return Err(failed(format!("the size of layer {}", record.name), status)),
+            }
+        }
+        Ok(bytes)
+    }
+}
