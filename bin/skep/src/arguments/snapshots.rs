@@ -27,14 +27,16 @@ pub(crate) enum SnapshotCommand {
         #[command(flatten)]
         named: Named,
         /// Its number
-        version: u64,
+        #[arg(value_name = "VERSION")]
+        number: u64,
     },
     /// Give a version another name
     Rename {
         #[command(flatten)]
         named: Named,
         /// Its number
-        version: u64,
+        #[arg(value_name = "VERSION")]
+        number: u64,
         /// Its new name; empty takes it away
         label: String,
     },
@@ -43,7 +45,7 @@ pub(crate) enum SnapshotCommand {
         #[command(flatten)]
         named: Named,
         /// Their numbers
-        #[arg(required = true)]
-        versions: Vec<u64>,
+        #[arg(required = true, value_name = "VERSION")]
+        numbers: Vec<u64>,
     },
 }

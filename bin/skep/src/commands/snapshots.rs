@@ -70,28 +70,28 @@ pub(crate) async fn run(client: &Client, form: OutputForm, command: SnapshotComm
             let versions: Vec<Value> = items.into_iter().filter(|item| item["managed"] == true).collect();
             output::print_list(form, &versions, "version", COLUMNS)
         }
-        SnapshotCommand::Rollback { named, version } => {
+        SnapshotCommand::Rollback { named, number } => {
             let path = format!("{}/rollback", snapshots_of(client, &named.name).await?);
-            let body = json!({ "version": version });
+            let body = json!({ "version": number });
             let done = waited(form, "rolling back", client.post(&path, &body)).await?;
             let saved = text(&done, "saved_version");
-            let told = format!("on version {version} again; what was there is version {saved}");
+            let told = format!("on version {number} again; what was there is version {saved}");
             print(form, &done, &told)
         }
-        SnapshotCommand::Rename { named, version, label } => {
-            let path = format!("{}/{version}", snapshots_of(client, &named.name).await?);
+        SnapshotCommand::Rename { named, number, label } => {
+            let path = format!("{}/{number}", snapshots_of(client, &named.name).await?);
             let request = client
                 .request(Method::PATCH, &path)
                 .json(&json!({ "snapshot_name": label }));
             let renamed = client.json(request).await?;
             print(form, &renamed, &text(&renamed, "snapshot_name"))
         }
-        SnapshotCommand::Rm { named, versions } => {
+        SnapshotCommand::Rm { named, numbers } => {
             let path = snapshots_of(client, &named.name).await?;
-            for version in versions {
-                client.delete(&format!("{path}/{version}")).await?;
-                let gone = json!({ "version": version, "deleted": true });
-                print(form, &gone, &format!("version {version} is gone"))?;
+            for number in numbers {
+                client.delete(&format!("{path}/{number}")).await?;
+                let gone = json!({ "version": number, "deleted": true });
+                print(form, &gone, &format!("version {number} is gone"))?;
             }
             Ok(())
         }
