@@ -14,6 +14,18 @@ pub(crate) fn of_path(error: &io::Error, path: &Path) -> Status {
     with_reason(code, word, format!("{}: {text}", path.display()))
 }
 
+/// As [`of_path`], of a file that would not hold still while it was packed.
+pub(crate) fn of_packing(error: &io::Error, path: &Path) -> Status {
+    match error.kind() {
+        io::ErrorKind::ResourceBusy if error.raw_os_error().is_none() => with_reason(
+            Code::Aborted,
+            Some(reason::CHANGED),
+            format!("{}: {error}", path.display()),
+        ),
+        _ => of_path(error, path),
+    }
+}
+
 /// Which of two paths an error of work from one to the other is about, which the kernel does not tell.
 pub(crate) fn path_at_fault<'a>(error: &io::Error, from: &'a Path, to: &'a Path) -> &'a Path {
     if from.symlink_metadata().is_err() {

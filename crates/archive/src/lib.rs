@@ -17,6 +17,7 @@ mod compression;
 mod directories;
 mod entry;
 mod error;
+mod estimate;
 mod hard_links;
 mod header;
 #[cfg(feature = "compression")]
@@ -39,4 +40,5 @@ pub use check::{Checked, Limits, check};
 pub use compression::{Compressed, Format, Source};
 pub use entry::Trust;
 pub use error::{ArchiveError, Reason, Refusal};
+pub use estimate::estimate;
 pub use pack::{Changing, PackOptions, PackReport, Packer, RootEntry, Special, pack};

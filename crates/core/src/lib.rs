@@ -19,6 +19,7 @@ mod requester;
 mod settings;
 mod skep;
 pub mod terminal;
+pub mod transfer;
 mod versions;
 mod workspace;
 

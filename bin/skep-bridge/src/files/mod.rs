@@ -1,7 +1,6 @@
 //! The workspace's files, by blocking calls: the services run these on worker threads and carry the results.
 
-mod archive_in;
-mod archive_out;
+mod archive;
 mod change;
 mod copy;
 mod info;
@@ -10,8 +9,7 @@ mod text;
 mod walk;
 mod write;
 
-pub(crate) use archive_in::unpack;
-pub(crate) use archive_out::{Sink, pack};
+pub(crate) use archive::{Export, Sink, pack, unpack};
 pub(crate) use change::{change_mode, make_directory, remove, rename};
 pub(crate) use copy::copy;
 pub(crate) use info::{entry_of, stat};

@@ -13,7 +13,7 @@ use crate::exec::Registry;
 /// In the order of preference of whoever opens a terminal.
 const SHELLS: &[&str] = &["/bin/bash", "/usr/bin/bash", "/bin/zsh", "/usr/bin/zsh"];
 const LAST_SHELL: &str = "/bin/sh";
-const FEATURES: [&str; 4] = ["files", "archive", "exec", "shell"];
+const FEATURES: [&str; 5] = ["files", "archive", "export", "exec", "shell"];
 
 pub(crate) struct WorkspaceService {
     pub(crate) registry: Arc<Registry>,
@@ -83,6 +83,12 @@ impl Workspace for WorkspaceService {
 
     async fn archive_in(&self, request: Request<Streaming<ArchiveInChunk>>) -> Answer<ArchiveInResult> {
         files::archive_in(request.into_inner()).await.map(Response::new)
+    }
+
+    type ExportStream = ResponseStream<ExportChunk>;
+
+    async fn export(&self, request: Request<ExportRequest>) -> Answer<Self::ExportStream> {
+        files::export(request.into_inner()).await.map(Response::new)
     }
 
     async fn start_exec(&self, request: Request<StartExecRequest>) -> Answer<ExecStatus> {

@@ -207,6 +207,53 @@ pub(super) async fn archive_out(request: ArchiveOutRequest) -> Result<ResponseSt
     }))
 }
 
+pub(super) async fn export(request: ExportRequest) -> Result<ResponseStream<ExportChunk>, Status> {
+    let begin = |_: &Path| files::Export::begin();
+    let export = on_path(PathBuf::from(paths::DATA_DIRECTORY), begin).await?;
+    let changing = match request.strict {
+        true => skep_archive::Changing::Refused,
+        false => skep_archive::Changing::Counted,
+    };
+    Ok(produced(move |outlet| export_chunks(&export, changing, outlet)))
+}
+
+fn export_chunks(
+    export: &files::Export,
+    changing: skep_archive::Changing,
+    outlet: &Outlet<ExportChunk>,
+) -> Result<(), Status> {
+    struct ToStream<'a>(&'a Outlet<ExportChunk>);
+    impl files::Sink for ToStream<'_> {
+        fn send(&mut self, data: bytes::Bytes) -> std::io::Result<()> {
+            self.0.send(ExportChunk {
+                data,
+                ..ExportChunk::default()
+            })
+        }
+    }
+    let first = ExportChunk {
+        estimate_bytes: export.estimate_bytes,
+        ..ExportChunk::default()
+    };
+    let sent = outlet
+        .send(first)
+        .map_err(|error| (PathBuf::from(paths::DATA_DIRECTORY), error));
+    let packed = sent.and_then(|()| export.pack(changing, &mut ToStream(outlet)));
+    let report = packed.map_err(|(path, error)| failure::of_packing(&error, &path))?;
+    let last = ExportChunk {
+        report: Some(ExportReport {
+            entries: report.entries,
+            bytes: report.bytes,
+            skipped: report.skipped,
+            changed: report.changed,
+        }),
+        ..ExportChunk::default()
+    };
+    // Nobody reads it when the caller has gone.
+    drop(outlet.send(last));
+    Ok(())
+}
+
 pub(super) async fn archive_in(mut chunks: Streaming<ArchiveInChunk>) -> Result<ArchiveInResult, Status> {
     let first = chunks.message().await?.ok_or_else(failure::path_is_required)?;
     let path = paths::resolve(&first.path)?;

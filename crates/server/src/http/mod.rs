@@ -38,6 +38,7 @@ fn described() -> OpenApiRouter<App> {
         .merge(routes::operations::router())
         .merge(routes::container::router())
         .merge(routes::snapshots::router())
+        .merge(routes::data::router())
         .merge(routes::logs::router())
         .merge(routes::metrics::router())
         .merge(routes::files::router())

@@ -3,6 +3,7 @@
 
 mod downloads;
 mod execs;
+mod exports;
 mod files;
 mod hostile;
 mod loads;

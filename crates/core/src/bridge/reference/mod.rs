@@ -60,6 +60,7 @@ impl Workspace for OverReference {
     type ListStream = Answers<ListPage>;
     type ReadStream = Answers<ReadChunk>;
     type ArchiveOutStream = Answers<DataChunk>;
+    type ExportStream = Answers<ExportChunk>;
     type RunExecStream = Answers<ExecEvent>;
     type ExecOutputStream = Answers<ExecEvent>;
     type ListExecsStream = Answers<ExecList>;
@@ -117,6 +118,10 @@ impl Workspace for OverReference {
 
     async fn archive_in(&self, _: Request<Streaming<ArchiveInChunk>>) -> Answer<ArchiveInResult> {
         lacks("archives")
+    }
+
+    async fn export(&self, _: Request<ExportRequest>) -> Answer<Self::ExportStream> {
+        lacks("exports")
     }
 
     async fn start_exec(&self, _: Request<StartExecRequest>) -> Answer<ExecStatus> {

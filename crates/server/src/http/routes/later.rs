@@ -46,20 +46,6 @@ use HttpMethod::{Delete, Get, Post, Put};
 /// Every route that a later version brings. One that arrives leaves this table.
 const LATER: &[Later] = &[
     later(
-        Get,
-        "/bots/{bot_id}/container/data/export",
-        Who::Manage,
-        "data",
-        "export",
-    ),
-    later(
-        Post,
-        "/bots/{bot_id}/container/data/export",
-        Who::Manage,
-        "data",
-        "export",
-    ),
-    later(
         Post,
         "/bots/{bot_id}/container/data/import",
         Who::Manage,

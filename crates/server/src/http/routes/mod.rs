@@ -5,6 +5,7 @@ pub mod auth;
 pub mod backups;
 pub mod bots;
 pub mod container;
+pub mod data;
 pub mod exec;
 pub mod files;
 pub mod health;

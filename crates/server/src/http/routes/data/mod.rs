@@ -1,0 +1,12 @@
+//! A workspace's `/data` as one archive.
+
+mod export;
+
+use utoipa_axum::router::OpenApiRouter;
+
+use crate::app::App;
+
+/// `/bots/{bot_id}/container/data/…`
+pub fn router() -> OpenApiRouter<App> {
+    export::router()
+}

@@ -1,0 +1,235 @@
+//! `/data` as an archive, over real HTTP: whole, or seen as broken.
+
+use std::io::Read;
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::Workspace;
+
+const EXPORT: &str = "/data/export";
+
+/// What lies below a directory, one line each, with all that an archive keeps. Numbers only: busybox and coreutils print
+/// times and kinds in their own ways. How large a directory is depends on the file system.
+const TREE: &str = "find . -type d -exec stat -c '%n %f %u:%g %Y' {} + | sort; \
+                    find . ! -type d ! -type p ! -type s -exec stat -c '%n %f %u:%g %s %Y %h' {} + | sort; \
+                    find . -type l | sort | xargs -n 1 readlink; find . -type f -exec sha256sum {} + | sort";
+
+fn unpacked(archive: &[u8], compression: &str) -> tempfile::TempDir {
+    let directory = tempfile::tempdir().expect("a directory");
+    std::fs::write(directory.path().join("archive"), archive).expect("written");
+    let tar = Command::new("tar")
+        .args([
+            "--extract",
+            "--preserve-permissions",
+            "--numeric-owner",
+            "--file",
+            "../archive",
+            compression,
+        ])
+        .current_dir({
+            let place = directory.path().join("data");
+            std::fs::create_dir(&place).expect("a directory");
+            place
+        })
+        .output()
+        .expect("tar is installed");
+    assert!(tar.status.success(), "{}", String::from_utf8_lossy(&tar.stderr));
+    directory
+}
+
+#[tokio::test]
+async fn a_running_workspace_is_exported_in_every_format_and_runs_on() {
+    let workspace = Workspace::start().await;
+    let process = workspace
+        .post("/exec", json!({"command": "sleep 600", "detach": true}))
+        .await;
+    let exec = process.expect_status(202).json()["exec_id"]
+        .as_str()
+        .expect("an id")
+        .to_owned();
+    workspace
+        .output_of(
+            "mkdir -p d/e empty; echo hello > d/e/f; chmod 4751 d/e/f; chown 1000:65534 d; ln d/e/f hard; ln -s /etc/shadow out; \
+             ln -s nowhere dangling; : > nothing; truncate -s 5M holes; mkfifo pipe; chmod 0 empty; touch -d '2001-02-03 04:05:06' d/e/f",
+        )
+        .await;
+    let expected = workspace.output_of(TREE).await;
+    let mut sizes = Vec::new();
+    for (format, media_type, compression) in [
+        ("tar.gz", "application/gzip", "--gzip"),
+        ("tar.zst", "application/zstd", "--zstd"),
+        ("tar", "application/x-tar", "--no-auto-compress"),
+    ] {
+        let answer = workspace.post(&format!("{EXPORT}?format={format}"), json!({})).await;
+        answer.expect_status(200);
+        assert_eq!(answer.header("content-type"), media_type);
+        let name = format!("attachment; filename=\"{}-data.{format}\"", workspace.bot);
+        assert_eq!(answer.header("content-disposition"), name);
+        let estimate: u64 = answer.header("x-export-bytes-estimate").parse().expect("a number");
+        assert!((1024..1 << 20).contains(&estimate), "{estimate}");
+        let there = unpacked(&answer.body, compression);
+        let found = Command::new("sh")
+            .args(["-c", TREE])
+            .current_dir(there.path().join("data"))
+            .output()
+            .expect("a shell");
+        assert_eq!(String::from_utf8_lossy(&found.stdout), expected, "{format}");
+        sizes.push(answer.body.len());
+    }
+    assert!(sizes[2] < 100_000, "holes take no room: {sizes:?}");
+    let running = workspace.get(&format!("/exec/{exec}")).await;
+    assert_eq!(running.json()["state"], "running");
+}
+
+#[tokio::test]
+async fn an_empty_and_a_missing_data_directory_are_archives_without_entries() {
+    let workspace = Workspace::start().await;
+    for prepare in ["find /data -mindepth 1 -exec rm -rf {} +", "cd /; rmdir /data"] {
+        workspace.output_of(prepare).await;
+        let answer = workspace.get(&format!("{EXPORT}?format=tar")).await;
+        assert_eq!(&answer.expect_status(200).body[..], [0; 1024], "{prepare}");
+    }
+}
+
+#[tokio::test]
+async fn data_that_is_no_directory_is_refused() {
+    let workspace = Workspace::start().await;
+    for replacement in ["ln -s / /data", "ln -s /etc /data", "echo file > /data"] {
+        workspace.output_of(&format!("cd /; rm -rf /data; {replacement}")).await;
+        let answer = workspace.get(EXPORT).await;
+        answer.expect_error(400, "invalid_path");
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_asked_is_refused() {
+    let workspace = Workspace::start().await;
+    workspace
+        .get(&format!("{EXPORT}?format=zip"))
+        .await
+        .expect_error(400, "invalid_argument");
+    workspace
+        .get(&format!("{EXPORT}?consistent=true"))
+        .await
+        .expect_error(501, "unsupported");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_trailers_tell_the_digest_to_whoever_asks() {
+    let workspace = Workspace::start().await;
+    workspace.output_of("echo hello > file").await;
+    let answer = curl(&workspace, "", &["--header", "TE: trailers", "--dump-header", "-"]);
+    let text = String::from_utf8_lossy(&answer.stdout).to_ascii_lowercase();
+    let directory = tempfile::tempdir().expect("a directory");
+    assert!(answer.status.success(), "{text}");
+    assert!(text.contains("trailer: x-export-sha256, x-export-changed"), "{text}");
+    assert!(text.contains("x-export-changed: 0"), "{text}");
+    let file = directory.path().join("archive");
+    let saved = curl(
+        &workspace,
+        "",
+        &[
+            "--header",
+            "TE: trailers",
+            "--dump-header",
+            "-",
+            "--output",
+            file.to_str().expect("text"),
+        ],
+    );
+    let headers = String::from_utf8_lossy(&saved.stdout).to_ascii_lowercase();
+    let sum = Command::new("sha256sum").arg(&file).output().expect("a sum").stdout;
+    let sum = String::from_utf8_lossy(&sum[..64]).into_owned();
+    assert!(headers.contains(&format!("x-export-sha256: {sum}")), "{headers}\n{sum}");
+}
+
+fn curl(workspace: &Workspace, query: &str, arguments: &[&str]) -> std::process::Output {
+    let address = workspace.server.url();
+    Command::new("curl")
+        .args([
+            "--silent",
+            "--show-error",
+            "--max-time",
+            "60",
+            "--oauth2-bearer",
+            workspace.server.admin_key(),
+        ])
+        .args(arguments)
+        .arg(format!("{address}{}{query}", workspace.path(EXPORT)))
+        .output()
+        .expect("curl is installed")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_that_fails_midway_is_seen_as_a_failure() {
+    let workspace = Workspace::start().await;
+    // More than what is under way between here and there, so that the kill comes in its middle.
+    workspace.output_of("head -c 60000000 /dev/urandom > large").await;
+    let mut answer = workspace
+        .server
+        .call("GET", &workspace.path(&format!("{EXPORT}?format=tar")))
+        .open()
+        .await;
+    assert_eq!(answer.status(), 200);
+    let first = answer.chunk().await.expect("a piece").expect("some");
+    assert!(!first.is_empty());
+    workspace
+        .server
+        .call("POST", &workspace.path("/stop"))
+        .json(&json!({}))
+        .send()
+        .await
+        .expect_status(200);
+    let rest = async {
+        while answer.chunk().await?.is_some() {}
+        Ok::<_, reqwest::Error>(())
+    };
+    let ended = tokio::time::timeout(Duration::from_secs(60), rest)
+        .await
+        .expect("an end");
+    ended.expect_err("a broken transfer");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_never_holds_still_is_counted_or_fails_the_export() {
+    let workspace = Workspace::start().await;
+    workspace
+        .post("/exec", json!({"command": "head -c 20000000 /dev/zero > growing; while true; do echo more >> growing; done", "detach": true}))
+        .await
+        .expect_status(202);
+    let grown = "until [ $(stat -c %s growing) -gt 20000100 ]; do sleep 0.01; done";
+    workspace.output_of(grown).await;
+    let counted = curl(
+        &workspace,
+        "",
+        &[
+            "--header",
+            "TE: trailers",
+            "--dump-header",
+            "-",
+            "--output",
+            "/dev/null",
+        ],
+    );
+    let headers = String::from_utf8_lossy(&counted.stdout).to_ascii_lowercase();
+    assert!(
+        counted.status.success() && headers.contains("x-export-changed: 1"),
+        "{headers}"
+    );
+    let strict = curl(&workspace, "?strict=true", &["--output", "/dev/null"]);
+    assert!(!strict.status.success(), "a strict export of it failed");
+}
+
+#[tokio::test]
+async fn an_archive_is_read_again_as_it_was_compressed() {
+    let workspace = Workspace::start().await;
+    workspace.output_of("echo hello > file").await;
+    let answer = workspace.get(EXPORT).await;
+    let mut tar = Vec::new();
+    flate2::read::GzDecoder::new(&answer.expect_status(200).body[..])
+        .read_to_end(&mut tar)
+        .expect("gzip");
+    assert!(tar.ends_with(&[0; 1024]));
+}
