@@ -4,7 +4,7 @@ SHELL := /bin/bash
 CARGO ?= cargo
 SKEP := target/release/skep
 
-.PHONY: help up down build test check fmt bench soak-disk soak-kills soak-power soak-deletes soak-two-servers soak-away soak-versions
+.PHONY: help up down build test check fmt bench soak-kill soak-disk soak-kills soak-power soak-deletes soak-two-servers soak-away soak-versions
 
 help:
 	@echo 'make up      install what is missing, build, start a server with a first workspace'
@@ -47,6 +47,8 @@ soak-versions: SOAK := versions::
 soak-kills soak-power soak-deletes soak-two-servers soak-away soak-versions:
 	scripts/install test
 	SKEP_SOAK=1 $(CARGO) test --locked --workspace --test end_to_end -- --nocapture --test-threads 1 $(SOAK)
+
+soak-kill: soak-kills
 
 # A backup on a disk that is full at every 4 KiB of it.
 soak-disk:

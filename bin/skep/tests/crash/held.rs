@@ -105,6 +105,13 @@ async fn rows(stage: &Stage, raw: &mut Vec<String>) {
             raw.push(format!("fault of bot {bot}: {}", fault.check_type));
         }
     }
+    for bot in stage.all_bots() {
+        let id: BotId = bot.parse().expect("an id of ours");
+        for row in store.backups(&id).await.expect("the store can be read") {
+            let verified = if row.verified { "verified" } else { "damaged" };
+            raw.push(format!("row of a backup of {bot}: {verified}"));
+        }
+    }
     for row in store.containers().await.expect("the store can be read") {
         raw.push(format!(
             "row of workspace {}: {}, wanted {}, limits {}, reason {}, {}",
@@ -225,8 +232,10 @@ fn on_disk(stage: &Stage, raw: &mut Vec<String>) {
             raw.push(format!("file <data root>/{entry}"));
         }
     }
-    for entry in names_in(&data_root.join("run")) {
-        raw.push(format!("file <data root>/run/{entry}"));
+    for directory in ["run", "backups", "bots", "spool"] {
+        for entry in names_in(&data_root.join(directory)) {
+            raw.push(format!("file <data root>/{directory}/{entry}"));
+        }
     }
     // Whether there is one of a workspace depends on its past; of no workspace there is none.
     let has_row = |file: &String| raw.iter().any(|line| is_row_of(line, file.trim_end_matches(".log")));

@@ -36,15 +36,34 @@ pub(crate) enum State {
     CreateFailedPulled,
     /// A create failed after its workspace was recorded, and so is the workspace's now: kept, not running.
     DownAfterCreate,
+    /// No workspace, and a backup of the last one's data.
+    Preserved,
+    /// The same after a create that came to nothing.
+    PreservedAfterCreate,
+    /// A create failed after its workspace was recorded and before its backup was released.
+    DownAndPreserved,
+    /// No workspace, and a directory that was a legacy container's `/data`.
+    Legacy,
+    /// The same after a create that came to nothing.
+    LegacyAfterCreate,
+    /// It runs with what was in the legacy directory, which says so.
+    Migrated,
+    /// As [`Self::DownAndPreserved`], of a legacy directory.
+    DownAndLegacy,
+    /// As [`Self::DownAfterCreate`], with the legacy directory renamed.
+    DownAndMigrated,
+    /// It was stopped, and somebody removed its container; its layer is there.
+    Orphaned,
+    /// It runs, and a backup of an earlier workspace's data is kept aside.
+    Restorable,
+    /// The same, after a start that came to nothing.
+    DownRestorable,
 }
 
 impl State {
     /// There is a writable layer, so there are bytes.
     pub(crate) fn has_data(self) -> bool {
-        !matches!(
-            self,
-            Self::NoBot | Self::Bare | Self::CreateFailed | Self::CreateFailedPulled
-        )
+        self.has_container() || self == Self::Orphaned
     }
 
     pub(crate) fn has_versions(self) -> bool {
@@ -54,16 +73,78 @@ impl State {
         )
     }
 
+    fn has_container(self) -> bool {
+        self.runs()
+            || matches!(
+                self,
+                Self::Stopped
+                    | Self::VersionedStopped
+                    | Self::Down
+                    | Self::DownVersioned
+                    | Self::DownAfterCreate
+                    | Self::DownAndPreserved
+                    | Self::DownAndLegacy
+                    | Self::DownAndMigrated
+                    | Self::DownRestorable
+            )
+    }
+
     pub(crate) fn runs(self) -> bool {
         matches!(
             self,
-            Self::Running | Self::RunningPulled | Self::RunningLimited | Self::Versioned | Self::LongLine
+            Self::Running
+                | Self::RunningPulled
+                | Self::RunningLimited
+                | Self::Versioned
+                | Self::LongLine
+                | Self::Migrated
+                | Self::Restorable
         )
     }
 
     /// The image that is pulled by a trial is there.
     pub(crate) fn has_pulled(self) -> bool {
         matches!(self, Self::RunningPulled | Self::CreateFailedPulled)
+    }
+
+    /// Its data is kept outside of a layer.
+    pub(crate) fn is_preserved(self) -> bool {
+        self.has_backup() || self.legacy_directory().is_some()
+    }
+
+    fn has_backup(self) -> bool {
+        matches!(
+            self,
+            Self::Preserved
+                | Self::PreservedAfterCreate
+                | Self::DownAndPreserved
+                | Self::Restorable
+                | Self::DownRestorable
+        )
+    }
+
+    /// What follows the bot's id in the name of its legacy directory.
+    fn legacy_directory(self) -> Option<&'static str> {
+        match self {
+            Self::Legacy | Self::LegacyAfterCreate | Self::DownAndLegacy => Some(""),
+            Self::Migrated | Self::DownAndMigrated => Some(".migrated"),
+            _ => None,
+        }
+    }
+
+    /// A create failed, and a check says so.
+    fn has_fault(self) -> bool {
+        matches!(
+            self,
+            Self::CreateFailed
+                | Self::CreateFailedPulled
+                | Self::DownAfterCreate
+                | Self::PreservedAfterCreate
+                | Self::DownAndPreserved
+                | Self::LegacyAfterCreate
+                | Self::DownAndLegacy
+                | Self::DownAndMigrated
+        )
     }
 }
 
@@ -74,19 +155,23 @@ pub(crate) fn add(held: &mut Held, state: State, name: &str, made: &Made) {
         return;
     }
     held.add(format!("row of bot {name}: ready"));
-    if matches!(
-        state,
-        State::CreateFailed | State::CreateFailedPulled | State::DownAfterCreate
-    ) {
+    if state.has_fault() {
         held.add(format!("fault of bot {name}: container.init"));
+    }
+    if state.has_backup() {
+        held.add(format!("file <data root>/backups/{name}.tar.gz"));
+        held.add(format!("row of a backup of {name}: verified"));
+    }
+    if let Some(ending) = state.legacy_directory() {
+        held.add(format!("file <data root>/bots/{name}{ending}"));
     }
     if !state.has_data() {
         return;
     }
     let (status, desired, reason) = match state {
-        State::Stopped | State::VersionedStopped => ("stopped", "stopped", false),
-        State::Down | State::DownVersioned | State::DownAfterCreate => ("error", "running", true),
-        _ => ("running", "running", false),
+        State::Stopped | State::VersionedStopped | State::Orphaned => ("stopped", "stopped", false),
+        state if state.runs() => ("running", "running", false),
+        _ => ("error", "running", true),
     };
     let limits = if state == State::RunningLimited { 200 } else { 0 };
     let short = image.rsplit('/').next().unwrap_or_default();
@@ -94,7 +179,9 @@ pub(crate) fn add(held: &mut Held, state: State, name: &str, made: &Made) {
         "row of workspace {name}: {status}, wanted {desired}, limits {limits}, reason {reason}, {short}"
     ));
     let container = format!("workspace-{name}");
-    held.add(format!("container {container} {image} io.containerd.runc.v2"));
+    if state.has_container() {
+        held.add(format!("container {container} {image} io.containerd.runc.v2"));
+    }
     held.add(format!("active layer of {name}"));
     if state.has_versions() {
         held.add(format!("versions of {name}"));

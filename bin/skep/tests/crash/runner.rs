@@ -256,10 +256,11 @@ async fn until(stage: &mut Stage, states: &[State]) -> Tried<()> {
 }
 
 fn keeps_what_was_written(stage: &Stage, scenario: &Scenario) -> Tried<()> {
-    if !scenario.from.has_data() || !scenario.to.has_data() {
+    let has_bytes = |state: State| state.has_data() || state.is_preserved();
+    if !has_bytes(scenario.from) || !has_bytes(scenario.to) {
         return Ok(());
     }
-    match stage.lost_bytes() {
+    match stage.lost_bytes(scenario.to) {
         0 => Ok(()),
         lost_bytes => Err(Failure {
             why: format!("{lost_bytes} bytes that were written are gone"),

@@ -169,6 +169,60 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         &[],
     ),
     scenario(
+        "preserve",
+        &["delete"],
+        (
+            State::Running,
+            Act::Request("DELETE", "/container?preserve_data=true", ""),
+            State::Preserved,
+        ),
+        &[],
+    ),
+    scenario(
+        "preserve-of-a-stopped-one",
+        &["delete"],
+        (
+            State::Stopped,
+            Act::Request("DELETE", "/container?preserve_data=true", ""),
+            State::Preserved,
+        ),
+        &[],
+    ),
+    scenario(
+        "create-with-restore",
+        &["create"],
+        (State::Preserved, CONTAINER, State::Running),
+        &[
+            State::PreservedAfterCreate,
+            State::DownAfterCreate,
+            State::DownAndPreserved,
+            State::Preserved,
+        ],
+    ),
+    scenario(
+        "legacy-import",
+        &["create"],
+        (State::Legacy, CONTAINER, State::Migrated),
+        &[
+            State::LegacyAfterCreate,
+            State::DownAndLegacy,
+            State::DownAndMigrated,
+            State::Legacy,
+        ],
+    ),
+    scenario(
+        "restore",
+        &["restore"],
+        (State::Restorable, act("/container/data/restore"), State::Running),
+        &[State::Restorable, State::DownRestorable, State::Running, State::Down],
+    ),
+    scenario(
+        "orphan",
+        &["start"],
+        (State::Orphaned, act("/container/start"), State::Running),
+        &[State::Down, State::Orphaned, State::DownAfterCreate],
+    ),
+    scenario(
         "recover",
         &["recover"],
         (State::Running, Act::KillFirstProcess, State::Running),

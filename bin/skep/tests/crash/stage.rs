@@ -1,6 +1,7 @@
 //! Where trials are made: an installation with two bystanders, one running and one stopped, and the bot that is
 //! tried on.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -39,6 +40,13 @@ pub(crate) struct Written {
     name: String,
     digest: String,
     size: u64,
+}
+
+impl Written {
+    /// Only that is kept when a workspace goes.
+    fn is_in_data(&self) -> bool {
+        self.name.starts_with("data/")
+    }
 }
 
 pub(crate) struct Stage {
@@ -122,7 +130,18 @@ impl Stage {
         let client = self.installation.client.clone();
         let first = client.workspace("first", None).await;
         self.every_bot.push(first.clone());
+        client
+            .good(
+                Method::DELETE,
+                &format!("/bots/{first}/container?preserve_data=true"),
+                None,
+            )
+            .await;
+        client
+            .good(Method::DELETE, &format!("/bots/{first}/backups/{first}.tar.gz"), None)
+            .await;
         client.delete_bot(&first).await;
+        std::fs::create_dir_all(self.installation.data_root().join("bots")).expect("a directory can be made");
         self.settle().await;
         self.without_bots = capture(self).await;
         self.learn_pulled().await;
@@ -233,8 +252,10 @@ impl Stage {
                 if let Some(subject) = &mut self.subject {
                     subject.state = Some(state);
                 }
-                if !state.has_data() {
-                    self.written.clear();
+                match (state.has_data(), state.is_preserved()) {
+                    (true, _) => {}
+                    (false, true) => self.written.retain(Written::is_in_data),
+                    (false, false) => self.written.clear(),
                 }
             }
         }
@@ -254,8 +275,9 @@ impl Stage {
             Some(subject) => match (subject.state, wanted) {
                 (Some(now @ (State::Running | State::Stopped | State::Bare)), to) if to != State::NoBot => now,
                 _ => {
-                    let has_pulled = subject.state.is_some_and(State::has_pulled);
-                    client.delete_bot(&subject.bot).await;
+                    let (bot, has_pulled) = (subject.bot.clone(), subject.state.is_some_and(State::has_pulled));
+                    self.remove_backups(&bot).await;
+                    client.delete_bot(&bot).await;
                     self.settle().await;
                     self.subject_is(State::NoBot);
                     if has_pulled {
@@ -275,8 +297,8 @@ impl Stage {
         }
         let bot = self.subject.as_ref().expect("there is one now").bot.clone();
         match (now, wanted) {
-            (State::NoBot | State::Bare, State::Bare) => {}
-            (_, State::Bare) => {
+            (State::NoBot | State::Bare, State::Bare | State::Legacy) => {}
+            (_, State::Bare | State::Legacy) => {
                 client
                     .good(Method::DELETE, &format!("/bots/{bot}/container"), None)
                     .await;
@@ -288,22 +310,21 @@ impl Stage {
             (State::Stopped, _) => drop(client.act(&bot, "start").await),
             _ => {}
         }
-        self.subject_is(if wanted == State::Bare {
-            State::Bare
-        } else {
-            State::Running
-        });
-        if wanted != State::Bare {
-            self.write(&bot).await;
+        if matches!(wanted, State::Bare | State::Legacy) {
+            self.subject_is(State::Bare);
+            if wanted == State::Legacy {
+                self.write_legacy(&bot);
+            }
+            return self.subject_is(wanted);
         }
+        self.subject_is(State::Running);
+        self.write(&bot).await;
         let versions = match wanted {
             State::LongLine => LONG_LINE,
             wanted => usize::from(wanted.has_versions()),
         };
         self.keep_versions(&bot, versions).await;
-        if matches!(wanted, State::Stopped | State::VersionedStopped) {
-            client.act(&bot, "stop").await;
-        }
+        self.leave_running(&bot, wanted).await;
         self.subject_is(wanted);
     }
 
@@ -320,6 +341,57 @@ impl Stage {
                 .good(Method::DELETE, &format!("{snapshots}/{version}"), None)
                 .await;
         }
+    }
+
+    /// They would outlive their bot.
+    async fn remove_backups(&self, bot: &str) {
+        let client = &self.installation.client;
+        let listed = client.good(Method::GET, &format!("/bots/{bot}/backups"), None).await;
+        for backup in listed["items"].as_array().into_iter().flatten() {
+            let name = backup["name"].as_str().expect("a name");
+            client
+                .good(Method::DELETE, &format!("/bots/{bot}/backups/{name}"), None)
+                .await;
+        }
+    }
+
+    /// From a workspace that runs.
+    async fn leave_running(&mut self, bot: &str, wanted: State) {
+        let client = self.installation.client.clone();
+        match wanted {
+            State::Preserved => {
+                let path = format!("/bots/{bot}/container?preserve_data=true");
+                client.good(Method::DELETE, &path, None).await;
+            }
+            State::Restorable => {
+                let path = format!("/bots/{bot}/container?preserve_data=true");
+                client.good(Method::DELETE, &path, None).await;
+                let events = client.create(bot, json!({ "restore_data": false })).await;
+                assert_eq!(events.last().expect("events")["type"], "complete", "{events:?}");
+                self.written.retain(Written::is_in_data);
+                self.write(bot).await;
+            }
+            State::Stopped | State::VersionedStopped => drop(client.act(bot, "stop").await),
+            State::Orphaned => {
+                client.act(bot, "stop").await;
+                self.ctr(&["containers", "rm", "--keep-snapshot", &model::container_of(bot)]);
+            }
+            _ => {}
+        }
+    }
+
+    /// A directory as a legacy container had it.
+    fn write_legacy(&mut self, bot: &str) {
+        let token = self.new_name().replace(' ', "-");
+        let directory = self.installation.data_root().join("bots").join(bot);
+        let bytes: Vec<u8> = token.bytes().cycle().take(70_000).collect();
+        std::fs::create_dir_all(&directory).expect("a directory can be made");
+        std::fs::write(directory.join(format!("kept-{token}")), &bytes).expect("a file can be written");
+        self.written.push(Written {
+            name: format!("data/kept-{token}"),
+            digest: hex_of(&Sha256::digest(&bytes)),
+            size: 70_000,
+        });
     }
 
     /// Bytes in the data directory and outside of it.
@@ -341,21 +413,53 @@ impl Stage {
     }
 
     /// Bytes that were written and are not on disk any more as they were.
-    pub(crate) fn lost_bytes(&self) -> u64 {
+    pub(crate) fn lost_bytes(&self, state: State) -> u64 {
         let snapshots = self.snapshots();
         let uppers: Vec<PathBuf> = std::fs::read_dir(&snapshots)
             .expect("the snapshotter has a directory")
             .flatten()
             .map(|entry| entry.path().join("fs"))
             .collect();
+        let preserved = self.preserved();
         let is_there = |written: &&Written| {
-            uppers.iter().any(|upper| {
-                std::fs::read(upper.join(&written.name))
-                    .is_ok_and(|bytes| hex_of(&Sha256::digest(bytes)) == written.digest)
-            })
+            let digest_of = |bytes: &[u8]| hex_of(&Sha256::digest(bytes));
+            preserved
+                .get(&written.name)
+                .is_some_and(|digest| *digest == written.digest)
+                || uppers.iter().any(|upper| {
+                    std::fs::read(upper.join(&written.name)).is_ok_and(|bytes| digest_of(&bytes) == written.digest)
+                })
         };
-        let lost = self.written.iter().filter(|written| !is_there(written));
+        let counts = |written: &&Written| state.has_data() || written.is_in_data();
+        let lost = self.written.iter().filter(counts).filter(|written| !is_there(written));
         lost.map(|written| written.size).sum()
+    }
+
+    /// Digests of what the subject's backup, or its legacy directory, holds.
+    fn preserved(&self) -> BTreeMap<String, String> {
+        let bot = self.subject.as_ref().map_or("", |subject| subject.bot.as_str());
+        let data_root = self.installation.data_root();
+        let mut found = BTreeMap::new();
+        for entry in std::fs::read_dir(data_root.join("bots").join(bot))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let bytes = std::fs::read(entry.path()).expect("a file of ours can be read");
+            let name = format!("data/{}", entry.file_name().to_string_lossy());
+            found.insert(name, hex_of(&Sha256::digest(&bytes)));
+        }
+        if let Ok(file) = std::fs::File::open(data_root.join(format!("backups/{bot}.tar.gz"))) {
+            let mut archive = tar::Archive::new(flate2::read::GzDecoder::new(file));
+            for entry in archive.entries().expect("a backup is an archive") {
+                let mut entry = entry.expect("a backup is whole");
+                let name = entry.path().expect("names are text").display().to_string();
+                let mut bytes = Vec::new();
+                std::io::copy(&mut entry, &mut bytes).expect("a backup is whole");
+                found.insert(format!("data/{name}"), hex_of(&Sha256::digest(&bytes)));
+            }
+        }
+        found
     }
 
     fn snapshots(&self) -> PathBuf {

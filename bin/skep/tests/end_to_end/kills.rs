@@ -33,7 +33,7 @@ async fn what_was_acknowledged_is_true_after_kills_of_server_and_containerd() {
         }));
     }
     let collecting = tokio::spawn(collect_garbage(skep.containerd().socket().to_owned(), stop.clone()));
-    let (servers, daemons) = (amount(8, 100), amount(2, 20));
+    let (servers, daemons) = (amount(16, 160), amount(4, 40));
     for kill in 0..servers + daemons {
         tokio::time::sleep(Duration::from_millis(random.random_range(0..2500))).await;
         // Spread evenly among the others.

@@ -34,6 +34,9 @@ pub(crate) fn seed() -> u64 {
 /// What a file holds, by number; `None`: it is not there.
 type Content = Option<u32>;
 
+/// What may be in each file; of one that is not named, nothing.
+type Files = BTreeMap<u32, BTreeSet<Content>>;
+
 /// One bot, and the one client that works on it.
 pub(crate) struct BotModel {
     pub(crate) id: String,
@@ -41,7 +44,11 @@ pub(crate) struct BotModel {
     random: StdRng,
     /// What may be there: one when it is known.
     pub(crate) possible: Vec<Expected>,
-    files: BTreeMap<u32, BTreeSet<Content>>,
+    files: Files,
+    /// What the current backup may hold: one when it is known; `None`: there is none.
+    kept: Vec<Option<Files>>,
+    /// The last removal, acknowledged or cut off, was to keep the data.
+    preserving: bool,
     /// Other answers than those that every state explains.
     pub(crate) failures: Vec<String>,
     pub(crate) acknowledged: usize,
@@ -56,7 +63,9 @@ impl BotModel {
             client: client.clone(),
             random: StdRng::seed_from_u64(seed),
             possible: vec![Expected::Nothing],
-            files: BTreeMap::new(),
+            files: Files::new(),
+            kept: vec![None],
+            preserving: false,
             failures: Vec::new(),
             acknowledged: 0,
             cut_off: 0,
@@ -79,12 +88,52 @@ impl BotModel {
             0..12 => self.change("/stop", Method::POST, Expected::Stopped).await,
             12..20 => self.change("/start", Method::POST, Expected::Running).await,
             20..26 => self.change("/restart", Method::POST, Expected::Running).await,
-            26..32 => self.change("", Method::DELETE, Expected::Nothing).await,
-            32..38 => self.change("", Method::POST, Expected::Running).await,
+            26..29 => self.delete("").await,
+            29..34 => self.delete("?preserve_data=true").await,
+            34..38 => self.change("", Method::POST, Expected::Running).await,
             _ if self.possible == [Expected::Stopped] => self.change("/start", Method::POST, Expected::Running).await,
             38..60 => self.write_by_exec().await,
             60..80 => self.upload().await,
             _ => self.verify_one().await,
+        }
+    }
+
+    async fn delete(&mut self, query: &str) {
+        self.preserving = !query.is_empty();
+        self.change(query, Method::DELETE, Expected::Nothing).await;
+        if self.preserving && self.possible != [Expected::Nothing] {
+            // It may have come as far as keeping the data.
+            self.kept.push(Some(self.files.clone()));
+        }
+        self.preserving = false;
+    }
+
+    /// The workspace is in that state now, whatever it was before.
+    fn became(&mut self, state: Expected, before: &[Expected]) {
+        let was_gone = before.contains(&Expected::Nothing);
+        match state {
+            Expected::Nothing if self.preserving => {
+                self.kept = vec![Some(std::mem::take(&mut self.files))];
+                self.preserving = false;
+            }
+            Expected::Nothing => self.files.clear(),
+            _ if was_gone => self.began(),
+            _ => {}
+        }
+        self.possible = vec![state];
+    }
+
+    /// A new workspace begins with what was kept, which is not kept any more.
+    fn began(&mut self) {
+        let kept = std::mem::replace(&mut self.kept, vec![None]);
+        for file in 0..FILES {
+            let nothing = BTreeSet::from([None]);
+            let of = |files: &Option<Files>| files.as_ref().and_then(|files| files.get(&file)).cloned();
+            let possible: BTreeSet<Content> = kept
+                .iter()
+                .flat_map(|files| of(files).unwrap_or_else(|| nothing.clone()))
+                .collect();
+            self.files.insert(file, possible);
         }
     }
 
@@ -96,10 +145,8 @@ impl BotModel {
         match answer {
             Some((status, _)) if status.is_success() => {
                 self.acknowledged += 1;
-                if after == Expected::Nothing {
-                    self.files.clear();
-                }
-                self.possible = vec![after];
+                let before = self.possible.clone();
+                self.became(after, &before);
             }
             other => {
                 self.not_done(&format!("{method} {path}"), other);
@@ -205,10 +252,16 @@ impl BotModel {
                         self.possible,
                         self.failures
                     );
-                    if seen == Expected::Nothing {
-                        self.files.clear();
+                    let before = match self.possible.as_slice() {
+                        // What was cut off did not happen, or was undone.
+                        [first, ..] if *first == seen => Vec::new(),
+                        before => before.to_vec(),
+                    };
+                    if before.is_empty() {
+                        self.possible = vec![seen];
+                    } else {
+                        self.became(seen, &before);
                     }
-                    self.possible = vec![seen];
                     return;
                 }
                 Err(seen) => seen,
@@ -248,7 +301,11 @@ impl BotModel {
     /// Reads every file; a workspace that is stopped is started for it.
     pub(crate) async fn verify_all(&mut self) {
         if self.possible == [Expected::Nothing] {
-            return;
+            if self.kept == [None] {
+                return;
+            }
+            // What was kept is seen when it is put back.
+            self.change("", Method::POST, Expected::Running).await;
         }
         if self.possible == [Expected::Stopped] {
             self.client.act(&self.id, "start").await;
