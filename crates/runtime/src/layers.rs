@@ -195,7 +195,15 @@ pub trait Layers: Send + Sync {
 
     /// The change is written whole and on the disk: it is the workspace's state from now on.
     async fn adopt_change(&self, bot: &BotId, operation: &str) -> Result<()> {
-        self.swap(bot, &name_of_change(bot, operation)).await
+        let change = name_of_change(bot, operation);
+        match self.swap(bot, &change).await {
+            // The workspace is on it already, so the answer must be a success: what is left of the swap is done now.
+            Err(error) if self.is_present(bot, &change).await? => {
+                tracing::warn!(%bot, %error, "a swap of layers that failed half-way is brought to its end");
+                self.swap(bot, &change).await
+            }
+            swapped => swapped,
+        }
     }
 
     /// The change is given up; the workspace's state is as it was before it was staged.

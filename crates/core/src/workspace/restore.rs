@@ -49,7 +49,6 @@ impl Work {
     /// The work of `restore`. Until the workspace is put onto the new layer, its own is as it was.
     pub(crate) async fn restore(&self, request: &RestoreRequest) -> Result<Outcome> {
         let row = self.row().await?.ok_or(Error::ContainerNotFound)?;
-        self.note_whether_it_ran().await?;
         if self.noted(ADOPTED).is_none() {
             let preserved = self.step("verify", self.asked_for(request)).await?;
             let grace = self.skep().settings().stop_grace;
@@ -68,9 +67,7 @@ impl Work {
             })
             .await?;
         }
-        if self.ran() {
-            self.bring_up(&row).await?;
-        }
+        self.come_back(&row).await?;
         self.release_put_back().await?;
         Ok(Outcome::Done)
     }
@@ -108,23 +105,22 @@ impl Work {
         }
     }
 
-    /// After a restore that failed: the workspace's own layer was never changed, and what ran runs again.
+    /// After a restore that failed: the workspace's own layer was never changed, and what is wanted running runs again.
     pub(crate) async fn undo_restore(&self, error: &Error) -> Result<()> {
         if self.noted(ADOPTED).is_some() {
             return self.note_not_running(error).await.map(drop);
         }
-        match self
-            .skep()
-            .changeable_layers()?
-            .discard_change(self.bot(), self.hub().id())
-            .await
+        let layers = self.skep().changeable_layers()?;
+        let discarded = layers.discard_change(self.bot(), self.hub().id()).await;
+        // Told only afterwards: a layer that stays is no reason for a workspace not to run.
+        if let Some(row) = self.row().await?
+            && let Err(error) = self.come_back(&row).await
         {
-            Ok(()) | Err(RuntimeError::NotFound { .. }) => {}
-            Err(error) => return Err(error.into()),
+            self.note_not_running(&error).await?;
         }
-        match self.row().await? {
-            Some(row) if self.ran() => self.bring_up(&row).await,
-            Some(_) | None => Ok(()),
+        match discarded {
+            Ok(()) | Err(RuntimeError::NotFound { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
         }
     }
 

@@ -342,7 +342,7 @@ impl Work {
     }
 
     /// Running when that is wanted; what was stopped stays stopped.
-    async fn come_back(&self, row: &ContainerRow) -> Result<()> {
+    pub(super) async fn come_back(&self, row: &ContainerRow) -> Result<()> {
         match row.desired {
             Desired::Running => self.bring_up(row).await,
             Desired::Stopped => {
