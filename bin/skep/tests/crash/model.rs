@@ -54,6 +54,8 @@ pub(crate) enum State {
     DownAndMigrated,
     /// It was stopped, and somebody removed its container; its layer is there.
     Orphaned,
+    /// The same, after a start that came to nothing before it put a container back.
+    DownOrphaned,
     /// It runs, and a backup of an earlier workspace's data is kept aside.
     Restorable,
     /// The same, after a start that came to nothing.
@@ -63,7 +65,7 @@ pub(crate) enum State {
 impl State {
     /// There is a writable layer, so there are bytes.
     pub(crate) fn has_data(self) -> bool {
-        self.has_container() || self == Self::Orphaned
+        self.has_container() || matches!(self, Self::Orphaned | Self::DownOrphaned)
     }
 
     pub(crate) fn has_versions(self) -> bool {

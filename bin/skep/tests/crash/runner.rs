@@ -139,9 +139,11 @@ async fn after_abort(stage: &mut Stage, trial: &Trial, name: &str, came: &Came) 
         true => scenario.to,
         false => scenario.from,
     };
-    let goals = match scenario.rolls_back {
-        true => vec![goal, scenario.from],
-        false => vec![goal],
+    let goals = match (scenario.rolls_back, goal) {
+        (true, _) => vec![goal, scenario.from],
+        // A server that starts puts a lost container back by itself.
+        (false, State::Orphaned) => vec![goal, State::Stopped],
+        (false, _) => vec![goal],
     };
     until(stage, &goals).await?;
     let took = begun.elapsed();

@@ -220,7 +220,12 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         "orphan",
         &["start"],
         (State::Orphaned, act("/container/start"), State::Running),
-        &[State::Down, State::Orphaned, State::DownAfterCreate],
+        &[
+            State::Down,
+            State::Orphaned,
+            State::DownOrphaned,
+            State::DownAfterCreate,
+        ],
     ),
     scenario(
         "recover",
