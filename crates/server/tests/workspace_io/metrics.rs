@@ -172,7 +172,7 @@ async fn percentile_99(server: &TestServer, paths: &[String], at_a_time: usize) 
     taken[taken.len() * 99 / 100]
 }
 
-/// In a build without optimisation each workspace once a second; `make bench` has the ten times of each.
+/// In a build without optimisation each workspace is asked once a second, not ten times.
 #[tokio::test(flavor = "multi_thread")]
 async fn two_hundred_workspaces_are_polled_without_delay() {
     let server = TestServer::start().await;
