@@ -131,6 +131,16 @@ impl<W: Write> Compressed<W> {
         }))
     }
 
+    /// What is written to. A compressor that is dropped still writes an end: whoever gives an archive up tells its
+    /// output first, or the archive looks whole.
+    pub fn output_mut(&mut self) -> &mut W {
+        match &mut self.0 {
+            Encoder::Tar(output) => output,
+            Encoder::Gzip(encoder) => encoder.get_mut(),
+            Encoder::Zstd(encoder) => encoder.get_mut(),
+        }
+    }
+
     /// Writes the end.
     ///
     /// # Errors

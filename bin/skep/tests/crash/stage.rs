@@ -273,7 +273,12 @@ impl Stage {
         let now = match &self.subject {
             None => State::NoBot,
             Some(subject) => match (subject.state, wanted) {
-                (Some(now @ (State::Running | State::Stopped | State::Bare)), to) if to != State::NoBot => now,
+                // Numbers of versions are never used again: one that is to have them begins with the first.
+                (Some(now @ (State::Running | State::Stopped | State::Bare)), to)
+                    if to != State::NoBot && !to.has_versions() =>
+                {
+                    now
+                }
                 _ => {
                     let (bot, has_pulled) = (subject.bot.clone(), subject.state.is_some_and(State::has_pulled));
                     self.remove_backups(&bot).await;

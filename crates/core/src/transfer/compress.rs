@@ -84,6 +84,7 @@ impl Export {
             let output = Output {
                 archive,
                 pending: BytesMut::new(),
+                is_given_up: false,
                 hash: (digest == Digest::Taken).then(Sha256::new),
             };
             compress(tar_pieces, output, format.into());
@@ -109,16 +110,27 @@ fn compress(tar: mpsc::Receiver<Result<TarPiece>>, output: Output, format: Forma
 
 fn write(mut tar: mpsc::Receiver<Result<TarPiece>>, output: Output, format: Format) -> Result<Piece> {
     let mut compressed = Compressed::new(output, format).map_err(failed)?;
+    match write_tree(&mut tar, &mut compressed) {
+        Ok(changed) => {
+            let output = compressed.finish().map_err(failed)?;
+            Ok(Piece::End {
+                sha256: output.hash.map(|hash| hex::encode(hash.finalize())),
+                changed,
+            })
+        }
+        Err(error) => {
+            compressed.output_mut().is_given_up = true;
+            Err(error)
+        }
+    }
+}
+
+/// All of the tree; how many files changed each time they were read.
+fn write_tree(tar: &mut mpsc::Receiver<Result<TarPiece>>, compressed: &mut Compressed<Output>) -> Result<u64> {
     loop {
         match tar.blocking_recv() {
             Some(Ok(TarPiece::Data(data))) => compressed.write_all(&data).map_err(failed)?,
-            Some(Ok(TarPiece::End { changed })) => {
-                let output = compressed.finish().map_err(failed)?;
-                return Ok(Piece::End {
-                    sha256: output.hash.map(|hash| hex::encode(hash.finalize())),
-                    changed,
-                });
-            }
+            Some(Ok(TarPiece::End { changed })) => return Ok(changed),
             Some(Err(error)) => return Err(error),
             None => return Err(failed(io::ErrorKind::UnexpectedEof.into())),
         }
@@ -132,11 +144,16 @@ fn failed(error: io::Error) -> Error {
 struct Output {
     archive: mpsc::Sender<Result<Piece>>,
     pending: BytesMut,
+    /// What is written from now on is the end that a compressor writes when it is dropped.
+    is_given_up: bool,
     hash: Option<Sha256>,
 }
 
 impl Write for Output {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        if self.is_given_up {
+            return Ok(data.len());
+        }
         self.pending.extend_from_slice(data);
         if self.pending.len() >= PIECE_BYTES {
             self.flush()?;
@@ -172,6 +189,12 @@ mod tests {
         Ok(TarPiece::Data(vec![byte; 300_000].into()))
     }
 
+    /// What no format makes smaller.
+    fn noise(size: usize) -> Bytes {
+        let blocks = (0u64..).flat_map(|block| Sha256::digest(block.to_le_bytes()).to_vec());
+        blocks.take(size).collect::<Vec<u8>>().into()
+    }
+
     async fn read(archive: Archive) -> (Vec<u8>, Option<Result<Piece>>) {
         let (mut bytes, mut last) = (Vec::new(), None);
         let mut archive = archive;
@@ -202,11 +225,17 @@ mod tests {
     #[tokio::test]
     async fn one_that_fails_midway_is_never_whole() {
         let failures = || [Some(Err(Error::Conflict("gone".to_owned()))), None];
-        for format in [ArchiveFormat::TarGz, ArchiveFormat::TarZst] {
+        // Whatever lies ready when it fails, up to the brink of a piece: nothing that follows makes it whole.
+        let sizes = [300_000, 2 * PIECE_BYTES - 40, 2 * PIECE_BYTES - 200];
+        for (format, size) in [ArchiveFormat::TarGz, ArchiveFormat::TarZst]
+            .into_iter()
+            .flat_map(|format| sizes.map(|size| (format, size)))
+        {
             for failure in failures() {
-                let pieces = [data(1)].into_iter().chain(failure).collect();
+                let pieces = [Ok(TarPiece::Data(noise(size)))].into_iter().chain(failure).collect();
                 let (bytes, last) = read(export(pieces).compressed(format, Digest::NotTaken)).await;
                 assert!(last.expect("an error").is_err());
+                assert!(!bytes.is_empty(), "{format:?}: nothing was under way");
                 let mut source = skep_archive::Source::open(bytes.as_slice()).expect("a source");
                 let whole = io::Read::read_to_end(&mut source, &mut Vec::new());
                 assert!(whole.is_err(), "{format:?}");

@@ -237,7 +237,7 @@ async fn what_a_later_version_brings_is_501_after_all_checks() {
     let server = TestServer::start().await;
     let bot = server.bare_bot(server.admin_key()).await;
     let (_, stranger) = server.member("stranger").await;
-    for route in ["metrics", "port-forward?port=80"] {
+    for route in ["skills", "port-forward?port=80"] {
         let path = format!("/bots/{bot}/container/{route}");
         server
             .call_as("", "GET", &path)
