@@ -349,7 +349,7 @@ impl Stage {
     }
 
     /// They would outlive their bot.
-    async fn remove_backups(&self, bot: &str) {
+    pub(crate) async fn remove_backups(&self, bot: &str) {
         let client = &self.installation.client;
         let listed = client.good(Method::GET, &format!("/bots/{bot}/backups"), None).await;
         for backup in listed["items"].as_array().into_iter().flatten() {
