@@ -96,21 +96,33 @@ impl ContainerdRuntime {
         let key = format!("{}-making", wanted.name);
         // Half of it may be there from a try that was cut off.
         self.remove_snapshot(OVERLAYFS, &key).await?;
-        let mounts = self.prepare_staged(lease, bot, (&key, wanted.on)).await?;
+        let made = self.merge_into(lease, bot, wanted, (&key, sources)).await;
+        if made.is_err() {
+            self.remove_snapshot(OVERLAYFS, &key).await?;
+        }
+        made
+    }
+
+    /// Fills a staged layer and commits it.
+    async fn merge_into(
+        &self,
+        lease: &Lease,
+        bot: &BotId,
+        wanted: &Wanted<'_>,
+        (key, sources): (&str, Vec<PathBuf>),
+    ) -> Result<()> {
+        let mounts = self.prepare_staged(lease, bot, (key, wanted.on)).await?;
         failpoint::MERGE_PREPARED.passed()?;
-        let destination = option_of(&mounts, "upperdir=").ok_or_else(|| not_overlay(&key))?;
+        let destination = option_of(&mounts, "upperdir=").ok_or_else(|| not_overlay(key))?;
         let operation = format!("merging layers into {}", wanted.name);
         let merged = tokio::task::spawn_blocking(move || merge(&sources, &PathBuf::from(destination))).await;
         let merged = merged.map_err(|panicked| RuntimeError::other(&operation, panicked))?;
-        if let Err(error) = merged {
-            self.remove_snapshot(OVERLAYFS, &key).await?;
-            return Err(RuntimeError::other(operation, error));
-        }
+        merged.map_err(|error| RuntimeError::other(operation, error))?;
         failpoint::LAYERS_MERGED.passed()?;
         let request = CommitSnapshotRequest {
             snapshotter: OVERLAYFS.to_owned(),
             name: wanted.name.to_owned(),
-            key,
+            key: key.to_owned(),
             labels: wanted.labels.clone(),
         };
         let request = lease.under(self.client.request(request));
