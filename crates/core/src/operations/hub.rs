@@ -104,6 +104,11 @@ impl Hub {
         self.changed.send_modify(|version| *version += 1);
     }
 
+    /// Whether its end is told.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.told().end.is_some()
+    }
+
     /// Its end, as soon as there is one.
     pub(crate) async fn outcome(&self) -> Result<Outcome> {
         let mut changed = self.changed.subscribe();

@@ -61,6 +61,12 @@ impl Pending {
         self.cancel.is_cancelled()
     }
 
+    /// Its end is told or decided: it does nothing for whoever asks now. The driver takes it out of the lane only
+    /// after those who waited for its end may have asked again.
+    fn is_over(&self) -> bool {
+        self.is_cancelled() || self.hub.has_ended()
+    }
+
     /// How one that was cancelled ends: names what cancelled it.
     pub(crate) fn cancellation(&self) -> Error {
         let by = self.cancelled_by.get().map_or("a request", String::as_str);
@@ -145,7 +151,7 @@ impl Lanes {
         let present = lane.map(Lane::present).unwrap_or_default();
         let running = lane
             .and_then(|lane| lane.running.as_ref())
-            .is_some_and(|running| !running.is_cancelled());
+            .is_some_and(|running| !running.is_over());
         let asked = Asked {
             kind: pending.request.kind(),
             fingerprint: pending.fingerprint.clone(),
@@ -256,7 +262,7 @@ impl Lanes {
     /// What runs of a bot and may have its task down.
     pub(crate) fn task_down(&self, bot: &BotId) -> Option<Arc<Hub>> {
         let lanes = self.lock();
-        let running = lanes.get(bot)?.running.as_ref()?;
+        let running = lanes.get(bot)?.running.as_ref().filter(|one| !one.hub.has_ended())?;
         running
             .request
             .kind()
@@ -269,10 +275,12 @@ impl Lanes {
         let lanes = self.lock();
         let lane = lanes.get(bot)?;
         let all = lane.running.iter().chain(lane.waiting.iter().map(|one| &one.pending));
-        let mut creates = all.filter_map(|one| match &one.request {
-            Request::Create(plan) => Some((one.hub.clone(), plan.clone())),
-            _ => None,
-        });
+        let mut creates = all
+            .filter(|one| !one.hub.has_ended())
+            .filter_map(|one| match &one.request {
+                Request::Create(plan) => Some((one.hub.clone(), plan.clone())),
+                _ => None,
+            });
         creates.next()
     }
 
@@ -299,10 +307,10 @@ impl Lane {
             .chain(self.waiting.iter().map(|waiting| &waiting.pending))
     }
 
-    /// What was cancelled is as good as gone: nobody joins it, and it does not fill the queue.
+    /// What is over is as good as gone: nobody joins it or waits for it, and it does not fill the queue.
     fn present(&self) -> Vec<Present> {
         self.all()
-            .filter(|pending| !pending.is_cancelled())
+            .filter(|pending| !pending.is_over())
             .map(|pending| Present {
                 id: pending.hub.id().to_owned(),
                 kind: pending.request.kind(),
@@ -321,5 +329,49 @@ impl Lane {
 
     fn find(&self, id: &str) -> Option<&Arc<Pending>> {
         self.all().find(|pending| pending.hub.id() == id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Patience;
+    use crate::operations::{EventBody, Outcome};
+
+    fn start(bot: &BotId, id: &str) -> Arc<Pending> {
+        let kind = Request::Start.kind();
+        let hub = Hub::new(id.to_owned(), Some(bot.clone()), Some(kind), 1);
+        Arc::new(Pending::new(hub, Request::Start, None, Origin::Asked))
+    }
+
+    /// Under way, as its driver has it.
+    fn run(lanes: &Lanes, bot: &BotId, id: &str) -> Arc<Pending> {
+        let pending = start(bot, id);
+        let admitted = lanes.admit(bot, &pending, Patience::Queue);
+        assert!(matches!(admitted, Admitted::Enqueued { spawn_driver: true }));
+        assert!(lanes.journaled(bot, id).is_empty());
+        assert!(matches!(lanes.next(bot), Next::Run(_)));
+        pending
+    }
+
+    #[test]
+    fn what_has_told_its_end_is_neither_joined_nor_waited_for() {
+        let bot: BotId = "11111111-2222-4333-8444-555555555555".parse().unwrap();
+        for patience in [Patience::Queue, Patience::Refuse] {
+            let lanes = Lanes::default();
+            let first = run(&lanes, &bot, "first");
+            let early = lanes.admit(&bot, &start(&bot, "early"), Patience::Queue);
+            assert!(matches!(early, Admitted::Joined(hub) if hub.id() == "first"));
+            let done = Ok(Outcome::Done);
+            let last = first
+                .hub
+                .last_event(&done, EventBody::Complete { outcome: Outcome::Done });
+            first.hub.end(done, last);
+            // Its driver has not looked again.
+            let late = lanes.admit(&bot, &start(&bot, "late"), patience);
+            assert!(matches!(late, Admitted::Enqueued { spawn_driver: false }));
+            assert!(lanes.journaled(&bot, "late").is_empty());
+            assert!(matches!(lanes.next(&bot), Next::Run(pending) if pending.hub.id() == "late"));
+        }
     }
 }
