@@ -517,3 +517,31 @@ async fn a_restore_that_a_crash_cuts_off_is_carried_on() {
     assert_eq!(world.read(&bot, "/data/file").await, "kept");
     assert_eq!(world.read(&bot, "/data/here").await, "before");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_restores_make_no_long_line_and_keep_every_version() {
+    let world = World::with(|settings| settings.versions.merge_over = 5).await;
+    let bot = with_backup_aside(&world).await;
+    let taken = world.skep.take_snapshot(&bot, ("", ""), &admin()).await.unwrap();
+    taken.outcome().await.unwrap();
+    let by_name = RestoreRequest {
+        name: Some(format!("{bot}.tar.gz")),
+        mode: RestoreMode::Merge,
+    };
+    for round in 0..20 {
+        if round % 7 == 6 {
+            world.runtime.faults().fail_next(Verb::WriteData, broken());
+            restore(&world, &bot, by_name.clone()).await.unwrap_err();
+        }
+        world.write(&bot, "/data/file", "changed").await;
+        restore(&world, &bot, by_name.clone()).await.unwrap();
+        assert_eq!(world.read(&bot, "/data/file").await, "kept");
+        assert_eq!(world.read(&bot, "/data/here").await, "before");
+        let layers = world.skep.snapshots(&bot, None).await.unwrap().snapshots.len();
+        assert!(layers <= 5 + 4, "{layers} layers after {} restores", round + 1);
+    }
+    let back = world.skep.roll_back(&bot, 1, &admin()).await.unwrap();
+    back.outcome().await.unwrap();
+    assert!(!world.runtime.layer_path(&bot).join("data/file").exists());
+    assert_eq!(world.read(&bot, "/data/here").await, "before");
+}

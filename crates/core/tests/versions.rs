@@ -243,6 +243,45 @@ async fn a_rollback_that_a_crash_cut_off_is_carried_on() {
     assert_eq!(world.read(&bot, FILE).await, "two");
 }
 
+async fn called(world: &World, verb: Verb, times: u64) {
+    until(|| async {
+        match world.runtime.faults().calls(verb) {
+            calls if calls >= times => Ok(()),
+            calls => Err(format!("{verb:?} was called {calls} times")),
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_is_written_before_a_snapshot_with_a_merge_has_ended_outlives_a_crash() {
+    let mut world = World::with(|settings| settings.versions.merge_over = 3).await;
+    let bot = world.running_bot().await;
+    for number in 1..=3 {
+        write(&world, &bot, format!("{number}")).await;
+        snapshot(&world, &bot, "").await.unwrap();
+    }
+    delete(&world, &bot, 2).await.unwrap();
+    write(&world, &bot, "4".into()).await;
+    let before = world.runtime.faults().calls(Verb::RemoveLayer);
+    // The workspace runs again when the layers that were merged are released, one after the other.
+    world.runtime.faults().delay(Verb::RemoveLayer, Duration::from_secs(2));
+    let handle = world.skep.take_snapshot(&bot, ("", ""), &admin()).await.unwrap();
+    called(&world, Verb::RemoveLayer, before + 1).await;
+    // By a process of its own: whoever comes by the server waits for the end.
+    std::fs::write(world.runtime.layer_path(&bot).join("data/file"), "after").unwrap();
+    called(&world, Verb::RemoveLayer, before + 2).await;
+    world.crash().await;
+    world.runtime.faults().delay(Verb::RemoveLayer, Duration::ZERO);
+    assert!(world.skep.operation_outcome(handle.id()).await.is_ok());
+    assert_eq!(world.read(&bot, FILE).await, "after");
+    assert_eq!(versions(&world, &bot).await, [1, 3, 4]);
+    for version in [1, 3, 4] {
+        roll_back(&world, &bot, version).await.unwrap();
+        assert_eq!(world.read(&bot, FILE).await, version.to_string());
+    }
+}
+
 #[tokio::test]
 async fn a_snapshot_that_changed_no_layer_is_rolled_back_at_the_next_start() {
     let mut world = World::new().await;

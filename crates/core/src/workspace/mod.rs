@@ -28,6 +28,7 @@ mod removal;
 mod request;
 mod restore;
 mod running;
+mod short_line;
 mod state;
 mod usable;
 mod versions;

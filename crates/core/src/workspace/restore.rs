@@ -51,9 +51,10 @@ impl Work {
         let row = self.row().await?.ok_or(Error::ContainerNotFound)?;
         if self.noted(ADOPTED).is_none() {
             let preserved = self.step("verify", self.asked_for(request)).await?;
+            self.step("container", self.ensure_container(&row)).await?;
+            self.shorten_line(&row).await?;
             let grace = self.skep().settings().stop_grace;
             self.step("stop", self.end_task(grace)).await?;
-            self.step("container", self.ensure_container(&row)).await?;
             self.step("restore", self.write_beside(&preserved, request.mode))
                 .await?;
             self.step("adopt", async {
@@ -113,13 +114,15 @@ impl Work {
         let layers = self.skep().changeable_layers()?;
         let discarded = layers.discard_change(self.bot(), self.hub().id()).await;
         // Told only afterwards: a layer that stays is no reason for a workspace not to run.
-        if let Some(row) = self.row().await?
-            && let Err(error) = self.come_back(&row).await
-        {
-            self.note_not_running(&error).await?;
+        let mut undone = Ok(());
+        if let Some(row) = self.row().await? {
+            undone = self.undo_line(&row).await;
+            if let Err(error) = self.come_back(&row).await {
+                self.note_not_running(&error).await?;
+            }
         }
         match discarded {
-            Ok(()) | Err(RuntimeError::NotFound { .. }) => Ok(()),
+            Ok(()) | Err(RuntimeError::NotFound { .. }) => undone,
             Err(error) => Err(error.into()),
         }
     }

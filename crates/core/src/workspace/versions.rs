@@ -3,8 +3,6 @@
 //! The commit point is the journaling of the step that first changes a layer. An operation that a crash cut off
 //! before it is rolled back, one that passed it is carried on: each step finds by the operation's id what it made.
 
-use std::collections::HashMap;
-
 use serde_json::{Value, json};
 use skep_names::container_id_for;
 use skep_runtime::{LayerKind, Layers};
@@ -24,8 +22,6 @@ const BEGUN: &str = "layers_changed";
 const TARGET: &str = "target";
 /// Note: the version that holds the present already, so that nothing is to be saved.
 const SAVED: &str = "saved_version";
-/// Note: layers of a line that was made shorter, old and new.
-const MERGED: &str = "merged";
 /// Note: layers of versions that were forgotten, to be released.
 const FORGOTTEN: &str = "forgotten";
 
@@ -40,18 +36,11 @@ impl Work {
         }
         let top = self.below_the_present().await?;
         let mut merged = self.shorten(top.as_deref()).await?;
-        if !self.has_layer(&name).await? {
+        if !self.has_committed() && !self.has_layer(&name).await? {
             self.halt().await?;
         }
         self.note(BEGUN, true);
-        self.step("commit", async { Ok(self.layers()?.commit(self.bot(), &name).await?) })
-            .await?;
-        let mut kept = name.clone();
-        if let Some((_, highest)) = merged.last() {
-            kept = self.layer_name("rebased");
-            self.step("rebase", self.rebase(&name, (highest, &kept))).await?;
-            merged.push((name, kept.clone()));
-        }
+        let kept = self.commit_on_short_line(&name, &mut merged).await?;
         self.come_back(&row).await?;
         let version = self.step("version", self.record_version(&row, &kept, plan)).await?;
         self.use_merged(&row, &merged).await?;
@@ -108,81 +97,6 @@ impl Work {
             .await?;
         self.step("swap", async { Ok(layers.swap(self.bot(), back).await?) })
             .await
-    }
-
-    /// The present, which was just committed, on the shortened line; and the workspace on that.
-    async fn rebase(&self, name: &str, (on, copy): (&str, &str)) -> Result<()> {
-        let (layers, top) = (self.layers()?, format!("{copy}-top"));
-        if layers.present(self.bot()).await?.as_deref() != Some(top.as_str()) {
-            layers.rebase(self.bot(), name, (on, copy)).await?;
-            layers.stage(self.bot(), &top, copy).await?;
-        }
-        // Also when it is on it already: a swap that was cut off is brought to its end.
-        Ok(layers.swap(self.bot(), &top).await?)
-    }
-
-    /// Merges what no version needs of the line below, when it has grown too long. What took the place of what.
-    async fn shorten(&self, top: Option<&str>) -> Result<Vec<(String, String)>> {
-        if let Some(noted) = self.noted(MERGED) {
-            return serde_json::from_value(noted).map_err(|error| Error::internal("reading a note", error));
-        }
-        let Some(top) = top else { return Ok(Vec::new()) };
-        let (layers, operation) = (self.layers()?, self.hub().id());
-        if self.length_from(top).await? < self.skep().settings().versions.merge_over {
-            return Ok(Vec::new());
-        }
-        let merged = self
-            .step("merge", async { Ok(layers.shorten(self.bot(), operation, top).await?) })
-            .await?;
-        let noted = serde_json::to_value(&merged).map_err(|error| Error::internal("writing a note", error))?;
-        self.note(MERGED, noted);
-        Ok(merged)
-    }
-
-    /// How many layers of ours there are from that one down.
-    async fn length_from(&self, top: &str) -> Result<u64> {
-        let tree = self.layers()?.list(self.bot()).await?;
-        let own = container_id_for(self.bot());
-        let all: HashMap<&str, Option<&str>> = tree
-            .line
-            .iter()
-            .chain(&tree.side)
-            .filter(|layer| layer.name.starts_with(&own))
-            .map(|layer| (layer.name.as_str(), layer.parent.as_deref()))
-            .collect();
-        let mut length: usize = 0;
-        let mut next = Some(top);
-        while let Some(parent) = next.and_then(|name| all.get(name)).filter(|_| length < all.len()) {
-            length += 1;
-            next = *parent;
-        }
-        Ok(length as u64)
-    }
-
-    async fn below_the_present(&self) -> Result<Option<String>> {
-        let tree = self.layers()?.list(self.bot()).await?;
-        let own = container_id_for(self.bot());
-        let below = tree.line.into_iter().find(|layer| layer.kind == LayerKind::Committed);
-        Ok(below.map(|layer| layer.name).filter(|name| name.starts_with(&own)))
-    }
-
-    /// Versions are found under their new names from now on, and nobody needs the old ones.
-    async fn use_merged(&self, row: &ContainerRow, merged: &[(String, String)]) -> Result<()> {
-        if merged.is_empty() {
-            return Ok(());
-        }
-        self.step("rename", async {
-            Ok(self.store().rename_snapshots(&row.container_id, merged).await?)
-        })
-        .await?;
-        self.step("release", async {
-            // From the top: what stands on another goes before it.
-            for (old, _) in merged.iter().rev() {
-                self.release(old).await?;
-            }
-            Ok(())
-        })
-        .await
     }
 
     async fn record_rollback(&self, row: &ContainerRow, saved: &str, version: u64) -> Result<u64> {
@@ -248,7 +162,7 @@ impl Work {
         }
     }
 
-    async fn release_what_is_left(&self, row: &ContainerRow) -> Result<()> {
+    pub(super) async fn release_what_is_left(&self, row: &ContainerRow) -> Result<()> {
         let recorded = self.store().versions(&row.container_id).await?;
         let is_version = |name: &str| recorded.iter().any(|version| version.runtime_snapshot_name == name);
         let replaced = self.shorten(None).await?;
@@ -268,7 +182,7 @@ impl Work {
 
     /// What this operation made and no version names is nobody's state. But what a rollback saved before it was done
     /// is the only copy of what was there: it becomes the version that it was to be.
-    async fn undo_own_layers(&self, row: &ContainerRow) -> Result<()> {
+    pub(super) async fn undo_own_layers(&self, row: &ContainerRow) -> Result<()> {
         let layers = self.layers()?;
         let (saved, back) = (self.layer_name("saved"), self.layer_name("back"));
         let tree = layers.list(self.bot()).await?;
@@ -307,7 +221,7 @@ impl Work {
         Ok(())
     }
 
-    fn layers(&self) -> Result<&dyn Layers> {
+    pub(super) fn layers(&self) -> Result<&dyn Layers> {
         layers_of(self.runtime())
     }
 
@@ -319,7 +233,7 @@ impl Work {
         Ok(row)
     }
 
-    fn layer_name(&self, role: &str) -> String {
+    pub(super) fn layer_name(&self, role: &str) -> String {
         format!("{}-{}-{role}", container_id_for(self.bot()), self.hub().id())
     }
 
@@ -434,7 +348,7 @@ impl Work {
         .await
     }
 
-    async fn release(&self, name: &str) -> Result<()> {
+    pub(super) async fn release(&self, name: &str) -> Result<()> {
         Ok(self.layers()?.release(self.bot(), name).await?)
     }
 }

@@ -40,6 +40,8 @@ pub enum Verb {
     Stage,
     /// `swap` of layers.
     Swap,
+    /// `shorten` and `rebase` of layers.
+    Merge,
     /// `discard` and `release` of a layer.
     RemoveLayer,
     /// `apply_limits`.

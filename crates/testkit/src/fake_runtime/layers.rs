@@ -10,13 +10,15 @@ use chrono::Utc;
 use skep_names::{BotId, container_id_for};
 use skep_runtime::layers::{
     LABEL_RELEASED, LABEL_SEQUENCE, LABEL_SET, LABEL_STAGED, active_on, arrange, check_layer_name, collectable,
-    next_sequence, present_of,
+    next_sequence, plan_of_merges, present_of,
 };
 use skep_runtime::{LayerKind, LayerMount, LayerOutcome, LayerRecord, LayerTree, Layers, Result, RuntimeError};
 
 use super::faults::Verb;
 use super::{Bot, FakeRuntime, blocking, tree};
 
+/// What the lowest layer of a workspace stands on.
+const IMAGE: &str = "image";
 /// As its capabilities name it.
 pub(super) const SNAPSHOTTER: &str = "directory";
 
@@ -70,7 +72,7 @@ impl FakeRuntime {
             this.fill(&bot, &directory, |staging| {
                 tree::copy_tree(&this.root().join("image"), staging)
             })?;
-            let mut layer = new_layer(&name, None);
+            let mut layer = new_layer(&name, IMAGE);
             layer.labels.insert(LABEL_SEQUENCE.to_owned(), "1".to_owned());
             this.lock().entry(bot).or_default().layers.push(layer);
             Ok((name, LayerOutcome::Made))
@@ -144,7 +146,7 @@ impl FakeRuntime {
         self.fill(bot, &self.layer_directory(bot, name), |staging| {
             tree::copy_whole(&from, staging)
         })?;
-        let mut layer = new_layer(name, Some(on));
+        let mut layer = new_layer(name, on);
         layer.labels.insert(LABEL_STAGED.to_owned(), LABEL_SET.to_owned());
         self.lock().entry(bot.clone()).or_default().layers.push(layer);
         Ok(())
@@ -182,41 +184,46 @@ impl FakeRuntime {
 
     fn unchanged_now(&self, bot: &BotId, name: &str) -> io::Result<bool> {
         let layers = self.layers_of(bot);
-        let parent = layers.iter().find(|layer| layer.name == name);
-        match parent.and_then(|layer| layer.parent.clone()) {
-            Some(parent) => same_tree(&self.layer_directory(bot, name), &self.layer_directory(bot, &parent)),
-            None => Ok(false),
+        let of = |name: &str| layers.iter().find(|layer| layer.name == name);
+        match of(name).and_then(|layer| layer.parent.clone()) {
+            Some(parent) if of(&parent).is_some() => {
+                same_tree(&self.layer_directory(bot, name), &self.layer_directory(bot, &parent))
+            }
+            _ => Ok(false),
         }
     }
 
-    /// Lets what stands on released layers of a line stand on what is below them.
-    fn shorten_now(&self, bot: &BotId, top: &str) -> io::Result<()> {
-        let mut name = Some(top.to_owned());
-        let mut gone = Vec::new();
-        if let Some(state) = self.lock().get_mut(bot) {
-            while let Some(layer) = name.and_then(|name| state.layer(&name).cloned()) {
-                name = layer.parent.clone();
-                let standing = state
-                    .layers
-                    .iter()
-                    .filter(|one| one.parent.as_ref() == Some(&layer.name))
-                    .count();
-                if layer.is_released() && layer.name != top && standing == 1 {
-                    for one in state
-                        .layers
-                        .iter_mut()
-                        .filter(|one| one.parent.as_ref() == Some(&layer.name))
-                    {
-                        one.parent.clone_from(&layer.parent);
-                    }
-                    gone.push(layer.name);
-                }
+    /// A layer for each of the plan, which is a copy of the highest that it takes the place of.
+    fn shorten_now(&self, bot: &BotId, operation: &str, top: &str) -> io::Result<Vec<(String, String)>> {
+        let merges = plan_of_merges(bot, operation, (top, &self.layers_of(bot)));
+        let mut told = Vec::new();
+        for (index, one) in merges.iter().enumerate() {
+            self.copy_committed(bot, one.top(), (&one.on, &one.name))?;
+            if one.released
+                && let Some(state) = self.lock().get_mut(bot)
+            {
+                state.label(&one.name, LABEL_RELEASED, Some(LABEL_SET.to_owned()));
+            }
+            if !one.released || index + 1 == merges.len() {
+                told.push((one.top().to_owned(), one.name.clone()));
             }
         }
-        gone.iter().try_for_each(|name| self.remove_now(bot, name))
+        Ok(told)
     }
 
     fn rebase_now(&self, bot: &BotId, name: &str, (on, copy): (&str, &str)) -> io::Result<()> {
+        self.copy_committed(bot, name, (on, copy))?;
+        if let Some(state) = self.lock().get_mut(bot)
+            && state.layer(copy).is_some_and(|layer| layer.sequence() == 0)
+        {
+            let sequence = next_sequence(&state.layers).to_string();
+            state.label(copy, LABEL_SEQUENCE, Some(sequence));
+        }
+        Ok(())
+    }
+
+    /// The same state again, on another layer.
+    fn copy_committed(&self, bot: &BotId, name: &str, (on, copy): (&str, &str)) -> io::Result<()> {
         if self.layers_of(bot).iter().any(|layer| layer.name == copy) {
             return Ok(());
         }
@@ -224,14 +231,9 @@ impl FakeRuntime {
         self.fill(bot, &self.layer_directory(bot, copy), |staging| {
             tree::copy_whole(&from, staging)
         })?;
-        let mut layer = new_layer(copy, Some(on));
+        let mut layer = new_layer(copy, on);
         layer.kind = LayerKind::Committed;
-        let mut bots = self.lock();
-        let state = bots.entry(bot.clone()).or_default();
-        layer
-            .labels
-            .insert(LABEL_SEQUENCE.to_owned(), next_sequence(&state.layers).to_string());
-        state.layers.push(layer);
+        self.lock().entry(bot.clone()).or_default().layers.push(layer);
         Ok(())
     }
 
@@ -342,14 +344,15 @@ impl Layers for FakeRuntime {
         .await
     }
 
-    async fn shorten(&self, bot: &BotId, _operation: &str, top: &str) -> Result<Vec<(String, String)>> {
-        let (of, top) = (bot.clone(), top.to_owned());
-        self.on_layers(bot, move |this| this.shorten_now(&of, &top)).await?;
-        // Each layer is whole by itself: none has to be made anew.
-        Ok(Vec::new())
+    async fn shorten(&self, bot: &BotId, operation: &str, top: &str) -> Result<Vec<(String, String)>> {
+        self.faults().enter(Verb::Merge).await?;
+        let (of, operation, top) = (bot.clone(), operation.to_owned(), top.to_owned());
+        self.on_layers(bot, move |this| this.shorten_now(&of, &operation, &top))
+            .await
     }
 
     async fn rebase(&self, bot: &BotId, name: &str, (on, copy): (&str, &str)) -> Result<()> {
+        self.faults().enter(Verb::Merge).await?;
         check_layer_name(bot, copy)?;
         self.record_named(bot, on)?;
         let (of, name, on, copy) = (bot.clone(), name.to_owned(), on.to_owned(), copy.to_owned());
@@ -378,10 +381,10 @@ impl Layers for FakeRuntime {
     }
 }
 
-fn new_layer(name: &str, parent: Option<&str>) -> LayerRecord {
+fn new_layer(name: &str, parent: &str) -> LayerRecord {
     LayerRecord {
         name: name.to_owned(),
-        parent: parent.map(str::to_owned),
+        parent: Some(parent.to_owned()),
         kind: LayerKind::Active,
         created_at: Utc::now(),
         updated_at: Utc::now(),
