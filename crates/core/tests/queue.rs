@@ -7,7 +7,7 @@ use std::time::Duration;
 use harness::{LIMIT, World, admin, all, failure, until};
 use skep_core::{BotStatus, Code, CreateBot, DeleteData, OperationHandle, Patience, Requester, Result};
 use skep_names::BotId;
-use skep_runtime::Runtime;
+use skep_runtime::{Runtime, RuntimeError};
 use skep_testkit::fake_runtime::{Hold, Verb};
 
 fn impatient() -> Requester {
@@ -72,6 +72,28 @@ async fn a_delete_overtakes_and_cancels_what_is_under_way() {
     assert!(world.runtime.inspect(&bot).await.unwrap().is_none());
     assert!(world.skep.store().container(&bot).await.unwrap().is_none());
     assert!(world.runtime.bots_with_layers().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn one_that_has_failed_is_not_joined_while_it_is_undone() {
+    let world = World::new().await;
+    let bot = world.bot().await;
+    let broken = RuntimeError::other("making a container", "a fault of the test");
+    world.runtime.faults().fail_next(Verb::Start, broken);
+    let undoing = world.runtime.faults().hold(Verb::Remove);
+    let failing = world.create(&bot).await;
+    until(|| async {
+        match world.runtime.faults().calls(Verb::Remove) {
+            0 => Err("nothing is undone yet".to_owned()),
+            _ => Ok(()),
+        }
+    })
+    .await;
+    let again = world.create(&bot).await;
+    assert_ne!(again.id(), failing.id());
+    drop(undoing);
+    assert!(failing.outcome().await.is_err());
+    again.outcome().await.unwrap();
 }
 
 #[tokio::test]

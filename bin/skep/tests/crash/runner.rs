@@ -229,14 +229,6 @@ async fn after_error(stage: &mut Stage, trial: &Trial, name: &str, came: Came) -
         // What was put back is not kept any more: to ask anew is another request, and refused.
         return Ok(());
     }
-    if trial.point.starts_with("create.release.") {
-        // The workspace is there with what was put back, and what was kept is kept too: a create of a workspace that
-        // is there puts nothing back, and takes nothing away.
-        if let Some(subject) = &stage.subject {
-            stage.remove_backups(&subject.bot).await;
-        }
-        return Ok(());
-    }
     repeat(stage, scenario, name, &format!("{trial} again")).await
 }
 

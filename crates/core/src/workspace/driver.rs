@@ -234,6 +234,7 @@ impl Skep {
             return self.let_go(pending);
         }
         if let Err(error) = &result {
+            pending.failed();
             self.undo(&work, error).await;
             failpoint::pass_or_abort("operation.undone");
             if self.letting_go().is_cancelled() {
@@ -325,6 +326,7 @@ impl Skep {
         match &result {
             Ok(_) => tracing::info!(%bot, operation = hub.id(), kind, "done"),
             Err(error) => {
+                pending.failed();
                 tracing::warn!(%bot, operation = hub.id(), kind, code = error.code().as_str(), error = error.with_causes(), "failed");
             }
         }

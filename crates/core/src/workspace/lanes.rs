@@ -4,6 +4,7 @@
 //! both under that lock, so that no request is ever left without a driver.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use skep_names::BotId;
@@ -36,6 +37,7 @@ pub(crate) struct Pending {
     cancel: CancellationToken,
     /// By what, for the message.
     cancelled_by: OnceLock<String>,
+    has_failed: AtomicBool,
     fingerprint: String,
 }
 
@@ -49,6 +51,7 @@ impl Pending {
             origin,
             cancel: CancellationToken::new(),
             cancelled_by: OnceLock::new(),
+            has_failed: AtomicBool::new(false),
         }
     }
 
@@ -61,10 +64,15 @@ impl Pending {
         self.cancel.is_cancelled()
     }
 
+    /// It came to nothing, as its end is about to say: who asks from now on asks for another try.
+    pub(crate) fn failed(&self) {
+        self.has_failed.store(true, Ordering::Release);
+    }
+
     /// Its end is told or decided: it does nothing for whoever asks now. The driver takes it out of the lane only
     /// after those who waited for its end may have asked again.
     fn is_over(&self) -> bool {
-        self.is_cancelled() || self.hub.has_ended()
+        self.is_cancelled() || self.has_failed.load(Ordering::Acquire) || self.hub.has_ended()
     }
 
     /// How one that was cancelled ends: names what cancelled it.

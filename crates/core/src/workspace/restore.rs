@@ -2,6 +2,7 @@
 //! into a workspace that is there, by way of a layer that is put in the place of its own when all is in it.
 
 use std::io;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{StreamExt, stream};
@@ -21,6 +22,11 @@ use crate::skep::Skep;
 
 /// The stage of a create, as its error event names it.
 const STAGE: &str = "restore preserved data failed";
+/// The stage after it, when what was put back stays where it was kept.
+const STILL_KEPT: &str = "the preserved data was put back, but could not be removed from where it was kept";
+/// How often that is tried, and how long after another.
+const RELEASE_TRIES: u32 = 3;
+const RELEASE_PAUSE: Duration = Duration::from_millis(100);
 /// Note: what was put back, which is on the disk by then.
 const PUT_BACK: &str = "put_back";
 /// Note: what went with it that somebody should know.
@@ -155,7 +161,7 @@ impl Work {
             };
             self.tell(EventBody::Restoring).await?;
             // A task that the try before a crash started.
-            self.end_task(std::time::Duration::ZERO).await?;
+            self.end_task(Duration::ZERO).await?;
             let place = DataPlace::Workspace(self.bot().clone());
             self.step("restore", self.write_preserved(&place, &preserved, ApplyMode::Replace))
                 .await?;
@@ -192,21 +198,33 @@ impl Work {
     }
 
     /// The workspace runs with what was put back, which is on the disk: it is not needed elsewhere any more. A legacy
-    /// directory that a backup won over goes the same way as one that was imported.
+    /// directory that a backup won over goes the same way as one that was imported. Nothing takes either away later,
+    /// so it is tried more than once.
     pub(super) async fn release_put_back(&self) -> Result<()> {
         let Some(noted) = self.noted(PUT_BACK) else {
             return Ok(());
         };
         let put_back: PutBack =
             serde_json::from_value(noted).map_err(|error| Error::internal("reading a note", error))?;
-        self.step("release", async {
-            if let PutBack::Backup { size_bytes, created_at } = put_back {
-                let restored = Identity { size_bytes, created_at };
-                self.skep().remove_restored(self.bot(), restored).await?;
+        for _ in 1..RELEASE_TRIES {
+            match self.step("release", self.take_away(&put_back)).await {
+                Ok(()) => return Ok(()),
+                Err(error) => {
+                    tracing::warn!(bot = %self.bot(), error = error.with_causes(), "what was put back is still kept")
+                }
             }
-            self.skep().mark_migrated(self.bot()).await
-        })
-        .await
+            tokio::time::sleep(RELEASE_PAUSE).await;
+        }
+        let released = self.step("release", self.take_away(&put_back)).await;
+        released.map_err(|error| error.at(STILL_KEPT))
+    }
+
+    async fn take_away(&self, put_back: &PutBack) -> Result<()> {
+        if let PutBack::Backup { size_bytes, created_at } = *put_back {
+            let restored = Identity { size_bytes, created_at };
+            self.skep().remove_restored(self.bot(), restored).await?;
+        }
+        self.skep().mark_migrated(self.bot()).await
     }
 
     pub(super) fn was_put_back(&self) -> bool {

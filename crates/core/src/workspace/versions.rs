@@ -185,15 +185,17 @@ impl Work {
     pub(super) async fn undo_own_layers(&self, row: &ContainerRow) -> Result<()> {
         let layers = self.layers()?;
         let (saved, back) = (self.layer_name("saved"), self.layer_name("back"));
-        let tree = layers.list(self.bot()).await?;
-        let was_done = tree.line.first().is_some_and(|present| present.name == back);
+        let own = self.layer_name("");
+        // Where the present was committed and nothing was made on it, there is a new and empty layer from here on.
+        let present = layers.present(self.bot()).await?;
+        if let Some(present) = present.as_deref().filter(|present| present.starts_with(&own)) {
+            // A swap that was cut off is brought to its end: what the workspace was on before is not left.
+            layers.swap(self.bot(), present).await?;
+        }
+        let was_done = present.is_some_and(|present| present == back);
         let recorded = self.store().versions(&row.container_id).await?;
         let is_version = |name: &str| recorded.iter().any(|version| version.runtime_snapshot_name == name);
-        let own = self.layer_name("");
-        if let Some(present) = tree.line.first().filter(|present| present.name.starts_with(&own)) {
-            // A swap that was cut off is brought to its end: what the workspace was on before is not left.
-            layers.swap(self.bot(), &present.name).await?;
-        }
+        let tree = layers.list(self.bot()).await?;
         for layer in tree
             .line
             .iter()
