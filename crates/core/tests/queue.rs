@@ -9,6 +9,8 @@ use skep_core::{BotStatus, Code, CreateBot, DeleteData, OperationHandle, Patienc
 use skep_names::BotId;
 use skep_runtime::{Runtime, RuntimeError};
 use skep_testkit::fake_runtime::{Hold, Verb};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
+use sqlx::{Connection, Executor};
 
 fn impatient() -> Requester {
     Requester {
@@ -255,4 +257,23 @@ async fn a_new_bot_whose_set_up_is_cancelled_is_ready_and_has_no_workspace() {
     assert_eq!(world.skep.bot(&bot).await.unwrap().row.status, BotStatus::Ready);
     let info = world.skep.workspace_info(&bot).await;
     assert_eq!(info.unwrap_err().code(), Code::ContainerNotFound);
+}
+
+#[tokio::test]
+async fn what_joins_an_operation_that_cannot_be_journaled_fails_with_it() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    let database = SqliteConnectOptions::new().filename(world.root.path().join("skep.db"));
+    let mut another = SqliteConnection::connect_with(&database).await.unwrap();
+    // While another program writes, the journal cannot.
+    another.execute("BEGIN IMMEDIATE").await.unwrap();
+    let (first, joined) = tokio::join!(stop(&world, &bot), stop(&world, &bot));
+    for refused in [first.unwrap_err(), joined.unwrap_err()] {
+        assert_eq!(refused.code(), Code::StoreUnavailable, "{refused}");
+    }
+    another.execute("ROLLBACK").await.unwrap();
+    another.close().await.unwrap();
+    let kinds: Vec<_> = world.skep.operations(&bot).await.unwrap();
+    assert!(kinds.iter().all(|operation| operation.kind == "create"), "{kinds:?}");
+    stop(&world, &bot).await.unwrap().outcome().await.unwrap();
 }

@@ -21,6 +21,7 @@ const PROGRESS_KEPT: usize = 64;
 struct Told {
     events: Vec<OperationEvent>,
     next_id: u64,
+    journaled: bool,
     end: Option<Result<Outcome>>,
 }
 
@@ -45,6 +46,7 @@ impl Hub {
             told: Mutex::new(Told {
                 events: Vec::new(),
                 next_id: first_id,
+                journaled: false,
                 end: None,
             }),
             changed: watch::Sender::new(0),
@@ -107,6 +109,34 @@ impl Hub {
     /// Whether its end is told.
     pub(crate) fn has_ended(&self) -> bool {
         self.told().end.is_some()
+    }
+
+    /// Its row is in the journal.
+    pub(crate) fn note_journaled(&self) {
+        self.told().journaled = true;
+        self.changed.send_modify(|version| *version += 1);
+    }
+
+    /// Waits until its row is in the journal: before that it can still turn out never to have been.
+    ///
+    /// # Errors
+    /// Why it could not be journaled.
+    pub(crate) async fn journaled(&self) -> Result<()> {
+        let mut changed = self.changed.subscribe();
+        loop {
+            changed.borrow_and_update();
+            {
+                let told = self.told();
+                match &told.end {
+                    _ if told.journaled => return Ok(()),
+                    Some(end) => return end.clone().map(drop),
+                    None => {}
+                }
+            }
+            if changed.changed().await.is_err() {
+                return Err(Error::GoingDown);
+            }
+        }
     }
 
     /// Its end, as soon as there is one.

@@ -41,7 +41,10 @@ impl Skep {
             Origin::Asked,
         ));
         match self.lanes().admit(bot, &pending, requester.patience) {
-            Admitted::Joined(joined) => return Ok(OperationHandle::new(joined)),
+            Admitted::Joined(joined) => {
+                joined.journaled().await?;
+                return Ok(OperationHandle::new(joined));
+            }
             Admitted::Refused(refusal) => return Err(refused(refusal)),
             Admitted::Enqueued { spawn_driver } => {
                 self.remember_hub(&hub);
@@ -66,7 +69,7 @@ impl Skep {
         let hub = &pending.hub;
         match self.insert_operation(bot, pending, requester).await {
             Ok(()) => {
-                self.end_overtaken(bot, hub.id()).await;
+                self.end_overtaken(bot, hub).await;
                 Ok(())
             }
             Err(error) => {
@@ -102,8 +105,9 @@ impl Skep {
     }
 
     /// An operation is in the journal now: what it overtakes is cancelled, and what of that had not begun is ended.
-    async fn end_overtaken(&self, bot: &BotId, id: &str) {
-        for overtaken in self.lanes().journaled(bot, id) {
+    async fn end_overtaken(&self, bot: &BotId, hub: &Hub) {
+        hub.note_journaled();
+        for overtaken in self.lanes().journaled(bot, hub.id()) {
             self.end_unbegun(bot, &overtaken).await;
         }
     }
@@ -155,11 +159,11 @@ impl Skep {
                 OperationState::Queued => Origin::LeftQueued,
                 _ => Origin::LeftBegun,
             };
-            let pending = Arc::new(Pending::new(hub, request, row.request_id, origin));
+            let pending = Arc::new(Pending::new(hub.clone(), request, row.request_id, origin));
             if self.lanes().put_back(&row.bot_id, pending) {
                 self.spawn_driver(&row.bot_id);
             }
-            self.end_overtaken(&row.bot_id, &row.id).await;
+            self.end_overtaken(&row.bot_id, &hub).await;
         }
         Ok(())
     }
