@@ -1,7 +1,8 @@
 //! What was fetched of images whose registry or network failed: kept for the next pull of the same image.
 //!
-//! Each failed pull leaves its lease, which ends by itself within a day. Known in memory only: a server that is
-//! started anew goes on with what is there all the same, and cannot collect it earlier.
+//! Each failed pull leaves its lease, which ends by itself within a day, or with a prune. Known in memory only: to a
+//! server that is started anew it is like what a pull that died left, gone on with when it is pulled again at once
+//! and else collected by the sweep.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -29,6 +30,11 @@ impl Interrupted {
         } else {
             None
         }
+    }
+
+    /// It is one of those that are kept.
+    pub(super) fn holds(&self, lease_id: &str) -> bool {
+        self.lock().iter().any(|(_, lease)| lease.id == lease_id)
     }
 
     /// All of one image, which are the caller's to end.

@@ -38,7 +38,7 @@ pub(super) async fn end_lease(inner: &Inner, lease: &Lease, succeeded: bool) {
 /// nobody. Left alone while this server pulls, and, unless the image is there, for a minute, so that what is carried
 /// on finds it.
 pub(super) async fn drop_abandoned_leases(inner: &Inner) -> Result<()> {
-    if !inner.live_leases().is_empty() {
+    if is_working(inner) {
         return Ok(());
     }
     let now = chrono::Utc::now().timestamp();
@@ -49,6 +49,11 @@ pub(super) async fn drop_abandoned_leases(inner: &Inner) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A pull or an import of this server is under way. What failed pulls keep waits for the next one, and holds nobody up.
+fn is_working(inner: &Inner) -> bool {
+    inner.live_leases().iter().any(|id| !inner.interrupted.holds(id))
 }
 
 /// An image is pulled: what earlier pulls of it made before their server died, nobody will take up any more.

@@ -5,7 +5,7 @@ use skep_testkit::images::random_image;
 use skep_testkit::registry::Registry;
 
 use crate::cutting_proxy::CuttingProxy;
-use crate::setting::{Setting, named, plain_hosts};
+use crate::setting::{DATA_ROOT_ID, Setting, named, plain_hosts};
 
 /// Bytes that a connection lives for: no single try gets far enough to count as worth it.
 const CUT_AFTER: u64 = 700_000;
@@ -48,4 +48,29 @@ async fn what_is_not_gone_on_with_goes_with_a_prune() {
     assert!(setting.count(&["content", "active"]) > 1, "nothing was kept");
     setting.store.prune().await.unwrap();
     setting.assert_nothing_left().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_failed_pull_keeps_does_not_keep_what_a_dead_server_left() {
+    let (registry, proxy, setting, reference, _layer) = given_up().await;
+    let small = random_image(1, 1 << 10).push(&registry, "test/small", "latest").await;
+    let small = small.replace(&registry.host(), &proxy.host());
+    setting.pull(&small).await.unwrap();
+    let labels = [format!("skep.data_root={DATA_ROOT_ID}"), format!("skep.image={small}")];
+    setting.ctr(&[
+        "leases",
+        "create",
+        "--id",
+        "skep-image-of-a-dead-server",
+        &labels[0],
+        &labels[1],
+    ]);
+    assert_eq!(setting.count(&["leases", "ls", "-q"]), 2);
+    setting.store.sweep().await.unwrap();
+    let left = setting.ctr(&["leases", "ls", "-q"]);
+    assert!(!left.contains("dead-server"), "{left}");
+    assert!(setting.count(&["content", "active"]) > 1, "what was kept is gone too");
+    proxy.mend();
+    setting.pull(&reference).await.unwrap();
+    assert_eq!(setting.count(&["leases", "ls", "-q"]), 0);
 }

@@ -15,6 +15,8 @@ use skep_testkit::ContainerdServer;
 use skep_testkit::registry::Registry;
 
 pub(crate) const NAMESPACE: &str = "skep-test";
+/// Whose pulls those of a test are.
+pub(crate) const DATA_ROOT_ID: &str = "tests";
 pub(crate) const SNAPSHOTTER: &str = "overlayfs";
 
 pub(crate) struct Setting {
@@ -182,7 +184,7 @@ pub(crate) async fn store_on(containerd: &ContainerdServer, registries: Registry
     let config = ImageStoreConfig {
         namespace: NAMESPACE.to_owned(),
         snapshotter: SNAPSHOTTER.to_owned(),
-        data_root_id: "tests".to_owned(),
+        data_root_id: DATA_ROOT_ID.to_owned(),
         registries,
     };
     ImageStore::new(channel, config).expect("make a store")

@@ -13,7 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
 use crate::cutting_proxy::CuttingProxy;
-use crate::setting::{Setting, Watcher, named, plain_hosts};
+use crate::setting::{DATA_ROOT_ID, Setting, Watcher, named, plain_hosts};
 
 type Handler = dyn Fn(&Asked) -> Answer + Send + Sync;
 
@@ -414,7 +414,7 @@ async fn store_only(hosts: &[&str]) -> Unpulled {
     let config = skep_runtime::images::ImageStoreConfig {
         namespace: "never".to_owned(),
         snapshotter: "never".to_owned(),
-        data_root_id: "tests".to_owned(),
+        data_root_id: DATA_ROOT_ID.to_owned(),
         registries: plain_hosts(hosts),
     };
     Unpulled {
