@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use containerd_client::types::Mount;
-use skep_names::{BotId, container_id_for};
+use skep_names::{BotId, container_id_for, is_legacy};
 
 use super::records::{Records, Running};
 use super::turns::Turn;
@@ -34,12 +34,17 @@ impl ContainerdRuntime {
         }
     }
 
-    /// Ids, namespaces and socket directory of a workspace that is about to start.
-    pub(super) async fn prepare_host(&self, turn: &Arc<Turn>, bot: &BotId) -> Result<Running> {
+    /// Ids, namespaces and socket directory of a workspace that is about to start. A legacy one has no ids of its own
+    /// and no socket.
+    pub(super) async fn prepare_host(&self, turn: &Arc<Turn>, bot: &BotId, container_id: &str) -> Result<Running> {
         self.same_mounts_as_daemon()?;
-        let guards = self.guards().await?;
+        let legacy = is_legacy(container_id);
+        let guards = match legacy {
+            true => self.guards_without_ids().await?,
+            false => self.guards().await?,
+        };
         let network = self.network.mode().as_str().to_owned();
-        let (id, data_root_id) = (container_id_for(bot), self.config.data_root_id.clone());
+        let (id, data_root_id) = (container_id.to_owned(), self.config.data_root_id.clone());
         let (cgroup, bot) = (self.cgroup_of(&id), bot.clone());
         self.on_host(turn, move |paths, records| {
             let ids = match guards.user_namespace {
@@ -65,6 +70,9 @@ impl ContainerdRuntime {
             recorded?;
             failpoint::START_RECORDED.pass().tried(starting)?;
             isolation::make_namespaces(paths, &bot, ids)?;
+            if legacy {
+                return Ok(running);
+            }
             isolation::mount_socket_directory(paths, &bot, running.root_uid())?;
             failpoint::SOCKET_DIRECTORY_MOUNTED.pass().tried(starting)?;
             Ok(running)

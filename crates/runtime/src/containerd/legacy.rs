@@ -8,34 +8,21 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use containerd_client::services::v1::{Container, UpdateContainerRequest};
-use prost_types::FieldMask;
+use containerd_client::services::v1::Container;
+use prost_types::Any;
 use serde_json::Value;
 use skep_names::{BotId, is_legacy};
 
-use super::client::failed;
 use super::container::{as_any, stored_environment};
 use super::host::network_failed;
 use super::records::Running;
 use super::turns::Turn;
 use super::{ContainerdRuntime, UserNamespaceMode};
-use crate::isolation;
 use crate::{Limits, Result, RuntimeError, Started, TaskState};
 
 impl ContainerdRuntime {
-    /// Starts it, or finds it running.
-    pub(super) async fn start_legacy(
-        &self,
-        turn: &Arc<Turn>,
-        bot: &BotId,
-        container: &Container,
-        limits: &Limits,
-    ) -> Result<Started> {
-        match self.task_state(&container.id).await? {
-            TaskState::Running => return self.legacy_runs_already(turn, bot, container).await,
-            TaskState::Dead => self.clear_task(&container.id).await?,
-            TaskState::None => {}
-        }
+    /// What lies in its bind mounts belongs to the host's ids: where a user namespace is required, it cannot be started.
+    pub(super) fn legacy_may_start(&self, container: &Container) -> Result<()> {
         if self.config.isolation.user_namespace == UserNamespaceMode::Required {
             return Err(RuntimeError::Rejected {
                 reason: format!(
@@ -44,74 +31,16 @@ impl ContainerdRuntime {
                 ),
             });
         }
-        self.release_host(turn, bot).await?;
-        self.prepare_parent_cgroup().await?;
-        self.choose_oci_runtime().await?;
-        match self.start_legacy_steps(turn, bot, container, limits).await {
-            Ok(started) => Ok(started),
-            Err(error) => {
-                self.undo_start(turn, bot, &container.id).await;
-                Err(error)
-            }
-        }
-    }
-
-    async fn start_legacy_steps(
-        &self,
-        turn: &Arc<Turn>,
-        bot: &BotId,
-        container: &Container,
-        limits: &Limits,
-    ) -> Result<Started> {
-        let running = self.prepare_legacy_host(turn, bot, container).await?;
-        let attached = self.network.attach(bot, &self.paths.network_namespace(bot)).await;
-        let attached = attached.map_err(network_failed)?;
-        self.store_legacy_specification(bot, container, (limits, &running))
-            .await?;
-        let mut rootfs = self
-            .layer_mounts(&container.snapshotter, &container.snapshot_key)
-            .await?;
-        for mount in &mut rootfs {
-            mount.options.extend(["nosuid".to_owned(), "nodev".to_owned()]);
-        }
-        self.create_task(&container.id, rootfs).await?;
-        self.start_task(&container.id).await?;
-        Ok(Started {
-            address: attached.address,
-            isolation: running.isolation(),
-            already_running: false,
-        })
-    }
-
-    async fn prepare_legacy_host(&self, turn: &Arc<Turn>, bot: &BotId, container: &Container) -> Result<Running> {
-        self.same_mounts_as_daemon()?;
-        let guards = self.guards_without_ids().await?;
-        let running = Running {
-            container_id: container.id.clone(),
-            ids: None,
-            seccomp: guards.seccomp,
-            apparmor: guards.apparmor,
-            network: self.network.mode().as_str().to_owned(),
-            cgroup: self.cgroup_of(&container.id),
-            started_at: chrono::Utc::now(),
-            address: None,
-        };
-        let (bot, kept) = (bot.clone(), running.clone());
-        self.on_host(turn, move |paths, records| {
-            records.put(&bot, kept)?;
-            isolation::make_namespaces(paths, &bot, None)
-        })
-        .await?;
-        Ok(running)
+        Ok(())
     }
 
     /// What is its own is read from what is stored, which this replaces: a repeat reads the same again.
-    async fn store_legacy_specification(
+    pub(super) fn legacy_specification(
         &self,
         bot: &BotId,
         container: &Container,
         (limits, running): (&Limits, &Running),
-    ) -> Result<()> {
+    ) -> Result<Any> {
         let operation = format!("reading the specification of {}", container.id);
         let stored = container
             .spec
@@ -126,23 +55,15 @@ impl ContainerdRuntime {
         let mut ours = self.specification_value(bot, &environment, limits, Some(running))?;
         keep_what_is_its_own(&mut ours, &stored);
         ours["linux"]["cgroupsPath"] = Value::String(self.cgroup_of(&container.id));
-        let request = self.client.request(UpdateContainerRequest {
-            container: Some(Container {
-                id: container.id.clone(),
-                spec: Some(as_any(&ours)),
-                ..Default::default()
-            }),
-            update_mask: Some(FieldMask {
-                paths: vec!["spec".to_owned()],
-            }),
-        });
-        let updated = self.client.containers().update(request).await;
-        updated
-            .map(drop)
-            .map_err(|status| failed(format!("writing the specification of {}", container.id), status))
+        Ok(as_any(&ours))
     }
 
-    async fn legacy_runs_already(&self, turn: &Arc<Turn>, bot: &BotId, container: &Container) -> Result<Started> {
+    pub(super) async fn legacy_runs_already(
+        &self,
+        turn: &Arc<Turn>,
+        bot: &BotId,
+        container: &Container,
+    ) -> Result<Started> {
         self.know_legacy(turn, bot, container).await?;
         let running = self.records.get(bot);
         Ok(Started {

@@ -21,12 +21,13 @@ impl ContainerdRuntime {
     pub(super) async fn start_workspace(&self, bot: &BotId, limits: &Limits) -> Result<Started> {
         let turn = self.turns.take(bot).await;
         let container = self.required_container(bot).await?;
-        if is_legacy(&container.id) {
-            return self.start_legacy(&turn, bot, &container, limits).await;
-        }
+        let legacy = is_legacy(&container.id);
         let state = self.task_state(&container.id).await?;
-        if state == TaskState::Running {
-            return self.already_running(bot).await;
+        match (state, legacy) {
+            (TaskState::Running, false) => return self.already_running(bot).await,
+            (TaskState::Running, true) => return self.legacy_runs_already(&turn, bot, &container).await,
+            (TaskState::Dead | TaskState::None, true) => self.legacy_may_start(&container)?,
+            (TaskState::Dead | TaskState::None, false) => {}
         }
         // What an earlier start or its task left: a start begins on a clean host.
         if state == TaskState::Dead || self.has_traces(bot) {
@@ -50,7 +51,7 @@ impl ContainerdRuntime {
         container: &Container,
         limits: &Limits,
     ) -> Result<Started> {
-        let (running, ()) = tokio::try_join!(self.prepare_host(turn, bot), self.choose_oci_runtime())?;
+        let (running, ()) = tokio::try_join!(self.prepare_host(turn, bot, &container.id), self.choose_oci_runtime())?;
         let namespace = self.paths.network_namespace(bot);
         // The namespace exists, so it is attached while the container is created; the first process of the
         // workspace starts after both. Both are waited for: undoing one under way would leave its half.
@@ -96,8 +97,10 @@ impl ContainerdRuntime {
         container: &Container,
         (limits, running): (&Limits, &Running),
     ) -> Result<()> {
-        let environment = stored_environment(container);
-        let spec = self.specification(bot, &environment, limits, Some(running))?;
+        let spec = match is_legacy(&container.id) {
+            true => self.legacy_specification(bot, container, (limits, running))?,
+            false => self.specification(bot, &stored_environment(container), limits, Some(running))?,
+        };
         if container.spec.as_ref() == Some(&spec) {
             return Ok(());
         }
@@ -128,7 +131,7 @@ impl ContainerdRuntime {
     }
 
     /// What cannot be undone now is left to the next start and to the sweep; the cause of the failure counts.
-    pub(super) async fn undo_start(&self, turn: &Arc<Turn>, bot: &BotId, id: &str) {
+    async fn undo_start(&self, turn: &Arc<Turn>, bot: &BotId, id: &str) {
         let undone = async {
             if self.task_state(id).await? != TaskState::None {
                 self.clear_task(id).await?;
