@@ -5,8 +5,8 @@ use std::os::unix::fs::MetadataExt;
 
 use skep_core::bridge::BridgePool;
 use skep_names::BotId;
-use skep_runtime::containerd::UserNamespaceMode;
-use skep_runtime::{BridgeEndpoint, Limits, Runtime, RuntimeError};
+use skep_runtime::containerd::{ContainerdRuntime, UserNamespaceMode};
+use skep_runtime::{BridgeEndpoint, CheckStatus, Limits, Runtime, RuntimeError};
 use skep_testkit::ContainerdRelease;
 use skep_testkit::containerd_rig::{ContainerdRig, OciRuntime, RigOptions, as_runtime, instance_spec, until};
 
@@ -37,6 +37,7 @@ matrix! {
         limits_are_in_force_from_the_start_and_change_without_a_restart;
     on_1_6_with_runc: Installed, Runc =>
         a_workspace_has_what_is_promised_and_nothing_more,
+        what_another_runtime_may_leave_out_is_refused_or_told,
         without_a_user_namespace_a_workspace_has_one_capability_less,
         without_ids_of_its_own_only_a_workspaces_own_process_is_its_bridge,
         limits_are_in_force_from_the_start_and_change_without_a_restart;
@@ -216,6 +217,30 @@ async fn crun_is_refused_where_it_would_drop_flags_of_the_root(options: RigOptio
     let refused = rig.runtime().start(&bot, &LIMITS).await;
     assert!(matches!(refused, Err(RuntimeError::Rejected { .. })), "{refused:?}");
     assert_eq!(rig.claims().unwrap().len(), 0);
+}
+
+async fn what_another_runtime_may_leave_out_is_refused_or_told(options: RigOptions) {
+    let rig = ContainerdRig::start_with(options).await;
+    let bot = BotId::random();
+    rig.runtime().create(&instance_spec(&bot, &rig.image())).await.unwrap();
+    // No shim of it need be there: nothing is asked of it.
+    let mut config = rig.config().clone();
+    config.runtime = "io.containerd.runsc.v1".to_owned();
+    let other = ContainerdRuntime::new(config.clone()).unwrap();
+    let refused = other.start(&bot, &LIMITS).await;
+    let Err(RuntimeError::Rejected { reason }) = refused else {
+        panic!("started with less: {refused:?}");
+    };
+    assert!(reason.contains("isolation.without_seccomp"), "{reason}");
+    let checks = other.checks().await;
+    let seccomp = checks.iter().find(|check| check.name == "seccomp").unwrap();
+    assert_eq!(seccomp.status, CheckStatus::Error, "{seccomp:?}");
+    assert_eq!(rig.claims().unwrap().len(), 0, "a refused start left its ids claimed");
+    config.isolation.without_seccomp = true;
+    config.isolation.without_apparmor = true;
+    let accepted = ContainerdRuntime::new(config).unwrap();
+    let isolation = accepted.inspect(&bot).await.unwrap().unwrap().isolation.unwrap();
+    assert!(!isolation.seccomp && !isolation.apparmor, "{isolation:?}");
 }
 
 async fn limits_are_in_force_from_the_start_and_change_without_a_restart(options: RigOptions) {

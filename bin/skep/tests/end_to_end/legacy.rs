@@ -38,6 +38,11 @@ async fn a_legacy_container_is_started_reached_stopped_and_deleted() {
     assert_eq!(info["isolation"]["user_namespace"], false);
     assert!(info["ip"].is_string(), "{info}");
     assert_eq!(read(&skep, &bot).await, "kept");
+    // Also where others run under crun, which would drop these.
+    let mounts = skep.client.output(&bot, "cat /proc/self/mountinfo").await;
+    let root = mounts.lines().find(|line| line.split(' ').nth(4) == Some("/"));
+    let root = root.expect("it has a root");
+    assert!(root.contains("nosuid") && root.contains("nodev"), "{root}");
 
     // What an older server started is taken up by the next.
     for action in ["stop", "start", "restart"] {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::oci_runtime::RUNC_SHIM;
 use super::records::Guards;
 use super::{CHECK_LIMIT, ContainerdRuntime, UserNamespaceMode};
 use crate::isolation;
@@ -24,24 +25,72 @@ impl ContainerdRuntime {
     pub(super) async fn guards_without_ids(&self) -> Result<Guards> {
         Ok(Guards {
             user_namespace: false,
-            seccomp: !self.config.isolation.without_seccomp,
+            seccomp: self.uses_seccomp()?,
             apparmor: self.uses_apparmor().await?,
         })
     }
 
+    /// # Errors
+    /// The configured runtime is not known to put our filter in force: gVisor and Kata Containers leave it out by
+    /// default, for what they run has a kernel of its own.
+    fn uses_seccomp(&self) -> Result<bool> {
+        match (self.config.isolation.without_seccomp, self.obeys_specification()) {
+            (true, _) => Ok(false),
+            (false, true) => Ok(true),
+            (false, false) => Err(self.not_obeyed("the filter of system calls", "isolation.without_seccomp")),
+        }
+    }
+
+    /// # Errors
+    /// The kernel has AppArmor, and the profile cannot be loaded or the configured runtime is not known to use it.
     async fn uses_apparmor(&self) -> Result<bool> {
         if self.config.isolation.without_apparmor {
             return Ok(false);
         }
         let profile = self.apparmor.profile().await;
-        profile
-            .map(|profile| profile.is_some())
-            .map_err(|error| RuntimeError::Rejected {
-                reason: format!(
-                    "the kernel has AppArmor and the workspaces' profile cannot be loaded: {error}; \
+        let profile = profile.map_err(|error| RuntimeError::Rejected {
+            reason: format!(
+                "the kernel has AppArmor and the workspaces' profile cannot be loaded: {error}; \
                  isolation.without_apparmor starts them without it"
-                ),
-            })
+            ),
+        })?;
+        if profile.is_some() && !self.obeys_specification() {
+            return Err(self.not_obeyed("AppArmor's profile", "isolation.without_apparmor"));
+        }
+        Ok(profile.is_some())
+    }
+
+    /// What runc and crun run is under every guard that its specification names.
+    fn obeys_specification(&self) -> bool {
+        self.config.runtime == RUNC_SHIM
+    }
+
+    fn not_obeyed(&self, guard: &str, key: &str) -> RuntimeError {
+        let runtime = &self.config.runtime;
+        RuntimeError::Rejected {
+            reason: format!(
+                "containerd.runtime {runtime} is not known to put {guard} in force; {key} starts workspaces without it"
+            ),
+        }
+    }
+
+    pub(super) fn seccomp_check(&self) -> Check {
+        let (status, detail) = match self.uses_seccomp() {
+            Ok(true) => (
+                CheckStatus::Ok,
+                "every workspace is started under a filter of system calls".to_owned(),
+            ),
+            Ok(false) => (
+                CheckStatus::Warn,
+                "isolation.without_seccomp is set: workspaces have no filter of system calls".to_owned(),
+            ),
+            Err(error) => (CheckStatus::Error, error.to_string()),
+        };
+        Check {
+            name: "seccomp",
+            status,
+            detail,
+        }
     }
 
     pub(super) async fn apparmor_check(&self) -> Check {

@@ -82,7 +82,7 @@ impl ContainerdRuntime {
             self.prepare_root(turn, bot, running, mounts).await
         };
         let (rootfs, ()) = tokio::try_join!(rooted, self.store_specification(bot, container, (limits, running)))?;
-        let created = self.create_task(&container.id, rootfs).await;
+        let created = self.create_task(running, rootfs).await;
         failpoint::TASK_CREATED.passed()?;
         if running.ids.is_some() {
             self.release_root(turn, bot).await?;

@@ -235,7 +235,7 @@ impl Runtime for ContainerdRuntime {
             self.apparmor_check(),
             self.network.readiness()
         );
-        vec![runtime, users, apparmor, network]
+        vec![runtime, users, self.seccomp_check(), apparmor, network]
     }
 
     async fn images(&self) -> Result<Vec<ImageRecord>> {

@@ -13,7 +13,9 @@ use super::ContainerdConfig;
 use crate::RuntimeError;
 
 /// The one shim whose options we know.
-const RUNC_SHIM: &str = "io.containerd.runc.v2";
+pub(super) const RUNC_SHIM: &str = "io.containerd.runc.v2";
+/// What works everywhere.
+const RUNC: &str = "runc";
 const PROBE_LIMIT: Duration = Duration::from_secs(20);
 
 /// The binary to name to the shim; `None`: the runtime's own default.
@@ -26,15 +28,11 @@ pub(super) async fn choose(config: &ContainerdConfig, user_namespaces: bool) -> 
     }
     if let Some(binary) = &config.runtime_binary {
         if !user_namespaces && is_crun(binary) {
-            return Err(RuntimeError::Rejected {
-                reason: "containerd.runtime_binary is crun, which drops nosuid and nodev from a workspace's root where \
-                         it has no user namespace: leave it unset, use runc, or mend what `user_namespace` says in the checks"
-                    .to_owned(),
-            });
+            return Err(crun_without_user_namespace());
         }
         return Ok(Some(binary.clone()));
     }
-    let runc = Some(PathBuf::from("runc"));
+    let runc = Some(PathBuf::from(RUNC));
     let Some(crun) = crun(config).filter(|_| user_namespaces) else {
         return Ok(runc);
     };
@@ -45,6 +43,26 @@ pub(super) async fn choose(config: &ContainerdConfig, user_namespaces: bool) -> 
             runc
         }
     })
+}
+
+/// The binary for a container that has no user namespace where others have one: `chosen`, unless that is crun.
+///
+/// # Errors
+/// As [`choose`].
+pub(super) fn without_user_namespace(config: &ContainerdConfig, chosen: &Path) -> Result<PathBuf, RuntimeError> {
+    match (is_crun(chosen), &config.runtime_binary) {
+        (false, _) => Ok(chosen.to_owned()),
+        (true, None) => Ok(PathBuf::from(RUNC)),
+        (true, Some(_)) => Err(crun_without_user_namespace()),
+    }
+}
+
+fn crun_without_user_namespace() -> RuntimeError {
+    RuntimeError::Rejected {
+        reason: "containerd.runtime_binary is crun, which drops nosuid and nodev from a workspace's root where \
+                 it has no user namespace: leave it unset, use runc, or mend what `user_namespace` says in the checks"
+            .to_owned(),
+    }
 }
 
 /// Also by our wrapper, whose name says so.

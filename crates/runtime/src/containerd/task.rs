@@ -1,6 +1,7 @@
 //! Tasks: the running process tree of a container.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use containerd_client::services::v1::{
@@ -16,7 +17,8 @@ use tonic::Code;
 
 use super::client::{failed, optional, ran_out_of_time};
 use super::host::on_host_failed;
-use super::{ContainerdRuntime, bundle};
+use super::records::Running;
+use super::{ContainerdRuntime, bundle, oci_runtime};
 use crate::spec::limits_as_resources;
 use crate::{Limits, Result, RuntimeError, TaskState, failpoint};
 
@@ -91,9 +93,9 @@ impl ContainerdRuntime {
             .collect())
     }
 
-    pub(super) async fn create_task(&self, id: &str, rootfs: Vec<Mount>) -> Result<()> {
-        let binary = self.oci_runtime.get().filter(|binary| !binary.as_os_str().is_empty());
-        let options = binary.map(|binary| RuncOptions {
+    pub(super) async fn create_task(&self, running: &Running, rootfs: Vec<Mount>) -> Result<()> {
+        let id = running.container_id.as_str();
+        let options = self.oci_runtime_for(running)?.map(|binary| RuncOptions {
             binary_name: binary.to_string_lossy().into_owned(),
         });
         let message = CreateTaskRequest {
@@ -115,6 +117,16 @@ impl ContainerdRuntime {
         created
             .map(drop)
             .map_err(|status| failed(format!("creating the task {id}"), status))
+    }
+
+    /// The binary to name to the shim; `None`: the runtime's own default.
+    fn oci_runtime_for(&self, running: &Running) -> Result<Option<PathBuf>> {
+        let chosen = self.oci_runtime.get().filter(|binary| !binary.as_os_str().is_empty());
+        match (chosen, running.ids) {
+            (None, _) => Ok(None),
+            (Some(binary), Some(_)) => Ok(Some(binary.clone())),
+            (Some(binary), None) => oci_runtime::without_user_namespace(&self.config, binary).map(Some),
+        }
     }
 
     /// After a task could not be made: clears away what is in its way of an earlier one; else that is the error.
