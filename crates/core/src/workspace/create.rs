@@ -103,7 +103,7 @@ impl Work {
             .await
             .map_err(|error| error.at(PULL))?;
         self.tell(EventBody::Creating).await?;
-        let spec = self.spec(&image, plan);
+        let spec = self.spec(&image, plan).await?;
         let made = self
             .step("create", self.create_from_image(&spec))
             .await
@@ -155,17 +155,15 @@ impl Work {
         Ok(())
     }
 
-    fn spec(&self, image: &ImageReference, plan: &CreatePlan) -> InstanceSpec {
-        let mut env = self.skep().settings().workspace_env.clone();
-        env.extend(plan.env.clone());
-        InstanceSpec {
+    async fn spec(&self, image: &ImageReference, plan: &CreatePlan) -> Result<InstanceSpec> {
+        Ok(InstanceSpec {
             bot: self.bot().clone(),
             image: image.clone(),
             snapshotter: plan.snapshotter.clone(),
-            env,
+            env: self.environment(&plan.env).await?,
             cdi_devices: plan.cdi_devices.clone(),
             labels: std::collections::BTreeMap::new(),
-        }
+        })
     }
 
     /// The image, fetched when the policy says so; progress is told as it goes.

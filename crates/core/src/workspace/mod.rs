@@ -7,6 +7,7 @@
 mod admission;
 mod create;
 mod driver;
+mod environment;
 mod followers;
 mod info;
 mod infos;

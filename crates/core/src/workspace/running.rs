@@ -223,15 +223,13 @@ impl Work {
             }
             Err(error) => return Err(error),
         }
-        let mut env = self.skep().settings().workspace_env.clone();
-        env.extend(row.env.clone());
         let made = self
             .runtime()
             .create(&InstanceSpec {
                 bot: self.bot().clone(),
                 image,
                 snapshotter: Some(row.snapshotter.clone()),
-                env,
+                env: self.environment(&row.env).await?,
                 cdi_devices: row.cdi_devices.clone(),
                 labels: std::collections::BTreeMap::new(),
             })
@@ -256,7 +254,7 @@ impl Work {
                 bot: self.bot().clone(),
                 image: parse_image(&plan.image)?,
                 snapshotter: plan.snapshotter,
-                env: self.skep().settings().workspace_env.clone(),
+                env: self.environment(&plan.env).await?,
                 cdi_devices: plan.cdi_devices,
                 labels: std::collections::BTreeMap::new(),
             })

@@ -1,6 +1,7 @@
 //! Processes: truthful ends, whole outputs.
 
 use serde_json::{Value, json};
+use skep_testkit::server::{TestServer, text_of};
 
 use crate::Workspace;
 
@@ -245,4 +246,53 @@ async fn a_stream_whose_bridge_dies_ends_with_an_error() {
         last.contains("\"type\":\"error\"") && last.contains("bridge_unavailable"),
         "{text}"
     );
+}
+
+#[tokio::test]
+async fn an_offset_that_is_no_longer_kept_begins_at_the_oldest_and_says_so() {
+    const WRITTEN: u64 = 1_000_000;
+    let server = TestServer::with(&[("exec.log_bytes", "64KiB")]).await;
+    let bot = server.bot_with_workspace().await;
+    let workspace = Workspace { server, bot };
+    let command = format!("head -c {WRITTEN} /dev/zero; exec sleep 600");
+    let started = workspace
+        .post("/exec", json!({"command": command, "detach": true}))
+        .await;
+    let id = text_of(&started.expect_status(202).json(), "exec_id");
+    let limit = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    let state = loop {
+        let state = workspace.get(&format!("/exec/{id}")).await.expect_status(200).json();
+        if state["stdout_bytes"] == WRITTEN {
+            break state;
+        }
+        assert!(std::time::Instant::now() < limit, "{state}");
+    };
+    let output = workspace.get(&format!("/exec/{id}/output?offset=0")).await;
+    let from: u64 = output.expect_status(200).header("x-offset").parse().unwrap();
+    assert!(from > 0, "everything was kept");
+    assert_eq!(from + output.body.len() as u64, WRITTEN);
+    assert_eq!(output.header("x-next-offset"), WRITTEN.to_string());
+    assert_eq!(state["dropped_bytes"], from, "{state}");
+    let end = workspace.server.call("DELETE", &workspace.path(&format!("/exec/{id}")));
+    end.send().await.expect_status(204);
+}
+
+#[tokio::test]
+async fn processes_are_told_where_skills_are_looked_for() {
+    let server = TestServer::start().await;
+    let roots = json!({"workspace": {"skill_discovery_roots": ["/srv//skills", "/data/skills", "/srv/skills"]}});
+    for (metadata, expected) in [
+        (json!({}), "/data/.agents/skills:/root/.agents/skills\n"),
+        (roots, "/srv/skills\n"),
+    ] {
+        let body = json!({"metadata": metadata});
+        let made = server.call("POST", "/bots?workspace=false").json(&body).send().await;
+        let bot = text_of(&made.expect_status(201).json(), "id");
+        let path = format!("/bots/{bot}/container");
+        let create = server.call("POST", &path).header("accept", "application/json");
+        create.json(&json!({})).send().await.expect_status(200);
+        let command = json!({"command": "echo $MEMOH_SKILL_DISCOVERY_ROOTS"});
+        let run = server.call("POST", &format!("{path}/exec")).json(&command).send().await;
+        assert_eq!(run.expect_status(200).json()["stdout"], expected, "{metadata}");
+    }
 }
