@@ -315,9 +315,6 @@ pub(crate) struct ExecArguments {
 pub(crate) struct ShellArguments {
     #[command(flatten)]
     pub(crate) named: Named,
-    /// A named session, which is kept for a while when the connection is lost
-    #[arg(long)]
-    pub(crate) session: Option<String>,
 }
 
 #[derive(Debug, Args)]

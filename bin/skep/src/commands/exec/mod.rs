@@ -45,10 +45,7 @@ pub(crate) async fn shell(client: &Client, shell: ShellArguments) -> Result<()> 
     }
     let id = find_bot(client, &shell.named.name).await?.id;
     let (cols, rows) = terminal::size();
-    let mut path = format!("/bots/{id}/container/terminal/ws?cols={cols}&rows={rows}");
-    if let Some(session) = &shell.session {
-        path.push_str(&format!("&session={}", encode(session)));
-    }
+    let path = format!("/bots/{id}/container/terminal/ws?cols={cols}&rows={rows}");
     socket::attach(client, &path, true).await
 }
 
