@@ -7,6 +7,8 @@ mod load;
 mod reference;
 mod sections;
 mod settled;
+#[cfg(test)]
+mod tests;
 mod value;
 
 use std::path::PathBuf;
