@@ -378,3 +378,31 @@ async fn a_cancelled_create_is_undone() {
     assert!(world.runtime.bots_with_layers().await.unwrap().is_empty());
     world.create(&bot).await.outcome().await.unwrap();
 }
+
+#[tokio::test]
+async fn the_pull_policy_says_whether_a_registry_is_asked() {
+    use skep_core::ImagePullPolicy::{Always, IfNotPresent, Never};
+    let elsewhere: ImageReference = "registry.test/elsewhere:1".parse().unwrap();
+    for (policy, image, pulls, refused) in [
+        (IfNotPresent, FAKE_IMAGE, 0, None),
+        (IfNotPresent, elsewhere.as_str(), 1, None),
+        (Always, FAKE_IMAGE, 1, None),
+        (Never, FAKE_IMAGE, 0, None),
+        (Never, elsewhere.as_str(), 0, Some("image_not_found")),
+    ] {
+        let world = World::with(|settings| settings.image_pull_policy = policy).await;
+        world.runtime.offer_image(&elsewhere, Vec::new());
+        let bot = world.bot().await;
+        let create = world
+            .skep
+            .create_workspace(&bot, of_image(image), &admin())
+            .await
+            .unwrap();
+        let events = all(&create).await;
+        assert_eq!(world.runtime.faults().calls(Verb::Pull), pulls, "{policy:?} {image}");
+        match refused {
+            None => assert_eq!(kinds(&events).last(), Some(&"complete"), "{policy:?} {image}"),
+            Some(code) => assert_eq!(failure(&events).0, code, "{policy:?} {image}"),
+        }
+    }
+}

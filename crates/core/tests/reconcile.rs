@@ -329,3 +329,29 @@ async fn the_last_256_kills_of_a_bot_are_kept() {
     // The oldest went.
     assert_eq!(kept[0].payload["number"], 300 - 255);
 }
+
+#[tokio::test]
+async fn a_stop_of_what_is_missing_records_the_wish() {
+    let mut world = World::new().await;
+    let bot = world.running_bot().await;
+    world.write(&bot, "/data/file", "kept").await;
+    world.runtime.stop(&bot, Duration::ZERO).await.unwrap();
+    world.runtime.forget_container(&bot);
+    world.stop(&bot).await.unwrap();
+    let starts = world.runtime.faults().calls(Verb::Start);
+    for _ in 0..2 {
+        let info = world.skep.workspace_info(&bot).await.unwrap();
+        assert_eq!(
+            (info.status, info.desired),
+            (WorkspaceStatus::Missing, Desired::Stopped)
+        );
+        world.restart_within(LIMIT).await;
+    }
+    assert_eq!(
+        world.runtime.faults().calls(Verb::Start),
+        starts,
+        "it was started unasked"
+    );
+    world.start(&bot).await.unwrap();
+    assert_eq!(world.read(&bot, "/data/file").await, "kept");
+}

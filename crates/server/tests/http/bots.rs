@@ -270,3 +270,37 @@ async fn an_admin_gives_a_bot_to_another_user() {
         .await
         .expect_error(404, "not_found");
 }
+
+#[tokio::test]
+async fn an_admin_makes_and_lists_bots_of_others_and_nobody_else_does() {
+    let server = TestServer::start().await;
+    let (ada, hers) = server.member("ada").await;
+    let (_, bobs) = server.member("bob").await;
+    let path = format!("/bots?workspace=false&owner_id={ada}");
+    let make = |credential: &str| server.call_as(credential, "POST", &path).json(&json!({})).send();
+    let refused = make(&bobs).await.expect_error(403, "forbidden");
+    assert_eq!(refused, "admin role required");
+    let made = make(server.admin_key()).await.expect_status(201).json();
+    assert_eq!(text_of(&made, "owner_user_id"), ada);
+    let own = server.bare_bot(server.admin_key()).await;
+    let list = |credential: &str, query: &str| server.call_as(credential, "GET", &format!("/bots{query}")).send();
+    let of_ada = format!("?owner_id={ada}");
+    for query in [of_ada.as_str(), "?all=true"] {
+        let refused = list(&bobs, query).await.expect_error(403, "forbidden");
+        assert_eq!(refused, "admin role required", "{query}");
+    }
+    let ids = |page: &Value| {
+        let items = page["items"].as_array().expect("a list");
+        items.iter().map(|bot| text_of(bot, "id")).collect::<Vec<_>>()
+    };
+    let id = text_of(&made, "id");
+    for (credential, query, expected) in [
+        (server.admin_key(), of_ada.as_str(), vec![id.clone()]),
+        (server.admin_key(), "?all=true", vec![own.clone(), id.clone()]),
+        (server.admin_key(), "", vec![own]),
+        (hers.as_str(), of_ada.as_str(), vec![id]),
+    ] {
+        let page = list(credential, query).await.expect_status(200).json();
+        assert_eq!(ids(&page), expected, "{query}");
+    }
+}

@@ -199,3 +199,58 @@ async fn files_and_execs_go_on_while_the_runtime_is_away() {
     assert_eq!(workspace.output_of("echo here").await, "here\n");
     workspace.get("/fs").await.expect_status(200);
 }
+
+#[tokio::test]
+async fn messages_that_clients_show_stay_as_they_are() {
+    let workspace = Workspace::start().await;
+    for (route, body, status, code, expected) in [
+        (
+            "/fs/write",
+            json!({"content": "x"}),
+            400,
+            "invalid_path",
+            "path is required",
+        ),
+        ("/fs/mkdir", json!({}), 400, "invalid_path", "path is required"),
+        ("/fs/delete", json!({}), 400, "invalid_path", "path is required"),
+        (
+            "/fs/delete",
+            json!({"path": "/", "recursive": true}),
+            403,
+            "forbidden",
+            "cannot delete root directory",
+        ),
+        (
+            "/fs/rename",
+            json!({"oldPath": "/data/file"}),
+            400,
+            "invalid_path",
+            "oldPath and newPath are required",
+        ),
+        (
+            "/fs/rename",
+            json!({"newPath": "/data/file"}),
+            400,
+            "invalid_path",
+            "oldPath and newPath are required",
+        ),
+        ("/exec", json!({}), 400, "invalid_argument", "command is required"),
+        (
+            "/exec",
+            json!({"command": " "}),
+            400,
+            "invalid_argument",
+            "command is required",
+        ),
+        (
+            "/snapshots/rollback",
+            json!({"version": 0}),
+            400,
+            "invalid_argument",
+            "version must be >= 1",
+        ),
+    ] {
+        let message = workspace.post(route, body.clone()).await.expect_error(status, code);
+        assert_eq!(message, expected, "{route} {body}");
+    }
+}

@@ -177,7 +177,7 @@ fn number(text: &str) -> ApiResult<u64> {
 }
 
 fn not_a_version() -> ApiError {
-    ApiError::invalid_argument("version must be a positive whole number")
+    ApiError::invalid_argument("version must be >= 1")
 }
 
 #[cfg(test)]
