@@ -81,6 +81,18 @@ impl ContainerdServer {
     /// # Errors
     /// When it is not there (`scripts/install test` brings it) or does not start; a test that needs it fails then.
     pub async fn start_release(release: ContainerdRelease) -> Result<Self, DaemonError> {
+        Self::start_program(release, release.program("containerd")).await
+    }
+
+    /// Starts the host's own through this program, which becomes it in the end.
+    ///
+    /// # Errors
+    /// As [`ContainerdServer::start_release`].
+    pub async fn start_through(program: &Path) -> Result<Self, DaemonError> {
+        Self::start_program(ContainerdRelease::Installed, program.to_owned()).await
+    }
+
+    async fn start_program(release: ContainerdRelease, program: PathBuf) -> Result<Self, DaemonError> {
         let directory = tempfile::Builder::new()
             .prefix("skep-ctd-")
             .tempdir_in("/tmp")
@@ -89,7 +101,7 @@ impl ContainerdServer {
                 source,
             })?;
         let mut config = DaemonConfig::new(&directory.path().join("root"), &directory.path().join("run"));
-        config.binary = release.program("containerd");
+        config.binary = program;
         let daemon = config.start().await?;
         Ok(Self {
             directory,

@@ -1,14 +1,15 @@
 //! The containerd backend with a shell script as process 1: what the host sees of a workspace, and what a
 //! workspace sees of itself.
 
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
 
 use skep_core::bridge::BridgePool;
 use skep_names::BotId;
 use skep_runtime::containerd::{ContainerdRuntime, UserNamespaceMode};
 use skep_runtime::{BridgeEndpoint, CheckStatus, Limits, Runtime, RuntimeError};
-use skep_testkit::ContainerdRelease;
 use skep_testkit::containerd_rig::{ContainerdRig, OciRuntime, RigOptions, as_runtime, instance_spec, until};
+use skep_testkit::{ContainerdRelease, ContainerdServer};
 
 /// Each case on each pair of a containerd and a program that makes containers.
 macro_rules! matrix {
@@ -37,6 +38,7 @@ matrix! {
         limits_are_in_force_from_the_start_and_change_without_a_restart;
     on_1_6_with_runc: Installed, Runc =>
         a_workspace_has_what_is_promised_and_nothing_more,
+        a_daemon_that_sees_other_mounts_is_refused_with_the_line_that_causes_it,
         what_another_runtime_may_leave_out_is_refused_or_told,
         without_a_user_namespace_a_workspace_has_one_capability_less,
         without_ids_of_its_own_only_a_workspaces_own_process_is_its_bridge,
@@ -219,6 +221,22 @@ async fn crun_is_refused_where_it_would_drop_flags_of_the_root(options: RigOptio
     assert_eq!(rig.claims().unwrap().len(), 0);
 }
 
+async fn a_daemon_that_sees_other_mounts_is_refused_with_the_line_that_causes_it(options: RigOptions) {
+    let rig = ContainerdRig::start_with(options).await;
+    let apart = rig.config().runtime_dir.join("containerd-apart");
+    std::fs::write(&apart, "#!/bin/sh\nexec unshare --mount containerd \"$@\"\n").unwrap();
+    std::fs::set_permissions(&apart, PermissionsExt::from_mode(0o755)).unwrap();
+    let other = ContainerdServer::start_through(&apart).await.unwrap();
+    let checks = rig.server_behind(other.socket().to_owned()).checks().await;
+    let told = checks.iter().find(|check| check.detail.contains("mount namespace"));
+    let told = told.unwrap_or_else(|| panic!("not told: {checks:?}"));
+    assert_eq!(told.status, CheckStatus::Error);
+    assert!(told.detail.contains("PrivateTmp="), "{told:?}");
+    let checks = rig.runtime().checks().await;
+    let own = checks.iter().find(|check| check.name == told.name).unwrap();
+    assert_eq!(own.status, CheckStatus::Ok, "{own:?}");
+}
+
 async fn what_another_runtime_may_leave_out_is_refused_or_told(options: RigOptions) {
     let rig = ContainerdRig::start_with(options).await;
     let bot = BotId::random();
@@ -250,7 +268,14 @@ async fn limits_are_in_force_from_the_start_and_change_without_a_restart(options
     assert_eq!(usage.memory_limit_bytes, Some(LIMITS.memory_bytes));
     assert!(usage.memory_bytes.unwrap() > 0 && usage.cpu_nanoseconds.unwrap() > 0);
     assert!(usage.pids.unwrap() >= 1);
-    let group = format!("{}/workspace-{bot}", rig.config().cgroup_parent);
+    let parent = &rig.config().cgroup_parent;
+    // Less than the group of the server and of containerd has: 1024 in version 1, 100 in version 2.
+    let weight = match Path::new("/sys/fs/cgroup/cpu").is_dir() {
+        true => (cgroup_value(parent, "cpu", "cpu.shares"), 1024),
+        false => (cgroup_value(parent, "cpu", "cpu.weight"), 100),
+    };
+    assert!(weight.0.parse::<u32>().unwrap() < weight.1, "{weight:?}");
+    let group = format!("{parent}/workspace-{bot}");
     assert_eq!(cgroup_value(&group, "pids", "pids.max"), "64");
     let more = Limits {
         memory_bytes: 128 << 20,
