@@ -302,3 +302,128 @@ async fn an_operation_can_be_watched_after_its_end() {
         .await;
     assert_eq!(serde_json::from_str::<Value>(&watched).unwrap()["state"], "succeeded");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_images_and_operations_are_managed_by_name() {
+    let setting = Setting::new().await;
+    setting.prints(&["create", "box"]).await;
+    setting.prints(&["files", "mkdir", "box:/data/dir/below"]).await;
+    setting
+        .prints(&["exec", "box", "--", "sh", "-c", "echo text > /data/old"])
+        .await;
+    setting.prints(&["files", "mv", "box:/data/old", "/data/new"]).await;
+    assert_eq!(setting.prints(&["files", "cat", "box:new"]).await, "text\n");
+    let listed = setting.prints(&["files", "ls", "box:/data", "-o", "name"]).await;
+    assert!(
+        listed.lines().any(|line| line.contains("new")) && !listed.contains("old"),
+        "{listed}"
+    );
+    assert_eq!(code(&setting.run(&["files", "rm", "box:/data/dir"]).await), 1);
+    setting.prints(&["files", "rm", "-r", "box:/data/dir"]).await;
+    let missing = setting.run(&["files", "ls", "box:/data/dir"]).await;
+    assert_eq!(code(&missing), 3, "{missing:?}");
+
+    let images = setting.prints(&["images", "ls", "-o", "name"]).await;
+    let image = images.trim();
+    assert_eq!(images.lines().count(), 1, "{images}");
+    assert_eq!(code(&setting.run(&["images", "rm", image]).await), 1, "it is in use");
+    assert_eq!(code(&setting.run(&["images", "pull", "registry.test/none"]).await), 3);
+
+    setting.prints(&["restart", "box"]).await;
+    let inspected: Value = serde_json::from_str(&setting.prints(&["inspect", "box", "-o", "json"]).await).unwrap();
+    assert!(inspected.to_string().contains("\"task_running\":true"), "{inspected}");
+    let operations: Value = serde_json::from_str(&setting.prints(&["ops", "ls", "box", "-o", "json"]).await).unwrap();
+    let kinds: Vec<_> = operations
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|one| &one["kind"])
+        .collect();
+    assert_eq!(kinds, ["restart", "create"]);
+
+    setting.prints(&["rm", "--force", "box"]).await;
+    assert_eq!(code(&setting.run(&["exec", "box", "--", "true"]).await), 3);
+    // The next workspace is made from it.
+    setting.prints(&["images", "prune"]).await;
+    assert_eq!(setting.prints(&["images", "ls", "-o", "name"]).await, images);
+    setting.prints(&["images", "rm", image]).await;
+    assert_eq!(setting.prints(&["images", "ls", "-o", "name"]).await, "");
+    setting.prints(&["bots", "rm", "--force", "box"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn accounts_and_keys_are_made_used_and_taken_back() {
+    let setting = Setting::new().await;
+    setting.prints(&["create", "box"]).await;
+    let made = setting
+        .run_with(&["users", "create", "ada"], "the password of ada\n")
+        .await;
+    assert_eq!(code(&made), 0, "{made:?}");
+    assert!(setting.prints(&["users", "ls"]).await.contains("ada"));
+    setting.prints(&["users", "disable", "ada"]).await;
+    let mut login = setting.command(&["login", "-u", "ada", "--password-stdin"]);
+    login.env_remove("SKEP_TOKEN");
+    let refused = run(login, "the password of ada\n".to_owned()).await;
+    assert_eq!(code(&refused), 4, "{refused:?}");
+
+    let make = [
+        "keys", "create", "looks", "--scope", "read", "--bot", "box", "-o", "json",
+    ];
+    let key: Value = serde_json::from_str(&setting.prints(&make).await).unwrap();
+    let with_key = |arguments: &[&str]| {
+        let mut command = setting.command(arguments);
+        command.env("SKEP_TOKEN", key["key"].as_str().expect("it is shown once"));
+        run(command, String::new())
+    };
+    assert_eq!(code(&with_key(&["inspect", "box"]).await), 0);
+    let refused = with_key(&["stop", "box"]).await;
+    assert_eq!(code(&refused), 4, "{refused:?}");
+    let id = key["id"].as_str().expect("it has an id");
+    assert!(setting.prints(&["keys", "ls"]).await.contains(id));
+    setting.prints(&["keys", "rm", id]).await;
+    assert_eq!(code(&with_key(&["inspect", "box"]).await), 4);
+
+    let nobody_there = {
+        let mut command = setting.command(&["ls"]);
+        command.env("SKEP_SERVER", "http://127.0.0.1:9");
+        run(command, String::new()).await
+    };
+    assert_eq!(code(&nobody_there), 5, "{nobody_there:?}");
+}
+
+/// What `skep` does at a terminal of its own, which `script` makes.
+async fn at_a_terminal(setting: &Setting, line: &str, typed: &str) -> (i32, String) {
+    let mut command = setting.command(&[]);
+    let program = command.get_program().to_string_lossy().into_owned();
+    let mut script = Command::new("script");
+    script.args([
+        "-q",
+        "-e",
+        "-c",
+        &format!("stty rows 33 cols 99; {program} {line}"),
+        "/dev/null",
+    ]);
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => script.env(name, value),
+            None => script.env_remove(name),
+        };
+    }
+    command = script;
+    let output = run(command, typed.to_owned()).await;
+    (code(&output), String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_terminal_is_handed_through_with_its_size_and_its_end() {
+    let setting = Setting::new().await;
+    setting.prints(&["create", "box"]).await;
+    let (ended, shown) = at_a_terminal(&setting, "exec -it box -- sh -c 'stty size; exit 5'", "").await;
+    assert_eq!(ended, 5, "{shown}");
+    assert!(shown.contains("33 99"), "{shown}");
+    let (ended, shown) = at_a_terminal(&setting, "shell box", "echo in-$((40 + 2)); exit 3\n").await;
+    assert_eq!(ended, 3, "{shown}");
+    assert!(shown.contains("in-42"), "{shown}");
+    let without = setting.run(&["shell", "box"]).await;
+    assert_eq!(code(&without), 2, "{without:?}");
+}

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use reqwest::Method;
 use serde_json::{Value, json};
 use skep_testkit::images::{Compression, Image, ImageBuilder, ImageFormat, Layer, busybox_layer};
 
@@ -29,7 +30,7 @@ async fn refusal(skep: &Installation, image: &str) -> String {
     assert_eq!(last["type"], "error", "{events:?}");
     let (status, _) = skep
         .client
-        .call(reqwest::Method::GET, &format!("/bots/{bot}/container"), None)
+        .call(Method::GET, &format!("/bots/{bot}/container"), None)
         .await;
     assert_eq!(status, reqwest::StatusCode::NOT_FOUND, "a half of it is left");
     skep.client.delete_bot(&bot).await;
@@ -205,4 +206,32 @@ async fn nothing_of_an_images_configuration_is_obeyed_but_its_environment() {
         assert!(sentence.contains("the configuration cannot be read"), "{sentence}");
     }
     skep.client.delete_bot(&bot).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_of_one_file_has_files_and_says_that_it_has_no_shell() {
+    for runtime in [OciRuntime::Found, OciRuntime::Runc] {
+        let skep = Installation::start(runtime).await;
+        let builder = ImageBuilder::new(ImageFormat::Oci);
+        let scratch = builder.layer(Layer::new().file("only", 0o644, b"this"), Compression::Gzip);
+        let scratch = skep.push(&scratch.build(), "test/scratch").await;
+        let bot = skep.client.workspace("scratch", Some(&scratch)).await;
+        let path = |route: &str| format!("/bots/{bot}/container{route}");
+        let written = json!({"path": "/data/below/file", "content": "text"});
+        skep.client.good(Method::POST, &path("/fs/write"), Some(written)).await;
+        skep.client.act(&bot, "restart").await;
+        for (file, content) in [("/data/below/file", "text"), ("/only", "this")] {
+            let read = path(&format!("/fs/read?path={file}"));
+            assert_eq!(skep.client.good(Method::GET, &read, None).await["content"], content);
+        }
+        let (status, refused) = skep
+            .client
+            .call(Method::POST, &path("/exec"), Some(json!({"command": "true"})))
+            .await;
+        assert_eq!(
+            (status.as_u16(), &refused["code"]),
+            (400, &json!("exec_not_started")),
+            "{refused}"
+        );
+    }
 }

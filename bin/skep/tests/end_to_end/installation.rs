@@ -145,6 +145,27 @@ impl Installation {
         begun.elapsed()
     }
 
+    /// Tells the server to end, and again when it is about to: how it ended, and how long after the second time.
+    #[allow(dead_code, reason = "for the end-to-end tests, which share this file")]
+    pub(crate) fn end_server_with_two_signals(&mut self) -> (ExitStatus, Duration) {
+        let pid = rustix::process::Pid::from_child(&self.server);
+        let tell = || rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it can be told to end");
+        tell();
+        let deadline = Instant::now() + START_LIMIT;
+        while !self.log_tail().contains("ending; workspaces stay running") {
+            assert!(
+                Instant::now() < deadline,
+                "it does not begin to end: {}",
+                self.log_tail()
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let begun = Instant::now();
+        tell();
+        let status = self.server.wait().expect("the server can be waited for");
+        (status, begun.elapsed())
+    }
+
     /// Starts the server again on the same data root.
     pub(crate) async fn start_server_again(&mut self) {
         self.spawn_server_again();

@@ -198,6 +198,90 @@ async fn process_one_that_dies_is_started_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_told_twice_to_end_does_so_at_once_and_the_next_one_carries_on() {
+    let mut skep = Installation::start(OciRuntime::Found).await;
+    let bot = skep.client.workspace("stubborn", None).await;
+    let stubborn =
+        json!({"command": "trap '' TERM; echo kept > /data/kept; while :; do sleep 1; done", "detach": true});
+    let path = format!("/bots/{bot}/container");
+    skep.client
+        .good(Method::POST, &format!("{path}/exec"), Some(stubborn))
+        .await;
+    until_output(&skep, &bot, "cat /data/kept", "kept\n").await;
+    let (client, stop) = (skep.client.clone(), format!("{path}/stop?timeout=20"));
+    let stopping = tokio::spawn(async move { client.attempt(Method::POST, &stop, None).await });
+    until_operation(&skep, &bot, "running").await;
+    let (status, took) = skep.end_server_with_two_signals();
+    assert_eq!(status.code(), Some(128 + 15), "{}", skep.log_tail());
+    assert!(took < Duration::from_secs(5), "it took {took:?}");
+    assert!(stopping.await.expect("it ended").is_none(), "it was answered as done");
+    skep.start_server_again().await;
+    until_operation(&skep, &bot, "succeeded").await;
+    assert_eq!(skep.client.info(&bot).await["status"], "stopped");
+    skep.client.act(&bot, "start").await;
+    assert_eq!(skep.client.output(&bot, "cat /data/kept").await, "kept\n");
+}
+
+async fn until_output(skep: &Installation, bot: &str, command: &str, expected: &str) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let ended = skep.client.exec(bot, command).await;
+        if ended.stdout == expected {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{command}: {ended:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Waits until the newest operation of a bot is in this state.
+async fn until_operation(skep: &Installation, bot: &str, state: &str) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let listed = skep
+            .client
+            .good(Method::GET, &format!("/bots/{bot}/operations"), None)
+            .await;
+        if listed["items"][0]["kind"] == "stop" && listed["items"][0]["state"] == state {
+            return;
+        }
+        assert!(Instant::now() < deadline, "not {state}: {listed}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_space_inside_is_507_and_leaves_what_was_there() {
+    let skep = Installation::start(OciRuntime::Found).await;
+    let bot = skep.client.workspace("full", None).await;
+    // The one file system of a workspace with an end that a test can reach: 64 MiB.
+    skep.client
+        .output(
+            &bot,
+            "head -c 60000000 /dev/zero > /dev/shm/most; echo old > /dev/shm/file",
+        )
+        .await;
+    let path = |route: &str| format!("/bots/{bot}/container/fs{route}");
+    let written = json!({"path": "/dev/shm/file", "content": "x".repeat(12 << 20)});
+    let upload = skep.client.request(Method::PUT, &path("/upload?path=/dev/shm/file"));
+    let uploaded = upload.body(vec![0; 12 << 20]).send().await.expect("the server answers");
+    let uploaded = (
+        uploaded.status(),
+        uploaded.json::<Value>().await.expect("an error is JSON"),
+    );
+    let written = skep.client.call(Method::POST, &path("/write"), Some(written)).await;
+    for (status, refused) in [uploaded, written] {
+        assert_eq!(
+            (status, refused["code"].as_str()),
+            (StatusCode::INSUFFICIENT_STORAGE, Some("disk_full")),
+            "{refused}"
+        );
+    }
+    let left = skep.client.output(&bot, "ls -A /dev/shm; cat /dev/shm/file").await;
+    assert_eq!(left, "file\nmost\nold\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_command_line_does_the_main_job() {
     let skep = Installation::start(OciRuntime::Found).await;
     let run = |arguments: &[&str]| {

@@ -211,3 +211,51 @@ impl Drop for Followed {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_credential_and_no_value_of_an_environment_is_in_the_servers_log() {
+    let more = [("SKEP_LOG__LEVEL", "debug".to_owned())];
+    let skep = Installation::start_with(OciRuntime::Found, &more).await;
+    let bot = skep.client.bot("discreet").await;
+    let create = json!({"env": {"OWNERS": "environment-of-the-owner"}});
+    let events = skep.client.create(&bot, create).await;
+    assert_eq!(events.last().expect("it tells something")["type"], "complete");
+    let login = |password: &str| Some(json!({"username": "admin", "password": password}));
+    let (status, _) = skep
+        .client
+        .call(Method::POST, "/auth/login", login("a-password-that-is-wrong"))
+        .await;
+    assert_eq!(status, 401);
+    let token = skep
+        .client
+        .good(Method::POST, "/auth/login", login("a password of the tests"))
+        .await["access_token"]
+        .clone();
+    let key = json!({"name": "k", "scope": "read"});
+    let key = skep.client.good(Method::POST, "/auth/keys", Some(key)).await["key"].clone();
+    let ticket = json!({"bot_id": bot, "use": "download"});
+    let ticket = skep.client.good(Method::POST, "/auth/tickets", Some(ticket)).await["ticket"].clone();
+    let ticket = ticket.as_str().expect("a ticket is text");
+    let download = format!("/bots/{bot}/container/fs/download?path=/data/none&ticket={ticket}");
+    let (status, _) = skep.client.call(Method::GET, &download, None).await;
+    assert_eq!(status, 404);
+    let exec = json!({"command": "echo $A", "env": {"A": "environment-of-the-caller"}});
+    let path = format!("/bots/{bot}/container/exec");
+    let ran = skep.client.good(Method::POST, &path, Some(exec)).await;
+    assert_eq!(ran["stdout"], "environment-of-the-caller\n");
+    let log = std::fs::read_to_string(skep.data_root().join("server.log")).expect("the log can be read");
+    assert!(log.contains("answered"), "nothing of a request is logged: {log}");
+    for secret in [
+        "a-password-that-is-wrong",
+        "a password of the tests",
+        "environment-of-the-owner",
+        "environment-of-the-caller",
+        ticket,
+        token.as_str().expect("a token is text"),
+        key.as_str().expect("a key is text"),
+        &skep.client.token,
+    ] {
+        let line = log.lines().find(|line| line.contains(secret));
+        assert!(line.is_none(), "{secret} stands in the log: {line:?}");
+    }
+}
