@@ -194,7 +194,7 @@ pub(crate) struct ListArguments {
 
 #[derive(Debug, Args)]
 pub(crate) struct CreateArguments {
-    /// Display name of the new bot
+    /// Display name of the new bot; or the id of one that is there, to make its workspace
     pub(crate) name: String,
     /// Image [default: the server's]
     #[arg(long)]

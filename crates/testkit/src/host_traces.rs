@@ -26,6 +26,8 @@ const OF_RUNNING: &[&str] = &[
 ];
 /// What a stopped workspace has, no more and no less.
 const OF_STOPPED: &[&str] = &["container", "layer"];
+/// Characters of a bot's id.
+const BOT_ID_LENGTH: usize = 36;
 /// The bot's name of what belongs to none.
 const NOBODY: &str = "(no bot)";
 
@@ -152,6 +154,8 @@ impl HostTraces {
 
     fn look_in_containerd(&self, traces: &mut Traces) -> io::Result<()> {
         let container = |name: &str| name.strip_prefix("workspace-").map(str::to_owned);
+        // Layers are called after their bot, and most of them after the operation that made them too.
+        let of_layer = |name: &str| container(name)?.get(..BOT_ID_LENGTH).map(str::to_owned);
         for name in self.ctr(&["containers", "ls", "-q"])? {
             let bot = container(&name);
             add(traces, bot.as_deref().unwrap_or(&name), "container");
@@ -167,7 +171,7 @@ impl HostTraces {
             };
             // Those of pulls have names of their own, and go with the lease that lets the pull go on.
             if (kind == "Active" && !key.starts_with("extract-")) || key.starts_with("workspace-") {
-                let bot = container(key);
+                let bot = of_layer(key);
                 add(traces, bot.as_deref().unwrap_or(key), "layer");
             }
         }

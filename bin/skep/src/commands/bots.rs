@@ -69,7 +69,7 @@ pub(crate) async fn refuse_a_taken_name(client: &Client, name: &str) -> Result<(
     match taken.iter().find(|bot| text(bot, "display_name") == name) {
         None => Ok(()),
         Some(bot) => Err(Failure::Failed(format!(
-            "the name {name:?} is taken by the bot {} ({}, made {})",
+            "the name {name:?} is taken by the bot {0} ({1}, made {2}); `skep create {0}` makes its workspace",
             text(bot, "id"),
             text(bot, "status"),
             output::time(bot, "created_at"),

@@ -6,6 +6,7 @@ use reqwest::Method;
 use reqwest::header::ACCEPT;
 use serde_json::{Value, json};
 use skep_api::{CreateWorkspaceRequest, LimitsRequest};
+use skep_names::BotId;
 
 use super::bots::{confirm, preserving, refuse_a_taken_name};
 use crate::arguments::{CreateArguments, ListArguments, Named, OutputForm, RemoveArguments, StopArguments};
@@ -70,25 +71,37 @@ fn status(bot: &Value) -> String {
 }
 
 pub(crate) async fn create(client: &Client, form: OutputForm, create: CreateArguments) -> Result<()> {
-    refuse_a_taken_name(client, &create.name).await?;
-    let bot = client
-        .post("/bots?workspace=false", &json!({"display_name": create.name}))
-        .await?;
+    // By its id a bot that is there gets its workspace, with what was kept of the one before.
+    let is_there = create.name.parse::<BotId>().is_ok();
+    let bot = match is_there {
+        true => client.get(&format!("/bots/{}", create.name)).await?,
+        false => new_bot(client, &create.name).await?,
+    };
     let id = text(&bot, "id");
     let complete = match create_workspace(client, form, &id, &request_of(&create)).await {
         Ok(complete) => complete,
         Err(failure) => {
-            eprintln!("skep: the bot {id} was made, its workspace was not; `skep bots rm {id}` removes it");
+            if !is_there {
+                eprintln!("skep: the bot {id} was made, its workspace was not; `skep bots rm {id}` removes it");
+            }
             return Err(failure);
         }
     };
     warn_of(&complete);
+    let name = text(&bot, "display_name");
     let whole = client.get(&format!("/bots/{id}/container")).await?;
     match form {
         OutputForm::Json => output::print_json(&with_container(bot, whole)),
         OutputForm::Name => output::print_text(&format!("{id}\n")),
-        OutputForm::Table => output::print_text(&format!("{} is ready ({id})\n", output::printable(&create.name))),
+        OutputForm::Table => output::print_text(&format!("{} is ready ({id})\n", output::printable(&name))),
     }
+}
+
+async fn new_bot(client: &Client, name: &str) -> Result<Value> {
+    refuse_a_taken_name(client, name).await?;
+    client
+        .post("/bots?workspace=false", &json!({ "display_name": name }))
+        .await
 }
 
 fn request_of(create: &CreateArguments) -> CreateWorkspaceRequest {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures::future::join_all;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use skep_testkit::Expected;
 
 use crate::installation::{Installation, OciRuntime};
 use crate::model::{BotModel, amount, expected, seed};
@@ -19,7 +20,12 @@ const CONVERGE_LIMIT: Duration = Duration::from_secs(30);
 async fn what_was_acknowledged_is_true_after_kills_of_server_and_containerd() {
     let seed = seed();
     let mut random = StdRng::seed_from_u64(seed);
-    let mut skep = Installation::start(OciRuntime::Found).await;
+    let more = [
+        // Versions that a rollback makes are in the model too.
+        ("SKEP_SNAPSHOTS__KEEP_ROLLBACK", "1000".to_owned()),
+        ("SKEP_SNAPSHOTS__MERGE_OVER", "6".to_owned()),
+    ];
+    let mut skep = Installation::start_with(OciRuntime::Found, &more).await;
     let stop = Arc::new(AtomicBool::new(false));
     let mut workers = Vec::new();
     for number in 0..BOTS {
@@ -65,6 +71,7 @@ async fn what_was_acknowledged_is_true_after_kills_of_server_and_containerd() {
     for bot in &mut bots {
         bot.verify_all().await;
     }
+    one_layer_is_written_to(&skep, &bots);
     let sum = |count: fn(&BotModel) -> usize| bots.iter().map(count).sum::<usize>();
     println!(
         "{servers} kills of the server, {daemons} of containerd, {collections} collections: {} acknowledged, {} cut \
@@ -82,6 +89,22 @@ async fn what_was_acknowledged_is_true_after_kills_of_server_and_containerd() {
         sum(|bot| bot.acknowledged) > 3 * BOTS as usize,
         "hardly anything was done"
     );
+}
+
+/// Each workspace writes into one layer; one that was made and left would be another.
+fn one_layer_is_written_to(skep: &Installation, bots: &[BotModel]) {
+    let listed = skep.ctr(&["snapshots", "ls"]);
+    let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+    for bot in bots {
+        let of_bot = |line: &&str| line.starts_with(&format!("workspace-{}", bot.id));
+        let active = listed
+            .lines()
+            .filter(of_bot)
+            .filter(|line| line.trim_end().ends_with("Active"));
+        let expected = usize::from(bot.possible != [Expected::Nothing]);
+        let active: Vec<&str> = active.collect();
+        assert_eq!(active.len(), expected, "bot {}: {active:?}", bot.id);
+    }
 }
 
 /// Has containerd collect what nothing refers to, again and again; it may be away. Says how often it did.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use futures::{SinkExt, StreamExt};
@@ -110,6 +111,72 @@ async fn a_legacy_bridge_with_the_references_service_alone_has_files_processes_a
     drop(bridge);
     skep.client.good(Method::DELETE, &path(""), None).await;
     let model = BTreeMap::from([(other, Expected::Running), (bot, Expected::Nothing)]);
+    skep.traces().until_as_in(&model, Duration::from_secs(10)).await;
+}
+
+/// Entry by entry, and what is in them; but for what a bridge leaves beside its socket.
+const SHOWN: &str = "(find . ! -name . ! -name 'bridge.*' -exec stat -c '%n %F %a %u:%g %Y' {} +; \
+                     find . -type f ! -name 'bridge.*' -exec sha256sum {} +; find . -type l -exec readlink {} \\;; \
+                     test one -ef venv/two && echo linked) | tr -cd '\\12\\40-\\176'";
+
+fn lines(shown: &str) -> Vec<&str> {
+    let mut lines: Vec<&str> = shown.lines().collect();
+    lines.sort_unstable();
+    assert!(lines.len() > 60, "{shown}");
+    lines
+}
+
+/// The directory that was bound to its `/data` is what is kept, with all it holds.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_legacy_container_that_is_deleted_with_its_data_kept_comes_back_as_one_of_today() {
+    let skep = Installation::start(OciRuntime::Found).await;
+    let other = skep.client.workspace("of today", None).await;
+    let bot = skep.client.bot("of yesterday").await;
+    let data = skep.data_root().join("bots").join(&bot);
+    std::fs::create_dir_all(&data).expect("a legacy data directory can be made");
+    skep_testkit::trees::make_hard_tree(&data).expect("a tree can be made");
+    std::fs::write(data.join("file"), "kept").expect("a file can be written");
+    let serve = "BRIDGE_TCP_ADDR=127.0.0.1:9091 /opt/old/bridge & exec nc -ll -p 9090 -e nc 127.0.0.1 9091";
+    std::fs::write(data.join("serve"), serve).expect("a script can be written");
+    let before = Command::new("/bin/busybox")
+        .args(["sh", "-c", SHOWN])
+        .current_dir(&data)
+        .output();
+    let before = String::from_utf8_lossy(&before.expect("it can be shown").stdout).into_owned();
+    make_legacy_container(&skep, &format!("mcp-{bot}"), &data, &["/bin/sh", "/data/serve"]);
+    skep.client.act(&bot, "start").await;
+    assert_eq!(read(&skep, &bot).await, "kept");
+
+    let path = format!("/bots/{bot}/container");
+    skep.client
+        .good(Method::DELETE, &format!("{path}?preserve_data=true"), None)
+        .await;
+    let migrated = data.with_extension("migrated");
+    assert!(!data.exists());
+    assert!(migrated.join("venv/two").exists(), "nothing of it was taken away");
+    let listed = skep
+        .client
+        .good(Method::GET, &format!("/bots/{bot}/backups"), None)
+        .await;
+    let backup = &listed["items"][0];
+    assert_eq!(
+        (&backup["name"], &backup["verified"]),
+        (&json!(format!("{bot}.tar.gz")), &json!(true))
+    );
+
+    let events = skep.client.create(&bot, json!({})).await;
+    let last = events.last().expect("a create tells something");
+    assert_eq!(last["type"], "complete", "{events:?}");
+    let info = skep.client.info(&bot).await;
+    assert_eq!(
+        (&info["legacy"], &info["has_preserved_data"]),
+        (&json!(false), &json!(false))
+    );
+    assert_eq!(info["container_id"], format!("workspace-{bot}"));
+    assert_eq!(read(&skep, &bot).await, "kept");
+    let shown = skep.client.output(&bot, SHOWN).await;
+    assert_eq!(lines(&shown), lines(&before));
+    let model = BTreeMap::from([(other, Expected::Running), (bot, Expected::Running)]);
     skep.traces().until_as_in(&model, Duration::from_secs(10)).await;
 }
 

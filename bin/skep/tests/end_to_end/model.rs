@@ -12,8 +12,8 @@ use skep_testkit::Expected;
 use crate::client::{Client, whole_answer};
 
 /// How long a bot's operations may take to come to their end after a crash.
-const SETTLE_LIMIT: Duration = Duration::from_secs(30);
-const FILES: u32 = 6;
+pub(crate) const SETTLE_LIMIT: Duration = Duration::from_secs(30);
+pub(crate) const FILES: u32 = 6;
 
 /// The run's size: short as a part of all tests, whole in a soak.
 pub(crate) fn amount(short: usize, whole: usize) -> usize {
@@ -32,19 +32,21 @@ pub(crate) fn seed() -> u64 {
 }
 
 /// What a file holds, by number; `None`: it is not there.
-type Content = Option<u32>;
+pub(crate) type Content = Option<u32>;
 
 /// What may be in each file; of one that is not named, nothing.
-type Files = BTreeMap<u32, BTreeSet<Content>>;
+pub(crate) type Files = BTreeMap<u32, BTreeSet<Content>>;
 
 /// One bot, and the one client that works on it.
 pub(crate) struct BotModel {
     pub(crate) id: String,
-    client: Client,
-    random: StdRng,
+    pub(crate) client: Client,
+    pub(crate) random: StdRng,
     /// What may be there: one when it is known.
     pub(crate) possible: Vec<Expected>,
-    files: Files,
+    pub(crate) files: Files,
+    /// What each version must hold; none that is made unasked is dropped.
+    pub(crate) versions: BTreeMap<u64, Files>,
     /// What the current backup may hold: one when it is known; `None`: there is none.
     kept: Vec<Option<Files>>,
     /// The last removal, acknowledged or cut off, was to keep the data.
@@ -64,6 +66,7 @@ impl BotModel {
             random: StdRng::seed_from_u64(seed),
             possible: vec![Expected::Nothing],
             files: Files::new(),
+            versions: BTreeMap::new(),
             kept: vec![None],
             preserving: false,
             failures: Vec::new(),
@@ -92,8 +95,9 @@ impl BotModel {
             29..34 => self.delete("?preserve_data=true").await,
             34..38 => self.change("", Method::POST, Expected::Running).await,
             _ if self.possible == [Expected::Stopped] => self.change("/start", Method::POST, Expected::Running).await,
-            38..60 => self.write_by_exec().await,
-            60..80 => self.upload().await,
+            38..55 => self.write_by_exec().await,
+            55..70 => self.upload().await,
+            70..88 => self.versions_step().await,
             _ => self.verify_one().await,
         }
     }
@@ -111,6 +115,10 @@ impl BotModel {
     /// The workspace is in that state now, whatever it was before.
     fn became(&mut self, state: Expected, before: &[Expected]) {
         let was_gone = before.contains(&Expected::Nothing);
+        if state == Expected::Nothing {
+            // They go with their workspace.
+            self.versions.clear();
+        }
         match state {
             Expected::Nothing if self.preserving => {
                 self.kept = vec![Some(std::mem::take(&mut self.files))];
@@ -204,7 +212,7 @@ impl BotModel {
     }
 
     /// Counts what was not acknowledged; a refusal that nothing explains is kept.
-    fn not_done(&mut self, what: &str, answer: Option<(StatusCode, Value)>) {
+    pub(crate) fn not_done(&mut self, what: &str, answer: Option<(StatusCode, Value)>) {
         match answer {
             None | Some((StatusCode::SERVICE_UNAVAILABLE, _)) => self.cut_off += 1,
             Some((status, value)) => self.failures.push(format!("{what}: {status} {value}")),
@@ -217,7 +225,7 @@ impl BotModel {
     }
 
     /// Reads a file of a workspace that runs: `false` when nobody answered.
-    async fn verify(&mut self, file: u32) -> bool {
+    pub(crate) async fn verify(&mut self, file: u32) -> bool {
         let path = self.container(&format!("/fs/download?path=/data/f{file}"));
         let read = match whole_answer(self.client.request(Method::GET, &path)).await {
             Some((StatusCode::OK, bytes)) => Some(content_of(&bytes)),
@@ -229,6 +237,12 @@ impl BotModel {
                 return false;
             }
         };
+        self.saw(file, read);
+        true
+    }
+
+    /// What was read is what may be there, and it is certain from now on.
+    pub(crate) fn saw(&mut self, file: u32, read: Content) {
         let possible = self.files.entry(file).or_insert_with(|| BTreeSet::from([None]));
         assert!(
             possible.contains(&read),
@@ -236,7 +250,6 @@ impl BotModel {
             self.id
         );
         *possible = BTreeSet::from([read]);
-        true
     }
 
     /// Waits until nothing is under way, and sees what became of the workspace.
@@ -314,6 +327,7 @@ impl BotModel {
         for file in 0..FILES {
             assert!(self.verify(file).await, "bot {}: /data/f{file} cannot be read", self.id);
         }
+        self.verify_versions().await;
     }
 }
 
@@ -326,7 +340,7 @@ fn body_of(content: u32) -> String {
 }
 
 /// Its number, when all that belongs to it is there.
-fn content_of(bytes: &[u8]) -> u32 {
+pub(crate) fn content_of(bytes: &[u8]) -> u32 {
     let text = std::str::from_utf8(bytes).expect("the file is text");
     let (number, rest) = text.split_once('\n').expect("the file has a first line");
     let number: u32 = number.parse().expect("the first line is a number");
