@@ -4,7 +4,7 @@ SHELL := /bin/bash
 CARGO ?= cargo
 SKEP := target/release/skep
 
-.PHONY: help up down build test check fmt bench soak-kill soak-disk soak-kills soak-power soak-deletes soak-two-servers soak-away soak-versions
+.PHONY: help up down build test check fmt bench soak-kill soak-disk soak-kills soak-power soak-deletes soak-two-servers soak-away soak-versions soak-histories
 
 help:
 	@echo 'make up      install what is missing, build, start a server with a first workspace'
@@ -54,6 +54,11 @@ soak-kill: soak-kills
 soak-disk:
 	scripts/install test
 	SKEP_SOAK=1 $(CARGO) test --locked --package skep-core --test full_disk -- --nocapture
+
+# Random histories of a workspace with steps that fail and servers that die, on the fake runtime.
+soak-histories:
+	scripts/install test
+	SKEP_SOAK=1 $(CARGO) test --locked --package skep-core --test histories -- --nocapture
 
 fmt:
 	$(CARGO) fmt --all

@@ -2,17 +2,14 @@
 
 mod harness;
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use harness::{World, admin, until};
-use proptest::prelude::*;
 use skep_core::files::{FileWriter, NewFile, WorkspacePath};
 use skep_core::{
     Code, DeleteData, Outcome, SOURCE_PRE_EXEC, SnapshotItem, TakenSnapshot, WhenStopped, WorkspaceStatus,
 };
 use skep_names::BotId;
-use skep_runtime::layers::present_of;
 use skep_runtime::{LayerKind, Layers, Runtime, RuntimeError};
 use skep_testkit::fake_runtime::Verb;
 
@@ -315,152 +312,6 @@ async fn processes_that_a_snapshot_ends_are_counted_as_interrupted() {
     delete(&world, &bot, 1).await.unwrap();
     world.stop(&bot).await.unwrap();
     assert_eq!(world.skep.interruptions_of(&bot), before + 1, "a stop is no restart");
-}
-
-/// One step of a history.
-#[derive(Debug, Clone)]
-enum Step {
-    Write(u32),
-    Snapshot,
-    /// The version at that place in the list, if there is any.
-    Rollback(prop::sample::Index),
-    Delete(prop::sample::Index),
-    Stop,
-    Start,
-    Crash,
-    LoseContainer,
-}
-
-fn any_step() -> impl Strategy<Value = Step> {
-    prop_oneof![
-        4 => any::<u32>().prop_map(Step::Write),
-        4 => Just(Step::Snapshot),
-        3 => any::<prop::sample::Index>().prop_map(Step::Rollback),
-        2 => any::<prop::sample::Index>().prop_map(Step::Delete),
-        1 => Just(Step::Stop),
-        1 => Just(Step::Start),
-        1 => Just(Step::Crash),
-        1 => Just(Step::LoseContainer),
-    ]
-}
-
-/// What a workspace and each of its versions must hold.
-#[derive(Default)]
-struct Model {
-    file: String,
-    versions: BTreeMap<u64, String>,
-    highest: u64,
-    stopped: bool,
-}
-
-impl Model {
-    async fn take(&mut self, world: &mut World, bot: &BotId, step: &Step) {
-        match step {
-            Step::Write(number) if !self.stopped => {
-                self.file = number.to_string();
-                write(world, bot, self.file.clone()).await;
-            }
-            Step::Write(_) => {}
-            Step::Snapshot => {
-                let taken = snapshot(world, bot, "").await.unwrap();
-                assert_eq!(taken.version, self.highest + 1);
-                self.keep(taken.version);
-            }
-            Step::Rollback(index) => {
-                let Some(version) = self.chosen(index) else { return };
-                let saved = roll_back(world, bot, version).await.unwrap();
-                if saved > self.highest {
-                    self.keep(saved);
-                } else {
-                    assert_eq!(
-                        self.versions.get(&saved),
-                        Some(&self.file),
-                        "the saved version holds the present"
-                    );
-                }
-                self.file = self.versions[&version].clone();
-            }
-            Step::Delete(index) => {
-                let Some(version) = self.chosen(index) else { return };
-                delete(world, bot, version).await.unwrap();
-                self.versions.remove(&version);
-            }
-            Step::Stop => {
-                world.stop(bot).await.unwrap();
-                self.stopped = true;
-            }
-            Step::Start => {
-                world.start(bot).await.unwrap();
-                self.stopped = false;
-            }
-            Step::Crash => world.crash().await,
-            Step::LoseContainer => {
-                world.stop(bot).await.unwrap();
-                world.runtime.forget_container(bot);
-                world.start(bot).await.unwrap();
-                self.stopped = false;
-            }
-        }
-    }
-
-    fn keep(&mut self, version: u64) {
-        self.versions.insert(version, self.file.clone());
-        self.highest = version;
-    }
-
-    fn chosen(&self, index: &prop::sample::Index) -> Option<u64> {
-        let numbers: Vec<u64> = self.versions.keys().copied().collect();
-        (!numbers.is_empty()).then(|| *index.get(&numbers))
-    }
-
-    async fn check(&self, world: &World, bot: &BotId) {
-        let expected: Vec<u64> = self.versions.keys().copied().collect();
-        assert_eq!(versions(world, bot).await, expected);
-        if !self.stopped {
-            assert_eq!(world.read(bot, FILE).await, self.file);
-        }
-        let tree = Layers::list(&world.runtime, bot).await;
-        let tree: skep_runtime::LayerTree = tree.unwrap();
-        let all: Vec<_> = tree.line.iter().chain(&tree.side).cloned().collect();
-        let active = all.iter().filter(|layer| layer.kind == LayerKind::Active).count();
-        assert_eq!(active, 1, "no abandoned layer is left");
-        assert_eq!(
-            present_of(bot, &all).map(|layer| &layer.name),
-            tree.line.first().map(|layer| &layer.name)
-        );
-    }
-}
-
-async fn live(steps: Vec<Step>) {
-    // Nothing is dropped by itself: what is listed is what the model says.
-    let mut world = World::with(|settings| {
-        settings.versions.keep_rollback = 1000;
-        settings.stop_grace = Duration::from_secs(5);
-    })
-    .await;
-    let bot = world.running_bot().await;
-    let mut model = Model::default();
-    write(&world, &bot, String::new()).await;
-    for step in &steps {
-        model.take(&mut world, &bot, step).await;
-        model.check(&world, &bot).await;
-    }
-    world.start(&bot).await.unwrap();
-    model.stopped = false;
-    for (version, text) in model.versions.clone() {
-        roll_back(&world, &bot, version).await.unwrap();
-        assert_eq!(world.read(&bot, FILE).await, text, "version {version}");
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 12, max_shrink_iters: 64, ..ProptestConfig::default() })]
-
-    #[test]
-    fn after_any_history_each_version_holds_what_it_held(steps in prop::collection::vec(any_step(), 1..14)) {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        runtime.block_on(live(steps));
-    }
 }
 
 #[tokio::test]

@@ -11,8 +11,8 @@ use skep_testkit::Expected;
 
 use crate::client::{Client, whole_answer};
 
-/// How long a bot's operations may take to come to their end after a crash.
-pub(crate) const SETTLE_LIMIT: Duration = Duration::from_secs(30);
+/// How long a bot's operations may take to come to their end after a crash, while others follow it.
+pub(crate) const SETTLE_LIMIT: Duration = Duration::from_secs(60);
 pub(crate) const FILES: u32 = 6;
 
 /// The run's size: short as a part of all tests, whole in a soak.

@@ -27,6 +27,13 @@ struct There {
     layers: HashSet<BotId>,
 }
 
+/// Who is looked at.
+enum Found {
+    Recorded(Box<ContainerRow>),
+    /// It has a container or a layer, and no record.
+    Unrecorded(BotId),
+}
+
 /// Whose a container or layer without a record is.
 enum Met {
     Somebodys,
@@ -51,13 +58,22 @@ impl Skep {
         };
         let rows = self.store().containers().await?;
         let known: HashSet<BotId> = rows.iter().map(|row| row.bot_id.clone()).collect();
-        futures::stream::iter(rows)
-            .for_each_concurrent(AT_A_TIME, |row| self.reconcile_one(row, &there))
-            .await;
         let all = there.instances.keys().chain(&there.layers).cloned();
         let strangers: HashSet<BotId> = all.filter(|bot| !known.contains(bot)).collect();
-        let nobodys: Vec<BotId> = futures::stream::iter(strangers)
-            .map(|bot| async move { self.meet_one(bot).await })
+        // First what nobody recorded: it may be the rest of a create or a delete, and there is little of it. What
+        // has to be started takes long, and a server that dies often would never come to the end of that.
+        let found = strangers.into_iter().map(Found::Unrecorded);
+        let found = found.chain(rows.into_iter().map(|row| Found::Recorded(Box::new(row))));
+        let nobodys: Vec<BotId> = futures::stream::iter(found)
+            .map(|found| async {
+                match found {
+                    Found::Unrecorded(bot) => self.meet_one(bot).await,
+                    Found::Recorded(row) => {
+                        self.reconcile_one(*row, &there).await;
+                        None
+                    }
+                }
+            })
             .buffer_unordered(AT_A_TIME)
             .filter_map(std::future::ready)
             .collect()

@@ -84,6 +84,11 @@ impl Faults {
         self.lock().failures.entry(verb).or_default().push_back(error);
     }
 
+    /// Failures that were told and did not come to pass never do.
+    pub fn forget(&self) {
+        self.lock().failures.clear();
+    }
+
     /// Every call of `verb` takes at least this long; zero ends it.
     pub fn delay(&self, verb: Verb, delay: Duration) {
         self.lock().delays.insert(verb, delay);
