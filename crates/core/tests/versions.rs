@@ -330,3 +330,72 @@ async fn no_connection_to_a_bridge_outlives_a_snapshot_or_a_rollback() {
     world.skep.usable_bridge(&bot, WhenStopped::Refuse).await.unwrap();
     assert_eq!(world.runtime.connections_to_the_reference(&bot), 3);
 }
+
+#[tokio::test]
+async fn an_orphan_that_gets_no_container_on_its_layer_goes_on_with_its_data_in_a_fresh_one() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    write(&world, &bot, "one".into()).await;
+    snapshot(&world, &bot, "").await.unwrap();
+    write(&world, &bot, "two".into()).await;
+    let before = names(&world, &bot).await;
+    world.stop(&bot).await.unwrap();
+    let refused = || RuntimeError::other("putting a container on its layer", "told to");
+
+    // Once is no reason to leave a layer.
+    world.runtime.forget_container(&bot);
+    world.runtime.faults().fail_next(Verb::Create, refused());
+    world.start(&bot).await.unwrap();
+    assert_eq!(names(&world, &bot).await, before);
+    world.stop(&bot).await.unwrap();
+
+    world.runtime.forget_container(&bot);
+    for _ in 0..2 {
+        world.runtime.faults().fail_next(Verb::Create, refused());
+    }
+    world.start(&bot).await.unwrap();
+    assert_eq!(world.read(&bot, FILE).await, "two");
+    let after = names(&world, &bot).await;
+    assert!(after[0].ends_with("-fresh"), "{after:?}");
+    assert!(
+        before.iter().all(|layer| after.contains(layer)),
+        "{before:?}, then {after:?}"
+    );
+    assert_eq!(
+        world.skep.backups(&bot).await.unwrap(),
+        [],
+        "what is back is not kept besides"
+    );
+    roll_back(&world, &bot, 1).await.unwrap();
+    assert_eq!(world.read(&bot, FILE).await, "one");
+    roll_back(&world, &bot, 2).await.unwrap();
+    assert_eq!(world.read(&bot, FILE).await, "two");
+}
+
+#[tokio::test]
+async fn an_orphan_that_gets_no_container_at_all_keeps_its_layer() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    write(&world, &bot, "kept".into()).await;
+    world.stop(&bot).await.unwrap();
+    for verb in [Verb::ReadData, Verb::Stage, Verb::WriteData] {
+        world.runtime.forget_container(&bot);
+        for _ in 0..2 {
+            let refused = RuntimeError::other("putting a container on its layer", "told to");
+            world.runtime.faults().fail_next(Verb::Create, refused);
+        }
+        world
+            .runtime
+            .faults()
+            .fail_next(verb, RuntimeError::other("a step", "told to"));
+        assert!(world.start(&bot).await.is_err(), "{verb:?}");
+        world.start(&bot).await.unwrap();
+        assert_eq!(world.read(&bot, FILE).await, "kept", "{verb:?}");
+        let left = names(&world, &bot).await;
+        assert!(
+            !left.iter().any(|layer| layer.ends_with("-fresh")),
+            "{verb:?}: {left:?}"
+        );
+        world.stop(&bot).await.unwrap();
+    }
+}

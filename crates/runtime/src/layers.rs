@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
-use skep_names::{BotId, container_id_for};
+use skep_names::{BotId, ImageReference, container_id_for};
 
 use crate::{Result, RuntimeError};
 
@@ -156,6 +156,20 @@ pub trait Layers: Send + Sync {
     /// # Errors
     /// `Rejected` for an active layer.
     async fn release(&self, bot: &BotId, name: &str) -> Result<()>;
+
+    /// Makes the active layer `name` on an image, beside all that the bot has; it is staged, as [`stage`](Self::stage)
+    /// makes one, and returned as it is mounted. One that exists is left as it is.
+    ///
+    /// # Errors
+    /// `ImageNotFound`.
+    async fn stage_fresh(&self, bot: &BotId, name: &str, image: &ImageReference) -> Result<LayerMount>;
+
+    /// Makes a staged layer the newest state of a bot that has no container: the next one is put on it. Nothing is
+    /// removed.
+    ///
+    /// # Errors
+    /// `Rejected` with a container, which decides by itself; `NotFound` without such a layer.
+    async fn make_newest(&self, bot: &BotId, name: &str) -> Result<()>;
 
     /// How an active layer is mounted, for access from outside while no workspace runs on it.
     ///

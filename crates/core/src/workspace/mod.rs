@@ -5,6 +5,7 @@
 //! `reconcile` and the runtime's events feed the same lanes.
 
 mod admission;
+mod anew;
 mod create;
 mod driver;
 mod environment;

@@ -170,7 +170,12 @@ impl Work {
         put.await.map_err(|error: Error| error.at(STAGE))
     }
 
-    async fn write_preserved(&self, place: &DataPlace, preserved: &Preserved, mode: ApplyMode) -> Result<()> {
+    pub(super) async fn write_preserved(
+        &self,
+        place: &DataPlace,
+        preserved: &Preserved,
+        mode: ApplyMode,
+    ) -> Result<()> {
         let (archive, trust) = self.archive_of(preserved).await?;
         let apply = Apply { mode, trust };
         self.skep().layer_access()?.write_data(place, archive, apply).await?;

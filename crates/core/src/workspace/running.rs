@@ -223,17 +223,18 @@ impl Work {
             }
             Err(error) => return Err(error),
         }
-        let made = self
-            .runtime()
-            .create(&InstanceSpec {
-                bot: self.bot().clone(),
-                image,
-                snapshotter: Some(row.snapshotter.clone()),
-                env: self.environment(&row.env).await?,
-                cdi_devices: row.cdi_devices.clone(),
-                labels: std::collections::BTreeMap::new(),
-            })
-            .await?;
+        let spec = InstanceSpec {
+            bot: self.bot().clone(),
+            image,
+            snapshotter: Some(row.snapshotter.clone()),
+            env: self.environment(&row.env).await?,
+            cdi_devices: row.cdi_devices.clone(),
+            labels: std::collections::BTreeMap::new(),
+        };
+        let made = match has_layer {
+            true => self.put_container_back(&spec).await?,
+            false => self.runtime().create(&spec).await?,
+        };
         tracing::warn!(bot = %self.bot(), layer = ?made.layer, "its container was gone and was made again");
         self.lived("recover", &json!({ "layer_kept": has_layer })).await
     }
@@ -248,18 +249,15 @@ impl Work {
         let plan = self
             .skep()
             .plan_new_workspace(&bot.metadata, &request, &Requester::server())?;
-        let made = self
-            .runtime()
-            .create(&InstanceSpec {
-                bot: self.bot().clone(),
-                image: parse_image(&plan.image)?,
-                snapshotter: plan.snapshotter,
-                env: self.environment(&plan.env).await?,
-                cdi_devices: plan.cdi_devices,
-                labels: std::collections::BTreeMap::new(),
-            })
-            .await?;
-        Ok(made.instance)
+        let spec = InstanceSpec {
+            bot: self.bot().clone(),
+            image: parse_image(&plan.image)?,
+            snapshotter: plan.snapshotter,
+            env: self.environment(&plan.env).await?,
+            cdi_devices: plan.cdi_devices,
+            labels: std::collections::BTreeMap::new(),
+        };
+        Ok(self.put_container_back(&spec).await?.instance)
     }
 
     /// Starts process 1, after clearing away a dead one. One that runs is left running.

@@ -15,7 +15,7 @@ use containerd_client::services::v1::snapshots::{
 use containerd_client::services::v1::{Container, UpdateContainerRequest};
 use containerd_client::types::Mount;
 use prost_types::FieldMask;
-use skep_names::{BotId, is_legacy};
+use skep_names::{BotId, ImageReference, is_legacy};
 use tonic::Code;
 
 use super::client::{failed, optional};
@@ -158,7 +158,7 @@ impl ContainerdRuntime {
     }
 
     /// Counts an active layer as the newest state, unless it is.
-    async fn mark_present(&self, bot: &BotId, snapshotter: &str, key: &str) -> Result<()> {
+    pub(super) async fn mark_present(&self, bot: &BotId, snapshotter: &str, key: &str) -> Result<()> {
         let records = self.records_of(bot, snapshotter).await?;
         if present_of(bot, &records).is_some_and(|present| present.name == key && present.sequence() > 0) {
             return Ok(());
@@ -400,6 +400,24 @@ impl Layers for ContainerdRuntime {
         let rebased = self.rebase_leased(&lease, bot, (name, on, copy)).await;
         let ended = self.end_lease(bot).await;
         rebased.and(ended)
+    }
+
+    async fn stage_fresh(&self, bot: &BotId, name: &str, image: &ImageReference) -> Result<LayerMount> {
+        check_layer_name(bot, name)?;
+        let turn = self.turns.take(bot).await;
+        let lease = self.take_lease(bot).await?;
+        let staged = self.stage_fresh_leased(&lease, bot, (name, image)).await;
+        let ended = self.end_lease(bot).await;
+        drop(turn);
+        staged.and(ended)?;
+        self.mount_of(bot, name).await
+    }
+
+    async fn make_newest(&self, bot: &BotId, name: &str) -> Result<()> {
+        check_layer_name(bot, name)?;
+        let _turn = self.turns.take(bot).await;
+        self.required_record(bot, name).await?;
+        self.make_newest_now(bot, name).await
     }
 
     async fn mount_of(&self, bot: &BotId, name: &str) -> Result<LayerMount> {

@@ -11,6 +11,7 @@ pub mod daemon;
 mod data;
 mod echo;
 mod events;
+mod fresh;
 mod guards;
 mod host;
 mod layer;

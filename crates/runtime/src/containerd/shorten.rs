@@ -111,7 +111,7 @@ impl ContainerdRuntime {
         wanted: &Wanted<'_>,
         (key, sources): (&str, Vec<PathBuf>),
     ) -> Result<()> {
-        let mounts = self.prepare_staged(lease, bot, (key, wanted.on)).await?;
+        let mounts = self.prepare_staged(lease, bot, (key, wanted.on), None).await?;
         failpoint::MERGE_PREPARED.passed()?;
         let destination = option_of(&mounts, "upperdir=").ok_or_else(|| not_overlay(key))?;
         let operation = format!("merging layers into {}", wanted.name);
@@ -131,8 +131,14 @@ impl ContainerdRuntime {
         failpoint::MERGE_COMMITTED.passed()
     }
 
-    async fn prepare_staged(&self, lease: &Lease, bot: &BotId, (key, on): (&str, &str)) -> Result<Vec<Mount>> {
-        let mut labels = self.layer_labels(bot, None);
+    pub(super) async fn prepare_staged(
+        &self,
+        lease: &Lease,
+        bot: &BotId,
+        (key, on): (&str, &str),
+        image: Option<&str>,
+    ) -> Result<Vec<Mount>> {
+        let mut labels = self.layer_labels(bot, image);
         labels.insert(LABEL_STAGED.to_owned(), LABEL_SET.to_owned());
         let request = self.client.request(PrepareSnapshotRequest {
             snapshotter: OVERLAYFS.to_owned(),
@@ -155,7 +161,7 @@ impl ContainerdRuntime {
         let records = self.records_of(bot, OVERLAYFS).await?;
         let key = format!("{}-{operation}-looking", skep_names::container_id_for(bot));
         self.remove_snapshot(OVERLAYFS, &key).await?;
-        let mounts = self.prepare_staged(lease, bot, (&key, top)).await?;
+        let mounts = self.prepare_staged(lease, bot, (&key, top), None).await?;
         self.remove_snapshot(OVERLAYFS, &key).await?;
         let lower = option_of(&mounts, "lowerdir=").ok_or_else(|| not_overlay(top))?;
         let mut found = HashMap::new();

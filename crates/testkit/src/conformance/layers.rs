@@ -264,3 +264,32 @@ pub async fn a_long_line_is_made_shorter(subject: &dyn Subject) {
     assert_eq!(workspace.output("cat /kept /data/two/in").await, "3\nin");
     workspace.remove().await;
 }
+
+/// A fresh layer beside the one that there is takes its place when no container says otherwise, and nothing is lost.
+pub async fn a_fresh_layer_is_made_the_newest_beside_the_others(subject: &dyn Subject) {
+    let runtime = subject.runtime();
+    let workspace = Workspace::running(subject).await;
+    let (bot, layers) = (&workspace.bot, layers(&*runtime));
+    let (one, fresh) = (named(&workspace, "one"), named(&workspace, "fresh"));
+    workspace.output("echo one > /data-file").await;
+    workspace.stop().await;
+    layers.commit(bot, &one).await.unwrap();
+    let image = subject.image();
+    for _ in 0..2 {
+        layers.stage_fresh(bot, &fresh, &image).await.unwrap();
+    }
+    let refused = layers.make_newest(bot, &fresh).await;
+    assert!(matches!(refused, Err(RuntimeError::Rejected { .. })), "{refused:?}");
+    subject.lose_container(bot);
+    for _ in 0..2 {
+        layers.make_newest(bot, &fresh).await.unwrap();
+    }
+    workspace.create().await;
+    assert_eq!(layers.present(bot).await.unwrap().as_deref(), Some(fresh.as_str()));
+    workspace.start().await;
+    assert_eq!(workspace.output("cat /data-file || echo none").await, "none");
+    workspace.stop().await;
+    let tree = layers.list(bot).await.unwrap();
+    assert!(names(&tree.side).contains(&one.as_str()), "{tree:?}");
+    workspace.remove().await;
+}

@@ -194,6 +194,7 @@ macro_rules! conformance_suite {
             a_change_from_outside_is_all_or_nothing,
             a_released_state_goes_when_nothing_stands_on_it,
             a_lost_container_comes_back_on_its_newest_state,
+            a_fresh_layer_is_made_the_newest_beside_the_others,
             data_is_carried_from_one_workspace_to_another,
             data_that_is_no_directory_is_refused,
             an_archive_that_is_not_whole_is_told,

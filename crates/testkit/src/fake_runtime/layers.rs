@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 use chrono::Utc;
-use skep_names::{BotId, container_id_for};
+use skep_names::{BotId, ImageReference, container_id_for};
 use skep_runtime::layers::{
     LABEL_RELEASED, LABEL_SEQUENCE, LABEL_SET, LABEL_STAGED, active_on, arrange, check_layer_name, collectable,
     next_sequence, plan_of_merges, present_of,
@@ -147,6 +147,19 @@ impl FakeRuntime {
             tree::copy_whole(&from, staging)
         })?;
         let mut layer = new_layer(name, on);
+        layer.labels.insert(LABEL_STAGED.to_owned(), LABEL_SET.to_owned());
+        self.lock().entry(bot.clone()).or_default().layers.push(layer);
+        Ok(())
+    }
+
+    fn stage_fresh_now(&self, bot: &BotId, name: &str) -> io::Result<()> {
+        if self.layers_of(bot).iter().any(|layer| layer.name == name) {
+            return Ok(());
+        }
+        self.fill(bot, &self.layer_directory(bot, name), |staging| {
+            tree::copy_tree(&self.root().join("image"), staging)
+        })?;
+        let mut layer = new_layer(name, IMAGE);
         layer.labels.insert(LABEL_STAGED.to_owned(), LABEL_SET.to_owned());
         self.lock().entry(bot.clone()).or_default().layers.push(layer);
         Ok(())
@@ -358,6 +371,34 @@ impl Layers for FakeRuntime {
         let (of, name, on, copy) = (bot.clone(), name.to_owned(), on.to_owned(), copy.to_owned());
         self.on_layers(bot, move |this| this.rebase_now(&of, &name, (&on, &copy)))
             .await
+    }
+
+    async fn stage_fresh(&self, bot: &BotId, name: &str, image: &ImageReference) -> Result<LayerMount> {
+        self.faults().enter(Verb::Stage).await?;
+        check_layer_name(bot, name)?;
+        if self.shared.images.stored(image).is_none() {
+            return Err(RuntimeError::ImageNotFound {
+                reference: image.to_string(),
+            });
+        }
+        let (of, fresh) = (bot.clone(), name.to_owned());
+        self.on_layers(bot, move |this| this.stage_fresh_now(&of, &fresh))
+            .await?;
+        self.mount_of(bot, name).await
+    }
+
+    async fn make_newest(&self, bot: &BotId, name: &str) -> Result<()> {
+        check_layer_name(bot, name)?;
+        self.record_named(bot, name)?;
+        if let Ok(record) = self.record_of(bot) {
+            return Err(RuntimeError::Rejected {
+                reason: format!("the container says that {} is its own layer", record.layer),
+            });
+        }
+        if let Some(state) = self.lock().get_mut(bot) {
+            state.mark_present(name);
+        }
+        Ok(())
     }
 
     async fn mount_of(&self, bot: &BotId, name: &str) -> Result<LayerMount> {

@@ -1,0 +1,94 @@
+//! A bot whose layer is there and whose container is not: a container is put back on that very layer. Where that
+//! cannot be done, the data goes, by way of a backup, into a fresh layer beside it. No layer is taken away: versions
+//! stay, and so does what the old layer holds beside `/data`.
+
+use serde_json::json;
+use skep_runtime::layer_access::{ApplyMode, DataPlace};
+use skep_runtime::{CreateOutcome, InstanceSpec, RuntimeError};
+
+use super::preserved::Preserved;
+use super::work::Work;
+use crate::backups::{Identity, Slot, Verified};
+use crate::error::{Error, Result};
+
+/// The last part of a fresh layer's name.
+const FRESH: &str = "fresh";
+/// A layer is given up only when a container could not be put on it so often.
+const TRIES: u32 = 2;
+
+impl Work {
+    /// Puts a container on the bot's newest layer, or on a fresh one with its data.
+    pub(super) async fn put_container_back(&self, spec: &InstanceSpec) -> Result<CreateOutcome> {
+        let mut tries = 1;
+        let error = loop {
+            match self.runtime().create(spec).await {
+                Err(error) if is_of_the_layer(&error) && tries < TRIES => tries += 1,
+                Err(error) if is_of_the_layer(&error) => break Error::from(error),
+                made => return Ok(made?),
+            }
+        };
+        tracing::error!(
+            bot = %self.bot(),
+            error = error.with_causes(),
+            "no container can be put on the workspace's layer; its data goes into a fresh one"
+        );
+        match self.begin_anew(spec).await {
+            Ok(made) => Ok(made),
+            Err(again) => {
+                tracing::error!(bot = %self.bot(), error = again.with_causes(), "nor can a fresh one be made");
+                Err(error)
+            }
+        }
+    }
+
+    async fn begin_anew(&self, spec: &InstanceSpec) -> Result<CreateOutcome> {
+        let layers = self.skep().changeable_layers()?;
+        let present = layers.present(self.bot()).await?.unwrap_or_default();
+        if present.ends_with(FRESH) {
+            // What keeps a container off that is not the layer: another one would be one too many.
+            return Err(Error::Conflict(format!("the layer {present} is a fresh one")));
+        }
+        self.skep()
+            .back_up(self.bot(), &DataPlace::Workspace(self.bot().clone()))
+            .await?;
+        let (preserved, identity) = self.what_was_backed_up().await?;
+        let moved = self.move_into_fresh(&preserved, spec).await;
+        // The data is in a layer, this one or that: kept besides, it would come back in some later workspace.
+        self.skep().remove_restored(self.bot(), identity).await?;
+        let made = moved?;
+        self.lived("begin_anew", &json!({ "left": present })).await?;
+        Ok(made)
+    }
+
+    async fn move_into_fresh(&self, preserved: &Preserved, spec: &InstanceSpec) -> Result<CreateOutcome> {
+        let layers = self.skep().changeable_layers()?;
+        let name = self.layer_name(FRESH);
+        let mount = layers.stage_fresh(self.bot(), &name, &spec.image).await?;
+        let place = DataPlace::Mounted {
+            bot: self.bot().clone(),
+            mount,
+        };
+        if let Err(error) = self.write_preserved(&place, preserved, ApplyMode::Replace).await {
+            layers.discard(self.bot(), &name).await?;
+            return Err(error);
+        }
+        layers.make_newest(self.bot(), &name).await?;
+        Ok(self.runtime().create(spec).await?)
+    }
+
+    async fn what_was_backed_up(&self) -> Result<(Preserved, Identity)> {
+        let slot = Slot::Current;
+        match self.skep().verify_backup(self.bot(), slot).await? {
+            Verified::Whole { identity, trust } => Ok((Preserved::Backup { slot, identity, trust }, identity)),
+            Verified::Damaged(why) => Err(Error::ArchiveRefused(format!("the backup does not verify: {why}"))),
+        }
+    }
+}
+
+/// Neither away nor refused for a reason that any other layer would be refused for too.
+fn is_of_the_layer(error: &RuntimeError) -> bool {
+    matches!(
+        error,
+        RuntimeError::Other { .. } | RuntimeError::NotFound { .. } | RuntimeError::Rejected { .. }
+    )
+}
