@@ -4,7 +4,7 @@ use std::io::Read;
 
 use serde_json::json;
 
-use crate::Workspace;
+use crate::{Workspace, until};
 
 #[tokio::test]
 async fn a_download_is_the_file_with_its_state() {
@@ -162,10 +162,11 @@ async fn a_download_that_breaks_is_never_taken_for_whole() {
             }
         };
         assert!(broke, "{route} ended as if it were whole");
-        let limit = std::time::Instant::now() + std::time::Duration::from_secs(20);
-        while workspace.get("/fs").await.status != 200 {
-            assert!(std::time::Instant::now() < limit, "the workspace did not come back");
-        }
+        until(async || match workspace.get("/fs").await {
+            answer if answer.status == 200 => Ok(()),
+            answer => Err(format!("the workspace did not come back: {answer:?}")),
+        })
+        .await;
     }
     assert_eq!(
         workspace.post("/exec", json!({"command": "stat -c %s f"})).await.json()["stdout"],

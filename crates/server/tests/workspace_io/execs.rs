@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use skep_testkit::server::{TestServer, text_of};
 
-use crate::Workspace;
+use crate::{Workspace, until};
 
 async fn events(workspace: &Workspace, body: Value) -> Vec<Value> {
     let call = workspace.server.call("POST", &workspace.path("/exec"));
@@ -125,14 +125,14 @@ async fn a_detached_process_is_written_to_read_signalled_and_removed() {
     };
     stdin("", "one\n").await.expect_status(200);
     stdin("?eof=true", "two\n").await.expect_status(200);
-    let limit = std::time::Instant::now() + std::time::Duration::from_secs(10);
-    let output = loop {
+    let output = until(async || {
         let output = workspace.get(&format!("/exec/{id}/output?offset=2")).await;
-        if output.expect_status(200).body.len() == 6 {
-            break output;
+        match output.expect_status(200).body.len() {
+            6 => Ok(output),
+            _ => Err(format!("{output:?}")),
         }
-        assert!(std::time::Instant::now() < limit, "{output:?}");
-    };
+    })
+    .await;
     assert_eq!(
         (output.text().as_str(), output.header("x-next-offset")),
         ("e\ntwo\n", "8")
@@ -208,15 +208,11 @@ async fn a_command_of_an_idempotency_key_that_was_lost_with_its_workspace_is_not
     let process = workspace.server.runtime().host_pid(&bot);
     workspace.server.runtime().kill_process_one(&bot).unwrap();
     // Until another one is in its place, and has forgotten what the first one ran.
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
-    loop {
-        let now = workspace.server.runtime().host_pid(&bot);
-        if now.is_some() && now != process {
-            break;
-        }
-        assert!(std::time::Instant::now() < deadline, "it is not started again");
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-    }
+    until(async || match workspace.server.runtime().host_pid(&bot) {
+        now if now.is_some() && now != process => Ok(()),
+        now => Err(format!("it is not started again: {now:?}")),
+    })
+    .await;
     call().await.expect_error(404, "not_found");
     assert_eq!(workspace.output_of("cat ran").await, "x\n");
 }
@@ -259,14 +255,14 @@ async fn an_offset_that_is_no_longer_kept_begins_at_the_oldest_and_says_so() {
         .post("/exec", json!({"command": command, "detach": true}))
         .await;
     let id = text_of(&started.expect_status(202).json(), "exec_id");
-    let limit = std::time::Instant::now() + std::time::Duration::from_secs(20);
-    let state = loop {
+    let state = until(async || {
         let state = workspace.get(&format!("/exec/{id}")).await.expect_status(200).json();
-        if state["stdout_bytes"] == WRITTEN {
-            break state;
+        match state["stdout_bytes"] == WRITTEN {
+            true => Ok(state),
+            false => Err(state.to_string()),
         }
-        assert!(std::time::Instant::now() < limit, "{state}");
-    };
+    })
+    .await;
     let output = workspace.get(&format!("/exec/{id}/output?offset=0")).await;
     let from: u64 = output.expect_status(200).header("x-offset").parse().unwrap();
     assert!(from > 0, "everything was kept");

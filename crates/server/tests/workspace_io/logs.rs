@@ -6,7 +6,7 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use tokio::time::timeout;
 
-use crate::Workspace;
+use crate::{Workspace, until};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -50,15 +50,14 @@ impl Followed {
 }
 
 async fn log_with(workspace: &Workspace, wanted: &str) -> String {
-    let until = tokio::time::Instant::now() + LIMIT;
-    loop {
+    until(async || {
         let text = workspace.get("/logs").await.expect_status(200).text();
-        if text.contains(wanted) {
-            return text;
+        match text.contains(wanted) {
+            true => Ok(text),
+            false => Err(format!("no {wanted:?} in {text}")),
         }
-        assert!(tokio::time::Instant::now() < until, "no {wanted:?} in {text}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    })
+    .await
 }
 
 #[tokio::test]

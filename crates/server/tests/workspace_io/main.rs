@@ -15,8 +15,26 @@ mod snapshots;
 mod terminals;
 mod uploads;
 
+use std::time::{Duration, Instant};
+
 use serde_json::{Value, json};
 use skep_testkit::server::{Answer, TestServer};
+
+/// How long anything that is waited for may take, and how often it is looked at.
+const LIMIT: Duration = Duration::from_secs(20);
+const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
+
+/// Looks until what is looked for is there; what was seen last is told when it does not come.
+pub async fn until<T>(mut look: impl AsyncFnMut() -> Result<T, String>) -> T {
+    let end = Instant::now() + LIMIT;
+    loop {
+        match look().await {
+            Ok(found) => return found,
+            Err(seen) => assert!(Instant::now() < end, "not within {LIMIT:?}: {seen}"),
+        }
+        tokio::time::sleep(BETWEEN_LOOKS).await;
+    }
+}
 
 /// A server with one running workspace.
 pub struct Workspace {
@@ -47,6 +65,15 @@ impl Workspace {
     pub async fn run(&self, command: &str) -> Value {
         let answer = self.post("/exec", json!({"command": command})).await;
         answer.expect_status(200).json()
+    }
+
+    /// Waits until a command ends with this code.
+    pub async fn until_code(&self, command: &str, code: i64) {
+        until(async || match self.run(command).await {
+            ended if ended["exit_code"] == code => Ok(()),
+            ended => Err(format!("{command}: {ended}")),
+        })
+        .await;
     }
 
     /// What a command that must end well wrote to stdout.

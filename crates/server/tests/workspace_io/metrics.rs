@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use skep_testkit::fake_runtime::Verb;
 use skep_testkit::server::TestServer;
 
-use crate::Workspace;
+use crate::{Workspace, until};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -18,15 +18,14 @@ async fn metrics_of(server: &TestServer, bot: &str) -> Value {
 
 /// Waits until it is as wanted.
 async fn metrics_with(workspace: &Workspace, wanted: impl Fn(&Value) -> bool) -> Value {
-    let until = Instant::now() + LIMIT;
-    loop {
+    until(async || {
         let metrics = metrics_of(&workspace.server, &workspace.bot).await;
-        if wanted(&metrics) {
-            return metrics;
+        match wanted(&metrics) {
+            true => Ok(metrics),
+            false => Err(metrics.to_string()),
         }
-        assert!(Instant::now() < until, "not in time: {metrics}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    })
+    .await
 }
 
 fn storage_of(metrics: &Value) -> Option<u64> {

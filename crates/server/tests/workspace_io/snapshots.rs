@@ -172,10 +172,7 @@ async fn a_process_that_a_snapshot_ends_is_told_as_that() {
     }
     let waiting = workspace.post("/exec", json!({"command": "touch /tmp/waits; sleep 600"}));
     let snapshot = async {
-        let limit = std::time::Instant::now() + std::time::Duration::from_secs(10);
-        while workspace.run("test -e /tmp/waits").await["exit_code"] != 0 {
-            assert!(std::time::Instant::now() < limit, "the command was not started");
-        }
+        workspace.until_code("test -e /tmp/waits", 0).await;
         take(&workspace, json!({})).await
     };
     let (answer, _taken) = tokio::join!(waiting, snapshot);
