@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use futures::{SinkExt, StreamExt};
 use serde_json::json;
+use skep_testkit::server::TestServer;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::{Error, Message};
 
-use crate::Workspace;
+use crate::{Workspace, until};
 
 pub(crate) type Socket = tokio_tungstenite::WebSocketStream<tokio_tungstenite::MaybeTlsStream<tokio::net::TcpStream>>;
 
@@ -85,21 +86,55 @@ async fn a_shell_takes_keystrokes_and_sizes_and_tells_its_end() {
     assert_eq!(read_close(&mut socket).await, (1000, "exit 9".to_owned()));
 }
 
+/// Seconds that no other test sleeps, on a host where several may run.
+fn seconds_of_its_own(number: u32) -> String {
+    format!("{number}{:07}", std::process::id())
+}
+
+/// How many processes of this host sleep so long: those of a fake workspace are the host's.
+fn sleepers(seconds: &str) -> usize {
+    let expected = format!("sleep\0{seconds}\0");
+    let processes = std::fs::read_dir("/proc").unwrap();
+    let lines = processes.filter_map(|process| std::fs::read_to_string(process.ok()?.path().join("cmdline")).ok());
+    lines.filter(|line| *line == expected).count()
+}
+
+async fn until_sleepers(seconds: &str, count: usize) {
+    until(async || match sleepers(seconds) {
+        found if found == count => Ok(()),
+        found => Err(format!("{found} processes sleep {seconds} s")),
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn closing_the_window_ends_the_shells_processes() {
     let workspace = Workspace::start().await;
     let mut socket = connect(&workspace, "", None).await.unwrap();
-    type_line(
-        &mut socket,
-        "(trap '' HUP TERM; exec sleep 7777) & sleep 7777 & echo started",
-    )
-    .await;
+    let seconds = seconds_of_its_own(7);
+    let line = format!("(trap '' HUP TERM; exec sleep {seconds}) & sleep {seconds} & echo started");
+    type_line(&mut socket, &line).await;
     read_until(&mut socket, "started\r\n").await;
+    until_sleepers(&seconds, 2).await;
     socket.close(None).await.unwrap();
     let closed = std::time::Instant::now();
-    workspace.until_code("pgrep -f 'sleep 777[7]'", 1).await;
+    until_sleepers(&seconds, 0).await;
     // Two seconds are promised; the rest is for a machine that has other work.
     assert!(closed.elapsed() < Duration::from_secs(10), "{:?}", closed.elapsed());
+}
+
+#[tokio::test]
+async fn a_window_that_nobody_types_in_is_closed_as_idle_whatever_it_shows() {
+    let server = TestServer::with(&[("terminal.idle_timeout", "2s")]).await;
+    let bot = server.bot_with_workspace().await;
+    let workspace = Workspace { server, bot };
+    let mut socket = connect(&workspace, "", None).await.unwrap();
+    let seconds = seconds_of_its_own(8);
+    let line = format!("sleep {seconds} & while :; do echo shown; sleep 0.1; done");
+    type_line(&mut socket, &line).await;
+    read_until(&mut socket, "shown\r\n").await;
+    assert_eq!(read_close(&mut socket).await, (1001, "idle timeout".to_owned()));
+    until_sleepers(&seconds, 0).await;
 }
 
 #[tokio::test]
