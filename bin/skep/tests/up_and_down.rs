@@ -2,6 +2,7 @@
 //! network that are real. Root and what `scripts/install test` installs are needed.
 
 use std::fs::File;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -173,6 +174,8 @@ async fn up_makes_a_workspace_that_outlives_the_server_and_comes_back_after_down
             first.contains("with the password"),
             "nobody is told how to sign in:\n{first}"
         );
+        let file = std::fs::metadata("/run/skep/server.json").expect("the server says where it is");
+        assert_eq!(file.permissions().mode() & 0o777, 0o644);
         machine.interrupt();
         assert!(
             !machine.left_on_the_host().is_empty(),

@@ -1,9 +1,9 @@
 //! From a configuration to a server that runs until it is told to end.
 
-use std::fs::{DirBuilder, OpenOptions};
+use std::fs::{DirBuilder, OpenOptions, Permissions};
 use std::io::Write;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -187,6 +187,8 @@ fn write_whole(path: &Path, text: &str) -> std::io::Result<()> {
         .truncate(true)
         .mode(0o644)
         .open(&temporary)?;
+    // Whatever the umask of whoever started us: everybody on this host may look where the server is.
+    file.set_permissions(Permissions::from_mode(0o644))?;
     file.write_all(text.as_bytes())?;
     drop(file);
     std::fs::rename(&temporary, path)

@@ -149,3 +149,23 @@ fn variables_of_the_reference_system_are_honoured() {
     assert_eq!(config.timezone.as_deref(), Some("Europe/Paris"));
     assert_eq!(origin(&settings, "workspace", "backend"), "env CONTAINER_BACKEND");
 }
+
+#[test]
+fn a_registry_is_put_before_the_default_image() {
+    let file = "[workspace]\nregistry = 'mirror.example:5000/'\ndefault_image = 'base/debian'\n";
+    let config = Config::settle(&read(file).unwrap()).unwrap();
+    assert_eq!(
+        config.workspace.default_image.as_str(),
+        "mirror.example:5000/base/debian:latest"
+    );
+    assert!(
+        !config.workspace.default_image_is_ours,
+        "it would be replaced by one that is built here"
+    );
+    let config = Config::settle(&read("").unwrap()).unwrap();
+    assert_eq!(
+        config.workspace.default_image.as_str(),
+        "docker.io/library/debian:bookworm-slim"
+    );
+    assert!(config.workspace.default_image_is_ours);
+}
