@@ -96,6 +96,8 @@ pub(crate) enum Command {
     Shell(ShellArguments),
     /// Copy files in or out: NAME:/path on one side; - is a tar stream
     Cp(CopyArguments),
+    /// Save all of a workspace's data as one archive, while it runs
+    Export(ExportArguments),
     /// Files of a workspace
     #[command(subcommand)]
     Files(FilesCommand),
@@ -323,6 +325,30 @@ pub(crate) struct CopyArguments {
     pub(crate) source: String,
     /// Where to: a path, NAME:/path, or - for a tar stream
     pub(crate) destination: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExportArguments {
+    /// Workspace: an id, the beginning of one, or a display name
+    pub(crate) name: String,
+    /// Where to, - for standard output; by default ID-data.tar.gz here
+    pub(crate) file: Option<String>,
+    /// Compression; by default that of the file's name, else tar.gz
+    #[arg(long, value_enum)]
+    pub(crate) format: Option<ExportFormat>,
+    /// Fail when a file changes each time it is read
+    #[arg(long)]
+    pub(crate) strict: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum ExportFormat {
+    #[value(name = "tar.gz")]
+    TarGz,
+    #[value(name = "tar.zst")]
+    TarZst,
+    #[value(name = "tar")]
+    Tar,
 }
 
 #[derive(Debug, Subcommand)]

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use futures::{StreamExt, TryStreamExt};
 use indicatif::ProgressBar;
-use reqwest::{Body, Method};
+use reqwest::{Body, Method, Response};
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWriteExt};
 use tokio_util::io::{ReaderStream, StreamReader, SyncIoBridge};
@@ -183,12 +183,19 @@ async fn archive_to_stdout(client: &Client, from: (&str, &str)) -> Result<()> {
     let request = client
         .request(Method::GET, &route(from.0, "archive"))
         .query(&[("path", from.1)]);
-    let mut body = client.send(request).await?.bytes_stream();
+    let answer = client.send(request).await?;
+    to_stdout(answer, &ProgressBar::hidden(), "sending an archive").await
+}
+
+/// Writes an answer's body to standard output, as it comes.
+pub(super) async fn to_stdout(answer: Response, bar: &ProgressBar, doing: &'static str) -> Result<()> {
+    let mut body = answer.bytes_stream();
     let mut stdout = tokio::io::stdout();
     let failed = |error| Failure::local("cannot write to standard output", error);
     while let Some(piece) = body.next().await {
-        let piece = piece.map_err(|_| Failure::CutOff("sending an archive"))?;
+        let piece = piece.map_err(|_| Failure::CutOff(doing))?;
         stdout.write_all(&piece).await.map_err(failed)?;
+        bar.inc(piece.len() as u64);
     }
     stdout.flush().await.map_err(failed)
 }
@@ -218,13 +225,21 @@ async fn download(client: &Client, form: OutputForm, from: (&str, &str), to: &st
 }
 
 async fn download_file(client: &Client, form: OutputForm, from: (&str, &str), target: &Path) -> Result<()> {
-    let failed = |error| Failure::local(format!("cannot write {}", target.display()), error);
     let request = client
         .request(Method::GET, &route(from.0, "download"))
         .query(&[("path", from.1)]);
     let answer = client.send(request).await?;
     let total = answer.content_length();
     let bar = transfer_bar(form, total, base_name(from.1).unwrap_or("file"));
+    save(answer, target, &bar, "sending a file").await?;
+    bar.finish_and_clear();
+    Ok(())
+}
+
+/// Writes an answer's body to `target`, which is as it was until all of it has come. Returns how long it is.
+pub(super) async fn save(answer: Response, target: &Path, bar: &ProgressBar, doing: &'static str) -> Result<u64> {
+    let failed = |error| Failure::local(format!("cannot write {}", target.display()), error);
+    let total = answer.content_length();
     // Beside its target, so that a cut connection leaves what was there.
     let directory = target
         .parent()
@@ -238,13 +253,13 @@ async fn download_file(client: &Client, form: OutputForm, from: (&str, &str), ta
     let mut body = answer.bytes_stream();
     let mut received = 0_u64;
     while let Some(piece) = body.next().await {
-        let piece = piece.map_err(|_| Failure::CutOff("sending a file"))?;
+        let piece = piece.map_err(|_| Failure::CutOff(doing))?;
         file.write_all(&piece).await.map_err(failed)?;
         received += piece.len() as u64;
         bar.set_position(received);
     }
     if total.is_some_and(|total| total != received) {
-        return Err(Failure::CutOff("sending a file"));
+        return Err(Failure::CutOff(doing));
     }
     file.sync_all().await.map_err(failed)?;
     let mode = std::fs::metadata(target).map_or(0o644, |there| there.permissions().mode() & 0o777);
@@ -252,8 +267,7 @@ async fn download_file(client: &Client, form: OutputForm, from: (&str, &str), ta
         .await
         .map_err(failed)?;
     temporary.persist(target).map_err(|error| failed(error.error))?;
-    bar.finish_and_clear();
-    Ok(())
+    Ok(received)
 }
 
 async fn download_directory(client: &Client, form: OutputForm, from: (&str, &str), target: PathBuf) -> Result<()> {

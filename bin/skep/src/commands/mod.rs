@@ -4,6 +4,7 @@ mod accounts;
 mod backups;
 mod bots;
 mod copy;
+mod data;
 mod exec;
 mod files;
 pub(crate) mod images;
@@ -63,6 +64,7 @@ async fn run_against_server(shared: &Shared, command: Command) -> Result<()> {
         Command::Exec(exec) => exec::run(&client, exec).await,
         Command::Shell(shell) => exec::shell(&client, shell).await,
         Command::Cp(copy) => copy::run(&client, form, copy).await,
+        Command::Export(export) => data::export(&client, form, export).await,
         Command::Files(command) => files::run(&client, form, command).await,
         Command::Restore(restore) => backups::restore(&client, form, &restore).await,
         Command::Backups(command) => backups::run(&client, form, command).await,
