@@ -28,7 +28,7 @@ enum Access {
 /// Mounts the layer, leaves everything else of the host behind, and returns the layer's root directory.
 pub(crate) fn enter(job: &Job) -> Result<OwnedFd> {
     let access = match &job.task {
-        Task::Pack(_) => Access::Read,
+        Task::Pack(_) | Task::Estimate => Access::Read,
         Task::Apply(_) => Access::Write,
     };
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
@@ -119,7 +119,7 @@ fn leave_the_host(root: &Path) -> rustix::io::Result<()> {
 /// Gives up every capability but those over files of other owners.
 pub(crate) fn give_up_privileges(task: &Task) -> Result<()> {
     let kept = match task {
-        Task::Pack(_) => CapabilitySet::DAC_READ_SEARCH,
+        Task::Pack(_) | Task::Estimate => CapabilitySet::DAC_READ_SEARCH,
         Task::Apply(_) => {
             CapabilitySet::CHOWN
                 | CapabilitySet::DAC_OVERRIDE

@@ -46,7 +46,7 @@ fn tell(report: &Report) -> Told {
         .map_err(std::io::Error::from)
         .and_then(|text| std::io::stderr().write_all(format!("\n{text}\n").as_bytes()));
     match (written, report) {
-        (Ok(()), Report::Packed(_) | Report::Applied(_)) => Told::Done,
+        (Ok(()), Report::Packed(_) | Report::Estimated { .. } | Report::Applied(_)) => Told::Done,
         (_, Report::Failed { .. }) | (Err(_), _) => Told::Failed,
     }
 }

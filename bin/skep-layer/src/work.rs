@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use skep_archive::{
     ApplyOptions, ArchiveError, Attributes, Changing, Compressed, Format, Links, Mode, Owners, PackOptions, PackReport,
@@ -16,13 +17,29 @@ use skep_layer_protocol::{
 use crate::failure::{Failure, Result, Tried};
 use crate::{data, enclosure};
 
+/// Whoever asked for an archive waits for it.
+const ESTIMATE_WITHIN: Duration = Duration::from_millis(500);
+
 /// Does the job and says how it went.
 pub(crate) fn work(job: &Job) -> Result<Report> {
     let root = enclosure::enter(job)?;
     enclosure::give_up_privileges(&job.task)?;
     match &job.task {
         Task::Pack(pack) => Ok(Report::Packed(packed(&root, job.data, *pack)?)),
+        Task::Estimate => Ok(Report::Estimated {
+            bytes: estimated(&root, job.data)?,
+        }),
         Task::Apply(apply) => Ok(Report::Applied(applied(&root, job.data, *apply)?)),
+    }
+}
+
+/// Of a tree that takes long to walk, a part of it.
+fn estimated(root: &OwnedFd, place: DataPlace) -> Result<u64> {
+    match data::open(root, place)? {
+        Some(directory) => {
+            skep_archive::estimate(directory.as_fd(), Instant::now() + ESTIMATE_WITHIN).tried("looking through /data")
+        }
+        None => Ok(0),
     }
 }
 

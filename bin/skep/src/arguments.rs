@@ -98,6 +98,8 @@ pub(crate) enum Command {
     Cp(CopyArguments),
     /// Save all of a workspace's data as one archive, while it runs
     Export(ExportArguments),
+    /// Put an archive into a workspace's data, all or nothing
+    Import(ImportArguments),
     /// Files of a workspace
     #[command(subcommand)]
     Files(FilesCommand),
@@ -325,6 +327,17 @@ pub(crate) struct CopyArguments {
     pub(crate) source: String,
     /// Where to: a path, NAME:/path, or - for a tar stream
     pub(crate) destination: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ImportArguments {
+    #[command(flatten)]
+    pub(crate) named: Named,
+    /// A .tar.gz, .tar.zst or .tar; - is standard input
+    pub(crate) file: String,
+    /// Remove what is in /data and not in the archive
+    #[arg(long)]
+    pub(crate) replace: bool,
 }
 
 #[derive(Debug, Args)]

@@ -44,14 +44,14 @@ pub struct RestoreRequest {
     pub mode: Option<RestoreMode>,
 }
 
-/// What becomes of what is in `/data` and not in the backup.
+/// What becomes of what is in `/data` and not in the archive that is put into it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RestoreMode {
     /// It stays.
     #[default]
     Merge,
-    /// It goes: `/data` is exactly the backup then.
+    /// It goes: `/data` is exactly the archive then.
     Replace,
 }
 

@@ -7,6 +7,7 @@
 mod auth;
 mod backup;
 mod bot;
+mod data;
 mod error;
 mod exec;
 mod fs;
@@ -28,6 +29,7 @@ pub use bot::{
     Bot, BotCheck, BotCheckList, BotDeleting, BotPage, BotStatus, CheckState, CheckStatus, CreateBotRequest,
     GuestAccess, Member, MemberList, MemberRole, PutMemberRequest, PutOwnerRequest, UpdateBotRequest,
 };
+pub use data::ImportedResponse;
 pub use error::{ErrorBody, ErrorCode, UnknownErrorCode};
 pub use exec::{
     ExecDone, ExecInfo, ExecList, ExecOutput, ExecRequest, ExecResult, ExecStarted, ExecState, ExecStreamEvent,

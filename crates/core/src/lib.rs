@@ -28,11 +28,11 @@ pub use bots::{Bot, BotChange, BotList, CreateBot, DeletedBot};
 pub use checks::{CheckItem, CheckState, CheckStatus, CheckType};
 pub use error::{Cause, Code, Error, Result};
 pub use operations::{
-    CompletedWorkspace, EventBody, Layer, LimitsReport, Operation, OperationEvent, OperationHandle, OperationKind,
-    Outcome, TakenSnapshot,
+    CompletedWorkspace, EventBody, Imported, Layer, LimitsReport, Operation, OperationEvent, OperationHandle,
+    OperationKind, Outcome, TakenSnapshot,
 };
 pub use requester::{Patience, Requester};
-pub use settings::{ImagePullPolicy, Settings};
+pub use settings::{ImagePullPolicy, ImportLimits, Settings};
 pub use skep::{Parts, Readiness, Skep};
 pub use skep_store::{BotStatus, BotVisibility, Desired, LimitsColumn, OperationState};
 pub use versions::{

@@ -21,6 +21,27 @@ pub enum ImagePullPolicy {
     Never,
 }
 
+/// What an archive that a client sends may be at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ImportLimits {
+    /// Sizes of all files together.
+    pub max_bytes: u64,
+    /// Entries of any kind.
+    pub max_entries: u64,
+    /// How many times longer it may be than what was sent, once it is longer than 64 MiB.
+    pub max_ratio: u64,
+}
+
+impl Default for ImportLimits {
+    fn default() -> Self {
+        Self {
+            max_bytes: 64 << 30,
+            max_entries: 10_000_000,
+            max_ratio: 200,
+        }
+    }
+}
+
 /// The configuration, as far as it is a matter of the rules. Fixed for the life of the server.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -47,6 +68,8 @@ pub struct Settings {
     pub workspace_env: BTreeMap<String, String>,
     /// Older backups of a bot that are kept beside the current one.
     pub keep_backups: u64,
+    /// What an archive that a client sends may be at most.
+    pub import: ImportLimits,
     /// The data root, absolute.
     pub data_root: PathBuf,
 }
@@ -71,6 +94,7 @@ impl Settings {
             versions: VersionLimits::default(),
             workspace_env: BTreeMap::new(),
             keep_backups: 3,
+            import: ImportLimits::default(),
             data_root,
         }
     }

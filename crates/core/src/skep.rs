@@ -73,7 +73,8 @@ impl Skep {
     /// compared with what there is. A runtime that is down is waited for in the background.
     ///
     /// # Errors
-    /// [`crate::Error::StoreUnavailable`]; [`crate::Error::Internal`] when the directory of backups cannot be read.
+    /// [`crate::Error::StoreUnavailable`]; [`crate::Error::Internal`] when the directories of backups and received archives
+    /// cannot be read.
     pub async fn start(parts: Parts) -> Result<Self> {
         let skep = Self {
             inner: Arc::new(Inner {
@@ -93,6 +94,7 @@ impl Skep {
             }),
         };
         skep.with_backups(|files| files.sweep()).await?;
+        skep.sweep_spool().await?;
         skep.carry_on_unfinished().await?;
         skep.spawn_followers();
         skep.spawn_measuring();

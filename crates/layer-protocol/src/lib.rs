@@ -61,6 +61,8 @@ pub enum DataPlace {
 pub enum Task {
     /// `/data` is written to standard output as an archive. The layer is mounted read-only.
     Pack(Pack),
+    /// How long an archive of `/data` will be, about. The layer is mounted read-only.
+    Estimate,
     /// The archive at standard input is put into `/data`, and is on the disk before the report says so.
     Apply(Apply),
 }
@@ -122,6 +124,9 @@ pub enum Trust {
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Report {
     Packed(Packed),
+    Estimated {
+        bytes: u64,
+    },
     Applied(Applied),
     Failed {
         /// What a caller does about it.

@@ -220,6 +220,12 @@ pub trait Layers: Send + Sync {
         }
     }
 
+    /// Whether the workspace is on the change: [`adopt_change`](Self::adopt_change) was called, and may have been cut
+    /// off after that.
+    async fn is_adopted(&self, bot: &BotId, operation: &str) -> Result<bool> {
+        self.is_present(bot, &name_of_change(bot, operation)).await
+    }
+
     /// The change is given up; the workspace's state is as it was before it was staged.
     async fn discard_change(&self, bot: &BotId, operation: &str) -> Result<()> {
         self.discard(bot, &name_of_change(bot, operation)).await

@@ -287,6 +287,11 @@ async fn core_settings(config: &Config, data_root: &DataRoot, store: &Store) -> 
         stop_grace: config.workspace.stop_grace,
         reconcile_interval: config.workspace.reconcile_interval,
         keep_backups: config.snapshots.keep_backups,
+        import: skep_core::ImportLimits {
+            max_bytes: config.import.max_bytes,
+            max_entries: config.import.max_entries,
+            max_ratio: config.import.max_ratio,
+        },
         default_limits: Limits {
             cpu_millicores: config.limits.cpu_millicores,
             memory_bytes: config.limits.memory_bytes,

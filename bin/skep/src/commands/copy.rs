@@ -110,7 +110,7 @@ async fn upload(client: &Client, form: OutputForm, from: &Path, to: (&str, &str)
 }
 
 /// A body that moves the bar as it is read.
-fn counted(reader: impl AsyncRead + Send + 'static, bar: &ProgressBar) -> Body {
+pub(super) fn counted(reader: impl AsyncRead + Send + 'static, bar: &ProgressBar) -> Body {
     let bar = bar.clone();
     let stream = ReaderStream::with_capacity(reader, 64 << 10);
     Body::wrap_stream(stream.inspect_ok(move |bytes| bar.inc(bytes.len() as u64)))

@@ -65,6 +65,7 @@ async fn run_against_server(shared: &Shared, command: Command) -> Result<()> {
         Command::Shell(shell) => exec::shell(&client, shell).await,
         Command::Cp(copy) => copy::run(&client, form, copy).await,
         Command::Export(export) => data::export(&client, form, export).await,
+        Command::Import(import) => data::import(&client, form, import).await,
         Command::Files(command) => files::run(&client, form, command).await,
         Command::Restore(restore) => backups::restore(&client, form, &restore).await,
         Command::Backups(command) => backups::run(&client, form, command).await,

@@ -237,6 +237,9 @@ fn on_disk(stage: &Stage, raw: &mut Vec<String>) {
             raw.push(format!("file <data root>/{directory}/{entry}"));
         }
     }
+    for entry in names_in(&data_root.join("imports")) {
+        raw.push(format!("file <data root>/imports/{entry}"));
+    }
     // Whether there is one of a workspace depends on its past; of no workspace there is none.
     let has_row = |file: &String| raw.iter().any(|line| is_row_of(line, file.trim_end_matches(".log")));
     let logs: Vec<String> = names_in(&data_root.join("logs"));

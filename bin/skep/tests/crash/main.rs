@@ -17,6 +17,7 @@ mod report;
 mod runner;
 mod scenarios;
 mod stage;
+mod written;
 
 use std::collections::BTreeSet;
 

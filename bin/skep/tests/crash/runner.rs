@@ -12,6 +12,7 @@ use crate::points::{Exit, Queue, Trial};
 use crate::report::Report;
 use crate::scenarios::{Act, Scenario};
 use crate::stage::{CONVERGE_LIMIT, Stage};
+use crate::written::archive_of;
 
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// Arms whatever point comes.
@@ -90,6 +91,7 @@ pub(crate) async fn undisturbed(stage: &mut Stage, scenario: &'static Scenario) 
     find_new_bot(stage, scenario, &name).await?;
     succeeded(stage, scenario, &came).await?;
     until(stage, &[scenario.to]).await?;
+    has_imported(stage, scenario, &name)?;
     stage.subject_is(scenario.to);
     Ok(stage.passed())
 }
@@ -111,6 +113,7 @@ async fn tried(stage: &mut Stage, trial: &Trial) -> Tried<Option<Duration>> {
             None
         }
     };
+    has_imported(stage, scenario, &name)?;
     keeps_what_was_written(stage, scenario)?;
     if !stage.bystander_runs_on() {
         return Err("the bystander that ran was restarted".to_owned().into());
@@ -219,7 +222,11 @@ async fn after_error(stage: &mut Stage, trial: &Trial, name: &str, came: Came) -
     find_new_bot(stage, scenario, name).await?;
     let mut has_succeeded = false;
     if succeeded(stage, scenario, &came).await.is_ok() {
-        until(stage, &[scenario.to]).await?;
+        match scenario.act {
+            // All of the archive is in, which is what is answered, also when the workspace then does not start.
+            Act::Import => until(stage, &[&[scenario.to], scenario.after_failure].concat()).await?,
+            _ => until(stage, &[scenario.to]).await?,
+        }
         has_succeeded = true;
     } else if !scenario.after_failure.is_empty() {
         until(stage, scenario.after_failure).await?;
@@ -261,6 +268,19 @@ async fn repeat(stage: &mut Stage, scenario: &'static Scenario, name: &str, key:
 
 async fn until(stage: &mut Stage, states: &[State]) -> Tried<()> {
     stage.until(states).await.map(drop).map_err(Failure::from)
+}
+
+/// The archive is in the workspace, and from now on is what was written.
+fn has_imported(stage: &mut Stage, scenario: &Scenario, name: &str) -> Tried<()> {
+    if scenario.act != Act::Import {
+        return Ok(());
+    }
+    match stage.takes_up_imported(name) {
+        true => Ok(()),
+        false => Err("what was imported is in none of the workspace's layers"
+            .to_owned()
+            .into()),
+    }
 }
 
 fn keeps_what_was_written(stage: &Stage, scenario: &Scenario) -> Tried<()> {
@@ -370,9 +390,10 @@ async fn ask(stage: &Stage, act: Act, name: &str, key: &str) -> Asked {
     let request = request
         .header("accept", "application/json")
         .header("idempotency-key", format!("{key} {name}"));
-    let request = match body {
-        Some(body) => request.json(&body),
-        None => request,
+    let request = match (body, act) {
+        (Some(body), _) => request.json(&body),
+        (None, Act::Import) => request.body(archive_of(name)),
+        (None, _) => request,
     };
     let request = tokio::spawn(async move {
         let answer = request.send().await.ok()?;

@@ -15,6 +15,8 @@ pub(crate) enum Act {
     Request(&'static str, &'static str, &'static str),
     /// A create with the image that is nobody's yet, which is pulled for it.
     CreateOfPulled,
+    /// An import of an archive with one file, another one in each trial.
+    Import,
     /// Nothing: the first process of the workspace is killed, and the server sees it.
     KillFirstProcess,
 }
@@ -228,6 +230,24 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         ],
     ),
     scenario(
+        "import",
+        &["import"],
+        (State::Running, Act::Import, State::Running),
+        &[State::Running, State::Down],
+    ),
+    scenario(
+        "import-into-a-stopped-one",
+        &["import"],
+        (State::Stopped, Act::Import, State::Stopped),
+        &[State::Stopped],
+    ),
+    scenario(
+        "import-with-a-merge",
+        &["import"],
+        (State::LongLine, Act::Import, State::Versioned),
+        &[State::Versioned, State::DownVersioned],
+    ),
+    scenario(
         "recover",
         &["recover"],
         (State::Running, Act::KillFirstProcess, State::Running),
@@ -275,6 +295,10 @@ impl Act {
                 let bot = bot.expect("there is a bot");
                 let body = json!({ "image": stage.pulled_image() });
                 Some((Method::POST, format!("/bots/{bot}/container"), Some(body)))
+            }
+            Self::Import => {
+                let bot = bot.expect("there is a bot");
+                Some((Method::POST, format!("/bots/{bot}/container/data/import"), None))
             }
             Self::KillFirstProcess => None,
             Self::Request(method, rest, body) => {

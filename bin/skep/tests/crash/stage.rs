@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use reqwest::Method;
 use serde_json::json;
-use sha2::{Digest, Sha256};
 use skep_store::Store;
 use skep_testkit::images::random_image;
 use tempfile::TempDir;
@@ -17,6 +16,7 @@ use crate::held::{Held, capture};
 use crate::installation::{Installation, OciRuntime};
 use crate::model::{self, State};
 use crate::points::Exit;
+use crate::written::{Written, digest_of};
 
 /// After a crash everything must be as it should be within this time.
 pub(crate) const CONVERGE_LIMIT: Duration = Duration::from_secs(30);
@@ -32,21 +32,6 @@ pub(crate) struct Subject {
     pub(crate) bot: String,
     /// `None`: not known; it is made anew.
     pub(crate) state: Option<State>,
-}
-
-/// Bytes that were written into a workspace.
-#[derive(Debug, Clone)]
-pub(crate) struct Written {
-    name: String,
-    digest: String,
-    size: u64,
-}
-
-impl Written {
-    /// Only that is kept when a workspace goes.
-    fn is_in_data(&self) -> bool {
-        self.name.starts_with("data/")
-    }
 }
 
 pub(crate) struct Stage {
@@ -394,7 +379,7 @@ impl Stage {
         std::fs::write(directory.join(format!("kept-{token}")), &bytes).expect("a file can be written");
         self.written.push(Written {
             name: format!("data/kept-{token}"),
-            digest: hex_of(&Sha256::digest(&bytes)),
+            digest: digest_of(&bytes),
             size: 70_000,
         });
     }
@@ -419,25 +404,32 @@ impl Stage {
 
     /// Bytes that were written and are not on disk any more as they were.
     pub(crate) fn lost_bytes(&self, state: State) -> u64 {
-        let snapshots = self.snapshots();
-        let uppers: Vec<PathBuf> = std::fs::read_dir(&snapshots)
+        let (uppers, preserved) = (self.uppers(), self.preserved());
+        let is_preserved = |written: &Written| preserved.get(&written.name) == Some(&written.digest);
+        let counts = |written: &&Written| state.has_data() || written.is_in_data();
+        let lost = self
+            .written
+            .iter()
+            .filter(counts)
+            .filter(|written| !is_preserved(written) && !written.is_in(&uppers));
+        lost.map(|written| written.size).sum()
+    }
+
+    /// Whether what [`archive_of`] put into an archive is on disk; from now on it counts as written.
+    pub(crate) fn takes_up_imported(&mut self, name: &str) -> bool {
+        let written = Written::imported(name);
+        let is_there = written.is_in(&self.uppers());
+        self.written.push(written);
+        is_there
+    }
+
+    /// What each layer holds by itself.
+    fn uppers(&self) -> Vec<PathBuf> {
+        std::fs::read_dir(self.snapshots())
             .expect("the snapshotter has a directory")
             .flatten()
             .map(|entry| entry.path().join("fs"))
-            .collect();
-        let preserved = self.preserved();
-        let is_there = |written: &&Written| {
-            let digest_of = |bytes: &[u8]| hex_of(&Sha256::digest(bytes));
-            preserved
-                .get(&written.name)
-                .is_some_and(|digest| *digest == written.digest)
-                || uppers.iter().any(|upper| {
-                    std::fs::read(upper.join(&written.name)).is_ok_and(|bytes| digest_of(&bytes) == written.digest)
-                })
-        };
-        let counts = |written: &&Written| state.has_data() || written.is_in_data();
-        let lost = self.written.iter().filter(counts).filter(|written| !is_there(written));
-        lost.map(|written| written.size).sum()
+            .collect()
     }
 
     /// Digests of what the subject's backup, or its legacy directory, holds.
@@ -452,7 +444,7 @@ impl Stage {
         {
             let bytes = std::fs::read(entry.path()).expect("a file of ours can be read");
             let name = format!("data/{}", entry.file_name().to_string_lossy());
-            found.insert(name, hex_of(&Sha256::digest(&bytes)));
+            found.insert(name, digest_of(&bytes));
         }
         if let Ok(file) = std::fs::File::open(data_root.join(format!("backups/{bot}.tar.gz"))) {
             let mut archive = tar::Archive::new(flate2::read::GzDecoder::new(file));
@@ -461,7 +453,7 @@ impl Stage {
                 let name = entry.path().expect("names are text").display().to_string();
                 let mut bytes = Vec::new();
                 std::io::copy(&mut entry, &mut bytes).expect("a backup is whole");
-                found.insert(format!("data/{name}"), hex_of(&Sha256::digest(&bytes)));
+                found.insert(format!("data/{name}"), digest_of(&bytes));
             }
         }
         found
@@ -568,8 +560,4 @@ impl Stage {
         let unfinished = self.store.unfinished_operations().await;
         unfinished.is_ok_and(|unfinished| unfinished.is_empty())
     }
-}
-
-fn hex_of(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

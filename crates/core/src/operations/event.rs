@@ -103,6 +103,8 @@ pub enum Outcome {
     Snapshot(TakenSnapshot),
     /// The version that was gone back to, and the one that holds what was there before.
     RolledBack { version: u64, saved_version: u64 },
+    /// What of an archive is in `/data` now.
+    Imported(Imported),
 }
 
 impl From<&ImageRecord> for Outcome {
@@ -127,6 +129,21 @@ pub struct CompletedWorkspace {
     pub data_restored: bool,
     pub has_preserved_data: bool,
     pub warnings: Vec<String>,
+}
+
+/// What was put into `/data`, and what became of the rest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Imported {
+    /// Files, directories and links.
+    pub entries: u64,
+    /// Sizes of the files together, holes included.
+    pub bytes: u64,
+    /// Devices, pipes and sockets, left out.
+    pub skipped: u64,
+    /// Entries of owners that a workspace does not have.
+    pub remapped: u64,
+    /// Entries that lost setuid or setgid.
+    pub cleared: u64,
 }
 
 /// A version that was kept.

@@ -36,6 +36,8 @@ kinds! {
     Delete = "delete",
     /// Puts preserved data back into it.
     Restore = "restore",
+    /// Puts a client's archive into its data.
+    Import = "import",
     /// Keeps its present state as a version.
     Snapshot = "snapshot",
     /// Forgets a version.

@@ -12,7 +12,7 @@ use futures::stream::{self, BoxStream};
 use skep_names::BotId;
 use skep_store::{OperationRow, OperationState};
 
-pub use event::{CompletedWorkspace, EventBody, Layer, LimitsReport, OperationEvent, Outcome, TakenSnapshot};
+pub use event::{CompletedWorkspace, EventBody, Imported, Layer, LimitsReport, OperationEvent, Outcome, TakenSnapshot};
 pub(crate) use hub::Hub;
 pub use kind::OperationKind;
 

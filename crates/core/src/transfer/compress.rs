@@ -12,7 +12,7 @@ use skep_archive::{Compressed, Format};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::export::{Export, TarPiece};
+use super::export::{Counts, Export, TarPiece};
 use crate::error::{Error, Result};
 
 /// Pieces under way on each side of the thread.
@@ -58,8 +58,8 @@ pub enum Piece {
     End {
         /// SHA-256 of all bytes, in hexadecimal, when it was wanted.
         sha256: Option<String>,
-        /// Files that changed each time they were read.
-        changed: u64,
+        /// What was left out or never held still.
+        counts: Counts,
     },
 }
 
@@ -111,11 +111,11 @@ fn compress(tar: mpsc::Receiver<Result<TarPiece>>, output: Output, format: Forma
 fn write(mut tar: mpsc::Receiver<Result<TarPiece>>, output: Output, format: Format) -> Result<Piece> {
     let mut compressed = Compressed::new(output, format).map_err(failed)?;
     match write_tree(&mut tar, &mut compressed) {
-        Ok(changed) => {
+        Ok(counts) => {
             let output = compressed.finish().map_err(failed)?;
             Ok(Piece::End {
                 sha256: output.hash.map(|hash| hex::encode(hash.finalize())),
-                changed,
+                counts,
             })
         }
         Err(error) => {
@@ -125,12 +125,12 @@ fn write(mut tar: mpsc::Receiver<Result<TarPiece>>, output: Output, format: Form
     }
 }
 
-/// All of the tree; how many files changed each time they were read.
-fn write_tree(tar: &mut mpsc::Receiver<Result<TarPiece>>, compressed: &mut Compressed<Output>) -> Result<u64> {
+/// All of the tree; what is told of it.
+fn write_tree(tar: &mut mpsc::Receiver<Result<TarPiece>>, compressed: &mut Compressed<Output>) -> Result<Counts> {
     loop {
         match tar.blocking_recv() {
             Some(Ok(TarPiece::Data(data))) => compressed.write_all(&data).map_err(failed)?,
-            Some(Ok(TarPiece::End { changed })) => return Ok(changed),
+            Some(Ok(TarPiece::End(counts))) => return Ok(counts),
             Some(Err(error)) => return Err(error),
             None => return Err(failed(io::ErrorKind::UnexpectedEof.into())),
         }
@@ -178,6 +178,8 @@ impl Write for Output {
 mod tests {
     use super::*;
 
+    const COUNTS: Counts = Counts { skipped: 2, changed: 3 };
+
     fn export(pieces: Vec<Result<TarPiece>>) -> Export {
         Export {
             estimate_bytes: 0,
@@ -211,10 +213,13 @@ mod tests {
     #[tokio::test]
     async fn every_format_holds_the_stream_and_its_digest_is_that_of_its_bytes() {
         for format in [ArchiveFormat::Tar, ArchiveFormat::TarGz, ArchiveFormat::TarZst] {
-            let pieces = vec![data(1), data(2), Ok(TarPiece::End { changed: 3 })];
+            let pieces = vec![data(1), data(2), Ok(TarPiece::End(COUNTS))];
             let (bytes, last) = read(export(pieces).compressed(format, Digest::Taken)).await;
             let sha256 = Some(hex::encode(Sha256::digest(&bytes)));
-            assert_eq!(last.expect("an end").expect("whole"), Piece::End { sha256, changed: 3 });
+            assert_eq!(
+                last.expect("an end").expect("whole"),
+                Piece::End { sha256, counts: COUNTS }
+            );
             let mut tar = Vec::new();
             let mut source = skep_archive::Source::open(bytes.as_slice()).expect("a source");
             io::Read::read_to_end(&mut source, &mut tar).expect("whole");

@@ -1,13 +1,23 @@
-//! Reading `/data` of a running workspace as a tar stream, over its bridge, with the tenant's own rights.
+//! Reading `/data` as a tar stream: of a running workspace over its bridge, with the tenant's own rights; of a stopped
+//! one on the host, exact, as nobody writes.
+
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt};
 use skep_bridge_protocol::workspace::{ExportChunk, ExportRequest};
+use skep_names::BotId;
+use skep_runtime::RuntimeError;
+use skep_runtime::layer_access::{ArchiveFormat, DataPlace, DataReader, Pack, Trust};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
 use crate::bridge::{Bridge, BridgeError, BridgeResult, NEXT_PIECE_WITHIN, SMALL_WITHIN};
 use crate::error::{Error, Result};
+use crate::skep::Skep;
+use crate::workspace::WhenStopped;
 
 /// What becomes of a file that changes each time it is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,15 +38,109 @@ pub struct Export {
 /// The end comes last, and only after everything went well.
 pub(super) enum TarPiece {
     Data(Bytes),
-    End { changed: u64 },
+    End(Counts),
+}
+
+/// What is told of an archive that is whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Counts {
+    /// Sockets, pipes and devices, which are left out.
+    pub skipped: u64,
+    /// Files that changed each time they were read.
+    pub changed: u64,
+}
+
+/// A start of the workspace waits for its export: a client who takes nothing for so long is given up.
+const TAKEN_WITHIN: Duration = Duration::from_secs(60);
+/// Pieces that are read before they are taken.
+const PIECES_UNDER_WAY: usize = 4;
+/// So often a workspace may be started or stopped between the look at it and the reading.
+const TRIES: u32 = 3;
+
+impl Skep {
+    /// Begins to read `/data` of a workspace, which stays what it is: running or stopped.
+    ///
+    /// # Errors
+    /// [`Error::ContainerNotFound`]; [`Error::InvalidPath`] when `/data` is no directory, a link too;
+    /// [`Error::Unsupported`] by a bridge of an earlier version, and of a stopped one where layers cannot be read from
+    /// outside.
+    pub async fn export_data(&self, bot: &BotId, changing: Changing) -> Result<Export> {
+        for _ in 1..TRIES {
+            match self.usable_bridge(bot, WhenStopped::Refuse).await {
+                Ok(bridge) => return Export::of_running(&bridge, changing).await,
+                Err(Error::WorkspaceStopped) => {}
+                Err(error) => return Err(error),
+            }
+            match self.export_of_stopped(bot).await {
+                // Rejected for its `/data`, or because it was started meanwhile.
+                Err(_) if self.observations().is_running(bot) => {}
+                result => return result,
+            }
+        }
+        self.export_of_stopped(bot).await
+    }
+
+    async fn export_of_stopped(&self, bot: &BotId) -> Result<Export> {
+        let access = self.layer_access()?;
+        let place = DataPlace::Workspace(bot.clone());
+        let pack = Pack {
+            format: ArchiveFormat::Tar,
+            trust: Trust::Strangers,
+        };
+        let rejected = |error| match error {
+            RuntimeError::Rejected { reason } => Error::InvalidPath(reason),
+            error => error.into(),
+        };
+        let estimate_bytes = access.estimate_data(&place).await.map_err(rejected)?;
+        let reader = access.read_data(&place, pack).await.map_err(rejected)?;
+        Ok(Export {
+            estimate_bytes,
+            pieces: self.pumped(reader),
+        })
+    }
+
+    fn pumped(&self, reader: DataReader) -> BoxStream<'static, Result<TarPiece>> {
+        let (sender, pieces) = mpsc::channel(PIECES_UNDER_WAY);
+        let skep = self.clone();
+        self.tasks().spawn(async move {
+            tokio::select! {
+                () = skep.letting_go().cancelled() => {}
+                () = pump(reader, sender) => {}
+            }
+        });
+        ReceiverStream::new(pieces).boxed()
+    }
+}
+
+/// Reads on its own, so that a client who takes nothing more is given up rather than waited for.
+async fn pump(mut reader: DataReader, pieces: mpsc::Sender<Result<TarPiece>>) {
+    loop {
+        let piece = match reader.next_chunk().await {
+            Ok(Some(data)) => Ok(TarPiece::Data(data)),
+            Ok(None) => break,
+            Err(error) => Err(Error::from(error)),
+        };
+        let is_over = piece.is_err();
+        let sent = pieces.send_timeout(piece, TAKEN_WITHIN).await;
+        if is_over || sent.is_err() {
+            return;
+        }
+    }
+    let counts = reader.packed().map(|packed| Counts {
+        skipped: packed.skipped,
+        changed: packed.changed,
+    });
+    // The workspace may be started again.
+    drop(reader);
+    if let Some(counts) = counts {
+        // Nobody reads the end when the caller has gone.
+        drop(pieces.send_timeout(Ok(TarPiece::End(counts)), TAKEN_WITHIN).await);
+    }
 }
 
 impl Export {
-    /// Begins to read `/data` of a running workspace, which runs on.
-    ///
-    /// # Errors
-    /// `InvalidPath` when `/data` is no directory, a link too; `Unsupported` by a bridge of an earlier version.
-    pub async fn of_running(bridge: &Bridge, changing: Changing) -> Result<Self> {
+    /// Over the bridge of a workspace that runs.
+    async fn of_running(bridge: &Bridge, changing: Changing) -> Result<Self> {
         if bridge.generation() < FIRST_GENERATION {
             return Err(BridgeError::Unsupported("exports".to_owned()).into());
         }
@@ -68,9 +172,10 @@ async fn following(rest: Rest) -> Result<Option<(TarPiece, Rest)>> {
     };
     if let Some(report) = chunk.report {
         return Ok(Some((
-            TarPiece::End {
+            TarPiece::End(Counts {
+                skipped: report.skipped,
                 changed: report.changed,
-            },
+            }),
             None,
         )));
     }

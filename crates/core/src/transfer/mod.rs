@@ -2,6 +2,8 @@
 
 mod compress;
 mod export;
+mod import;
 
 pub use compress::{Archive, ArchiveFormat, Digest, Piece};
-pub use export::{Changing, Export};
+pub use export::{Changing, Counts, Export};
+pub use import::ReceivedArchive;

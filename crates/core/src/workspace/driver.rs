@@ -335,7 +335,12 @@ impl Skep {
             }
         }
         let result = match self.journal_end(pending, &result).await {
-            Ok(()) => result,
+            Ok(()) => {
+                if let Request::Import(plan) = &pending.request {
+                    self.spool().remove(&plan.archive);
+                }
+                result
+            }
             Err(error) => {
                 // Not durable, so not done: the next start does it again.
                 tracing::error!(%bot, operation = hub.id(), error = error.with_causes(), "its end was not journaled");
@@ -398,6 +403,7 @@ impl Work {
             Request::Recover => self.recover().await,
             Request::Limits { limits } => self.change_limits(*limits).await,
             Request::Restore(request) => self.restore(request).await,
+            Request::Import(plan) => self.import(plan).await,
             Request::Delete { data } => self.delete(*data).await,
             Request::DeleteBot { data } => self.delete_bot(*data).await,
             Request::Snapshot(plan) => self.snapshot(plan).await,
@@ -409,7 +415,6 @@ impl Work {
     async fn undo(&self, error: &Error) -> Result<()> {
         match &self.pending().request {
             Request::Create(plan) => self.undo_create(plan, error).await,
-            Request::Restore(_) => self.undo_restore(error).await,
             Request::Delete { data } => self.undo_delete(*data).await,
             Request::DeleteBot { data } => {
                 // Told also when what ran could not be started again.
@@ -418,6 +423,7 @@ impl Work {
                 restarted
             }
             Request::Start | Request::Restart { .. } => self.note_not_running(error).await.map(|_| ()),
+            Request::Restore(_) | Request::Import(_) => self.undo_change(error).await,
             Request::Snapshot(_) | Request::Rollback { .. } => self.undo_layers(error).await,
             Request::SnapshotDelete { .. } => self.release_what_was_forgotten().await,
             // A recovery notes each of its tries itself.

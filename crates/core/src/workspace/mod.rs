@@ -6,10 +6,12 @@
 
 mod admission;
 mod anew;
+mod change;
 mod create;
 mod driver;
 mod environment;
 mod followers;
+mod import;
 mod info;
 mod infos;
 mod interruptions;
@@ -46,7 +48,7 @@ pub(crate) use lanes::Lanes;
 pub(crate) use measured::Measurements;
 pub(crate) use observed::Observations;
 pub(crate) use pull::pull_image;
-pub(crate) use request::{CreatePlan, Request, SnapshotPlan};
+pub(crate) use request::{CreatePlan, ImportPlan, Request, SnapshotPlan};
 
 use std::time::Duration;
 
@@ -146,15 +148,20 @@ impl Skep {
         request: RestoreRequest,
         requester: &Requester,
     ) -> Result<OperationHandle> {
-        self.require_workspace(bot).await?;
-        self.layer_access()?;
-        self.changeable_layers()?;
+        self.can_change_data(bot).await?;
         match &request.name {
             Some(name) => drop(self.backup(bot, name).await?),
             None if self.has_preserved_data(bot).await? => {}
             None => return Err(Error::BackupNotFound("no preserved data found".to_owned())),
         }
         self.submit(bot, Request::Restore(request), requester).await
+    }
+
+    /// Refuses a change of data from outside before anything is begun.
+    pub(crate) async fn can_change_data(&self, bot: &BotId) -> Result<()> {
+        self.require_workspace(bot).await?;
+        self.layer_access()?;
+        self.changeable_layers().map(drop)
     }
 
     /// Refuses what this backend cannot do before anything is begun.

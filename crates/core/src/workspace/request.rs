@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use skep_runtime::layer_access::ApplyMode;
 use skep_store::LimitsColumn;
 
 use crate::operations::OperationKind;
@@ -42,7 +43,17 @@ pub struct RestoreRequest {
     pub mode: RestoreMode,
 }
 
-/// What becomes of what is in `/data` and not in the backup.
+/// An archive of a client's that was received and checked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ImportPlan {
+    /// Its file in the spool, which goes when the operation ends.
+    pub(crate) archive: String,
+    pub(crate) mode: RestoreMode,
+    /// Entries that lose setuid or setgid.
+    pub(crate) cleared: u64,
+}
+
+/// What becomes of what is in `/data` and not in the archive that is put into it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RestoreMode {
@@ -51,6 +62,15 @@ pub enum RestoreMode {
     Merge,
     /// It goes.
     Replace,
+}
+
+impl From<RestoreMode> for ApplyMode {
+    fn from(mode: RestoreMode) -> Self {
+        match mode {
+            RestoreMode::Merge => Self::Merge,
+            RestoreMode::Replace => Self::Replace,
+        }
+    }
 }
 
 /// What a caller of files, exec or terminal wants of a workspace that is stopped.
@@ -135,6 +155,7 @@ pub(crate) enum Request {
         data: DeleteData,
     },
     Restore(RestoreRequest),
+    Import(ImportPlan),
     Limits {
         limits: LimitsColumn,
     },
@@ -161,6 +182,7 @@ impl Request {
             Self::Restart { .. } => OperationKind::Restart,
             Self::Delete { .. } => OperationKind::Delete,
             Self::Restore(_) => OperationKind::Restore,
+            Self::Import(_) => OperationKind::Import,
             Self::Limits { .. } => OperationKind::Limits,
             Self::Recover => OperationKind::Recover,
             Self::DeleteBot { .. } => OperationKind::DeleteBot,

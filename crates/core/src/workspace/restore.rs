@@ -7,12 +7,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::{StreamExt, stream};
 use serde_json::json;
+use skep_runtime::Layers;
 use skep_runtime::layer_access::{Apply, ApplyMode, ArchiveFormat, ArchiveStream, DataPlace, Pack, Trust};
-use skep_runtime::{Layers, RuntimeError};
 use tokio::io::AsyncReadExt;
 
 use super::preserved::{Preserved, PutBack};
-use super::request::{CreatePlan, PreservedData, RestoreMode, RestoreRequest};
+use super::request::{CreatePlan, PreservedData, RestoreRequest};
 use super::work::Work;
 use crate::backups::{Identity, Slot, Verified};
 use crate::checks::CheckType;
@@ -35,7 +35,7 @@ const WARNINGS: &str = "warnings";
 const CHUNK_BYTES: usize = 256 * 1024;
 
 /// Note: the workspace is on the layer with what was put back.
-const ADOPTED: &str = "adopted";
+const CHANGED: &str = "changed";
 
 impl Skep {
     /// The layers of a backend that can change them from outside.
@@ -46,7 +46,9 @@ impl Skep {
         let layers = self.runtime().layers();
         layers.ok_or_else(|| {
             let backend = self.capabilities().backend;
-            Error::Unsupported(format!("restoring data is not supported on the {backend} backend"))
+            Error::Unsupported(format!(
+                "changing data from outside is not supported on the {backend} backend"
+            ))
         })
     }
 }
@@ -55,42 +57,25 @@ impl Work {
     /// The work of `restore`. Until the workspace is put onto the new layer, its own is as it was.
     pub(crate) async fn restore(&self, request: &RestoreRequest) -> Result<Outcome> {
         let row = self.row().await?.ok_or(Error::ContainerNotFound)?;
-        if self.noted(ADOPTED).is_none() {
+        self.step("container", self.ensure_container(&row)).await?;
+        if self.noted(CHANGED).is_none() {
             let preserved = self.step("verify", self.asked_for(request)).await?;
-            self.step("container", self.ensure_container(&row)).await?;
-            self.shorten_line(&row).await?;
-            let grace = self.skep().settings().stop_grace;
-            self.step("stop", self.end_task(grace)).await?;
-            self.step("restore", self.write_beside(&preserved, request.mode))
-                .await?;
-            self.step("adopt", async {
-                let layers = self.skep().changeable_layers()?;
-                layers.adopt_change(self.bot(), self.hub().id()).await?;
-                self.note(ADOPTED, true);
-                if request.name.is_none() {
-                    self.note_put_back(&preserved)?;
-                }
-                self.lived("restore", &json!({ "backup": request.name })).await
-            })
-            .await?;
+            if request.name.is_none() {
+                self.note_put_back(&preserved)?;
+            }
+            let (archive, trust) = self.archive_of(&preserved).await?;
+            let apply = Apply {
+                mode: request.mode.into(),
+                trust,
+            };
+            self.change_data(&row, async { Ok(archive) }, apply).await?;
+            self.note(CHANGED, true);
         }
+        self.step("note", self.lived("restore", &json!({ "backup": request.name })))
+            .await?;
         self.come_back(&row).await?;
         self.release_put_back().await?;
         Ok(Outcome::Done)
-    }
-
-    async fn write_beside(&self, preserved: &Preserved, mode: RestoreMode) -> Result<()> {
-        let layers = self.skep().changeable_layers()?;
-        let mount = layers.stage_change(self.bot(), self.hub().id()).await?;
-        let place = DataPlace::Mounted {
-            bot: self.bot().clone(),
-            mount,
-        };
-        let mode = match mode {
-            RestoreMode::Merge => ApplyMode::Merge,
-            RestoreMode::Replace => ApplyMode::Replace,
-        };
-        self.write_preserved(&place, preserved, mode).await
     }
 
     /// What is to be put back; a damaged one is set aside and refused.
@@ -109,27 +94,6 @@ impl Work {
             Verified::Damaged(why) => Err(Error::ArchiveRefused(format!(
                 "the backup {name} does not verify: {why}"
             ))),
-        }
-    }
-
-    /// After a restore that failed: the workspace's own layer was never changed, and what is wanted running runs again.
-    pub(crate) async fn undo_restore(&self, error: &Error) -> Result<()> {
-        if self.noted(ADOPTED).is_some() {
-            return self.note_not_running(error).await.map(drop);
-        }
-        let layers = self.skep().changeable_layers()?;
-        let discarded = layers.discard_change(self.bot(), self.hub().id()).await;
-        // Told only afterwards: a layer that stays is no reason for a workspace not to run.
-        let mut undone = Ok(());
-        if let Some(row) = self.row().await? {
-            undone = self.undo_line(&row).await;
-            if let Err(error) = self.come_back(&row).await {
-                self.note_not_running(&error).await?;
-            }
-        }
-        match discarded {
-            Ok(()) | Err(RuntimeError::NotFound { .. }) => undone,
-            Err(error) => Err(error.into()),
         }
     }
 

@@ -28,8 +28,7 @@ impl Work {
         let top = self.below_the_present().await?;
         let mut merged = self.shorten(top.as_deref()).await?;
         if !merged.is_empty() {
-            let grace = self.skep().settings().stop_grace;
-            self.step("stop", self.end_task(grace)).await?;
+            self.halt().await?;
             let kept = self.commit_on_short_line(&self.layer_name("kept"), &mut merged).await?;
             self.use_merged(row, &merged).await?;
             // No version is this state: it lasts as long as something stands on it.

@@ -250,7 +250,7 @@ impl Work {
     }
 
     /// Ends every process, to be brought back at the end: those who watch one are told that it was not its own end.
-    async fn halt(&self) -> Result<()> {
+    pub(super) async fn halt(&self) -> Result<()> {
         self.skep().interruptions().interrupt(self.bot());
         self.skep().observations().happened(self.bot(), &Event::Ending);
         let grace = self.skep().settings().stop_grace;

@@ -23,6 +23,11 @@ impl LayerAccess for ContainerdRuntime {
         Ok(self.start_worker(mounted, Task::Pack(pack))?.into_reader())
     }
 
+    async fn estimate_data(&self, place: &DataPlace) -> Result<u64> {
+        let mounted = self.mounted_data(place).await?;
+        self.start_worker(mounted, Task::Estimate)?.estimate().await
+    }
+
     async fn write_data(&self, place: &DataPlace, archive: ArchiveStream, apply: Apply) -> Result<Applied> {
         let mounted = self.mounted_data(place).await?;
         self.start_worker(mounted, Task::Apply(apply))?.feed(archive).await

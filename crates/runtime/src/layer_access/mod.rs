@@ -48,6 +48,13 @@ pub trait LayerAccess: Send + Sync {
     /// directory: a link too.
     async fn read_data(&self, place: &DataPlace, pack: Pack) -> Result<DataReader>;
 
+    /// About how many bytes a plain archive of `/data` will have, for progress bars; found quickly, too little of a
+    /// tree that takes long to look through.
+    ///
+    /// # Errors
+    /// As [`read_data`](Self::read_data).
+    async fn estimate_data(&self, place: &DataPlace) -> Result<u64>;
+
     /// Puts an archive into `/data`; it is on the disk when this returns.
     ///
     /// # Errors

@@ -78,6 +78,7 @@ impl LayerProgram {
     fn spawn(&self, job: &str, task: &Task, lifeline: OwnedFd) -> io::Result<tokio::process::Child> {
         let (input, output) = match task {
             Task::Pack(_) => (Stdio::null(), Stdio::piped()),
+            Task::Estimate => (Stdio::null(), Stdio::null()),
             Task::Apply(_) => (Stdio::piped(), Stdio::null()),
         };
         let mut command = std::process::Command::new(&self.program);

@@ -71,6 +71,17 @@ impl Worker {
         }
     }
 
+    /// What it says of how long an archive will be.
+    ///
+    /// # Errors
+    /// What it reports.
+    pub async fn estimate(mut self) -> Result<u64> {
+        match self.ended().await? {
+            Report::Estimated { bytes } => Ok(bytes),
+            other => Err(unexpected(&other)),
+        }
+    }
+
     /// Feeds it an archive to its end, and returns what it says then.
     ///
     /// # Errors

@@ -315,6 +315,26 @@ pub fn backups(backups: Vec<core::Backup>) -> api::BackupList {
     }
 }
 
+/// What of an archive is in `/data` now.
+pub fn imported(imported: core::Imported) -> api::ImportedResponse {
+    api::ImportedResponse {
+        imported: true,
+        entries: imported.entries,
+        bytes: imported.bytes,
+        skipped: imported.skipped,
+        remapped: imported.remapped,
+        cleared: imported.cleared,
+    }
+}
+
+/// What becomes of what is there.
+pub fn restore_mode(mode: api::RestoreMode) -> core::RestoreMode {
+    match mode {
+        api::RestoreMode::Merge => core::RestoreMode::Merge,
+        api::RestoreMode::Replace => core::RestoreMode::Replace,
+    }
+}
+
 /// A code.
 pub fn code(code: core::Code) -> api::ErrorCode {
     // Both lists are of one contract; a test below holds them together.

@@ -119,13 +119,17 @@ async fn what_cannot_be_asked_is_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_trailers_tell_the_digest_to_whoever_asks() {
     let workspace = Workspace::start().await;
-    workspace.output_of("echo hello > file").await;
+    workspace.output_of("echo hello > file; mkfifo pipe").await;
     let answer = curl(&workspace, "", &["--header", "TE: trailers", "--dump-header", "-"]);
     let text = String::from_utf8_lossy(&answer.stdout).to_ascii_lowercase();
     let directory = tempfile::tempdir().expect("a directory");
     assert!(answer.status.success(), "{text}");
-    assert!(text.contains("trailer: x-export-sha256, x-export-changed"), "{text}");
+    assert!(
+        text.contains("trailer: x-export-sha256, x-export-changed, x-export-skipped"),
+        "{text}"
+    );
     assert!(text.contains("x-export-changed: 0"), "{text}");
+    assert!(text.contains("x-export-skipped: 1"), "{text}");
     let file = directory.path().join("archive");
     let saved = curl(
         &workspace,

@@ -6,6 +6,7 @@ mod execs;
 mod exports;
 mod files;
 mod hostile;
+mod imports;
 mod loads;
 mod logs;
 mod metrics;

@@ -17,6 +17,11 @@ impl LayerAccess for FakeRuntime {
         Ok(self.worker(place, Task::Pack(pack)).await?.into_reader())
     }
 
+    async fn estimate_data(&self, place: &DataPlace) -> Result<u64> {
+        self.faults().enter(Verb::ReadData).await?;
+        self.worker(place, Task::Estimate).await?.estimate().await
+    }
+
     async fn write_data(&self, place: &DataPlace, archive: ArchiveStream, apply: Apply) -> Result<Applied> {
         self.faults().enter(Verb::WriteData).await?;
         self.worker(place, Task::Apply(apply)).await?.feed(archive).await

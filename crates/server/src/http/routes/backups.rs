@@ -10,7 +10,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use futures::{StreamExt, TryStreamExt};
 use serde::Deserialize;
-use skep_api::{BackupList, ErrorBody, RestoreMode, RestoreRequest, RestoredResponse};
+use skep_api::{BackupList, ErrorBody, RestoreRequest, RestoredResponse};
 use tokio_util::io::ReaderStream;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -124,10 +124,7 @@ async fn restore(
     let (server, bot) = (app.clone(), access.bot.id.clone());
     let request = skep_core::RestoreRequest {
         name: value.name,
-        mode: match value.mode.unwrap_or_default() {
-            RestoreMode::Merge => skep_core::RestoreMode::Merge,
-            RestoreMode::Replace => skep_core::RestoreMode::Replace,
-        },
+        mode: wire::restore_mode(value.mode.unwrap_or_default()),
     };
     let work = async move { server.core().restore_data(&bot, request, &requester).await };
     let id = idempotency.operation(&app, &access.caller, bytes, work).await?;

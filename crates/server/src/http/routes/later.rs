@@ -45,13 +45,6 @@ use HttpMethod::{Delete, Get, Post, Put};
 
 /// Every route that a later version brings. One that arrives leaves this table.
 const LATER: &[Later] = &[
-    later(
-        Post,
-        "/bots/{bot_id}/container/data/import",
-        Who::Manage,
-        "data",
-        "import",
-    ),
     later(Get, "/bots/{bot_id}/container/skills", Who::Read, "skills", "skills"),
     later(
         Post,

@@ -11,8 +11,7 @@ use http_body::Frame;
 use http_body_util::StreamBody;
 use serde::Deserialize;
 use skep_api::ErrorBody;
-use skep_core::WhenStopped;
-use skep_core::transfer::{ArchiveFormat, Changing, Digest, Export, Piece};
+use skep_core::transfer::{ArchiveFormat, Changing, Digest, Piece};
 use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -24,6 +23,7 @@ use crate::http::extract::Query;
 
 const ESTIMATE: HeaderName = HeaderName::from_static("x-export-bytes-estimate");
 const SHA256: HeaderName = HeaderName::from_static("x-export-sha256");
+const SKIPPED: HeaderName = HeaderName::from_static("x-export-skipped");
 const CHANGED: HeaderName = HeaderName::from_static("x-export-changed");
 
 pub(super) fn router() -> OpenApiRouter<App> {
@@ -40,12 +40,12 @@ struct ExportQuery {
     consistent: Option<bool>,
 }
 
-/// `/data` as an archive, while the workspace runs on.
+/// `/data` as an archive; a running workspace runs on, a stopped one stays stopped.
 #[utoipa::path(get, path = "/bots/{bot_id}/container/data/export", tag = "data", params(ExportQuery),
     responses((status = 200, content_type = "application/gzip", body = Vec<u8>),
         (status = 400, body = ErrorBody, description = "/data is no directory, or an unknown format"),
         (status = 404, body = ErrorBody, description = "No workspace"),
-        (status = 501, body = ErrorBody, description = "The workspace is stopped: not in this version"),
+        (status = 501, body = ErrorBody, description = "`consistent=true`: not in this version; or the backend cannot read a stopped workspace"),
         (status = 503, body = ErrorBody, description = "The workspace is not reachable")))]
 async fn get(
     State(app): State<App>,
@@ -61,7 +61,7 @@ async fn get(
     responses((status = 200, content_type = "application/gzip", body = Vec<u8>),
         (status = 400, body = ErrorBody, description = "/data is no directory, or an unknown format"),
         (status = 404, body = ErrorBody, description = "No workspace"),
-        (status = 501, body = ErrorBody, description = "The workspace is stopped: not in this version"),
+        (status = 501, body = ErrorBody, description = "`consistent=true`: not in this version; or the backend cannot read a stopped workspace"),
         (status = 503, body = ErrorBody, description = "The workspace is not reachable")))]
 async fn post(
     State(app): State<App>,
@@ -93,7 +93,7 @@ async fn answer(
         Some(true) => Changing::Refused,
         _ => Changing::Counted,
     };
-    let export = begin(app, access, changing).await?;
+    let export = app.core().export_data(access.bot_id(), changing).await?;
     let estimate = export.estimate_bytes;
     let digest = match wants_trailers(headers) {
         true => Digest::Taken,
@@ -104,23 +104,14 @@ async fn answer(
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
     headers.insert(ESTIMATE, HeaderValue::from(estimate));
-    headers.insert(TRAILER, HeaderValue::from_static("X-Export-Sha256, X-Export-Changed"));
+    headers.insert(
+        TRAILER,
+        HeaderValue::from_static("X-Export-Sha256, X-Export-Changed, X-Export-Skipped"),
+    );
     let name = format!("attachment; filename=\"{}-data.{ending}\"", access.bot_id());
     let name = HeaderValue::from_str(&name).map_err(ApiError::internal)?;
     headers.insert(CONTENT_DISPOSITION, name);
     Ok(response)
-}
-
-async fn begin(app: &App, access: &BotAccess<Manage>, changing: Changing) -> ApiResult<Export> {
-    let bridge = match app.core().usable_bridge(access.bot_id(), WhenStopped::Refuse).await {
-        Err(skep_core::Error::WorkspaceStopped) => {
-            return Err(ApiError::unsupported(
-                "exports of a stopped workspace are not in this version; start it",
-            ));
-        }
-        result => result?,
-    };
-    Ok(Export::of_running(&bridge, changing).await?)
 }
 
 fn wants_trailers(headers: &HeaderMap) -> bool {
@@ -134,9 +125,10 @@ fn wants_trailers(headers: &HeaderMap) -> bool {
 fn frame(piece: skep_core::Result<Piece>) -> Result<Frame<bytes::Bytes>, ApiError> {
     Ok(match piece? {
         Piece::Data(data) => Frame::data(data),
-        Piece::End { sha256, changed } => {
+        Piece::End { sha256, counts } => {
             let mut trailers = HeaderMap::new();
-            trailers.insert(CHANGED, HeaderValue::from(changed));
+            trailers.insert(CHANGED, HeaderValue::from(counts.changed));
+            trailers.insert(SKIPPED, HeaderValue::from(counts.skipped));
             if let Some(sha256) = sha256.and_then(|hex| HeaderValue::from_str(&hex).ok()) {
                 trailers.insert(SHA256, sha256);
             }

@@ -1,6 +1,7 @@
 //! A workspace's `/data` as one archive.
 
 mod export;
+mod import;
 
 use utoipa_axum::router::OpenApiRouter;
 
@@ -8,5 +9,5 @@ use crate::app::App;
 
 /// `/bots/{bot_id}/container/data/…`
 pub fn router() -> OpenApiRouter<App> {
-    export::router()
+    export::router().merge(import::router())
 }

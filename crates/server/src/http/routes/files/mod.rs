@@ -10,7 +10,7 @@ mod range;
 mod read;
 mod upload;
 
-pub(super) use upload::body_bytes;
+pub(super) use upload::{body_bytes, broken_form, field_bytes, next_field};
 
 use skep_api::{Encoding, FileInfo};
 use skep_core::bridge::{Bridge, BridgeError};

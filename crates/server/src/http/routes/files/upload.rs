@@ -73,7 +73,7 @@ async fn upload_form(
 ) -> ApiResult<Response> {
     let mut form = Multipart::from_request(request, &app)
         .await
-        .map_err(|_| ApiError::invalid_body("the Content-Type must be multipart/form-data with a boundary"))?;
+        .map_err(|_| broken_form())?;
     let bridge = bridge_of(&app, access.bot_id(), query.start).await?;
     let mut upload = FormUpload {
         bridge: &bridge,
@@ -270,7 +270,8 @@ impl FormUpload<'_> {
     }
 }
 
-async fn next_field(form: &mut Multipart) -> ApiResult<Option<Field<'_>>> {
+/// The next part; a caller who sends nothing for two minutes has gone.
+pub(in crate::http::routes) async fn next_field(form: &mut Multipart) -> ApiResult<Option<Field<'_>>> {
     match timeout(NEXT_BYTES_WITHIN, form.next_field()).await {
         Ok(field) => field.map_err(|error| broken(&error)),
         Err(_) => Err(ApiError::invalid_body("the request body stood still")),
@@ -288,7 +289,8 @@ async fn short_text(mut field: Field<'_>) -> ApiResult<String> {
     String::from_utf8(bytes).map_err(|_| ApiError::new(ErrorCode::InvalidPath, "the path is not UTF-8"))
 }
 
-fn field_bytes(field: Field<'_>) -> impl Stream<Item = BridgeResult<Bytes>> {
+/// A part as it comes.
+pub(in crate::http::routes) fn field_bytes(field: Field<'_>) -> impl Stream<Item = BridgeResult<Bytes>> {
     futures::stream::try_unfold(field, |mut field| async move {
         match timeout(NEXT_BYTES_WITHIN, field.chunk()).await {
             Ok(Ok(None)) => Ok(None),
@@ -297,6 +299,11 @@ fn field_bytes(field: Field<'_>) -> impl Stream<Item = BridgeResult<Bytes>> {
             Err(_) => Err(BridgeError::SourceBroken("the request body stood still".to_owned())),
         }
     })
+}
+
+/// What is said to be a form and has no boundary.
+pub(in crate::http::routes) fn broken_form() -> ApiError {
+    ApiError::invalid_body("the Content-Type must be multipart/form-data with a boundary")
 }
 
 fn broken(error: &MultipartError) -> ApiError {

@@ -1,0 +1,226 @@
+//! Receiving an archive that is to be imported: into a file below the data root, read to its end and checked there,
+//! before anything is stopped for it.
+//!
+//! The file is there until its operation has ended. Whatever comes between removes it: a guard while it is received,
+//! the end of the operation, and the next start for what a crash left.
+
+use std::collections::HashSet;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt};
+use sha2::{Digest, Sha256};
+use skep_archive::{ArchiveError, Checked, Limits, Reason, Refusal, Source, Trust};
+use skep_names::BotId;
+use tokio::io::AsyncWriteExt;
+
+use crate::backups::file_error;
+use crate::error::{Error, Result};
+use crate::operations::OperationHandle;
+use crate::requester::Requester;
+use crate::settings::ImportLimits;
+use crate::skep::Skep;
+use crate::workspace::{ImportPlan, Request, RestoreMode};
+
+/// Only the server's own user reads what tenants send.
+const PRIVATE: u32 = 0o600;
+const PRIVATE_DIRECTORY: u32 = 0o700;
+/// The most that an archive holds for an entry beside its bytes: headers, and names and attributes of the longest.
+const MOST_OVERHEAD_BYTES: u64 = 4096;
+
+/// The directory of archives that were received.
+#[derive(Debug, Clone)]
+pub(crate) struct Spool {
+    directory: PathBuf,
+    /// For what is noted of an archive while it is checked.
+    spill: PathBuf,
+}
+
+impl Spool {
+    pub(crate) fn below(data_root: &Path) -> Self {
+        Self {
+            directory: data_root.join("imports"),
+            spill: data_root.join("spool"),
+        }
+    }
+
+    /// Of an archive by the name that [`ReceivedArchive`] gave it.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    /// Makes the directories, and removes what no unfinished operation needs. Only before anything is received.
+    pub(crate) fn sweep(&self, needed: &HashSet<String>) -> io::Result<()> {
+        for directory in [&self.directory, &self.spill] {
+            std::fs::DirBuilder::new()
+                .recursive(true)
+                .mode(PRIVATE_DIRECTORY)
+                .create(directory)?;
+        }
+        for entry in std::fs::read_dir(&self.directory)? {
+            let entry = entry?;
+            if !entry.file_name().to_str().is_some_and(|name| needed.contains(name)) {
+                std::fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// One that is gone is fine.
+    pub(crate) fn remove(&self, name: &str) {
+        match std::fs::remove_file(self.path(name)) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => tracing::warn!(%error, name, "a received archive could not be removed"),
+        }
+    }
+}
+
+/// An archive that was received whole and is one that is taken. Dropped before it is imported, it is removed.
+#[derive(Debug)]
+pub struct ReceivedArchive {
+    spool: Spool,
+    name: String,
+    sha256: String,
+    checked: Checked,
+    handed_over: bool,
+}
+
+impl Drop for ReceivedArchive {
+    fn drop(&mut self) {
+        if !self.handed_over {
+            self.spool.remove(&self.name);
+        }
+    }
+}
+
+impl ReceivedArchive {
+    /// Of its bytes, in hex.
+    pub fn sha256(&self) -> &str {
+        &self.sha256
+    }
+}
+
+impl Skep {
+    pub(crate) fn spool(&self) -> Spool {
+        Spool::below(&self.settings().data_root)
+    }
+
+    /// Receives an archive for a workspace and checks it whole, while the workspace does what it does.
+    ///
+    /// # Errors
+    /// [`Error::ContainerNotFound`]; [`Error::Unsupported`] where layers cannot be changed from outside;
+    /// [`Error::ArchiveRefused`]; [`Error::DiskFull`]; those of the source.
+    pub async fn receive_archive(
+        &self,
+        bot: &BotId,
+        source: impl Stream<Item = Result<Bytes>>,
+    ) -> Result<ReceivedArchive> {
+        self.can_change_data(bot).await?;
+        let mut received = ReceivedArchive {
+            spool: self.spool(),
+            name: uuid::Uuid::now_v7().to_string(),
+            sha256: String::new(),
+            checked: Checked::default(),
+            handed_over: false,
+        };
+        let limits = self.settings().import;
+        received.sha256 = receive(source, received.spool.path(&received.name), &limits).await?;
+        let (spool, path) = (received.spool.clone(), received.spool.path(&received.name));
+        let checking = tokio::task::spawn_blocking(move || check(&path, &limits, &spool.spill));
+        received.checked = checking
+            .await
+            .map_err(|panic| Error::internal("checking an archive", panic))??;
+        Ok(received)
+    }
+
+    /// Removes what a crash left of archives that nobody imports any more.
+    pub(crate) async fn sweep_spool(&self) -> Result<()> {
+        let unfinished = self.store().unfinished_operations().await?;
+        let needed = unfinished
+            .into_iter()
+            .filter_map(|row| match serde_json::from_value(row.request) {
+                Ok(Request::Import(plan)) => Some(plan.archive),
+                Ok(_) | Err(_) => None,
+            })
+            .collect();
+        let spool = self.spool();
+        let swept = tokio::task::spawn_blocking(move || spool.sweep(&needed)).await;
+        swept
+            .map_err(|panic| Error::internal("removing left archives", panic))?
+            .map_err(|error| file_error("removing left archives", error))
+    }
+
+    /// Puts a received archive into `/data`, all or nothing; the workspace is down meanwhile.
+    ///
+    /// # Errors
+    /// As a request is refused; the archive is gone then too.
+    pub async fn import_data(
+        &self,
+        bot: &BotId,
+        (mut archive, mode): (ReceivedArchive, RestoreMode),
+        requester: &Requester,
+    ) -> Result<OperationHandle> {
+        let plan = ImportPlan {
+            archive: archive.name.clone(),
+            mode,
+            cleared: archive.checked.cleared,
+        };
+        let handle = self.submit(bot, Request::Import(plan), requester).await?;
+        // From here on it is removed by the end of its operation.
+        archive.handed_over = true;
+        Ok(handle)
+    }
+}
+
+/// Writes what comes into a new file, flushed to the disk; returns its digest.
+async fn receive(source: impl Stream<Item = Result<Bytes>>, path: PathBuf, limits: &ImportLimits) -> Result<String> {
+    let failed = |error| file_error("keeping a received archive", error);
+    let file = tokio::task::spawn_blocking(move || create(&path)).await;
+    let file = file.map_err(|panic| Error::internal("keeping a received archive", panic))?;
+    let mut file = tokio::fs::File::from_std(file.map_err(failed)?);
+    let overhead = limits.max_entries.saturating_mul(MOST_OVERHEAD_BYTES);
+    let most = limits.max_bytes.saturating_add(overhead);
+    let (mut hash, mut length) = (Sha256::new(), 0_u64);
+    tokio::pin!(source);
+    while let Some(piece) = source.next().await.transpose()? {
+        length += piece.len() as u64;
+        if length > most {
+            return Err(refused(&Refusal {
+                name: Vec::new(),
+                reason: Reason::TooManyBytes(limits.max_bytes),
+            }));
+        }
+        hash.update(&piece);
+        file.write_all(&piece).await.map_err(failed)?;
+    }
+    file.flush().await.map_err(failed)?;
+    file.sync_all().await.map_err(failed)?;
+    Ok(hex::encode(hash.finalize()))
+}
+
+fn create(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create_new(true).mode(PRIVATE).open(path)
+}
+
+fn check(path: &Path, limits: &ImportLimits, spill: &Path) -> Result<Checked> {
+    let failed = |error| file_error("checking an archive", error);
+    let source = Source::open(File::open(path).map_err(failed)?).map_err(failed)?;
+    let limits = Limits {
+        max_bytes: limits.max_bytes,
+        max_entries: limits.max_entries,
+        max_ratio: limits.max_ratio,
+    };
+    skep_archive::check(source, &limits, Trust::Stranger, spill).map_err(|error| match error {
+        ArchiveError::Refused(refusal) => refused(&refusal),
+        ArchiveError::Io { source, .. } => failed(source),
+        changed @ ArchiveError::Changed { .. } => Error::internal("checking an archive", changed),
+    })
+}
+
+fn refused(refusal: &Refusal) -> Error {
+    Error::ArchiveRefused(refusal.to_string())
+}

@@ -1,0 +1,87 @@
+//! The work of `import`: an archive that a client sent, received and checked whole before, goes into `/data`.
+
+use bytes::{Bytes, BytesMut};
+use futures::{StreamExt, stream};
+use serde_json::json;
+use skep_runtime::layer_access::{Applied, Apply, ArchiveStream, Trust};
+use skep_store::ContainerRow;
+use tokio::io::AsyncReadExt;
+
+use super::request::ImportPlan;
+use super::work::Work;
+use crate::backups::file_error;
+use crate::error::{Error, Result};
+use crate::operations::{EventBody, Imported, Outcome};
+
+/// Bytes of the archive that are read at once.
+const CHUNK_BYTES: usize = 256 * 1024;
+/// So many events tell how far it is.
+const PROGRESS_EVENTS: u64 = 50;
+
+impl Work {
+    pub(crate) async fn import(&self, plan: &ImportPlan) -> Result<Outcome> {
+        let row = self.row().await?.ok_or(Error::ContainerNotFound)?;
+        self.step("container", self.ensure_container(&row)).await?;
+        let apply = Apply {
+            mode: plan.mode.into(),
+            trust: Trust::Strangers,
+        };
+        let put = self.change_data(&row, self.received(plan), apply).await?;
+        self.is_in_place(&row, &put).await;
+        Ok(Outcome::Imported(Imported {
+            entries: put.entries,
+            bytes: put.bytes,
+            skipped: put.skipped,
+            remapped: put.remapped,
+            cleared: plan.cleared,
+        }))
+    }
+
+    /// All of the archive is in `/data`: whatever fails from here on, an answer that it failed would not be true. That
+    /// the workspace does not come back is told by its checks.
+    async fn is_in_place(&self, row: &ContainerRow, put: &Applied) {
+        let noted = json!({ "entries": put.entries, "bytes": put.bytes });
+        if let Err(error) = self.lived("import", &noted).await {
+            tracing::warn!(bot = %self.bot(), error = error.with_causes(), "an import is missing in the history");
+        }
+        let Err(error) = self.come_back(row).await else {
+            return;
+        };
+        tracing::warn!(bot = %self.bot(), error = error.with_causes(), "not running after an import");
+        if let Err(error) = self.note_not_running(&error).await {
+            tracing::warn!(bot = %self.bot(), error = error.with_causes(), "left to reconcile");
+        }
+    }
+
+    /// The archive as it lies in the spool; how much of it was read is told.
+    async fn received(&self, plan: &ImportPlan) -> Result<ArchiveStream> {
+        let path = self.skep().spool().path(&plan.archive);
+        let file = tokio::fs::File::open(path).await;
+        let file = file.map_err(|error| file_error("reading a received archive", error))?;
+        let total = file.metadata().await;
+        let total = total
+            .map_err(|error| file_error("reading a received archive", error))?
+            .len();
+        let hub = self.hub().clone();
+        let read = move |(mut file, done): (tokio::fs::File, u64)| {
+            let hub = hub.clone();
+            async move {
+                let mut chunk = BytesMut::with_capacity(CHUNK_BYTES);
+                let length = file.read_buf(&mut chunk).await? as u64;
+                if length == 0 {
+                    return Ok::<_, std::io::Error>(None);
+                }
+                let part = |bytes: u64| bytes.saturating_mul(PROGRESS_EVENTS) / total.max(1);
+                if part(done) != part(done + length) {
+                    // A passing event, not journaled; nobody may be listening.
+                    drop(hub.tell(EventBody::Progress {
+                        done: done + length,
+                        total,
+                    }));
+                }
+                Ok(Some((Bytes::from(chunk), (file, done + length))))
+            }
+        };
+        Ok(stream::try_unfold((file, 0), read).boxed())
+    }
+}
