@@ -352,6 +352,9 @@ pub(crate) struct ExportArguments {
     /// Fail when a file changes each time it is read
     #[arg(long)]
     pub(crate) strict: bool,
+    /// All as it is at one moment: the workspace stands still while it is read
+    #[arg(long)]
+    pub(crate) consistent: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]

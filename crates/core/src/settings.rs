@@ -68,6 +68,8 @@ pub struct Settings {
     pub workspace_env: BTreeMap<String, String>,
     /// Older backups of a bot that are kept beside the current one.
     pub keep_backups: u64,
+    /// How long an export of one moment may freeze a workspace.
+    pub freeze_max: Duration,
     /// What an archive that a client sends may be at most.
     pub import: ImportLimits,
     /// The data root, absolute.
@@ -94,6 +96,7 @@ impl Settings {
             versions: VersionLimits::default(),
             workspace_env: BTreeMap::new(),
             keep_backups: 3,
+            freeze_max: Duration::from_secs(60),
             import: ImportLimits::default(),
             data_root,
         }

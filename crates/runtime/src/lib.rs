@@ -9,6 +9,7 @@ pub mod containerd;
 mod counters;
 mod error;
 pub mod failpoint;
+mod freezer;
 pub mod host;
 mod image;
 pub mod images;

@@ -287,6 +287,7 @@ async fn core_settings(config: &Config, data_root: &DataRoot, store: &Store) -> 
         stop_grace: config.workspace.stop_grace,
         reconcile_interval: config.workspace.reconcile_interval,
         keep_backups: config.snapshots.keep_backups,
+        freeze_max: config.import.freeze_max,
         import: skep_core::ImportLimits {
             max_bytes: config.import.max_bytes,
             max_entries: config.import.max_entries,

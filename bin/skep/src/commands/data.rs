@@ -25,6 +25,9 @@ pub(crate) async fn export(client: &Client, form: OutputForm, export: ExportArgu
     if export.strict {
         query.push(("strict", "true"));
     }
+    if export.consistent {
+        query.push(("consistent", "true"));
+    }
     let request = client
         .request(Method::POST, &format!("/bots/{id}/container/data/export"))
         .query(&query);

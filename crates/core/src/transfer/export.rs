@@ -1,6 +1,7 @@
-//! Reading `/data` as a tar stream: of a running workspace over its bridge, with the tenant's own rights; of a stopped
-//! one on the host, exact, as nobody writes.
+//! Reading `/data` as a tar stream: of a running workspace over its bridge, with the tenant's own rights; of a stopped or
+//! frozen one on the host, exact, as nobody writes.
 
+use std::io;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,11 +10,15 @@ use skep_bridge_protocol::workspace::{ExportChunk, ExportRequest};
 use skep_names::BotId;
 use skep_runtime::RuntimeError;
 use skep_runtime::layer_access::{ArchiveFormat, DataPlace, DataReader, Pack, Trust};
+use tokio::fs::File;
+use tokio::io::{AsyncSeekExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
+use super::chunks_of;
+use crate::backups::file_error;
 use crate::bridge::{Bridge, BridgeError, BridgeResult, NEXT_PIECE_WITHIN, SMALL_WITHIN};
 use crate::error::{Error, Result};
 use crate::skep::Skep;
@@ -26,6 +31,15 @@ pub enum Changing {
     Counted,
     /// The export fails.
     Refused,
+}
+
+/// When what is in an export was so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// Each file when it was read; the workspace runs on.
+    OfEachFile,
+    /// All of it at once: the workspace is frozen while it is read.
+    OfAll,
 }
 
 /// A plain tar stream that has begun.
@@ -63,10 +77,11 @@ impl Skep {
     /// # Errors
     /// [`Error::ContainerNotFound`]; [`Error::InvalidPath`] when `/data` is no directory, a link too;
     /// [`Error::Unsupported`] by a bridge of an earlier version, and of a stopped one where layers cannot be read from
-    /// outside.
-    pub async fn export_data(&self, bot: &BotId, changing: Changing) -> Result<Export> {
+    /// outside; [`Error::Conflict`] when a workspace would have to be frozen for longer than may be.
+    pub async fn export_data(&self, bot: &BotId, moment: Moment, changing: Changing) -> Result<Export> {
         for _ in 1..TRIES {
             match self.usable_bridge(bot, WhenStopped::Refuse).await {
+                Ok(_) if moment == Moment::OfAll => return self.export_of_frozen(bot).await,
                 Ok(bridge) => return Export::of_running(&bridge, changing).await,
                 Err(Error::WorkspaceStopped) => {}
                 Err(error) => return Err(error),
@@ -83,19 +98,35 @@ impl Skep {
     async fn export_of_stopped(&self, bot: &BotId) -> Result<Export> {
         let access = self.layer_access()?;
         let place = DataPlace::Workspace(bot.clone());
-        let pack = Pack {
-            format: ArchiveFormat::Tar,
-            trust: Trust::Strangers,
-        };
-        let rejected = |error| match error {
-            RuntimeError::Rejected { reason } => Error::InvalidPath(reason),
-            error => error.into(),
-        };
         let estimate_bytes = access.estimate_data(&place).await.map_err(rejected)?;
-        let reader = access.read_data(&place, pack).await.map_err(rejected)?;
+        let reader = access.read_data(&place, PLAIN).await.map_err(rejected)?;
         Ok(Export {
             estimate_bytes,
             pieces: self.pumped(reader),
+        })
+    }
+
+    /// Read into a file first: the workspace must not wait for a client.
+    async fn export_of_frozen(&self, bot: &BotId) -> Result<Export> {
+        let most = self.settings().freeze_max;
+        let file = self.spool().nameless().map_err(spooling)?;
+        let mut reader = self.layer_access()?.read_frozen(bot, PLAIN).await.map_err(rejected)?;
+        let spooled = timeout(most, spool(&mut reader, file.into())).await;
+        // The workspace runs on.
+        drop(reader);
+        let (file, counts) = spooled.map_err(|_| {
+            Error::Conflict(format!(
+                "/data cannot be read within {} s, the longest that export.freeze_max lets a workspace stand still",
+                most.as_secs()
+            ))
+        })??;
+        let estimate_bytes = file.metadata().await.map_err(spooling)?.len();
+        let data = chunks_of(file).map(|chunk| chunk.map(TarPiece::Data).map_err(spooling));
+        let end = stream::once(async move { Ok(TarPiece::End(counts)) });
+        Ok(Export {
+            estimate_bytes,
+            // What comes after an error is not read.
+            pieces: data.chain(end).boxed(),
         })
     }
 
@@ -112,6 +143,44 @@ impl Skep {
     }
 }
 
+const PLAIN: Pack = Pack {
+    format: ArchiveFormat::Tar,
+    trust: Trust::Strangers,
+};
+
+fn rejected(error: RuntimeError) -> Error {
+    match error {
+        RuntimeError::Rejected { reason } => Error::InvalidPath(reason),
+        error => error.into(),
+    }
+}
+
+fn spooling(error: io::Error) -> Error {
+    file_error("keeping an export of one moment", error)
+}
+
+/// All of an archive, in a file that stands at its beginning.
+async fn spool(reader: &mut DataReader, mut file: File) -> Result<(File, Counts)> {
+    while let Some(chunk) = reader.next_chunk().await? {
+        file.write_all(&chunk).await.map_err(spooling)?;
+    }
+    file.flush().await.map_err(spooling)?;
+    file.rewind().await.map_err(spooling)?;
+    Ok((file, counts_of(reader)?))
+}
+
+/// Of an archive that was read to its end.
+fn counts_of(reader: &DataReader) -> Result<Counts> {
+    let packed = reader.packed().ok_or_else(|| Error::Internal {
+        operation: "reading an archive without its report".to_owned(),
+        source: None,
+    })?;
+    Ok(Counts {
+        skipped: packed.skipped,
+        changed: packed.changed,
+    })
+}
+
 /// Reads on its own, so that a client who takes nothing more is given up rather than waited for.
 async fn pump(mut reader: DataReader, pieces: mpsc::Sender<Result<TarPiece>>) {
     loop {
@@ -126,16 +195,11 @@ async fn pump(mut reader: DataReader, pieces: mpsc::Sender<Result<TarPiece>>) {
             return;
         }
     }
-    let counts = reader.packed().map(|packed| Counts {
-        skipped: packed.skipped,
-        changed: packed.changed,
-    });
+    let end = counts_of(&reader).map(TarPiece::End);
     // The workspace may be started again.
     drop(reader);
-    if let Some(counts) = counts {
-        // Nobody reads the end when the caller has gone.
-        drop(pieces.send_timeout(Ok(TarPiece::End(counts)), TAKEN_WITHIN).await);
-    }
+    // Nobody reads the end when the caller has gone.
+    drop(pieces.send_timeout(end, TAKEN_WITHIN).await);
 }
 
 impl Export {

@@ -35,7 +35,7 @@ const MOST_OVERHEAD_BYTES: u64 = 4096;
 #[derive(Debug, Clone)]
 pub(crate) struct Spool {
     directory: PathBuf,
-    /// For what is noted of an archive while it is checked.
+    /// For what is noted of an archive while it is checked, and for what is exported of one moment.
     spill: PathBuf,
 }
 
@@ -45,6 +45,11 @@ impl Spool {
             directory: data_root.join("imports"),
             spill: data_root.join("spool"),
         }
+    }
+
+    /// A file without a name, which is gone when it is closed.
+    pub(crate) fn nameless(&self) -> io::Result<File> {
+        tempfile::tempfile_in(&self.spill)
     }
 
     /// Of an archive by the name that [`ReceivedArchive`] gave it.

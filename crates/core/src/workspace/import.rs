@@ -1,20 +1,17 @@
 //! The work of `import`: an archive that a client sent, received and checked whole before, goes into `/data`.
 
-use bytes::{Bytes, BytesMut};
-use futures::{StreamExt, stream};
+use futures::{StreamExt, TryStreamExt};
 use serde_json::json;
 use skep_runtime::layer_access::{Applied, Apply, ArchiveStream, Trust};
 use skep_store::ContainerRow;
-use tokio::io::AsyncReadExt;
 
 use super::request::ImportPlan;
 use super::work::Work;
 use crate::backups::file_error;
 use crate::error::{Error, Result};
 use crate::operations::{EventBody, Imported, Outcome};
+use crate::transfer::chunks_of;
 
-/// Bytes of the archive that are read at once.
-const CHUNK_BYTES: usize = 256 * 1024;
 /// So many events tell how far it is.
 const PROGRESS_EVENTS: u64 = 50;
 
@@ -62,26 +59,16 @@ impl Work {
         let total = total
             .map_err(|error| file_error("reading a received archive", error))?
             .len();
-        let hub = self.hub().clone();
-        let read = move |(mut file, done): (tokio::fs::File, u64)| {
-            let hub = hub.clone();
-            async move {
-                let mut chunk = BytesMut::with_capacity(CHUNK_BYTES);
-                let length = file.read_buf(&mut chunk).await? as u64;
-                if length == 0 {
-                    return Ok::<_, std::io::Error>(None);
-                }
-                let part = |bytes: u64| bytes.saturating_mul(PROGRESS_EVENTS) / total.max(1);
-                if part(done) != part(done + length) {
-                    // A passing event, not journaled; nobody may be listening.
-                    drop(hub.tell(EventBody::Progress {
-                        done: done + length,
-                        total,
-                    }));
-                }
-                Ok(Some((Bytes::from(chunk), (file, done + length))))
+        let (hub, mut done) = (self.hub().clone(), 0_u64);
+        let part = move |bytes: u64| bytes.saturating_mul(PROGRESS_EVENTS) / total.max(1);
+        let told = chunks_of(file).inspect_ok(move |chunk| {
+            let before = done;
+            done += chunk.len() as u64;
+            if part(before) != part(done) {
+                // A passing event, not journaled; nobody may be listening.
+                drop(hub.tell(EventBody::Progress { done, total }));
             }
-        };
-        Ok(stream::try_unfold((file, 0), read).boxed())
+        });
+        Ok(told.boxed())
     }
 }

@@ -1,15 +1,12 @@
 //! Putting preserved data back: into the layer that a create makes, before its task starts; and, when somebody asks,
 //! into a workspace that is there, by way of a layer that is put in the place of its own when all is in it.
 
-use std::io;
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures::{StreamExt, stream};
+use futures::StreamExt;
 use serde_json::json;
 use skep_runtime::Layers;
 use skep_runtime::layer_access::{Apply, ApplyMode, ArchiveFormat, ArchiveStream, DataPlace, Pack, Trust};
-use tokio::io::AsyncReadExt;
 
 use super::preserved::{Preserved, PutBack};
 use super::request::{CreatePlan, PreservedData, RestoreRequest};
@@ -19,6 +16,7 @@ use crate::checks::CheckType;
 use crate::error::{Error, Result};
 use crate::operations::{EventBody, Outcome};
 use crate::skep::Skep;
+use crate::transfer::chunks_of;
 
 /// The stage of a create, as its error event names it.
 const STAGE: &str = "restore preserved data failed";
@@ -31,8 +29,6 @@ const RELEASE_PAUSE: Duration = Duration::from_millis(100);
 const PUT_BACK: &str = "put_back";
 /// Note: what went with it that somebody should know.
 const WARNINGS: &str = "warnings";
-/// Bytes of a file that are read at once.
-const CHUNK_BYTES: usize = 256 * 1024;
 
 /// Note: the workspace is on the layer with what was put back.
 const CHANGED: &str = "changed";
@@ -215,15 +211,4 @@ impl Work {
         }
         Ok(())
     }
-}
-
-fn chunks_of(file: tokio::fs::File) -> ArchiveStream {
-    stream::try_unfold(file, |mut file| async move {
-        let mut chunk = bytes::BytesMut::with_capacity(CHUNK_BYTES);
-        match file.read_buf(&mut chunk).await? {
-            0 => Ok::<_, io::Error>(None),
-            _ => Ok(Some((Bytes::from(chunk), file))),
-        }
-    })
-    .boxed()
 }

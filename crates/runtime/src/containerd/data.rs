@@ -7,19 +7,47 @@ use async_trait::async_trait;
 use skep_layer_protocol::{DataPlace as PlaceInMount, Mount, Task};
 use skep_names::{BotId, is_legacy};
 
+use containerd_client::types::Mount as Mounted;
+
 use super::ContainerdRuntime;
 use super::host::on_host_failed;
 use super::turns::Turn;
+use crate::freezer;
 use crate::isolation::{self, Layers};
 use crate::layer_access::{
     Applied, Apply, ArchiveStream, DataPlace, DataReader, Held, LayerAccess, MountedData, Pack, Worker,
 };
 use crate::{LayerMount, Result, RuntimeError, TaskState};
 
+/// Runtimes whose processes are the host's own, and whose files are on its file system at once.
+const FREEZABLE: &str = "io.containerd.runc.";
+
 #[async_trait]
 impl LayerAccess for ContainerdRuntime {
     async fn read_data(&self, place: &DataPlace, pack: Pack) -> Result<DataReader> {
         let mounted = self.mounted_data(place).await?;
+        Ok(self.start_worker(mounted, Task::Pack(pack))?.into_reader())
+    }
+
+    async fn read_frozen(&self, bot: &BotId, pack: Pack) -> Result<DataReader> {
+        let turn = self.turns.take(bot).await;
+        let container = self.required_container(bot).await?;
+        if is_legacy(&container.id) || !self.config.runtime.starts_with(FREEZABLE) {
+            return Err(RuntimeError::Unsupported {
+                backend: "containerd",
+                what: "freezing a workspace of this kind".to_owned(),
+            });
+        }
+        if self.task_state(&container.id).await? != TaskState::Running {
+            return Err(RuntimeError::Rejected {
+                reason: "the workspace does not run".to_owned(),
+            });
+        }
+        let mount = the_one_mount(bot, &self.present_mounts(bot, &container).await?)?;
+        let group = self.cgroup_of(&container.id);
+        let frozen = self.on_host(&turn, move |_, _| freezer::freeze(&group)).await?;
+        // The layer is the workspace's own and mounted there: what only reads has no upper directory, and shares none.
+        let mounted = of_layer(bot, &mount, Held::new((frozen, turn)))?;
         Ok(self.start_worker(mounted, Task::Pack(pack))?.into_reader())
     }
 
@@ -49,7 +77,7 @@ impl ContainerdRuntime {
             }
             DataPlace::Mounted { bot, mount } => {
                 let turn = self.turns.take(bot).await;
-                of_layer(bot, mount, Held::new(turn))
+                of_layer_of_no_task(bot, mount, Held::new(turn))
             }
             DataPlace::Directory(path) => Ok(of_directory(path, Held::nothing())),
         }
@@ -82,19 +110,22 @@ impl ContainerdRuntime {
                 self.layer_mounts(&layer.snapshotter, &layer.key).await?
             }
         };
-        let [mount] = mounts.as_slice() else {
-            return Err(RuntimeError::other(
-                format!("mounting the layer of workspace {bot}"),
-                format!("it has {} mounts", mounts.len()),
-            ));
-        };
-        let mount = LayerMount {
-            kind: mount.r#type.clone(),
-            source: mount.source.clone(),
-            options: mount.options.clone(),
-        };
-        of_layer(bot, &mount, Held::new(turn))
+        of_layer_of_no_task(bot, &the_one_mount(bot, &mounts)?, Held::new(turn))
     }
+}
+
+fn the_one_mount(bot: &BotId, mounts: &[Mounted]) -> Result<LayerMount> {
+    let [mount] = mounts else {
+        return Err(RuntimeError::other(
+            format!("mounting the layer of workspace {bot}"),
+            format!("it has {} mounts", mounts.len()),
+        ));
+    };
+    Ok(LayerMount {
+        kind: mount.r#type.clone(),
+        source: mount.source.clone(),
+        options: mount.options.clone(),
+    })
 }
 
 fn of_directory(directory: &Path, held: Held) -> MountedData {
@@ -107,10 +138,18 @@ fn of_directory(directory: &Path, held: Held) -> MountedData {
     }
 }
 
+fn of_layer_of_no_task(bot: &BotId, mount: &LayerMount, held: Held) -> Result<MountedData> {
+    isolation::refuse_second_mount(&parsed(bot, mount)?).map_err(on_host_failed)?;
+    of_layer(bot, mount, held)
+}
+
+fn parsed(bot: &BotId, mount: &LayerMount) -> Result<Layers> {
+    Layers::parse(&mount.kind, &mount.source, &mount.options)
+        .map_err(|error| RuntimeError::other(format!("mounting the layer of workspace {bot}"), error))
+}
+
 fn of_layer(bot: &BotId, mount: &LayerMount, held: Held) -> Result<MountedData> {
-    let layers = Layers::parse(&mount.kind, &mount.source, &mount.options)
-        .map_err(|error| RuntimeError::other(format!("mounting the layer of workspace {bot}"), error))?;
-    isolation::refuse_second_mount(&layers).map_err(on_host_failed)?;
+    let layers = parsed(bot, mount)?;
     Ok(MountedData {
         mount: layers.for_host_access(),
         data: PlaceInMount::Below,

@@ -13,7 +13,7 @@ use super::{ContainerdRuntime, daemon};
 use crate::failpoint;
 use crate::isolation::{self, HostError, HostPaths, IdBlock, Layers, Tried};
 use crate::network::{NetworkError, RulesCheck};
-use crate::{Result, RuntimeError, TaskState, cgroup};
+use crate::{Result, RuntimeError, TaskState, cgroup, freezer};
 
 impl ContainerdRuntime {
     /// Runs work on the host that blocks. It holds the bot's turn to its end, also when its caller is cancelled.
@@ -204,11 +204,26 @@ impl ContainerdRuntime {
         // Asked for each bot under its turn: a list of tasks made before could miss a start that has just ended.
         let id = self.record_id(bot);
         match self.task_state(&id).await? {
-            TaskState::Running => return self.release_root(&turn, bot).await,
+            TaskState::Running => {
+                self.thaw_left(&turn, bot, &id).await?;
+                return self.release_root(&turn, bot).await;
+            }
             state => self.clear_dead(&id, state).await?,
         }
         self.nothing_left_of(&id).await?;
         self.release_swept(&turn, bot).await
+    }
+
+    /// What a server that died has frozen; one that freezes now holds the turn.
+    async fn thaw_left(&self, turn: &Arc<Turn>, bot: &BotId, id: &str) -> Result<()> {
+        let (bot, group) = (bot.clone(), self.cgroup_of(id));
+        self.on_host(turn, move |_, _| {
+            if freezer::thaw(&group)? {
+                tracing::warn!(%bot, "a workspace that an earlier server left frozen runs on");
+            }
+            Ok(())
+        })
+        .await
     }
 
     async fn release_swept(&self, turn: &Arc<Turn>, bot: &BotId) -> Result<()> {

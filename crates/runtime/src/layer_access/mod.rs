@@ -48,6 +48,15 @@ pub trait LayerAccess: Send + Sync {
     /// directory: a link too.
     async fn read_data(&self, place: &DataPlace, pack: Pack) -> Result<DataReader>;
 
+    /// Reads `/data` of a workspace that runs, as it is at one moment: every process of it stands still until the
+    /// reader is dropped, or read to its end and dropped.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Rejected`](crate::RuntimeError::Rejected) for one that does not run, and when `/data` is not a
+    /// directory; [`RuntimeError::Unsupported`](crate::RuntimeError::Unsupported) for a legacy container and where the
+    /// backend cannot freeze.
+    async fn read_frozen(&self, bot: &BotId, pack: Pack) -> Result<DataReader>;
+
     /// About how many bytes a plain archive of `/data` will have, for progress bars; found quickly, too little of a
     /// tree that takes long to look through.
     ///

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use skep_testkit::server::TestServer;
+
 use crate::Workspace;
 
 const EXPORT: &str = "/data/export";
@@ -110,10 +112,6 @@ async fn what_cannot_be_asked_is_refused() {
         .get(&format!("{EXPORT}?format=zip"))
         .await
         .expect_error(400, "invalid_argument");
-    workspace
-        .get(&format!("{EXPORT}?consistent=true"))
-        .await
-        .expect_error(501, "unsupported");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -236,4 +234,55 @@ async fn an_archive_is_read_again_as_it_was_compressed() {
         .read_to_end(&mut tar)
         .expect("gzip");
     assert!(tar.ends_with(&[0; 1024]));
+}
+
+/// Two files that a loop writes one after the other are equal at every moment but the shortest.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_of_one_moment_stands_still_and_the_workspace_runs_on() {
+    let workspace = Workspace::start().await;
+    // Each file is appended to in turn: of one moment, the second is never longer, and at most one line shorter.
+    let loops = "while true; do echo line >> first; for i in 1 2 3 4 5 6 7 8; do head -c 300000 /dev/zero > f$i; done; \
+                 echo line >> second; done";
+    let exec = workspace.post("/exec", json!({"command": loops, "detach": true})).await;
+    exec.expect_status(202);
+    for _ in 0..3 {
+        let answer = workspace.get(&format!("{EXPORT}?consistent=true&format=tar")).await;
+        answer.expect_status(200);
+        let estimate: u64 = answer.header("x-export-bytes-estimate").parse().expect("a number");
+        assert_eq!(
+            estimate,
+            answer.body.len() as u64,
+            "it is known when all of it is there"
+        );
+        let there = unpacked(&answer.body, "--no-auto-compress");
+        let length = |name: &str| {
+            let file = std::fs::metadata(there.path().join("data").join(name));
+            file.map_or(0, |file| file.len())
+        };
+        let (first, second) = (length("first"), length("second"));
+        assert!(first == second || first == second + 5, "{first} and {second}");
+        let before = workspace.output_of("wc -c < first").await;
+        let mut waits = 0;
+        while workspace.output_of("wc -c < first").await == before {
+            waits += 1;
+            assert!(waits < 500, "it stands still after the export");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_workspace_is_frozen_for_no_longer_than_may_be() {
+    let server = TestServer::with(&[("export.freeze_max", "1ms")]).await;
+    let bot = server.bot_with_workspace().await;
+    let workspace = Workspace { server, bot };
+    workspace.output_of("head -c 200000000 /dev/zero > large").await;
+    let answer = workspace.get(&format!("{EXPORT}?consistent=true")).await;
+    answer.expect_error(409, "conflict");
+    assert_eq!(workspace.output_of("echo it runs").await, "it runs\n");
+    // One that is stopped needs no freezing.
+    workspace.post("/stop", json!({})).await.expect_status(200);
+    workspace
+        .get(&format!("{EXPORT}?consistent=true"))
+        .await
+        .expect_status(200);
 }

@@ -198,6 +198,7 @@ macro_rules! conformance_suite {
             data_is_carried_from_one_workspace_to_another,
             data_that_is_no_directory_is_refused,
             an_archive_that_is_not_whole_is_told,
+            a_workspace_that_is_read_at_one_moment_stands_still,
             a_long_line_is_made_shorter,
             verbs_may_be_repeated,
             what_is_missing_is_told_as_missing,

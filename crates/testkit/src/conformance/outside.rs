@@ -161,3 +161,34 @@ pub async fn an_archive_that_is_not_whole_is_told(subject: &dyn Subject) {
     assert_eq!(workspace.output("stat -c %s /data/file").await, "400000");
     workspace.remove().await;
 }
+
+/// Nothing of it goes on until the reader is dropped; then all of it does.
+pub async fn a_workspace_that_is_read_at_one_moment_stands_still(subject: &dyn Subject) {
+    let runtime = subject.runtime();
+    let workspace = Workspace::running(subject).await;
+    workspace
+        .output("mkdir -p /data; cd /data; : > count; (while :; do echo line >> count; done) > /dev/null 2>&1 &")
+        .await;
+    let mut reader = access(&*runtime)
+        .read_frozen(&workspace.bot, PACK)
+        .await
+        .expect("a reader");
+    while reader.next_chunk().await.expect("an archive").is_some() {}
+    assert_eq!(reader.packed().expect("whole").entries, 1);
+    // Not even its bridge answers.
+    let count = workspace.output("wc -c < /data/count");
+    tokio::pin!(count);
+    let answered = tokio::time::timeout(std::time::Duration::from_millis(300), &mut count).await;
+    assert!(answered.is_err(), "it runs: {answered:?}");
+    drop(reader);
+    let count = count.await;
+    let mut looks = 0;
+    while workspace.output("wc -c < /data/count").await == count {
+        looks += 1;
+        assert!(looks < 100, "what ran in it does not run on");
+    }
+    workspace.stop().await;
+    let refused = access(&*runtime).read_frozen(&workspace.bot, PACK).await.map(drop);
+    assert!(matches!(refused, Err(RuntimeError::Rejected { .. })), "{refused:?}");
+    workspace.remove().await;
+}

@@ -1,6 +1,7 @@
 //! `/data` of a fake workspace that does not run, by the same program as on a real backend.
 
 use async_trait::async_trait;
+use skep_names::BotId;
 use skep_runtime::layer_access::{
     Applied, Apply, ArchiveStream, DataPlace, DataReader, Held, LayerAccess, LayerProgram, Mount, MountedData, Pack,
     PlaceInMount, Task, Worker,
@@ -15,6 +16,28 @@ impl LayerAccess for FakeRuntime {
     async fn read_data(&self, place: &DataPlace, pack: Pack) -> Result<DataReader> {
         self.faults().enter(Verb::ReadData).await?;
         Ok(self.worker(place, Task::Pack(pack)).await?.into_reader())
+    }
+
+    async fn read_frozen(&self, bot: &BotId, pack: Pack) -> Result<DataReader> {
+        self.faults().enter(Verb::ReadData).await?;
+        let alone = self.alone(bot).await;
+        let process = self.lock().get(bot).and_then(|state| state.process.clone());
+        let Some(process) = process.filter(|process| process.ended().is_none()) else {
+            return Err(RuntimeError::Rejected {
+                reason: "the workspace does not run".to_owned(),
+            });
+        };
+        let frozen = process
+            .freeze()
+            .map_err(|error| RuntimeError::other("freezing a fake workspace", error))?;
+        let mounted = MountedData {
+            mount: Mount::Bind {
+                path: self.layer_path(bot),
+            },
+            data: PlaceInMount::Below,
+            held: Held::new((frozen, alone)),
+        };
+        Ok(self.program().start(mounted, Task::Pack(pack))?.into_reader())
     }
 
     async fn estimate_data(&self, place: &DataPlace) -> Result<u64> {
@@ -58,11 +81,14 @@ impl FakeRuntime {
                 bind(layer, PlaceInMount::Below, Held::new(alone))
             }
         };
-        let program = LayerProgram {
+        self.program().start(mounted, task)
+    }
+
+    fn program(&self) -> LayerProgram {
+        LayerProgram {
             program: self.root().join("skep-layer"),
             scratch: self.root().join("layers"),
             spool: self.root().join("spool"),
-        };
-        program.start(mounted, task)
+        }
     }
 }

@@ -153,6 +153,46 @@ impl Process {
     }
 }
 
+/// A process 1 with all that is below it, stopped until this is dropped.
+pub(super) struct Frozen(Vec<Pid>);
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        for pid in &self.0 {
+            match rustix::process::kill_process(*pid, Signal::CONT) {
+                // One that was killed meanwhile needs nothing.
+                Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+                Err(error) => tracing::warn!(%error, "a fake workspace could not be thawed"),
+            }
+        }
+    }
+}
+
+impl Process {
+    /// Stops process 1 and, until there are no new ones, all that it has begun.
+    pub(super) fn freeze(&self) -> io::Result<Frozen> {
+        let mut frozen = Frozen(Vec::new());
+        let mut next: Vec<i32> = self.host_pid().into_iter().collect();
+        while let Some(number) = next.pop() {
+            let Some(pid) = Pid::from_raw(number) else { continue };
+            match rustix::process::kill_process(pid, Signal::STOP) {
+                Ok(()) => frozen.0.push(pid),
+                Err(rustix::io::Errno::SRCH) => continue,
+                Err(error) => return Err(error.into()),
+            }
+            for task in fs::read_dir(format!("/proc/{number}/task"))?.flatten() {
+                let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+                next.extend(
+                    children
+                        .split_whitespace()
+                        .filter_map(|child| child.parse::<i32>().ok()),
+                );
+            }
+        }
+        Ok(frozen)
+    }
+}
+
 impl Drop for Process {
     fn drop(&mut self) {
         // Killing process 1 makes the kernel kill the rest of its namespace before anyone can reap it.

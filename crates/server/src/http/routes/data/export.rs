@@ -11,7 +11,7 @@ use http_body::Frame;
 use http_body_util::StreamBody;
 use serde::Deserialize;
 use skep_api::ErrorBody;
-use skep_core::transfer::{ArchiveFormat, Changing, Digest, Piece};
+use skep_core::transfer::{ArchiveFormat, Changing, Digest, Moment, Piece};
 use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -36,7 +36,7 @@ struct ExportQuery {
     format: Option<String>,
     /// Fail when a file changes each time it is read, rather than count it.
     strict: Option<bool>,
-    /// One point in time, with the workspace frozen meanwhile: not in this version.
+    /// All of it as it is at one moment: the workspace is frozen while it is read.
     consistent: Option<bool>,
 }
 
@@ -45,7 +45,8 @@ struct ExportQuery {
     responses((status = 200, content_type = "application/gzip", body = Vec<u8>),
         (status = 400, body = ErrorBody, description = "/data is no directory, or an unknown format"),
         (status = 404, body = ErrorBody, description = "No workspace"),
-        (status = 501, body = ErrorBody, description = "`consistent=true`: not in this version; or the backend cannot read a stopped workspace"),
+        (status = 409, body = ErrorBody, description = "`consistent=true`: `/data` is more than can be read within `export.freeze_max`"),
+        (status = 501, body = ErrorBody, description = "The backend cannot freeze a workspace, or read a stopped one"),
         (status = 503, body = ErrorBody, description = "The workspace is not reachable")))]
 async fn get(
     State(app): State<App>,
@@ -61,7 +62,8 @@ async fn get(
     responses((status = 200, content_type = "application/gzip", body = Vec<u8>),
         (status = 400, body = ErrorBody, description = "/data is no directory, or an unknown format"),
         (status = 404, body = ErrorBody, description = "No workspace"),
-        (status = 501, body = ErrorBody, description = "`consistent=true`: not in this version; or the backend cannot read a stopped workspace"),
+        (status = 409, body = ErrorBody, description = "`consistent=true`: `/data` is more than can be read within `export.freeze_max`"),
+        (status = 501, body = ErrorBody, description = "The backend cannot freeze a workspace, or read a stopped one"),
         (status = 503, body = ErrorBody, description = "The workspace is not reachable")))]
 async fn post(
     State(app): State<App>,
@@ -84,16 +86,15 @@ async fn answer(
         Some("tar") => (ArchiveFormat::Tar, "tar", "application/x-tar"),
         Some(_) => return Err(ApiError::invalid_argument("format is tar.gz, tar.zst or tar")),
     };
-    if query.consistent == Some(true) {
-        return Err(ApiError::unsupported(
-            "exports of one point in time are not in this version",
-        ));
-    }
+    let moment = match query.consistent {
+        Some(true) => Moment::OfAll,
+        _ => Moment::OfEachFile,
+    };
     let changing = match query.strict {
         Some(true) => Changing::Refused,
         _ => Changing::Counted,
     };
-    let export = app.core().export_data(access.bot_id(), changing).await?;
+    let export = app.core().export_data(access.bot_id(), moment, changing).await?;
     let estimate = export.estimate_bytes;
     let digest = match wants_trailers(headers) {
         true => Digest::Taken,
