@@ -5,7 +5,7 @@
 
 use serde_json::{Value, json};
 use skep_names::container_id_for;
-use skep_runtime::{LayerKind, Layers};
+use skep_runtime::{LayerKind, LayerRecord, Layers};
 use skep_store::{ContainerRow, Desired, NewVersion, VersionRow};
 
 use super::lanes::Origin;
@@ -196,20 +196,27 @@ impl Work {
         let recorded = self.store().versions(&row.container_id).await?;
         let is_version = |name: &str| recorded.iter().any(|version| version.runtime_snapshot_name == name);
         let tree = layers.list(self.bot()).await?;
-        for layer in tree
+        let made: Vec<&LayerRecord> = tree
             .line
             .iter()
             .chain(&tree.side)
             .filter(|layer| layer.name.starts_with(&own))
+            .collect();
+        // First: what one of these stands on goes only when it is gone.
+        for layer in made
+            .iter()
+            .filter(|layer| layer.kind == LayerKind::Active && layer.is_staged())
         {
-            match layer.kind {
-                LayerKind::Active if layer.is_staged() => layers.discard(self.bot(), &layer.name).await?,
-                LayerKind::Active => {}
-                LayerKind::Committed if is_version(&layer.name) => {}
-                LayerKind::Committed if was_done && layer.name == saved => {
-                    self.record_version(row, &saved, &SnapshotPlan::of_rollback()).await?;
-                }
-                LayerKind::Committed => layers.release(self.bot(), &layer.name).await?,
+            layers.discard(self.bot(), &layer.name).await?;
+        }
+        for layer in made.iter().filter(|layer| layer.kind == LayerKind::Committed) {
+            if is_version(&layer.name) {
+                continue;
+            }
+            if was_done && layer.name == saved {
+                self.record_version(row, &saved, &SnapshotPlan::of_rollback()).await?;
+            } else {
+                layers.release(self.bot(), &layer.name).await?;
             }
         }
         Ok(())
