@@ -1,5 +1,6 @@
 //! What can be typed: the whole surface of the command line, and nothing that does not work yet.
 
+mod data;
 mod snapshots;
 
 use std::path::PathBuf;
@@ -7,6 +8,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub(crate) use data::{ExportArguments, ExportFormat, ImportArguments, RestoreArguments};
 pub(crate) use snapshots::SnapshotCommand;
 
 /// Persistent, isolated Linux workspaces for bots.
@@ -235,17 +237,6 @@ pub(crate) struct RemoveArguments {
     pub(crate) preserve_data: bool,
 }
 
-#[derive(Debug, Args)]
-pub(crate) struct RestoreArguments {
-    #[command(flatten)]
-    pub(crate) named: Named,
-    /// A backup by its name [default: the current one, which goes when its data is back]
-    pub(crate) backup: Option<String>,
-    /// Remove what is in /data and not in the backup
-    #[arg(long)]
-    pub(crate) replace: bool,
-}
-
 /// Backups are kept when data is preserved; the current one is put back by the next create.
 #[derive(Debug, Subcommand)]
 pub(crate) enum BackupsCommand {
@@ -327,44 +318,6 @@ pub(crate) struct CopyArguments {
     pub(crate) source: String,
     /// Where to: a path, NAME:/path, or - for a tar stream
     pub(crate) destination: String,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct ImportArguments {
-    #[command(flatten)]
-    pub(crate) named: Named,
-    /// A .tar.gz, .tar.zst or .tar; - is standard input
-    pub(crate) file: String,
-    /// Remove what is in /data and not in the archive
-    #[arg(long)]
-    pub(crate) replace: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct ExportArguments {
-    /// Workspace: an id, the beginning of one, or a display name
-    pub(crate) name: String,
-    /// Where to, - for standard output; by default ID-data.tar.gz here
-    pub(crate) file: Option<String>,
-    /// Compression; by default that of the file's name, else tar.gz
-    #[arg(long, value_enum)]
-    pub(crate) format: Option<ExportFormat>,
-    /// Fail when a file changes each time it is read
-    #[arg(long)]
-    pub(crate) strict: bool,
-    /// All as it is at one moment: the workspace stands still while it is read
-    #[arg(long)]
-    pub(crate) consistent: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum ExportFormat {
-    #[value(name = "tar.gz")]
-    TarGz,
-    #[value(name = "tar.zst")]
-    TarZst,
-    #[value(name = "tar")]
-    Tar,
 }
 
 #[derive(Debug, Subcommand)]
