@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -27,9 +27,11 @@ async fn what_was_acknowledged_is_true_after_kills_of_server_and_containerd() {
     ];
     let mut skep = Installation::start_with(OciRuntime::Found, &more).await;
     let stop = Arc::new(AtomicBool::new(false));
+    let kills = Arc::new(AtomicUsize::new(0));
     let mut workers = Vec::new();
     for number in 0..BOTS {
         let mut bot = BotModel::new(&skep.client, seed.wrapping_add(number)).await;
+        bot.kills = kills.clone();
         let stop = stop.clone();
         workers.push(tokio::spawn(async move {
             while !stop.load(Ordering::Relaxed) {
@@ -53,6 +55,7 @@ async fn what_was_acknowledged_is_true_after_kills_of_server_and_containerd() {
             skep.kill_server();
             skep.start_server_again().await;
         }
+        kills.fetch_add(1, Ordering::Relaxed);
         assert!(
             !workers.iter().any(tokio::task::JoinHandle::is_finished),
             "a worker gave up"

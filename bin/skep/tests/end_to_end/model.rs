@@ -1,6 +1,8 @@
 //! A bot as those know it who asked for something: what was acknowledged is certain, what was cut off is one of two.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
@@ -11,8 +13,8 @@ use skep_testkit::Expected;
 
 use crate::client::{Client, whole_answer};
 
-/// How long a bot's operations may take to come to their end after a crash, while others follow it.
-pub(crate) const SETTLE_LIMIT: Duration = Duration::from_secs(60);
+/// How long a bot's operations may take to come to their end after the last crash.
+pub(crate) const SETTLE_LIMIT: Duration = Duration::from_secs(30);
 pub(crate) const FILES: u32 = 6;
 
 /// The run's size: short as a part of all tests, whole in a soak.
@@ -56,6 +58,8 @@ pub(crate) struct BotModel {
     pub(crate) acknowledged: usize,
     pub(crate) cut_off: usize,
     next: u32,
+    /// How often something was killed, for all bots: what a crash cuts off begins again after it.
+    pub(crate) kills: Arc<AtomicUsize>,
 }
 
 impl BotModel {
@@ -73,6 +77,7 @@ impl BotModel {
             acknowledged: 0,
             cut_off: 0,
             next: 0,
+            kills: Arc::default(),
         }
     }
 
@@ -254,8 +259,12 @@ impl BotModel {
 
     /// Waits until nothing is under way, and sees what became of the workspace.
     pub(crate) async fn settle(&mut self) {
-        let deadline = Instant::now() + SETTLE_LIMIT;
+        let (mut kills, mut deadline) = (0, Instant::now() + SETTLE_LIMIT);
         loop {
+            let now = self.kills.load(Ordering::Relaxed);
+            if now != std::mem::replace(&mut kills, now) {
+                deadline = Instant::now() + SETTLE_LIMIT;
+            }
             let last = match self.look().await {
                 Ok(seen) => {
                     assert!(

@@ -3,13 +3,15 @@
 
 use std::collections::BTreeSet;
 use std::io::Read;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use rand::RngExt;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::client::whole_answer;
-use crate::model::{BotModel, FILES, content_of};
+use crate::model::{BotModel, FILES, SETTLE_LIMIT, content_of};
 
 /// Over so many, one is forgotten before another is made.
 const MOST: usize = 10;
@@ -108,16 +110,20 @@ impl BotModel {
     /// Those that are listed now; the server may be away for a while.
     async fn listed_versions(&mut self) -> BTreeSet<u64> {
         let path = self.snapshots("");
-        let deadline = std::time::Instant::now() + crate::model::SETTLE_LIMIT;
+        let (mut kills, mut deadline) = (0, Instant::now() + SETTLE_LIMIT);
         loop {
+            let now = self.kills.load(Ordering::Relaxed);
+            if now != std::mem::replace(&mut kills, now) {
+                deadline = Instant::now() + SETTLE_LIMIT;
+            }
             match self.client.attempt(Method::GET, &path, None).await {
                 Some((StatusCode::OK, list)) => {
                     let items = list["snapshots"].as_array().expect("snapshots are a list");
                     return items.iter().filter_map(|item| item["version"].as_u64()).collect();
                 }
-                other => assert!(std::time::Instant::now() < deadline, "bot {}: {other:?}", self.id),
+                other => assert!(Instant::now() < deadline, "bot {}: {other:?}", self.id),
             }
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
 
