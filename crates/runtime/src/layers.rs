@@ -112,7 +112,8 @@ pub trait Layers: Send + Sync {
     async fn list(&self, bot: &BotId) -> Result<LayerTree>;
 
     /// The active layer that is the bot's, with or without a container; made anew on the newest state where a
-    /// crash left only committed ones. `None`: the bot has no layer.
+    /// crash left only committed ones. What else a change that was cut off held is let go of. `None`: the bot has no
+    /// layer.
     async fn present(&self, bot: &BotId) -> Result<Option<String>>;
 
     /// Whether nothing was written since the present layer was made on the one below it. Cheap, whatever the size.

@@ -285,6 +285,7 @@ impl Layers for ContainerdRuntime {
 
     async fn present(&self, bot: &BotId) -> Result<Option<String>> {
         let _turn = self.turns.take(bot).await;
+        self.end_abandoned_lease(bot).await?;
         match self.layered_container(bot).await {
             Ok(container) => match self.any_layer(&container.snapshot_key).await? {
                 Some(_) => Ok(Some(container.snapshot_key)),

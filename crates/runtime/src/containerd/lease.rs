@@ -52,8 +52,13 @@ impl ContainerdRuntime {
 
     /// Lets go of it; everything of ours has a label that keeps it by now.
     pub(super) async fn end_lease(&self, bot: &BotId) -> Result<()> {
-        self.delete_lease(format!("{PREFIX}{bot}")).await?;
+        self.end_abandoned_lease(bot).await?;
         failpoint::LAYERS_LEASE_GONE.passed()
+    }
+
+    /// Lets go of what a change that was cut off held. The caller has the bot's turn, so no other change is under way.
+    pub(super) async fn end_abandoned_lease(&self, bot: &BotId) -> Result<()> {
+        self.delete_lease(format!("{PREFIX}{bot}")).await
     }
 
     async fn delete_lease(&self, id: String) -> Result<()> {
