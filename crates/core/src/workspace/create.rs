@@ -251,6 +251,8 @@ impl Work {
         let cancelled = matches!(error, Error::OperationCancelled(_));
         if self.row().await?.is_some() {
             self.note_not_running(error).await?;
+            // It is recorded, so it has run with what was put back, and stays.
+            self.release_put_back().await?;
         } else {
             self.undo_make().await?;
         }
