@@ -3,6 +3,9 @@
 //! crun refuses to work where cgroup v2 is mounted beside v1 and holds a controller. In a mount namespace of its own
 //! this program takes that mount away and becomes crun; nothing else on the host sees a change. It is not for hosts
 //! with pure cgroup v2: there crun is used bare.
+//!
+//! And it says of a container that crun knows nothing of what runc says: the shim clears away what is left of one that
+//! is gone only when it is told so in these words.
 
 use std::error::Error;
 use std::ffi::OsString;
@@ -19,7 +22,15 @@ use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
 const HYBRID_MOUNT: &str = "/sys/fs/cgroup/unified";
 const USUAL_CRUN: &str = "/usr/bin/crun";
 
+/// runc's words for a container without a state, which the shim knows.
+const DOES_NOT_EXIST: &str = "container does not exist";
+
 fn main() -> ExitCode {
+    let arguments: Vec<OsString> = env::args_os().skip(1).collect();
+    if is_about_one_that_is_gone(&arguments) {
+        eprintln!("skep-crun: {DOES_NOT_EXIST}");
+        return ExitCode::FAILURE;
+    }
     let error = become_crun();
     eprintln!("skep-crun: {error}");
     ExitCode::FAILURE
@@ -37,6 +48,28 @@ fn become_crun() -> Box<dyn Error> {
         }
         Err(error) => error,
     }
+}
+
+/// Whether a container is to be signalled or removed whose state crun does not have (any more).
+fn is_about_one_that_is_gone(arguments: &[OsString]) -> bool {
+    let mut left = arguments.iter();
+    let mut root = None;
+    loop {
+        match left.next().map(|argument| argument.to_str().unwrap_or_default()) {
+            Some("--root") => root = left.next(),
+            Some("--log" | "--log-format") => drop(left.next()),
+            Some("kill" | "delete") => break,
+            Some(flag) if flag.starts_with('-') => {}
+            Some(_) | None => return false,
+        }
+    }
+    // crun itself takes a forced removal of nothing for a success.
+    if left.clone().any(|argument| argument == "--force" || argument == "-f") {
+        return false;
+    }
+    let id = left.find(|argument| !argument.as_encoded_bytes().starts_with(b"-"));
+    root.zip(id)
+        .is_some_and(|(root, id)| !Path::new(root).join(id).join("status").exists())
 }
 
 fn hide_hybrid_cgroups() -> Result<(), Box<dyn Error>> {
@@ -75,4 +108,38 @@ fn find_crun() -> Result<PathBuf, Box<dyn Error>> {
         .map(|directory| directory.join("crun"))
         .find(|crun| crun.is_file());
     found.ok_or_else(|| "no crun: neither /usr/bin/crun nor one in PATH, nor a file crun-path beside skep-crun".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_signals_and_removals_of_what_has_no_state_are_answered_here() {
+        let root = tempfile::tempdir().expect("a directory");
+        fs::create_dir(root.path().join("there")).expect("a state directory");
+        fs::write(root.path().join("there/status"), "{}").expect("a state");
+        let asked = |rest: &[&str]| {
+            let root = root.path().to_str().expect("a path");
+            let all = [
+                "--root",
+                root,
+                "--log",
+                "/log",
+                "--log-format",
+                "json",
+                "--systemd-cgroup",
+            ];
+            let arguments: Vec<OsString> = all.iter().chain(rest).map(OsString::from).collect();
+            is_about_one_that_is_gone(&arguments)
+        };
+        assert!(asked(&["kill", "--all", "gone", "9"]));
+        assert!(asked(&["delete", "gone"]));
+        assert!(!asked(&["delete", "--force", "gone"]));
+        assert!(!asked(&["kill", "there", "15"]));
+        assert!(!asked(&["delete", "there"]));
+        assert!(!asked(&["create", "--bundle", "/b", "gone"]));
+        assert!(!asked(&["state", "gone"]));
+        assert!(!asked(&[]));
+    }
 }

@@ -44,15 +44,20 @@ async fn after_a_power_loss_what_should_run_runs_and_every_byte_is_there() {
     skep.traces().until_as_in(&model, limit).await;
     let back = begun.elapsed();
     for (bot, _, state) in &made {
-        let info = skep.client.info(bot).await;
-        let (status, running) = match state {
-            Expected::Running => ("running", true),
-            _ => ("stopped", false),
+        let expected = match state {
+            Expected::Running => (Some("running"), Some(true)),
+            _ => (Some("stopped"), Some(false)),
         };
-        assert_eq!(
-            (info["status"].as_str(), info["task_running"].as_bool()),
-            (Some(status), Some(running))
-        );
+        loop {
+            // Its task is there a moment before its bridge has answered.
+            let info = skep.client.info(bot).await;
+            let shown = (info["status"].as_str(), info["task_running"].as_bool());
+            if shown == expected {
+                break;
+            }
+            assert!(begun.elapsed() < limit, "{bot}: {shown:?} in place of {expected:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
     stream::iter(&made)
         .for_each_concurrent(AT_ONCE, |(bot, sum, state)| {
