@@ -16,5 +16,6 @@ mod logs;
 mod model;
 mod model_versions;
 mod power;
+mod transfers;
 mod two_roots;
 mod versions;
