@@ -58,6 +58,28 @@ pub struct FileList {
     pub next_cursor: Option<String>,
 }
 
+/// A line that a search found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SearchMatch {
+    /// Of the file.
+    pub path: String,
+    /// From 1.
+    pub line: u64,
+    /// Where its first match begins: from 1, in characters.
+    pub column: u64,
+    /// The line's first 4 KiB, without its end.
+    pub text: String,
+}
+
+/// What a search found, in the order of a recursive listing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SearchResults {
+    /// The lines that match.
+    pub matches: Vec<SearchMatch>,
+    /// There are more, or 30 s were not enough to look at all.
+    pub truncated: bool,
+}
+
 /// How bytes are written as text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub enum Encoding {

@@ -37,7 +37,8 @@ pub use exec::{
 };
 pub use fs::{
     ArchiveResult, ChangeModeRequest, CopyFileRequest, DeleteFileRequest, Encoding, FileContent, FileDone, FileInfo,
-    FileList, PathRequest, RenameFileRequest, UploadedFile, UploadedFiles, WriteFileRequest,
+    FileList, PathRequest, RenameFileRequest, SearchMatch, SearchResults, UploadedFile, UploadedFiles,
+    WriteFileRequest,
 };
 pub use health::{Health, Ping, Probe, ProbeStatus, Readiness};
 pub use image::{GpuDevice, GpuList, Image, ImageList, ImportedImages, PruneResponse, PullRequest};

@@ -31,8 +31,7 @@ pub(crate) fn copy(from: &Path, to: &Path) -> io::Result<()> {
         from,
         &Walk {
             recursive: true,
-            after: b"",
-            collapse_threshold: 0,
+            ..Walk::default()
         },
         &mut |item| {
             let relative = Path::new(std::ffi::OsStr::from_bytes(item.relative));

@@ -3,6 +3,7 @@
 
 use std::cmp::Ordering;
 use std::ffi::CStr;
+use std::fs::File;
 use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
@@ -14,12 +15,15 @@ use skep_bridge_protocol::workspace::FileInfo;
 
 use super::info;
 
+#[derive(Default)]
 pub(crate) struct Walk<'a> {
     pub(crate) recursive: bool,
     /// Only what comes after this relative path in the order of the walk; empty: everything.
     pub(crate) after: &'a [u8],
     /// A directory right below the root with more descendants than this is shown closed; 0: none is.
     pub(crate) collapse_threshold: u32,
+    /// Directories on another file system than the root's are not entered.
+    pub(crate) one_file_system: bool,
 }
 
 /// One entry of a walk.
@@ -33,6 +37,26 @@ pub(crate) struct Item<'a> {
 }
 
 impl Item<'_> {
+    /// Opens a regular file to be read. `None`: it is something else, may not be read, or went away.
+    pub(crate) fn open_regular(&self) -> io::Result<Option<File>> {
+        let passed_over = |error: Errno| match error {
+            Errno::ACCESS | Errno::PERM | Errno::NOENT | Errno::LOOP | Errno::NXIO => Ok(None),
+            error => Err(error.into()),
+        };
+        match rustix::fs::statat(self.directory, self.name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) if info::kind(&stat) == FileType::RegularFile => {}
+            Ok(_) => return Ok(None),
+            Err(error) => return passed_over(error),
+        }
+        // It may have become something else meanwhile, which is neither waited for nor read.
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        match rustix::fs::openat(self.directory, self.name, flags, Mode::empty()) {
+            Ok(opened) if info::kind(&rustix::fs::fstat(&opened)?) == FileType::RegularFile => Ok(Some(opened.into())),
+            Ok(_) => Ok(None),
+            Err(error) => passed_over(error),
+        }
+    }
+
     /// `None`: it went away since its name was read.
     pub(crate) fn info(&self, root: &Path) -> io::Result<Option<FileInfo>> {
         let mut info = match info::of_entry(self.directory.as_fd(), self.name) {
@@ -75,6 +99,7 @@ pub(crate) fn walk(
         OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC,
         Mode::empty(),
     )?;
+    let root_device = rustix::fs::fstat(&opened)?.st_dev;
     let mut levels = vec![Level::read(opened, Vec::new(), options.after)?];
     while let Some(level) = levels.last_mut() {
         let Some((name, is_directory, resume)) = level.next() else {
@@ -101,6 +126,9 @@ pub(crate) fn walk(
         let Some(opened) = open_below(&level.directory, &name)? else {
             continue;
         };
+        if options.one_file_system && rustix::fs::fstat(&opened)?.st_dev != root_device {
+            continue;
+        }
         if top && options.collapse_threshold > 0 {
             let count = count_below(&opened)?;
             if count > u64::from(options.collapse_threshold) {
@@ -316,11 +344,7 @@ mod tests {
     #[test]
     fn one_directory_is_sorted_by_name() {
         let tree = tree();
-        let options = Walk {
-            recursive: false,
-            after: b"",
-            collapse_threshold: 0,
-        };
+        let options = Walk::default();
         assert_eq!(listed(tree.path(), &options, 99), ["a", "a-b", "b", "link", "z"]);
         let options = Walk {
             after: b"a-b",
@@ -334,8 +358,7 @@ mod tests {
         let tree = tree();
         let options = Walk {
             recursive: true,
-            after: b"",
-            collapse_threshold: 0,
+            ..Walk::default()
         };
         let expected = ["a", "a/c", "a/c/d", "a/e", "a-b", "b", "link", "z", "z/1", "z/2", "z/3"];
         assert_eq!(listed(tree.path(), &options, 99), expected);
@@ -349,8 +372,8 @@ mod tests {
                 tree.path(),
                 &Walk {
                     recursive: true,
-                    after: b"",
                     collapse_threshold,
+                    ..Walk::default()
                 },
                 99,
             );
@@ -359,6 +382,7 @@ mod tests {
                     recursive: true,
                     after: after.as_bytes(),
                     collapse_threshold,
+                    ..Walk::default()
                 };
                 assert_eq!(listed(tree.path(), &options, 99), all[index + 1..], "after {after}");
             }
@@ -371,7 +395,7 @@ mod tests {
         let options = Walk {
             recursive: true,
             after: b"a/d",
-            collapse_threshold: 0,
+            ..Walk::default()
         };
         assert_eq!(listed(tree.path(), &options, 2), ["a/e", "a-b"]);
     }
@@ -381,8 +405,8 @@ mod tests {
         let tree = tree();
         let options = Walk {
             recursive: true,
-            after: b"",
             collapse_threshold: 2,
+            ..Walk::default()
         };
         assert_eq!(
             listed(tree.path(), &options, 99),
@@ -404,11 +428,7 @@ mod tests {
     #[test]
     fn what_is_no_directory_is_an_error() {
         let tree = tree();
-        let options = Walk {
-            recursive: false,
-            after: b"",
-            collapse_threshold: 0,
-        };
+        let options = Walk::default();
         let error = walk(&tree.path().join("b"), &options, &mut |_| Ok(ControlFlow::Continue(()))).expect_err("no");
         assert_eq!(error.raw_os_error(), Some(Errno::NOTDIR.raw_os_error()));
     }

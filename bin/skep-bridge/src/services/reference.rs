@@ -159,8 +159,8 @@ fn list(path: &Path, request: &ListDirRequest) -> std::io::Result<ListDirRespons
     };
     let walk = Walk {
         recursive: request.recursive,
-        after: b"",
         collapse_threshold: request.collapse_threshold.max(0).cast_unsigned(),
+        ..Walk::default()
     };
     let (mut total, mut bytes, mut full) = (0, 0, false);
     let mut entries = Vec::new();

@@ -13,7 +13,7 @@ use crate::exec::Registry;
 /// In the order of preference of whoever opens a terminal.
 const SHELLS: &[&str] = &["/bin/bash", "/usr/bin/bash", "/bin/zsh", "/usr/bin/zsh"];
 const LAST_SHELL: &str = "/bin/sh";
-const FEATURES: [&str; 5] = ["files", "archive", "export", "exec", "shell"];
+const FEATURES: [&str; 6] = ["files", "search", "archive", "export", "exec", "shell"];
 
 pub(crate) struct WorkspaceService {
     pub(crate) registry: Arc<Registry>,
@@ -73,6 +73,12 @@ impl Workspace for WorkspaceService {
 
     async fn change_mode(&self, request: Request<ChangeModeRequest>) -> Answer<Empty> {
         done(files::change_mode(request.into_inner()).await)
+    }
+
+    type SearchStream = ResponseStream<SearchPage>;
+
+    async fn search(&self, request: Request<SearchRequest>) -> Answer<Self::SearchStream> {
+        files::search(request.into_inner()).await.map(Response::new)
     }
 
     type ArchiveOutStream = ResponseStream<DataChunk>;

@@ -18,6 +18,8 @@ use crate::paths;
 
 /// Entries of one page: with the longest paths still well below the largest message.
 const PAGE_ENTRIES: usize = 500;
+/// Bytes of matches after which they are sent.
+const PAGE_BYTES: usize = 64 * 1024;
 
 pub(super) async fn stat(request: StatRequest) -> Result<FileInfo, Status> {
     on_path(paths::resolve(&request.path)?, move |path| {
@@ -47,6 +49,7 @@ fn list_pages(path: &Path, request: &ListRequest, outlet: &Outlet<ListPage>) -> 
         recursive: request.recursive,
         after: &request.after,
         collapse_threshold: request.collapse_threshold,
+        ..Walk::default()
     };
     let (mut page, mut shown) = (ListPage::default(), 0);
     files::walk(path, &walk, &mut |item| {
@@ -178,6 +181,33 @@ pub(super) async fn copy(request: CopyRequest) -> Result<(), Status> {
 pub(super) async fn change_mode(request: ChangeModeRequest) -> Result<(), Status> {
     let change = move |path: &Path| files::change_mode(path, request.mode, request.uid, request.gid);
     on_path(paths::resolve(&request.path)?, change).await
+}
+
+pub(super) async fn search(request: SearchRequest) -> Result<ResponseStream<SearchPage>, Status> {
+    let search = files::Search::new(&request).map_err(Status::invalid_argument)?;
+    // Asked first, so that what cannot be searched is the answer itself and not the end of a stream.
+    let path = on_path(paths::resolve_or_data(&request.path)?, |path| {
+        files::stat(path, true).map(|_| path.to_path_buf())
+    })
+    .await?;
+    Ok(produced(move |outlet| {
+        let mut page = SearchPage::default();
+        let mut page_bytes = 0;
+        let truncated = search.run(&path, &mut |found| {
+            page_bytes += found.text.len() + found.path.len();
+            page.matches.push(found);
+            if page_bytes < PAGE_BYTES {
+                return Ok(());
+            }
+            page_bytes = 0;
+            outlet.send(std::mem::take(&mut page))
+        });
+        page.last = true;
+        page.truncated = truncated.map_err(|(at, error)| failure::of_path(&error, &at))?;
+        // Nobody reads it when the caller has gone.
+        drop(outlet.send(page));
+        Ok(())
+    }))
 }
 
 pub(super) async fn archive_out(request: ArchiveOutRequest) -> Result<ResponseStream<DataChunk>, Status> {

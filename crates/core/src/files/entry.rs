@@ -104,13 +104,17 @@ impl FileEntry {
 
 /// The place of an entry below the listed directory, checked: real names, joined by single slashes.
 pub(super) fn relative_name<'a>(info: &'a FileInfo, directory: &super::WorkspacePath) -> BridgeResult<&'a [u8]> {
+    match info.summary.is_empty() {
+        true => relative_to(&info.path, directory),
+        false => relative_to(info.path.strip_suffix(b"/").unwrap_or(&info.path), directory),
+    }
+}
+
+/// What of a path lies below a directory, checked: real names, joined by single slashes.
+fn relative_to<'a>(path: &'a [u8], directory: &super::WorkspacePath) -> BridgeResult<&'a [u8]> {
     let parent = directory.as_str().trim_end_matches('/').as_bytes();
-    let below = info.path.strip_prefix(parent).and_then(|rest| rest.strip_prefix(b"/"));
+    let below = path.strip_prefix(parent).and_then(|rest| rest.strip_prefix(b"/"));
     let relative = below.ok_or_else(|| BridgeError::Untrustworthy("an entry outside of the directory".to_owned()))?;
-    let relative = match info.summary.is_empty() {
-        true => relative,
-        false => relative.strip_suffix(b"/").unwrap_or(relative),
-    };
     for name in relative.split(|byte| *byte == b'/') {
         let is_name = !name.is_empty() && name != b"." && name != b"..";
         if !is_name || name.len() > LONGEST_NAME_BYTES || name.contains(&0) {
@@ -118,6 +122,15 @@ pub(super) fn relative_name<'a>(info: &'a FileInfo, directory: &super::Workspace
         }
     }
     Ok(relative)
+}
+
+/// A path that the bridge tells of, checked to be the one it was asked about or one below it.
+pub(super) fn path_within(path: &[u8], root: &super::WorkspacePath) -> BridgeResult<String> {
+    if path == root.as_str().as_bytes() {
+        return Ok(root.as_str().to_owned());
+    }
+    let parent = root.as_str().trim_end_matches('/');
+    Ok(format!("{parent}/{}", text(relative_to(path, root)?)))
 }
 
 fn text(bytes: &[u8]) -> String {

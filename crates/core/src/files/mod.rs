@@ -7,6 +7,7 @@ mod entry;
 mod list;
 mod path;
 mod read;
+mod search;
 mod write;
 
 use skep_bridge_protocol::workspace::{
@@ -20,6 +21,7 @@ pub use entry::FileEntry;
 pub use list::{EntryStream, ListOptions, MOST_ENTRIES, list};
 pub use path::WorkspacePath;
 pub use read::{FileReader, read, read_below};
+pub use search::{FoundLine, MOST_RESULTS, SearchOptions, SearchResult, search};
 pub use write::{FileWriter, NewFile, copy_content};
 
 /// Permissions of a new directory.

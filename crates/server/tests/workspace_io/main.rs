@@ -12,6 +12,7 @@ mod logs;
 mod metrics;
 mod old_bridge;
 mod refusals;
+mod searches;
 mod snapshots;
 mod terminals;
 mod uploads;

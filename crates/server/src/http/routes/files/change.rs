@@ -39,7 +39,6 @@ pub(super) fn router() -> OpenApiRouter<App> {
         .routes(routes!(rename))
         .routes(routes!(copy))
         .routes(routes!(chmod))
-        .routes(routes!(search))
         .routes(routes!(watch))
         .routes(routes!(extract))
 }
@@ -216,13 +215,6 @@ fn both((from, to): (&str, &str), missing: &'static str) -> ApiResult<(Workspace
         return Err(ApiError::new(ErrorCode::InvalidPath, missing));
     }
     Ok((required_path(Some(from))?, required_path(Some(to))?))
-}
-
-/// Search in files: not in this version.
-#[utoipa::path(get, path = "/bots/{bot_id}/container/fs/search", tag = "files",
-    responses((status = 501, body = ErrorBody, description = "Not in this version")))]
-async fn search(_access: BotAccess<Operate>) -> ApiError {
-    ApiError::unsupported("searching in files is not in this version")
 }
 
 /// Watch files: not in this version.

@@ -8,6 +8,7 @@ mod list;
 mod media_type;
 mod range;
 mod read;
+mod search;
 mod upload;
 
 pub(super) use upload::{body_bytes, broken_form, field_bytes, next_field};
@@ -28,6 +29,7 @@ pub fn router() -> OpenApiRouter<App> {
         .merge(read::router())
         .merge(list::router())
         .merge(download::router())
+        .merge(search::router())
         .merge(change::router())
         .merge(upload::router())
         .merge(archive::router())
