@@ -1,6 +1,7 @@
 //! What can be typed: the whole surface of the command line, and nothing that does not work yet.
 
 mod data;
+mod ports;
 mod snapshots;
 
 use std::path::PathBuf;
@@ -9,6 +10,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub(crate) use data::{ExportArguments, ExportFormat, ImportArguments, RestoreArguments};
+pub(crate) use ports::{PortForwardArguments, PortPair};
 pub(crate) use snapshots::SnapshotCommand;
 
 /// Persistent, isolated Linux workspaces for bots.
@@ -96,6 +98,8 @@ pub(crate) enum Command {
     Exec(ExecArguments),
     /// Open a shell in a workspace
     Shell(ShellArguments),
+    /// Listen here and connect to ports of a workspace's loopback, until Ctrl-C
+    PortForward(PortForwardArguments),
     /// Copy files in or out: NAME:/path on one side; - is a tar stream
     Cp(CopyArguments),
     /// Save all of a workspace's data as one archive, while it runs

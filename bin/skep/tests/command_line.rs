@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use skep_testkit::server::TestServer;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// No command of these tests takes longer; one that hangs is told.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -426,4 +427,47 @@ async fn a_terminal_is_handed_through_with_its_size_and_its_end() {
     assert!(shown.contains("in-42"), "{shown}");
     let without = setting.run(&["shell", "box"]).await;
     assert_eq!(code(&without), 2, "{without:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_port_of_a_workspace_is_reached_from_here_until_ctrl_c() {
+    let setting = Setting::new().await;
+    setting.prints(&["create", "porter"]).await;
+    // The fake runtime's workspaces share the loopback of the tests.
+    let inside = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let remote = inside.local_addr().expect("an address").port();
+    let mut command = setting.command(&["port-forward", "porter", &format!(":{remote}")]);
+    let mut forwarding = command.stdout(Stdio::piped()).spawn().expect("the program");
+    let stdout = forwarding.stdout.take().expect("its output");
+    let (line, mut forwarding) = tokio::task::spawn_blocking(move || {
+        let mut line = String::new();
+        BufReader::new(stdout).read_line(&mut line).expect("a line");
+        (line, forwarding)
+    })
+    .await
+    .expect("a line");
+    let (here, there) = line.trim().split_once(" -> ").expect("where it listens");
+    assert_eq!(there, format!("porter:{remote}"));
+    let mut from = tokio::net::TcpStream::connect(here).await.expect("it listens");
+    let (mut to, _) = inside.accept().await.expect("it came through");
+    from.write_all(b"question").await.expect("sent");
+    from.shutdown().await.expect("ended");
+    let mut got = Vec::new();
+    to.read_to_end(&mut got).await.expect("read");
+    to.write_all(b"answer").await.expect("sent");
+    drop(to);
+    let mut answered = Vec::new();
+    from.read_to_end(&mut answered).await.expect("read");
+    assert_eq!((&got[..], &answered[..]), (&b"question"[..], &b"answer"[..]));
+    drop(inside);
+    let mut refused = tokio::net::TcpStream::connect(here).await.expect("it listens");
+    let reset = refused
+        .read(&mut [0])
+        .await
+        .expect_err("nothing listens there any more");
+    assert_eq!(reset.kind(), std::io::ErrorKind::ConnectionReset);
+    let process = rustix::process::Pid::from_child(&forwarding);
+    rustix::process::kill_process(process, rustix::process::Signal::INT).expect("it runs");
+    let status = tokio::task::spawn_blocking(move || forwarding.wait()).await;
+    assert!(status.expect("waited for").expect("its end").success());
 }

@@ -21,3 +21,7 @@ pub const CHANGED: &str = "changed";
 pub const NAME_TOO_LONG: &str = "name_too_long";
 /// No space, no quota or no inode left.
 pub const NO_SPACE: &str = "no_space";
+/// Nothing listens on the port.
+pub const CONNECTION_REFUSED: &str = "connection_refused";
+/// The workspace's side of a forwarded connection broke it off.
+pub const CONNECTION_RESET: &str = "connection_reset";

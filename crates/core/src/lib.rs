@@ -15,6 +15,7 @@ pub mod exec;
 pub mod files;
 mod images;
 mod operations;
+pub mod ports;
 mod requester;
 mod settings;
 mod skep;

@@ -1,6 +1,7 @@
 //! The two gRPC services: they parse, hand work to `files` and `exec`, and carry the answers. No rule lives here.
 
 mod dispatch;
+mod forward;
 mod reference;
 mod reference_exec;
 mod streams;

@@ -7,13 +7,13 @@ use skep_bridge_protocol::workspace::*;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::streams::ResponseStream;
-use super::{reference, workspace_exec as exec, workspace_files as files};
+use super::{forward, reference, workspace_exec as exec, workspace_files as files};
 use crate::exec::Registry;
 
 /// In the order of preference of whoever opens a terminal.
 const SHELLS: &[&str] = &["/bin/bash", "/usr/bin/bash", "/bin/zsh", "/usr/bin/zsh"];
 const LAST_SHELL: &str = "/bin/sh";
-const FEATURES: [&str; 6] = ["files", "search", "archive", "export", "exec", "shell"];
+const FEATURES: [&str; 7] = ["files", "search", "archive", "export", "exec", "forward", "shell"];
 
 pub(crate) struct WorkspaceService {
     pub(crate) registry: Arc<Registry>,
@@ -142,6 +142,12 @@ impl Workspace for WorkspaceService {
 
     async fn remove_exec(&self, request: Request<ExecId>) -> Answer<Empty> {
         done(self.registry.remove(&request.into_inner().exec_id).await)
+    }
+
+    type ForwardStream = ResponseStream<ForwardChunk>;
+
+    async fn forward(&self, request: Request<Streaming<ForwardChunk>>) -> Answer<Self::ForwardStream> {
+        forward::forward(request.into_inner()).await.map(Response::new)
     }
 
     async fn shell(&self, _: Request<Empty>) -> Answer<ShellResponse> {

@@ -5,6 +5,7 @@
 mod endpoint;
 mod events;
 mod naming;
+mod socket;
 
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use serde_json::Value;
 pub(crate) use endpoint::{Endpoint, SERVER_FILE, ServerFile, StoredLogin};
 pub(crate) use events::{EventReader, follow_to_the_end};
 pub(crate) use naming::{Bot, all_bots, find_bot};
+pub(crate) use socket::{Socket, open_socket};
 
 use crate::failure::{Failure, Result};
 

@@ -12,6 +12,7 @@ mod logs;
 mod metrics;
 mod operations;
 mod place;
+mod ports;
 mod snapshots;
 mod unpack;
 pub(crate) mod workspaces;
@@ -63,6 +64,7 @@ async fn run_against_server(shared: &Shared, command: Command) -> Result<()> {
         Command::Rm(remove) => workspaces::remove(&client, form, remove).await,
         Command::Exec(exec) => exec::run(&client, exec).await,
         Command::Shell(shell) => exec::shell(&client, shell).await,
+        Command::PortForward(forward) => ports::run(&client, &forward).await,
         Command::Cp(copy) => copy::run(&client, form, copy).await,
         Command::Export(export) => data::export(&client, form, export).await,
         Command::Import(import) => data::import(&client, form, import).await,

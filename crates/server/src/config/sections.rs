@@ -74,7 +74,7 @@ pub struct LogConfig {
 pub struct ServerConfig {
     /// Where it listens.
     pub addr: SocketAddr,
-    /// Origins that may open a terminal beside our own.
+    /// Origins that may open a terminal or a port beside our own.
     pub allowed_origins: Vec<String>,
     /// Whose `X-Forwarded-For` counts.
     pub trusted_proxies: Vec<IpNet>,

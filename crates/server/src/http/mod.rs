@@ -8,6 +8,7 @@ pub mod extract;
 pub mod idempotency;
 mod plain;
 pub mod routes;
+mod socket;
 pub mod sse;
 pub mod timezone;
 pub mod wire;
@@ -46,6 +47,7 @@ fn described() -> OpenApiRouter<App> {
         .merge(routes::terminal::router())
         .merge(routes::images::router())
         .merge(routes::audit::router())
+        .merge(routes::ports::router())
         .merge(routes::later::router())
 }
 

@@ -237,8 +237,8 @@ async fn what_a_later_version_brings_is_501_after_all_checks() {
     let server = TestServer::start().await;
     let bot = server.bare_bot(server.admin_key()).await;
     let (_, stranger) = server.member("stranger").await;
-    for route in ["skills", "port-forward?port=80"] {
-        let path = format!("/bots/{bot}/container/{route}");
+    for route in ["container/skills", "mcp-stdio"] {
+        let path = format!("/bots/{bot}/{route}");
         server
             .call_as("", "GET", &path)
             .send()
@@ -250,7 +250,7 @@ async fn what_a_later_version_brings_is_501_after_all_checks() {
             .await
             .expect_error(403, "bot_access_denied");
         server.call("GET", &path).send().await.expect_error(501, "unsupported");
-        let malformed = format!("/bots/x/container/{route}");
+        let malformed = format!("/bots/x/{route}");
         let malformed = server.call("GET", &malformed).send().await;
         malformed.expect_error(400, "invalid_id");
     }

@@ -11,6 +11,7 @@ mod loads;
 mod logs;
 mod metrics;
 mod old_bridge;
+mod ports;
 mod refusals;
 mod searches;
 mod snapshots;

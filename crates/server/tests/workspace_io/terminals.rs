@@ -13,11 +13,11 @@ use crate::{Workspace, until};
 pub(crate) type Socket = tokio_tungstenite::WebSocketStream<tokio_tungstenite::MaybeTlsStream<tokio::net::TcpStream>>;
 
 pub(crate) async fn connect(workspace: &Workspace, query: &str, origin: Option<&str>) -> Result<Socket, Error> {
-    let url = format!(
-        "{}{}",
-        workspace.server.url(),
-        workspace.path(&format!("/terminal/ws{query}"))
-    );
+    open_socket(workspace, &format!("/terminal/ws{query}"), origin).await
+}
+
+pub(crate) async fn open_socket(workspace: &Workspace, rest: &str, origin: Option<&str>) -> Result<Socket, Error> {
+    let url = format!("{}{}", workspace.server.url(), workspace.path(rest));
     let mut request = url.replace("http://", "ws://").into_client_request().unwrap();
     let key = format!("Bearer {}", workspace.server.admin_key());
     request.headers_mut().insert("authorization", key.parse().unwrap());

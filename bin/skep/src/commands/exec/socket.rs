@@ -1,47 +1,23 @@
 //! A terminal over a WebSocket: keys out, output in, the size when it changes.
 
 use futures::{SinkExt, StreamExt};
-use reqwest::header::{CONNECTION, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::protocol::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::CloseFrame;
-use tokio_tungstenite::tungstenite::protocol::{Message, Role};
 
-use crate::client::Client;
+use crate::client::{Client, Socket, open_socket};
 use crate::failure::{Failure, Result};
 use crate::terminal;
 
-type Socket = WebSocketStream<reqwest::Upgraded>;
-
 /// Attaches this terminal until the shell ends; its exit code becomes ours.
 pub(super) async fn attach(client: &Client, path: &str, with_keys: bool) -> Result<()> {
-    let socket = open(client, path).await?;
+    let socket = open_socket(client, path, "opening a terminal").await?;
     let restore = if with_keys { Some(terminal::raw()?) } else { None };
     let end = talk(socket, with_keys).await;
     drop(restore);
     end
-}
-
-/// Opens the socket through the same HTTP client, so that TLS and credentials are the same.
-async fn open(client: &Client, path: &str) -> Result<Socket> {
-    let key = tokio_tungstenite::tungstenite::handshake::client::generate_key();
-    let request = client
-        .upgrade_request(path)?
-        .header(CONNECTION, "Upgrade")
-        .header(UPGRADE, "websocket")
-        .header(SEC_WEBSOCKET_VERSION, "13")
-        .header(SEC_WEBSOCKET_KEY, &key);
-    let answer = client.send(request).await?;
-    if answer.status().as_u16() != 101 {
-        return Err(Failure::Unexpected {
-            doing: "opening a terminal",
-            what: format!("status {}", answer.status()),
-        });
-    }
-    let upgraded = answer.upgrade().await.map_err(|error| client.not_reachable(error))?;
-    Ok(WebSocketStream::from_raw_socket(upgraded, Role::Client, None).await)
 }
 
 async fn talk(socket: Socket, with_keys: bool) -> Result<()> {

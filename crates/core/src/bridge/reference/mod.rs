@@ -59,11 +59,13 @@ fn impossible(what: &str) -> Status {
 impl Workspace for OverReference {
     type ListStream = Answers<ListPage>;
     type ReadStream = Answers<ReadChunk>;
+    type SearchStream = Answers<SearchPage>;
     type ArchiveOutStream = Answers<DataChunk>;
     type ExportStream = Answers<ExportChunk>;
     type RunExecStream = Answers<ExecEvent>;
     type ExecOutputStream = Answers<ExecEvent>;
     type ListExecsStream = Answers<ExecList>;
+    type ForwardStream = Answers<ForwardChunk>;
 
     async fn info(&self, _: Request<InfoRequest>) -> Answer<InfoResponse> {
         lacks("telling about itself")
@@ -110,6 +112,10 @@ impl Workspace for OverReference {
 
     async fn change_mode(&self, _: Request<ChangeModeRequest>) -> Answer<wire::Empty> {
         lacks("setting the mode of a file")
+    }
+
+    async fn search(&self, _: Request<SearchRequest>) -> Answer<Self::SearchStream> {
+        lacks("searching in files")
     }
 
     async fn archive_out(&self, _: Request<ArchiveOutRequest>) -> Answer<Self::ArchiveOutStream> {
@@ -161,6 +167,10 @@ impl Workspace for OverReference {
 
     async fn remove_exec(&self, _: Request<ExecId>) -> Answer<wire::Empty> {
         lacks("ending a process by its id")
+    }
+
+    async fn forward(&self, _: Request<Streaming<ForwardChunk>>) -> Answer<Self::ForwardStream> {
+        lacks("forwarding ports")
     }
 
     async fn shell(&self, _: Request<wire::Empty>) -> Answer<ShellResponse> {

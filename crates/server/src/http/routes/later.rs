@@ -133,13 +133,6 @@ const LATER: &[Later] = &[
         "MCP over stdio",
     ),
     later(Post, "/bots/{bot_id}/tools", Who::Tools, "mcp", "the tools gateway"),
-    later(
-        Get,
-        "/bots/{bot_id}/container/port-forward",
-        Who::Operate,
-        "terminal",
-        "port forwarding",
-    ),
     later(Get, "/gpus", Who::Anybody, "workspace", "GPU devices"),
 ];
 

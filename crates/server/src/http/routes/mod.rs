@@ -16,6 +16,7 @@ pub mod logs;
 pub mod members;
 pub mod metrics;
 pub mod operations;
+pub mod ports;
 pub mod snapshots;
 pub mod terminal;
 pub mod users;

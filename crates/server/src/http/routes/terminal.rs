@@ -1,13 +1,10 @@
 //! A terminal in a workspace, on a WebSocket.
 
-mod origin;
 mod window;
 
 use axum::Json;
-use axum::extract::{FromRequestParts, State, WebSocketUpgrade};
-use axum::http::HeaderMap;
-use axum::http::request::Parts;
-use axum::response::{IntoResponse, Response};
+use axum::extract::State;
+use axum::response::Response;
 use serde::Deserialize;
 use skep_api::{ErrorBody, ErrorCode, TerminalInfo};
 use skep_core::exec::{self, ExecId};
@@ -22,9 +19,7 @@ use crate::app::App;
 use crate::http::access::{BotAccess, Operate, Terminal};
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::Query;
-
-/// The largest frame either way, in bytes.
-const LARGEST_FRAME_BYTES: usize = 64 * 1024;
+use crate::http::socket::Upgrade;
 
 /// `/bots/{bot_id}/container/terminal…`
 pub fn router() -> OpenApiRouter<App> {
@@ -97,14 +92,8 @@ async fn socket(
     State(app): State<App>,
     access: BotAccess<Terminal>,
     Query(query): Query<SocketQuery>,
-    headers: HeaderMap,
     upgrade: Upgrade,
 ) -> ApiResult<Response> {
-    if !origin::is_allowed(&headers, &app.config().server.allowed_origins) {
-        return Err(ApiError::forbidden(
-            "this origin may not open terminals; see server.allowed_origins",
-        ));
-    }
     if query.session.is_some() {
         return Err(ApiError::unsupported(
             "sessions that outlive their window are not in this version",
@@ -127,26 +116,5 @@ async fn socket(
     };
     let watch = Watch::begin(&app, access.bot_id());
     let idle_timeout = app.config().terminal.idle_timeout;
-    let upgrade = upgrade
-        .0
-        .max_message_size(LARGEST_FRAME_BYTES)
-        .max_frame_size(LARGEST_FRAME_BYTES);
-    Ok(upgrade
-        .on_upgrade(move |socket| window::serve(socket, (bridge, watch), opening, idle_timeout))
-        .into_response())
-}
-
-/// An upgrade, refused in the one form of errors.
-struct Upgrade(WebSocketUpgrade);
-
-impl FromRequestParts<App> for Upgrade {
-    type Rejection = ApiError;
-
-    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
-        let upgrade = WebSocketUpgrade::from_request_parts(parts, app).await;
-        upgrade.map(Self).map_err(|rejection| {
-            let status = rejection.into_response().status();
-            ApiError::invalid_argument("this route is a WebSocket").with_status(status)
-        })
-    }
+    Ok(upgrade.serve(move |socket| window::serve(socket, (bridge, watch), opening, idle_timeout)))
 }

@@ -6,10 +6,10 @@
 use std::ops::ControlFlow;
 use std::time::Duration;
 
-use axum::extract::ws::{CloseFrame, Message, WebSocket, close_code};
+use axum::extract::ws::{Message, WebSocket, close_code};
 use bytes::Bytes;
-use futures::stream::{SplitSink, SplitStream};
-use futures::{SinkExt, StreamExt};
+use futures::StreamExt;
+use futures::stream::SplitStream;
 use skep_api::TerminalMessage;
 use skep_core::bridge::Bridge;
 use skep_core::exec::{self, ExecEvent, ExecEvents, ExecId, InputEnd, TerminalSize};
@@ -19,17 +19,10 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::http::routes::exec::Watch;
+use crate::http::socket::{CLOSE_ANSWER_WITHIN, Close, Frames, PING_EVERY, close, send};
 
-/// Between two pings.
-const PING_EVERY: Duration = Duration::from_secs(30);
-/// How long a client may leave a frame unread before its window is given up.
-const SEND_WITHIN: Duration = Duration::from_secs(120);
-/// How long a client has to answer the close frame.
-const CLOSE_ANSWER_WITHIN: Duration = Duration::from_secs(2);
 /// Frames of keystrokes that wait for a process that reads slowly.
 const WAITING_KEYSTROKES: usize = 64;
-/// The longest reason a close frame holds, in bytes.
-const LONGEST_REASON: usize = 120;
 /// The largest piece of output in one frame.
 const LARGEST_OUTPUT_BYTES: usize = 32 * 1024;
 
@@ -40,8 +33,6 @@ pub(super) enum Opening {
     /// A process that runs, made this size.
     Attached(Box<Terminal>, TerminalSize),
 }
-
-type Close = (u16, String);
 
 /// Serves one window to its end.
 pub(super) async fn serve(
@@ -97,7 +88,7 @@ async fn open(bridge: &Bridge, opening: Opening) -> Result<Terminal, ()> {
 }
 
 /// Output to frames, until the process ends. `None`: the client is gone.
-async fn show(sink: &mut SplitSink<WebSocket, Message>, mut events: ExecEvents, watch: &Watch) -> Option<Close> {
+async fn show(sink: &mut Frames, mut events: ExecEvents, watch: &Watch) -> Option<Close> {
     let mut pings = interval(PING_EVERY);
     pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -132,15 +123,6 @@ async fn show(sink: &mut SplitSink<WebSocket, Message>, mut events: ExecEvents, 
                 return Some((close_code::ERROR, "bridge lost".to_owned()));
             }
         }
-    }
-}
-
-struct Gone;
-
-async fn send(sink: &mut SplitSink<WebSocket, Message>, message: Message) -> Result<(), Gone> {
-    match timeout(SEND_WITHIN, sink.send(message)).await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(_)) | Err(_) => Err(Gone),
     }
 }
 
@@ -208,16 +190,5 @@ async fn idle(active: &mut tokio::sync::watch::Receiver<Instant>, idle_timeout: 
                 }
             }
         }
-    }
-}
-
-async fn close(sink: &mut SplitSink<WebSocket, Message>, (code, mut reason): Close) {
-    reason.truncate(LONGEST_REASON);
-    let frame = CloseFrame {
-        code,
-        reason: reason.into(),
-    };
-    if send(sink, Message::Close(Some(frame))).await.is_err() {
-        tracing::debug!("a terminal's client was gone before its close frame");
     }
 }
