@@ -4,6 +4,8 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::ErrorCode;
+
 /// What is under a path.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
@@ -78,6 +80,47 @@ pub struct SearchResults {
     pub matches: Vec<SearchMatch>,
     /// There are more, or 30 s were not enough to look at all.
     pub truncated: bool,
+}
+
+/// A change of a watched file or directory, as a server-sent event.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum FileEvent {
+    /// It is new here.
+    Created(ChangedFile),
+    /// Its content, permissions, owner or times are others.
+    Modified(ChangedFile),
+    /// It is not here any more. Nothing follows that of the watched directory itself.
+    Removed(ChangedFile),
+    /// It has another name now; a directory is told alone, without what is in it.
+    Renamed {
+        /// As it is called now.
+        #[serde(flatten)]
+        file: ChangedFile,
+        /// As it was called.
+        from: String,
+    },
+    /// There were more changes than could be told: look anew.
+    Lost,
+    /// The stream broke. Nothing follows.
+    Error {
+        /// The sentence a person reads.
+        message: String,
+        /// What a program acts on.
+        code: ErrorCode,
+        /// The request's id.
+        request_id: String,
+    },
+}
+
+/// What changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ChangedFile {
+    /// The watched path, or one below it.
+    pub path: String,
+    /// It is, or was, a directory.
+    pub is_dir: bool,
 }
 
 /// How bytes are written as text.

@@ -8,6 +8,7 @@ mod read;
 mod search;
 mod text;
 mod walk;
+mod watch;
 mod write;
 
 pub(crate) use archive::{Export, Sink, pack, unpack};
@@ -18,4 +19,5 @@ pub(crate) use read::{ReadPlan, open_regular};
 pub(crate) use search::Search;
 pub(crate) use text::read_lines;
 pub(crate) use walk::{Walk, walk};
+pub(crate) use watch::Watched;
 pub(crate) use write::{Commit, NewFile, Target};

@@ -34,6 +34,7 @@ pub(crate) struct Item<'a> {
     pub(crate) collapsed: Option<u64>,
     directory: &'a OwnedFd,
     name: &'a CStr,
+    pub(crate) is_directory: bool,
 }
 
 impl Item<'_> {
@@ -73,10 +74,11 @@ impl Item<'_> {
     }
 }
 
-fn joined(root: &[u8], relative: &[u8]) -> Vec<u8> {
+/// An empty part adds nothing.
+pub(super) fn joined(root: &[u8], relative: &[u8]) -> Vec<u8> {
     let mut path = Vec::with_capacity(root.len() + relative.len() + 1);
     path.extend_from_slice(root);
-    if !root.is_empty() && !root.ends_with(b"/") {
+    if !root.is_empty() && !relative.is_empty() && !root.ends_with(b"/") {
         path.push(b'/');
     }
     path.extend_from_slice(relative);
@@ -114,6 +116,7 @@ pub(crate) fn walk(
                 collapsed: None,
                 directory: &level.directory,
                 name: &name,
+                is_directory,
             };
             if visit(&item)?.is_break() {
                 return Ok(());
@@ -138,6 +141,7 @@ pub(crate) fn walk(
                     collapsed: Some(count),
                     directory: &level.directory,
                     name: &name,
+                    is_directory,
                 };
                 if visit(&item)?.is_break() {
                     return Ok(());

@@ -5,6 +5,7 @@ mod forward;
 mod reference;
 mod reference_exec;
 mod streams;
+mod watch;
 mod workspace;
 mod workspace_exec;
 mod workspace_files;

@@ -7,13 +7,15 @@ use skep_bridge_protocol::workspace::*;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::streams::ResponseStream;
-use super::{forward, reference, workspace_exec as exec, workspace_files as files};
+use super::{forward, reference, watch, workspace_exec as exec, workspace_files as files};
 use crate::exec::Registry;
 
 /// In the order of preference of whoever opens a terminal.
 const SHELLS: &[&str] = &["/bin/bash", "/usr/bin/bash", "/bin/zsh", "/usr/bin/zsh"];
 const LAST_SHELL: &str = "/bin/sh";
-const FEATURES: [&str; 7] = ["files", "search", "archive", "export", "exec", "forward", "shell"];
+const FEATURES: [&str; 8] = [
+    "files", "search", "watch", "archive", "export", "exec", "forward", "shell",
+];
 
 pub(crate) struct WorkspaceService {
     pub(crate) registry: Arc<Registry>,
@@ -79,6 +81,12 @@ impl Workspace for WorkspaceService {
 
     async fn search(&self, request: Request<SearchRequest>) -> Answer<Self::SearchStream> {
         files::search(request.into_inner()).await.map(Response::new)
+    }
+
+    type WatchStream = ResponseStream<WatchEvents>;
+
+    async fn watch(&self, request: Request<WatchRequest>) -> Answer<Self::WatchStream> {
+        watch::watch(request.into_inner()).await.map(Response::new)
     }
 
     type ArchiveOutStream = ResponseStream<DataChunk>;

@@ -8,6 +8,7 @@ mod list;
 mod path;
 mod read;
 mod search;
+mod watch;
 mod write;
 
 use skep_bridge_protocol::workspace::{
@@ -22,6 +23,7 @@ pub use list::{EntryStream, ListOptions, MOST_ENTRIES, list};
 pub use path::WorkspacePath;
 pub use read::{FileReader, read, read_below};
 pub use search::{FoundLine, MOST_RESULTS, SearchOptions, SearchResult, search};
+pub use watch::{ChangedFile, FileChange, FileChanges, WatchScope, watch};
 pub use write::{FileWriter, NewFile, copy_content};
 
 /// Permissions of a new directory.

@@ -17,6 +17,7 @@ mod searches;
 mod snapshots;
 mod terminals;
 mod uploads;
+mod watches;
 
 use std::time::{Duration, Instant};
 

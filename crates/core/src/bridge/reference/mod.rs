@@ -60,6 +60,7 @@ impl Workspace for OverReference {
     type ListStream = Answers<ListPage>;
     type ReadStream = Answers<ReadChunk>;
     type SearchStream = Answers<SearchPage>;
+    type WatchStream = Answers<WatchEvents>;
     type ArchiveOutStream = Answers<DataChunk>;
     type ExportStream = Answers<ExportChunk>;
     type RunExecStream = Answers<ExecEvent>;
@@ -116,6 +117,10 @@ impl Workspace for OverReference {
 
     async fn search(&self, _: Request<SearchRequest>) -> Answer<Self::SearchStream> {
         lacks("searching in files")
+    }
+
+    async fn watch(&self, _: Request<WatchRequest>) -> Answer<Self::WatchStream> {
+        lacks("watching files")
     }
 
     async fn archive_out(&self, _: Request<ArchiveOutRequest>) -> Answer<Self::ArchiveOutStream> {

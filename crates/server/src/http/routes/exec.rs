@@ -21,7 +21,7 @@ use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-pub(super) use interruption::Watch;
+pub(super) use interruption::{Watch, restarted};
 
 use super::files::{bridge_of, exact_text, refused};
 use crate::app::App;

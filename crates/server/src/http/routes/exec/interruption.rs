@@ -37,7 +37,7 @@ impl Watch {
 }
 
 /// What is told in place of an end.
-pub(super) fn restarted() -> ApiError {
+pub(in crate::http::routes) fn restarted() -> ApiError {
     ApiError::new(
         ErrorCode::WorkspaceRestarted,
         "a snapshot or a rollback ended the processes of the workspace",

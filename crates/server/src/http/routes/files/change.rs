@@ -39,7 +39,6 @@ pub(super) fn router() -> OpenApiRouter<App> {
         .routes(routes!(rename))
         .routes(routes!(copy))
         .routes(routes!(chmod))
-        .routes(routes!(watch))
         .routes(routes!(extract))
 }
 
@@ -215,13 +214,6 @@ fn both((from, to): (&str, &str), missing: &'static str) -> ApiResult<(Workspace
         return Err(ApiError::new(ErrorCode::InvalidPath, missing));
     }
     Ok((required_path(Some(from))?, required_path(Some(to))?))
-}
-
-/// Watch files: not in this version.
-#[utoipa::path(get, path = "/bots/{bot_id}/container/fs/watch", tag = "files",
-    responses((status = 501, body = ErrorBody, description = "Not in this version")))]
-async fn watch(_access: BotAccess<Operate>) -> ApiError {
-    ApiError::unsupported("watching files is not in this version")
 }
 
 /// Unpack an archive that lies in the workspace: not in this version.

@@ -10,6 +10,7 @@ mod range;
 mod read;
 mod search;
 mod upload;
+mod watch;
 
 pub(super) use upload::{body_bytes, broken_form, field_bytes, next_field};
 
@@ -30,6 +31,7 @@ pub fn router() -> OpenApiRouter<App> {
         .merge(list::router())
         .merge(download::router())
         .merge(search::router())
+        .merge(watch::router())
         .merge(change::router())
         .merge(upload::router())
         .merge(archive::router())
