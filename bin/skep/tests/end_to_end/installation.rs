@@ -332,13 +332,17 @@ impl Installation {
 
     /// Runs the program itself as its command line.
     pub(crate) fn skep(&self, arguments: &[&str]) -> std::process::Output {
-        Command::new(env!("CARGO_BIN_EXE_skep"))
+        self.skep_command(arguments).output().expect("the program can be run")
+    }
+
+    pub(crate) fn skep_command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_skep"));
+        command
             .args(arguments)
             .env("SKEP_SERVER", &self.client.url)
             .env("SKEP_TOKEN", &self.client.token)
-            .stdin(Stdio::null())
-            .output()
-            .expect("the program can be run")
+            .stdin(Stdio::null());
+        command
     }
 
     pub(crate) async fn wait_until_ready(&mut self) {

@@ -16,6 +16,7 @@ mod logs;
 mod model;
 mod model_versions;
 mod power;
+mod reach;
 mod transfers;
 mod two_roots;
 mod versions;
