@@ -240,6 +240,77 @@ async fn a_rollback_that_a_crash_cut_off_is_carried_on() {
     assert_eq!(world.read(&bot, FILE).await, "two");
 }
 
+/// As containerd's end in the middle of a request looks.
+fn gone_away() -> RuntimeError {
+    RuntimeError::Unavailable {
+        runtime: "fake runtime",
+        source: None,
+    }
+}
+
+#[tokio::test]
+async fn a_rollback_whose_runtime_goes_away_in_its_middle_is_carried_on_when_it_is_back() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    write(&world, &bot, "one".into()).await;
+    snapshot(&world, &bot, "").await.unwrap();
+    for (number, verb) in [Verb::Commit, Verb::Stage, Verb::Swap, Verb::Start]
+        .into_iter()
+        .enumerate()
+    {
+        write(&world, &bot, format!("before {verb:?}")).await;
+        world.runtime.faults().fail_next(verb, gone_away());
+        world.runtime.faults().fail_next(verb, gone_away());
+        let saved = roll_back(&world, &bot, 1).await.unwrap();
+        assert_eq!(saved, number as u64 + 2, "{verb:?}");
+        assert_eq!(world.read(&bot, FILE).await, "one", "{verb:?}");
+        // What was there before is a version.
+        roll_back(&world, &bot, saved).await.unwrap();
+        assert_eq!(world.read(&bot, FILE).await, format!("before {verb:?}"));
+    }
+}
+
+#[tokio::test]
+async fn a_rollback_that_is_cancelled_while_the_runtime_is_away_is_undone_when_it_is_back() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    write(&world, &bot, "one".into()).await;
+    snapshot(&world, &bot, "").await.unwrap();
+    write(&world, &bot, "two".into()).await;
+    let layers = names(&world, &bot).await.len();
+    let hold = world.runtime.faults().hold(Verb::Swap);
+    let handle = world.skep.roll_back(&bot, 1, &admin()).await.unwrap();
+    called(&world, Verb::Swap, 1).await;
+    world.runtime.go_away();
+    drop(hold);
+    let (skep, id) = (world.skep.clone(), handle.id().to_owned());
+    let cancel = tokio::spawn(async move { skep.cancel_operation(&id).await });
+    // It is not said to be over before it is.
+    let early = tokio::time::timeout(Duration::from_millis(300), handle.outcome()).await;
+    assert!(early.is_err(), "{early:?}");
+    world.runtime.come_back();
+    assert_eq!(handle.outcome().await.unwrap_err().code(), Code::OperationCancelled);
+    cancel.await.unwrap().unwrap();
+    assert_eq!(world.read(&bot, FILE).await, "two");
+    assert_eq!(versions(&world, &bot).await, [1]);
+    // The state that was saved stands below the present one.
+    assert!(names(&world, &bot).await.len() <= layers + 1);
+}
+
+#[tokio::test]
+async fn a_snapshot_that_begins_while_the_runtime_is_away_fails_at_once() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    write(&world, &bot, "one".into()).await;
+    world.runtime.go_away();
+    let refused = tokio::time::timeout(Duration::from_secs(5), snapshot(&world, &bot, "")).await;
+    let refused = refused.expect("nobody is kept waiting").unwrap_err();
+    assert_eq!(refused.code(), Code::RuntimeUnavailable);
+    world.runtime.come_back();
+    assert_eq!(world.read(&bot, FILE).await, "one");
+    assert_eq!(versions(&world, &bot).await, Vec::<u64>::new());
+}
+
 async fn called(world: &World, verb: Verb, times: u64) {
     until(|| async {
         match world.runtime.faults().calls(verb) {

@@ -181,17 +181,21 @@ pub fn pass_or_abort(_name: &str) {}
 
 #[cfg(feature = "failpoints")]
 mod armed {
-    //! The directory of a test: `armed` has a line `<point> <times to pass it> abort|error` for each that is armed (`*`
-    //! is any point),
-    //! `passed` gets a line for each that was passed, `fired` one for each that did what it was armed for.
+    //! The directory of a test: `armed` has a line `<point> <times to pass it> abort|error|hold` for each that is armed
+    //! (`*` is any point), `passed` gets a line for each that was passed, `fired` one for each that did what it was
+    //! armed for. One that holds waits for as long as there is a file `held`.
 
     use std::fs::File;
     use std::io::{self, Write};
     use std::path::{Path, PathBuf};
     use std::sync::{LazyLock, Mutex, PoisonError};
+    use std::time::{Duration, Instant};
 
     const DIRECTORY: &str = "SKEP_FAILPOINTS";
     const ANY: &str = "*";
+    /// A test that takes longer has died.
+    const HOLD_LIMIT: Duration = Duration::from_secs(20);
+    const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
     /// One at a time: a pass reads and rewrites what is armed.
     static PLACE: LazyLock<Option<Mutex<PathBuf>>> =
@@ -215,8 +219,25 @@ mod armed {
         match fires(&place, name)?.as_deref() {
             None => Ok(()),
             Some("abort") => std::process::abort(),
+            Some("hold") => {
+                let held = place.join("held");
+                drop(place);
+                hold(&held)
+            }
             Some(_) => Err(io::Error::other(format!("failpoint {name}"))),
         }
+    }
+
+    /// The thread waits, whatever else should run on it: between two side effects nothing of this server happens.
+    fn hold(held: &Path) -> io::Result<()> {
+        let begun = Instant::now();
+        while held.try_exists()? {
+            if begun.elapsed() > HOLD_LIMIT {
+                return Err(io::Error::other("nobody let go of it"));
+            }
+            std::thread::sleep(LOOK_AGAIN);
+        }
+        Ok(())
     }
 
     /// What the point does now. Each line counts down and is gone once it fired.

@@ -29,6 +29,8 @@ pub(crate) enum Exit {
     AbortThen(usize),
     /// Lets the step fail.
     Error,
+    /// Kills containerd there, starts it a little later and has it collect what nothing refers to.
+    Containerd,
 }
 
 impl Exit {
@@ -36,7 +38,12 @@ impl Exit {
         match self {
             Self::Abort | Self::AbortThen(_) => "abort",
             Self::Error => "error",
+            Self::Containerd => "hold",
         }
+    }
+
+    pub(crate) fn ends_the_server(self) -> bool {
+        matches!(self, Self::Abort | Self::AbortThen(_))
     }
 }
 
@@ -44,6 +51,7 @@ impl fmt::Display for Exit {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Abort | Self::Error => out.write_str(self.word()),
+            Self::Containerd => out.write_str("containerd"),
             Self::AbortThen(then) => write!(out, "abort{THEN}{then}"),
         }
     }
@@ -73,17 +81,22 @@ pub(crate) fn how_to_repeat(trial: &str) -> String {
     format!("CRASH_POINT='{trial}' cargo test --workspace --test crash")
 }
 
-/// Which trials are made: `CRASH_POINTS=all`, `CRASH_POINT=<trial or the beginning of one>`, or a part by `SEED`.
+/// Which trials are made: `CRASH_POINTS=all`, `CRASH_POINT=<trial, the beginning of one, or /<the end of some>>`, or a
+/// part by `SEED`.
 pub(crate) enum Choice {
     All,
     Beginning(String),
+    Ending(String),
     Part(u64),
 }
 
 impl Choice {
     pub(crate) fn of_environment() -> Self {
         if let Ok(trial) = std::env::var("CRASH_POINT") {
-            return Self::Beginning(trial);
+            return match trial.starts_with('/') {
+                true => Self::Ending(trial),
+                false => Self::Beginning(trial),
+            };
         }
         match std::env::var("CRASH_POINTS").as_deref() {
             Ok("all") => return Self::All,
@@ -104,6 +117,7 @@ impl Choice {
         match self {
             Self::All => "crash: all points".to_owned(),
             Self::Beginning(trial) => format!("crash: what begins with {trial:?}"),
+            Self::Ending(trial) => format!("crash: what ends with {trial:?}"),
             Self::Part(seed) => format!("crash: one trial in {PART}, chosen by SEED={seed}"),
         }
     }
@@ -124,6 +138,7 @@ impl Choice {
         match self {
             Self::All => true,
             Self::Beginning(beginning) => trial.to_string().starts_with(beginning),
+            Self::Ending(ending) => trial.to_string().ends_with(ending),
             Self::Part(seed) => number_of(*seed, &trial.to_string()).is_multiple_of(PART),
         }
     }
@@ -132,11 +147,11 @@ impl Choice {
     fn second_crash(&self, point: &str) -> Exit {
         let named = match self {
             Self::Beginning(trial) => trial.split_once(THEN).and_then(|(_, then)| then.parse().ok()),
-            Self::All | Self::Part(_) => None,
+            Self::All | Self::Ending(_) | Self::Part(_) => None,
         };
         let seed = match self {
             Self::Part(seed) => *seed,
-            Self::All | Self::Beginning(_) => 0,
+            Self::All | Self::Beginning(_) | Self::Ending(_) => 0,
         };
         Exit::AbortThen(named.unwrap_or_else(|| {
             let chosen = 1 + number_of(seed, point) % SECOND_WITHIN;
@@ -177,7 +192,9 @@ pub(crate) async fn record_all(choice: &Choice, report: &Report) -> Vec<Trial> {
             }
             report.found_points(1);
             let second = choice.second_crash(&format!("{}/{point}#{occurrence}", scenario.name));
-            trials.extend([Exit::Abort, second].into_iter().chain(can_fail).map(|exit| Trial {
+            let of_containerd = (*occurrence == 1 && is_beside_containerd(point)).then_some(Exit::Containerd);
+            let exits = [Exit::Abort, second].into_iter().chain(can_fail).chain(of_containerd);
+            trials.extend(exits.map(|exit| Trial {
                 scenario,
                 point: point.to_owned(),
                 occurrence: *occurrence,
@@ -186,6 +203,13 @@ pub(crate) async fn record_all(choice: &Choice, report: &Report) -> Vec<Trial> {
         }
     }
     trials
+}
+
+/// Between two others containerd is not asked, so that its end there is its end at the next that is not named here.
+fn is_beside_containerd(point: &str) -> bool {
+    !["host.", "network.", "operation.", "bot.", "pull."]
+        .iter()
+        .any(|beginning| point.starts_with(beginning))
 }
 
 /// What is still to be tried.

@@ -102,14 +102,17 @@ async fn tried(stage: &mut Stage, trial: &Trial) -> Tried<Option<Duration>> {
     stage.arm(Some((&trial.point, trial.occurrence, trial.exit)));
     let name = stage.new_name();
     let asked = ask(stage, scenario.act, &name, &trial.to_string()).await;
+    if trial.exit == Exit::Containerd {
+        end_containerd_there(stage).await?;
+    }
     let came = asked.end(stage).await?;
     if !stage.has_fired() {
         return Err(format!("the point was not passed; passed were {:?}", stage.passed()).into());
     }
     let took = match trial.exit {
         Exit::Abort | Exit::AbortThen(_) => Some(after_abort(stage, trial, &name, &came).await?),
-        Exit::Error => {
-            after_error(stage, trial, &name, came).await?;
+        Exit::Error | Exit::Containerd => {
+            after_failure(stage, trial, &name, came).await?;
             None
         }
     };
@@ -213,11 +216,23 @@ impl Quiet {
     }
 }
 
+async fn end_containerd_there(stage: &mut Stage) -> Tried<()> {
+    let deadline = Instant::now() + CONVERGE_LIMIT;
+    while !stage.has_fired() {
+        if Instant::now() > deadline {
+            return Err(format!("the point was not passed; passed were {:?}", stage.passed()).into());
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+    stage.end_containerd().await;
+    Ok(())
+}
+
 /// It fails, or a second try within it works; either way nothing is left over, and a repeat works.
-async fn after_error(stage: &mut Stage, trial: &Trial, name: &str, came: Came) -> Tried<()> {
+async fn after_failure(stage: &mut Stage, trial: &Trial, name: &str, came: Came) -> Tried<()> {
     let scenario = trial.scenario;
     if matches!(came, Came::Died) {
-        return Err("the server died of an error".to_owned().into());
+        return Err("the server died of a failure".to_owned().into());
     }
     find_new_bot(stage, scenario, name).await?;
     let mut has_succeeded = false;
@@ -229,7 +244,12 @@ async fn after_error(stage: &mut Stage, trial: &Trial, name: &str, came: Came) -
         }
         has_succeeded = true;
     } else if !scenario.after_failure.is_empty() {
-        until(stage, scenario.after_failure).await?;
+        let mended = match trial.exit {
+            // Those who see that it is back bring up what should run, or take back what was begun.
+            Exit::Containerd => vec![scenario.from, scenario.to],
+            _ => Vec::new(),
+        };
+        until(stage, &[scenario.after_failure, &mended].concat()).await?;
     }
     keeps_what_was_written(stage, scenario)?;
     if has_succeeded && scenario.kinds == ["restore"] {

@@ -22,6 +22,8 @@ use crate::written::{Written, digest_of};
 pub(crate) const CONVERGE_LIMIT: Duration = Duration::from_secs(30);
 /// A workspace on so many layers has some merged.
 const LONG_LINE: usize = 4;
+/// Long enough for the server to ask for something and to fail.
+const CONTAINERD_AWAY: Duration = Duration::from_millis(300);
 const LOOK_AGAIN: Duration = Duration::from_millis(30);
 /// Layers of the image that is pulled, besides one that is there, and bytes of each.
 const PULLED: (usize, usize) = (2, 300_000);
@@ -487,7 +489,10 @@ impl Stage {
 
     /// Arms one point, and begins a new record of those that are passed.
     pub(crate) fn arm(&mut self, armed: Option<(&str, usize, Exit)>) {
-        self.aborts = armed.is_some_and(|(_, _, exit)| exit != Exit::Error);
+        self.aborts = armed.is_some_and(|(_, _, exit)| exit.ends_the_server());
+        if armed.is_some_and(|(_, _, exit)| exit == Exit::Containerd) {
+            std::fs::write(self.failpoints.path().join("held"), "").expect("it can be written");
+        }
         let directory = self.failpoints.path();
         for file in ["passed", "fired"] {
             std::fs::write(directory.join(file), "").expect("it can be written");
@@ -504,6 +509,24 @@ impl Stage {
 
     pub(crate) fn has_fired(&self) -> bool {
         !self.lines("fired").is_empty()
+    }
+
+    /// The server waits at the point that was armed: containerd is killed there, and starts again when the server
+    /// has gone on for a while.
+    pub(crate) async fn end_containerd(&mut self) {
+        let containerd = self.installation.containerd_mut();
+        containerd.kill().expect("containerd can be killed");
+        std::fs::remove_file(self.failpoints.path().join("held")).expect("the server is held");
+        tokio::time::sleep(CONTAINERD_AWAY).await;
+        let containerd = self.installation.containerd_mut();
+        containerd.start_again().await.expect("containerd starts again");
+        self.collect_garbage();
+    }
+
+    /// At once, and not when containerd thinks fit.
+    fn collect_garbage(&self) {
+        self.ctr(&["leases", "create", "--id", "collect"]);
+        self.ctr(&["leases", "delete", "--sync", "collect"]);
     }
 
     pub(crate) fn is_armed_to_abort(&self) -> bool {

@@ -102,8 +102,7 @@ impl BotModel {
             _ if self.possible == [Expected::Stopped] => self.change("/start", Method::POST, Expected::Running).await,
             38..55 => self.write_by_exec().await,
             55..70 => self.upload().await,
-            // In the long form alone: one kill in it has lost a file to a cause that is not found yet.
-            70..88 if amount(0, 1) == 1 => self.versions_step().await,
+            70..88 => self.versions_step().await,
             _ => self.verify_one().await,
         }
     }

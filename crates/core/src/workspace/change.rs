@@ -28,6 +28,7 @@ impl Work {
         if !layers.is_adopted(bot, operation).await? {
             self.shorten_line(row).await?;
             self.halt().await?;
+            self.note_begun();
             self.step("write", async {
                 // What a crash left of it, half written.
                 layers.discard_change(bot, operation).await?;

@@ -23,8 +23,10 @@ use crate::skep::Skep;
 const JOURNAL_WAIT: Duration = Duration::from_secs(1);
 /// How long the undoing of a failed operation may take.
 const UNDO_LIMIT: Duration = Duration::from_secs(60);
-/// Between two looks for a runtime that is down, for work carried on after a start: from, to.
-const RUNTIME_BACK_OFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+/// How often the same operation, or its undoing, is gone on with after the runtime went away in its middle.
+const TRIES: u32 = 8;
+/// Between two looks for a runtime that is down, for work that is carried on: from, to.
+const RUNTIME_BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
 impl Skep {
     /// Accepts, joins or refuses a request. When this returns, its operation is in the journal.
@@ -262,19 +264,42 @@ impl Skep {
         }
     }
 
-    /// Runs the work in a task of its own, so that a panic ends this operation and not the driver; a cancelled one
-    /// is aborted and waited for. True: the server lets go of it.
+    /// Does the work, and goes on with it when a runtime that went away in its middle is back, as the next server
+    /// would: what it then does is one of the two things that can be answered. True: the server lets go of it.
     async fn do_work(&self, work: &Work) -> (Result<Outcome>, bool) {
-        let pending = work.pending().clone();
-        if pending.origin != Origin::Asked {
-            tokio::select! {
-                biased;
-                // Nothing of it was begun by this server.
-                () = self.going_down().cancelled() => return (Err(Error::GoingDown), true),
-                () = pending.cancelled() => return (Err(pending.cancellation()), false),
-                () = self.runtime_answers() => {}
+        let pending = work.pending();
+        let mut is_continued = pending.origin != Origin::Asked;
+        let mut tries = 1;
+        loop {
+            if is_continued {
+                tokio::select! {
+                    biased;
+                    // Nothing of it runs in this server now.
+                    () = self.going_down().cancelled() => return (Err(Error::GoingDown), true),
+                    () = pending.cancelled() => return (Err(pending.cancellation()), false),
+                    () = self.runtime_answers() => {}
+                }
+            }
+            match self.try_work(work).await {
+                (Err(error), false) if tries < TRIES && work.is_cut_off_by(&error) => {
+                    tracing::warn!(
+                        bot = %work.bot(),
+                        operation = work.hub().id(),
+                        error = error.with_causes(),
+                        "cut off; goes on when the runtime is back"
+                    );
+                    is_continued = true;
+                    tries += 1;
+                }
+                ended => return ended,
             }
         }
+    }
+
+    /// Runs the work in a task of its own, so that a panic ends this operation and not the driver; a cancelled one
+    /// is aborted and waited for. True: the server lets go of it.
+    async fn try_work(&self, work: &Work) -> (Result<Outcome>, bool) {
+        let pending = work.pending();
         let doing = work.clone();
         let mut task = tokio::spawn(async move { doing.run().await });
         let finished = tokio::select! {
@@ -296,7 +321,30 @@ impl Skep {
         (result, false)
     }
 
+    /// Undoes what failed, once more when the runtime that it needs is back.
     async fn undo(&self, work: &Work, error: &Error) {
+        let mut tries = 1;
+        let failed = loop {
+            match self.try_undo(work, error).await {
+                Ok(()) => return,
+                Err(undo) if tries < TRIES && work.is_cut_off_by(&undo) => tries += 1,
+                Err(undo) => break undo,
+            }
+            tokio::select! {
+                () = self.letting_go().cancelled() => break Error::GoingDown,
+                () = self.runtime_answers() => {}
+            }
+        };
+        tracing::error!(
+            bot = %work.bot(),
+            operation = work.hub().id(),
+            error = failed.with_causes(),
+            "could not be undone; reconcile takes it up"
+        );
+        self.look_again().notify_one();
+    }
+
+    async fn try_undo(&self, work: &Work, error: &Error) -> Result<()> {
         let undoing = async {
             tokio::select! {
                 // It stays unfinished in the journal: the next start carries it on.
@@ -305,21 +353,8 @@ impl Skep {
             }
         };
         match tokio::time::timeout(UNDO_LIMIT, undoing).await {
-            Ok(Ok(())) => {}
-            Ok(Err(undo)) => {
-                tracing::error!(
-                    bot = %work.bot(),
-                    operation = work.hub().id(),
-                    error = undo.with_causes(),
-                    "could not be undone; reconcile takes it up"
-                );
-                self.look_again().notify_one();
-            }
-            Err(_) => tracing::error!(
-                bot = %work.bot(),
-                operation = work.hub().id(),
-                "was not undone in time; reconcile takes it up"
-            ),
+            Ok(undone) => undone,
+            Err(late) => Err(Error::internal("undoing an operation", late)),
         }
     }
 

@@ -29,6 +29,7 @@ impl Work {
         let mut merged = self.shorten(top.as_deref()).await?;
         if !merged.is_empty() {
             self.halt().await?;
+            self.note_begun();
             let kept = self.commit_on_short_line(&self.layer_name("kept"), &mut merged).await?;
             self.use_merged(row, &merged).await?;
             // No version is this state: it lasts as long as something stands on it.

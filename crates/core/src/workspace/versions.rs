@@ -16,8 +16,6 @@ use crate::error::{Error, Result};
 use crate::operations::{Outcome, TakenSnapshot};
 use crate::versions::{SOURCE_PRE_EXEC, SOURCE_ROLLBACK, layers_of, required_layers};
 
-/// Note: layers are changed from here on.
-const BEGUN: &str = "layers_changed";
 /// Note: the layer that is gone back to, or whose version is deleted.
 const TARGET: &str = "target";
 /// Note: the version that holds the present already, so that nothing is to be saved.
@@ -31,7 +29,7 @@ impl Work {
         self.refuse_what_was_not_begun()?;
         let row = self.layered_row().await?;
         let name = self.layer_name("snapshot");
-        if self.noted(BEGUN).is_none() {
+        if !self.has_begun() {
             self.check_room(&row, &plan.source).await?;
         }
         let top = self.below_the_present().await?;
@@ -39,7 +37,7 @@ impl Work {
         if !self.has_committed() && !self.has_layer(&name).await? {
             self.halt().await?;
         }
-        self.note(BEGUN, true);
+        self.note_begun();
         let kept = self.commit_on_short_line(&name, &mut merged).await?;
         self.come_back(&row).await?;
         let version = self.step("version", self.record_version(&row, &kept, plan)).await?;
@@ -64,12 +62,12 @@ impl Work {
         let (saved_name, back) = (self.layer_name("saved"), self.layer_name("back"));
         if self.layers()?.present(self.bot()).await?.as_deref() != Some(back.as_str()) {
             self.halt().await?;
-            if self.noted(BEGUN).is_none()
+            if !self.has_begun()
                 && let Some(saved) = self.version_of_the_present(&row).await?
             {
                 self.note(SAVED, saved);
             }
-            self.note(BEGUN, true);
+            self.note_begun();
             self.note(TARGET, target.clone());
             self.change_to(&saved_name, &back, highest).await?;
         } else {
@@ -124,6 +122,7 @@ impl Work {
             let found = found.ok_or(Error::VersionNotFound(version))?;
             self.note(FORGOTTEN, json!([found.runtime_snapshot_name]));
             self.note(TARGET, found.runtime_snapshot_name);
+            self.note_begun();
         }
         let name = self.noted_text(TARGET).ok_or(Error::VersionNotFound(version))?;
         self.step("forget", async {
@@ -224,7 +223,7 @@ impl Work {
 
     /// One that the last server had begun and that changed no layer is rolled back: nobody waits for it any more.
     fn refuse_what_was_not_begun(&self) -> Result<()> {
-        if self.pending().origin == Origin::LeftBegun && self.noted(BEGUN).is_none() {
+        if self.pending().origin == Origin::LeftBegun && !self.has_begun() {
             return Err(Error::OperationCancelled("a restart of the server".to_owned()));
         }
         Ok(())

@@ -9,9 +9,13 @@ use skep_runtime::{Runtime, failpoint};
 use skep_store::{ContainerRow, EventRow, Store};
 
 use super::lanes::Pending;
+use crate::Code;
 use crate::error::{Error, Result};
 use crate::operations::{EventBody, Hub};
 use crate::skep::Skep;
+
+/// Note: layers are changed from here on.
+const BEGUN: &str = "layers_changed";
 
 /// One operation while it is done. Clones are the same operation.
 #[derive(Clone)]
@@ -75,6 +79,21 @@ impl Work {
 
     fn all_notes(&self) -> Value {
         Value::Object(self.notes.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+
+    /// From here on layers are changed: a failure must not leave it half done.
+    pub(super) fn note_begun(&self) {
+        self.note(BEGUN, true);
+    }
+
+    pub(super) fn has_begun(&self) -> bool {
+        self.noted(BEGUN).is_some()
+    }
+
+    /// Whether the runtime went away while layers were changed: whoever was not answered cannot have been told
+    /// whether it came to pass, so nothing that is said before it is back would be true.
+    pub(crate) fn is_cut_off_by(&self, error: &Error) -> bool {
+        self.has_begun() && error.code() == Code::RuntimeUnavailable
     }
 
     /// Tells and journals an event.

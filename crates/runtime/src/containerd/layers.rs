@@ -31,14 +31,30 @@ use crate::layers::{
 use crate::{LayerKind, LayerMount, LayerRecord, LayerTree, Layers, Result, RuntimeError, failpoint};
 
 impl ContainerdRuntime {
-    /// The mounts of a container's layer. A pointer to a layer that a cut-off commit took away is mended first.
+    /// The mounts of a container's layer. A pointer to a layer that a cut-off commit took away is mended first, and so
+    /// are the labels where a cut-off swap left them behind: what is written from here on would not be found without
+    /// the container.
     pub(super) async fn present_mounts(&self, bot: &BotId, container: &Container) -> Result<Vec<Mount>> {
         match self.layer_mounts(&container.snapshotter, &container.snapshot_key).await {
             Err(RuntimeError::NotFound { .. }) => {
                 let key = self.mend_pointer(bot, container).await?;
                 self.layer_mounts(&container.snapshotter, &key).await
             }
-            mounts => mounts,
+            Ok(mounts) => {
+                if container.snapshotter == OVERLAYFS {
+                    self.mark_swapped(bot, &container.snapshot_key).await?;
+                }
+                Ok(mounts)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn mark_swapped(&self, bot: &BotId, key: &str) -> Result<()> {
+        let layer = self.any_layer(key).await?;
+        match layer.is_some_and(|layer| layer.is_staged()) {
+            true => self.mark_present(bot, OVERLAYFS, key).await,
+            false => Ok(()),
         }
     }
 
