@@ -6,6 +6,7 @@
 pub mod conformance;
 pub mod containerd_rig;
 mod containerd_server;
+pub mod containerd_view;
 pub mod fake_runtime;
 pub mod host_traces;
 pub mod images;

@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::Command;
 
 use skep_names::BotId;
+use skep_testkit::containerd_view::Layer;
 use skep_testkit::mounts_below;
 
 use crate::stage::Stage;
@@ -83,11 +84,10 @@ impl Difference {
 /// What is held now, with the ids of bots replaced by what they are to the trial.
 pub(crate) async fn capture(stage: &Stage) -> Held {
     let mut raw = Vec::new();
-    let asked = ask_containerd(stage);
     rows(stage, &mut raw).await;
     on_disk(stage, &mut raw);
     in_the_kernel(stage, &mut raw);
-    answers(asked, &mut raw);
+    in_containerd(stage, &mut raw).await;
     layers(stage, &mut raw).await;
     let mut held = Held::default();
     held.extend(raw.into_iter().map(|line| stage.with_names(&line)));
@@ -128,74 +128,32 @@ async fn rows(stage: &Stage, raw: &mut Vec<String>) {
     }
 }
 
-/// What is asked of containerd, all at once: each answer costs a process of its own.
-fn ask_containerd(stage: &Stage) -> Vec<(&'static str, std::process::Child)> {
-    let questions: [(&str, &[&str]); 6] = [
-        ("container", &["containers", "ls"]),
-        ("task", &["tasks", "ls"]),
-        ("snapshot", &["snapshots", "ls"]),
-        ("lease", &["leases", "ls", "-q"]),
-        ("image", &["images", "ls", "-q"]),
-        ("content", &["content", "ls", "-q"]),
-    ];
-    let ask = |(kind, arguments): (&'static str, &[&str])| {
-        let child = Command::new("ctr")
-            .arg("--address")
-            .arg(stage.installation.containerd().socket())
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("ctr is needed");
-        (kind, child)
-    };
-    questions.map(ask).into()
-}
-
-fn answers(asked: Vec<(&'static str, std::process::Child)>, raw: &mut Vec<String>) {
-    for (kind, child) in asked {
-        let text = text_of(child.wait_with_output().expect("ctr can be waited for"));
-        let header = usize::from(["container", "task", "snapshot"].contains(&kind));
-        for line in text.lines().skip(header) {
-            let mut words: Vec<&str> = line.split_whitespace().collect();
-            if kind == "task" {
-                // The number of its process differs from start to start.
-                words.remove(1);
-            }
-            let line = words.join(" ");
-            raw.push(match kind {
-                "lease" => format!("lease {}", line.trim_end_matches(|c: char| c.is_ascii_hexdigit())),
-                _ => format!("{kind} {line}"),
-            });
-        }
-    }
-}
-
-fn text_of(output: Output) -> String {
-    assert!(
-        output.status.success(),
-        "ctr failed: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    String::from_utf8_lossy(&output.stdout).into_owned()
+/// Numbers of processes, which differ from start to start, and the random ends of the names of leases are left out.
+async fn in_containerd(stage: &Stage, raw: &mut Vec<String>) {
+    let view = stage.view();
+    let containers = view.containers().await.into_iter();
+    raw.extend(containers.map(|(id, image, runtime)| format!("container {id} {image} {runtime}")));
+    let tasks = view.tasks().await.into_iter();
+    raw.extend(tasks.map(|task| format!("task {} {}", task.id, task.status().as_str_name())));
+    let named = |kind: &'static str| move |name: String| format!("{kind} {name}");
+    raw.extend(view.images().await.into_iter().map(named("image")));
+    raw.extend(view.content().await.into_iter().map(named("content")));
+    let leases = view.leases().await.into_iter();
+    let without_its_end = |id: String| id.trim_end_matches(|c: char| c.is_ascii_hexdigit()).to_owned();
+    raw.extend(leases.map(without_its_end).map(named("lease")));
 }
 
 /// In place of the names of workspaces' layers, which hold ids of operations: one active layer each, a committed one
 /// for every version, and none that no version is and on which nothing stands.
 async fn layers(stage: &Stage, raw: &mut Vec<String>) {
-    let (own, rest): (Vec<String>, Vec<String>) = std::mem::take(raw)
+    let (layers, others): (Vec<Layer>, Vec<Layer>) = stage
+        .view()
+        .layers()
+        .await
         .into_iter()
-        .partition(|line| line.starts_with("snapshot workspace-"));
-    *raw = rest;
-    let mut layers = Vec::new();
-    for line in &own {
-        let words: Vec<&str> = line.split(' ').collect();
-        match words[..] {
-            [_, name, parent, kind] => layers.push((name, parent, kind)),
-            _ => raw.push(line.clone()),
-        }
-    }
+        .partition(|layer| layer.name.starts_with("workspace-"));
+    let others = others.into_iter();
+    raw.extend(others.map(|layer| format!("snapshot {} {} {}", layer.name, layer.parent, layer.kind)));
     let mut versions = BTreeSet::new();
     for bot in stage.all_bots() {
         let container = crate::model::container_of(bot);
@@ -206,18 +164,20 @@ async fn layers(stage: &Stage, raw: &mut Vec<String>) {
         for row in rows {
             if !layers
                 .iter()
-                .any(|(name, _, kind)| *name == row.runtime_snapshot_name && *kind == "Committed")
+                .any(|layer| layer.name == row.runtime_snapshot_name && layer.kind == "Committed")
             {
                 raw.push(format!("version {} of {bot} without its layer", row.version));
             }
             versions.insert(row.runtime_snapshot_name);
         }
     }
-    for (name, _, kind) in &layers {
-        let bot = &name["workspace-".len()..][..36];
-        match *kind {
+    for layer in &layers {
+        let bot = &layer.name["workspace-".len()..][..36];
+        let is_needed =
+            |layer: &Layer| versions.contains(&layer.name) || layers.iter().any(|above| above.parent == layer.name);
+        match layer.kind {
             "Active" => raw.push(format!("active layer of {bot}")),
-            _ if versions.contains(*name) || layers.iter().any(|(_, parent, _)| parent == name) => {}
+            _ if is_needed(layer) => {}
             _ => raw.push(format!("layer of {bot} that nobody needs")),
         }
     }

@@ -118,7 +118,7 @@ async fn tried(stage: &mut Stage, trial: &Trial) -> Tried<Option<Duration>> {
     };
     has_imported(stage, scenario, &name)?;
     keeps_what_was_written(stage, scenario)?;
-    if !stage.bystander_runs_on() {
+    if !stage.bystander_runs_on().await {
         return Err("the bystander that ran was restarted".to_owned().into());
     }
     stage.subject_is(scenario.to);
@@ -397,7 +397,7 @@ struct Asked {
 async fn ask(stage: &Stage, act: Act, name: &str, key: &str) -> Asked {
     let Some((method, path, body)) = act.request(stage, name) else {
         let bot = stage.subject.as_ref().map(|subject| subject.bot.as_str());
-        let process = stage.first_process(bot.expect("there is a workspace"));
+        let process = stage.first_process(bot.expect("there is a workspace")).await;
         let process = rustix::process::Pid::from_raw(i32::try_from(process).expect("a process")).expect("a process");
         rustix::process::kill_process(process, rustix::process::Signal::KILL).expect("it can be killed");
         return Asked {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use reqwest::Method;
 use serde_json::json;
 use skep_store::Store;
+use skep_testkit::containerd_view::ContainerdView;
 use skep_testkit::images::random_image;
 use tempfile::TempDir;
 
@@ -38,6 +39,7 @@ pub(crate) struct Subject {
 
 pub(crate) struct Stage {
     pub(crate) installation: Installation,
+    view: ContainerdView,
     failpoints: TempDir,
     aborts: bool,
     store: Store,
@@ -91,6 +93,7 @@ impl Stage {
             ..Made::default()
         };
         let mut stage = Self {
+            view: ContainerdView::new(installation.containerd().socket()),
             installation,
             failpoints,
             aborts: false,
@@ -138,13 +141,17 @@ impl Stage {
             self.bystanders[index].0 = bot;
         }
         client.act(&self.bystanders[1].0, "stop").await;
-        self.bystander_process = self.first_process(&self.bystanders[0].0);
+        self.bystander_process = self.first_process(&self.bystanders[0].0).await;
         let difference = capture(self).await.against(&self.expected(State::NoBot));
         assert!(
             difference.is_empty(),
             "the model does not fit two workspaces that nothing happened to:\n{}",
             difference.describe()
         );
+    }
+
+    pub(crate) fn view(&self) -> &ContainerdView {
+        &self.view
     }
 
     pub(crate) fn store(&self) -> &Store {
@@ -214,8 +221,8 @@ impl Stage {
     }
 
     /// The running bystander was never touched.
-    pub(crate) fn bystander_runs_on(&self) -> bool {
-        self.first_process(&self.bystanders[0].0) == self.bystander_process
+    pub(crate) async fn bystander_runs_on(&self) -> bool {
+        self.first_process(&self.bystanders[0].0).await == self.bystander_process
     }
 
     /// Takes up a bot as the one that is tried on.
@@ -467,13 +474,11 @@ impl Stage {
     }
 
     /// On the host.
-    pub(crate) fn first_process(&self, bot: &str) -> u32 {
+    pub(crate) async fn first_process(&self, bot: &str) -> u32 {
         let id = model::container_of(bot);
-        let tasks = self.ctr(&["tasks", "ls"]);
-        let line = tasks.lines().find(|line| line.starts_with(&id));
-        let line = line.unwrap_or_else(|| panic!("{bot} has no task: {tasks}"));
-        let process = line.split_whitespace().nth(1).expect("a number");
-        process.parse().expect("a number")
+        let tasks = self.view.tasks().await;
+        let task = tasks.iter().find(|task| task.id == id);
+        task.unwrap_or_else(|| panic!("{bot} has no task: {tasks:?}")).pid
     }
 
     fn ctr(&self, arguments: &[&str]) -> String {
@@ -520,13 +525,7 @@ impl Stage {
         tokio::time::sleep(CONTAINERD_AWAY).await;
         let containerd = self.installation.containerd_mut();
         containerd.start_again().await.expect("containerd starts again");
-        self.collect_garbage();
-    }
-
-    /// At once, and not when containerd thinks fit.
-    fn collect_garbage(&self) {
-        self.ctr(&["leases", "create", "--id", "collect"]);
-        self.ctr(&["leases", "delete", "--sync", "collect"]);
+        self.view.collect_garbage().await;
     }
 
     pub(crate) fn is_armed_to_abort(&self) -> bool {

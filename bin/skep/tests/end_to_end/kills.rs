@@ -1,6 +1,5 @@
 //! Server and containerd are killed while eight bots are worked on: what was acknowledged is true afterwards.
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -9,6 +8,7 @@ use futures::future::join_all;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use skep_testkit::Expected;
+use skep_testkit::containerd_view::ContainerdView;
 
 use crate::installation::{Installation, OciRuntime};
 use crate::model::{BotModel, amount, expected, seed};
@@ -40,7 +40,10 @@ async fn what_was_acknowledged_is_true_after_kills_of_server_and_containerd() {
             bot
         }));
     }
-    let collecting = tokio::spawn(collect_garbage(skep.containerd().socket().to_owned(), stop.clone()));
+    let collecting = tokio::spawn(collect_garbage(
+        ContainerdView::new(skep.containerd().socket()),
+        stop.clone(),
+    ));
     let (servers, daemons) = (amount(16, 160), amount(4, 40));
     for kill in 0..servers + daemons {
         tokio::time::sleep(Duration::from_millis(random.random_range(0..2500))).await;
@@ -111,29 +114,13 @@ fn one_layer_is_written_to(skep: &Installation, bots: &[BotModel]) {
 }
 
 /// Has containerd collect what nothing refers to, again and again; it may be away. Says how often it did.
-async fn collect_garbage(socket: PathBuf, stop: Arc<AtomicBool>) -> usize {
+async fn collect_garbage(containerd: ContainerdView, stop: Arc<AtomicBool>) -> usize {
     let mut collections = 0;
     while !stop.load(Ordering::Relaxed) {
-        for arguments in [
-            &["content", "prune", "references"][..],
-            &["leases", "create", "--id", "collect"],
-            &["leases", "delete", "--sync", "collect"],
-        ] {
-            collections += usize::from(ctr(&socket, arguments).await && arguments[0] == "content");
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        collections += usize::from(containerd.try_to_collect_garbage().await.is_ok());
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    // Cut off between the two, it would be taken for one of ours.
-    ctr(&socket, &["leases", "delete", "--sync", "collect"]).await;
+    // Cut off between the two, its lease would be taken for one of ours.
+    containerd.collect_garbage().await;
     collections
-}
-
-async fn ctr(socket: &Path, arguments: &[&str]) -> bool {
-    let ended = tokio::process::Command::new("ctr")
-        .arg("--address")
-        .arg(socket)
-        .args(arguments)
-        .output()
-        .await;
-    ended.expect("ctr can be run").status.success()
 }

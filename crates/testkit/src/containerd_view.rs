@@ -1,0 +1,181 @@
+//! What containerd holds, asked for without a process of `ctr`, which takes a tenth of a second of a processor each time.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use containerd_client::services::v1::containers_client::ContainersClient;
+use containerd_client::services::v1::content_client::ContentClient;
+use containerd_client::services::v1::images_client::ImagesClient;
+use containerd_client::services::v1::leases_client::LeasesClient;
+use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClient;
+use containerd_client::services::v1::snapshots::{Info, Kind, ListSnapshotsRequest};
+use containerd_client::services::v1::tasks_client::TasksClient;
+use containerd_client::services::v1::{
+    CreateRequest, DeleteRequest, ListContainersRequest, ListContentRequest, ListImagesRequest, ListRequest,
+    ListTasksRequest,
+};
+use containerd_client::types::v1::Process;
+use containerd_client::with_namespace;
+use futures::TryStreamExt;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Request, Status};
+
+const NAMESPACE: &str = "default";
+/// One that was killed is back by then.
+const BACK_LIMIT: Duration = Duration::from_secs(10);
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// A view of one containerd. It stays good when that is started anew.
+pub struct ContainerdView(Channel);
+
+/// One layer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layer {
+    /// Its key.
+    pub name: String,
+    /// What it stands on; empty: nothing.
+    pub parent: String,
+    /// `Active`, `Committed` or `View`.
+    pub kind: &'static str,
+}
+
+impl ContainerdView {
+    /// Connects when it is first used.
+    pub fn new(socket: &Path) -> Self {
+        let socket = socket.to_owned();
+        let connector = tower::service_fn(move |_| {
+            let socket = socket.clone();
+            async move {
+                let stream = tokio::net::UnixStream::connect(socket).await?;
+                Ok::<_, std::io::Error>(hyper_util::rt::TokioIo::new(stream))
+            }
+        });
+        // The address is not used; the connector knows where to go.
+        Self(Endpoint::from_static("http://containerd").connect_with_connector_lazy(connector))
+    }
+
+    /// Containers: id, image, runtime.
+    ///
+    /// # Panics
+    /// As all of these, when containerd does not answer for long, or not well.
+    pub async fn containers(&self) -> Vec<(String, String, String)> {
+        let answer = answered(|| async {
+            let request = with_namespace!(ListContainersRequest::default(), NAMESPACE);
+            ContainersClient::new(self.0.clone()).list(request).await
+        });
+        let listed = answer.await.into_inner().containers.into_iter();
+        let runtime = |runtime: Option<containerd_client::services::v1::container::Runtime>| {
+            runtime.map_or_else(String::new, |runtime| runtime.name)
+        };
+        listed.map(|one| (one.id, one.image, runtime(one.runtime))).collect()
+    }
+
+    /// Tasks.
+    pub async fn tasks(&self) -> Vec<Process> {
+        let answer = answered(|| async {
+            let request = with_namespace!(ListTasksRequest::default(), NAMESPACE);
+            TasksClient::new(self.0.clone()).list(request).await
+        });
+        answer.await.into_inner().tasks
+    }
+
+    /// Layers of the snapshotter `overlayfs`.
+    pub async fn layers(&self) -> Vec<Layer> {
+        let parts = answered(|| async {
+            let request = ListSnapshotsRequest {
+                snapshotter: "overlayfs".to_owned(),
+                ..Default::default()
+            };
+            let request = with_namespace!(request, NAMESPACE);
+            let stream = SnapshotsClient::new(self.0.clone()).list(request).await?;
+            stream.into_inner().try_collect::<Vec<_>>().await
+        });
+        parts.await.into_iter().flat_map(|part| part.info).map(layer).collect()
+    }
+
+    /// Ids of leases.
+    pub async fn leases(&self) -> Vec<String> {
+        let answer = answered(|| async {
+            let request = with_namespace!(ListRequest::default(), NAMESPACE);
+            LeasesClient::new(self.0.clone()).list(request).await
+        });
+        answer.await.into_inner().leases.into_iter().map(|one| one.id).collect()
+    }
+
+    /// Names of images.
+    pub async fn images(&self) -> Vec<String> {
+        let answer = answered(|| async {
+            let request = with_namespace!(ListImagesRequest::default(), NAMESPACE);
+            ImagesClient::new(self.0.clone()).list(request).await
+        });
+        answer
+            .await
+            .into_inner()
+            .images
+            .into_iter()
+            .map(|one| one.name)
+            .collect()
+    }
+
+    /// Digests of blobs.
+    pub async fn content(&self) -> Vec<String> {
+        let parts = answered(|| async {
+            let request = with_namespace!(ListContentRequest::default(), NAMESPACE);
+            let stream = ContentClient::new(self.0.clone()).list(request).await?;
+            stream.into_inner().try_collect::<Vec<_>>().await
+        });
+        let infos = parts.await.into_iter().flat_map(|part| part.info);
+        infos.map(|info| info.digest).collect()
+    }
+
+    /// Has containerd collect what nothing refers to now, and not when it thinks fit.
+    pub async fn collect_garbage(&self) {
+        answered(|| self.try_to_collect_garbage()).await;
+    }
+
+    /// The same of one that may be away.
+    ///
+    /// # Errors
+    /// When it is; then a lease `collect` may be left, which the next call takes away.
+    pub async fn try_to_collect_garbage(&self) -> Result<(), Status> {
+        let mut leases = LeasesClient::new(self.0.clone());
+        let id = "collect".to_owned();
+        let create = CreateRequest {
+            id: id.clone(),
+            ..Default::default()
+        };
+        match leases.create(with_namespace!(create, NAMESPACE)).await {
+            Err(status) if status.code() != Code::AlreadyExists => return Err(status),
+            _ => {}
+        }
+        let delete = DeleteRequest { id, sync: true };
+        leases.delete(with_namespace!(delete, NAMESPACE)).await.map(drop)
+    }
+}
+
+fn layer(info: Info) -> Layer {
+    Layer {
+        kind: match info.kind() {
+            Kind::Active => "Active",
+            Kind::Committed => "Committed",
+            Kind::View | Kind::Unknown => "View",
+        },
+        name: info.name,
+        parent: info.parent,
+    }
+}
+
+/// Asks again while nobody is there: a connection to one that was killed fails once before it is made anew.
+async fn answered<T, F: Future<Output = Result<T, Status>>>(ask: impl Fn() -> F) -> T {
+    let begun = Instant::now();
+    loop {
+        match ask().await {
+            Ok(answer) => return answer,
+            Err(status) => {
+                let away = matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Internal);
+                assert!(away && begun.elapsed() < BACK_LIMIT, "containerd: {status}");
+            }
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+}
