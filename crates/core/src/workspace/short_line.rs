@@ -94,6 +94,7 @@ impl Work {
         let merged = match top {
             Some(top) if self.length_from(top).await? >= self.skep().settings().versions.merge_over => {
                 let (layers, operation) = (self.layers()?, self.hub().id());
+                self.note_making_layers();
                 self.step("merge", async { Ok(layers.shorten(self.bot(), operation, top).await?) })
                     .await?
             }

@@ -16,6 +16,8 @@ use crate::skep::Skep;
 
 /// Note: layers are changed from here on.
 const BEGUN: &str = "layers_changed";
+/// Note: layers are made from here on.
+const MAKING: &str = "layers_made";
 
 /// One operation while it is done. Clones are the same operation.
 #[derive(Clone)]
@@ -90,10 +92,15 @@ impl Work {
         self.noted(BEGUN).is_some()
     }
 
+    /// From here on there may be layers that nobody uses yet, which a failure must not leave.
+    pub(super) fn note_making_layers(&self) {
+        self.note(MAKING, true);
+    }
+
     /// Whether the runtime went away while layers were changed: whoever was not answered cannot have been told
     /// whether it came to pass, so nothing that is said before it is back would be true.
     pub(crate) fn is_cut_off_by(&self, error: &Error) -> bool {
-        self.has_begun() && error.code() == Code::RuntimeUnavailable
+        (self.has_begun() || self.noted(MAKING).is_some()) && error.code() == Code::RuntimeUnavailable
     }
 
     /// Tells and journals an event.

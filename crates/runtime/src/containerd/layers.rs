@@ -329,6 +329,8 @@ impl Layers for ContainerdRuntime {
         let records = self.records_of(bot, OVERLAYFS).await?;
         // The container may have gone on since: it is not put back.
         if find(&records, name).is_some() && find(&records, &container.snapshot_key).is_some() {
+            // Of a try that was cut off when all but this was done.
+            self.end_abandoned_lease(bot).await?;
             return self.mark_present(bot, OVERLAYFS, &container.snapshot_key).await;
         }
         let lease = self.take_lease(bot).await?;
@@ -342,7 +344,7 @@ impl Layers for ContainerdRuntime {
         let _turn = self.turns.take(bot).await;
         let records = self.records_of(bot, OVERLAYFS).await?;
         if find(&records, name).is_some_and(|layer| !layer.is_staged()) {
-            return Ok(());
+            return self.end_abandoned_lease(bot).await;
         }
         let below = find(&records, on).filter(|layer| layer.kind == LayerKind::Committed);
         let below = below.ok_or_else(|| no_such_layer(on))?;
