@@ -256,6 +256,27 @@ pub struct ChangeModeRequest {
     pub gid: Option<u32>,
 }
 
+/// Several files and directories to pack.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"paths": ["/data/reports", "/data/notes.txt"]}))]
+pub struct PackRequest {
+    /// Each comes below its own last name.
+    #[serde(default)]
+    pub paths: Vec<String>,
+}
+
+/// An archive in the workspace, to be unpacked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"path": "/data/site.zip", "to": "/data/site"}))]
+pub struct ExtractRequest {
+    /// `.zip`, `.tar`, `.tar.gz` or `.tar.zst`, told by its content.
+    #[serde(default)]
+    pub path: String,
+    /// The directory to unpack into, made when it is missing; where the archive lies when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
+}
+
 /// What an unpacked archive held.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ArchiveResult {

@@ -36,9 +36,9 @@ pub use exec::{
     ResizeRequest, SignalRequest, StdinRequest,
 };
 pub use fs::{
-    ArchiveResult, ChangeModeRequest, ChangedFile, CopyFileRequest, DeleteFileRequest, Encoding, FileContent, FileDone,
-    FileEvent, FileInfo, FileList, PathRequest, RenameFileRequest, SearchMatch, SearchResults, UploadedFile,
-    UploadedFiles, WriteFileRequest,
+    ArchiveResult, ChangeModeRequest, ChangedFile, CopyFileRequest, DeleteFileRequest, Encoding, ExtractRequest,
+    FileContent, FileDone, FileEvent, FileInfo, FileList, PackRequest, PathRequest, RenameFileRequest, SearchMatch,
+    SearchResults, UploadedFile, UploadedFiles, WriteFileRequest,
 };
 pub use health::{Health, Ping, Probe, ProbeStatus, Readiness};
 pub use image::{GpuDevice, GpuList, Image, ImageList, ImportedImages, PruneResponse, PullRequest};

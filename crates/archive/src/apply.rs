@@ -1,6 +1,8 @@
 //! Unpacking an archive below a directory: nothing is written outside it, and nothing through a link.
 
 use std::collections::HashSet;
+#[cfg(feature = "compression")]
+use std::fs::File;
 use std::io::{BufReader, Read};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -11,13 +13,15 @@ use rustix::io::Errno;
 
 use crate::attributes;
 use crate::directories::{DIRECTORY, identity, kind};
-use crate::entry::{Entry, Kind, Trust, split};
+use crate::entry::{Entries, Entry, Kind, Trust, split};
 use crate::error::{ArchiveError, Reason};
 use crate::hard_links::Identity;
 use crate::late::Late;
 use crate::reader::Reader;
 use crate::remove;
 use crate::way::Way;
+#[cfg(feature = "compression")]
+use crate::zip::ZipReader;
 
 /// Of directories that an archive names only in what lies in them.
 const IMPLIED_MODE: u32 = 0o750;
@@ -84,10 +88,27 @@ pub struct Applied {
 /// # Errors
 /// What was unpacked before one stays: who wants all or nothing unpacks into a layer of its own.
 pub fn apply(root: BorrowedFd<'_>, input: impl Read, options: &ApplyOptions<'_>) -> Result<Applied, ArchiveError> {
+    let input = BufReader::with_capacity(64 * 1024, input);
+    unpack(root, &mut Reader::new(input, options.trust), options)
+}
+
+/// Unpacks a ZIP archive below `root`. All that is in one belongs to the caller or to root.
+///
+/// # Errors
+/// As [`apply`].
+#[cfg(feature = "compression")]
+pub fn apply_zip(root: BorrowedFd<'_>, archive: &File, options: &ApplyOptions<'_>) -> Result<Applied, ArchiveError> {
+    unpack(root, &mut ZipReader::open(archive, options.trust)?, options)
+}
+
+fn unpack(
+    root: BorrowedFd<'_>,
+    entries: &mut impl Entries,
+    options: &ApplyOptions<'_>,
+) -> Result<Applied, ArchiveError> {
     if options.mode == Mode::Replace {
         remove::all_below(root)?;
     }
-    let mut reader = Reader::new(BufReader::with_capacity(64 * 1024, input), options.trust);
     let mut unpacker = Unpacker {
         root,
         options: *options,
@@ -97,14 +118,14 @@ pub fn apply(root: BorrowedFd<'_>, input: impl Read, options: &ApplyOptions<'_>)
         done: Applied::default(),
         piece: vec![0; PIECE_BYTES],
     };
-    while let Some(mut entry) = reader.next()? {
+    while let Some(mut entry) = entries.next()? {
         if entry.is_left_out(options.trust) {
             unpacker.done.skipped += 1;
             continue;
         }
         let settled = entry.settle(options.trust);
         unpacker.done.remapped += u64::from(settled.remapped);
-        unpacker.entry(&entry, &mut reader)?;
+        unpacker.entry(&entry, entries)?;
     }
     unpacker.finish()
 }
@@ -127,7 +148,7 @@ fn at(entry: &Entry, what: &'static str) -> impl Fn(Errno) -> ArchiveError {
 }
 
 impl Unpacker<'_> {
-    fn entry(&mut self, entry: &Entry, reader: &mut Reader<impl Read>) -> Result<(), ArchiveError> {
+    fn entry(&mut self, entry: &Entry, reader: &mut impl Entries) -> Result<(), ArchiveError> {
         if entry.name.is_empty() {
             return self.root(entry);
         }
@@ -267,7 +288,7 @@ impl Unpacker<'_> {
         parent: &OwnedFd,
         name: &[u8],
         entry: &Entry,
-        reader: &mut Reader<impl Read>,
+        reader: &mut impl Entries,
     ) -> Result<(), ArchiveError> {
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = rustix::fs::openat(parent, name, flags, Bits::RUSR | Bits::WUSR).map_err(at(entry, "make"))?;
@@ -280,7 +301,7 @@ impl Unpacker<'_> {
         Ok(())
     }
 
-    fn fill(&mut self, file: &OwnedFd, entry: &Entry, reader: &mut Reader<impl Read>) -> Result<(), ArchiveError> {
+    fn fill(&mut self, file: &OwnedFd, entry: &Entry, reader: &mut impl Entries) -> Result<(), ArchiveError> {
         for segment in entry.data() {
             let (mut offset, mut left) = (segment.offset, segment.length);
             while left > 0 {

@@ -4,7 +4,7 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use crate::compression::Source;
-use crate::entry::Trust;
+use crate::entry::{Entries, Trust};
 use crate::error::{ArchiveError, Reason};
 use crate::history::History;
 use crate::reader::Reader;

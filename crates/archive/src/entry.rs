@@ -1,7 +1,7 @@
 //! One entry of an archive, as it is read: its name below the root and what it says of itself.
 
 use crate::attributes::{Attribute, Attributes};
-use crate::error::Reason;
+use crate::error::{ArchiveError, Reason};
 use crate::sparse::Segment;
 
 /// The longest path of Linux, without its NUL: no program could name what lies deeper.
@@ -61,6 +61,15 @@ pub(crate) struct Entry {
     /// Where the data that follows belongs; `None`: it is all of the file.
     pub(crate) segments: Option<Vec<Segment>>,
     pub(crate) attributes: Vec<Attribute>,
+}
+
+/// An archive, read entry by entry.
+pub(crate) trait Entries {
+    /// The next entry; what was not read of the one before is passed over. `None`: the archive has ended as it should.
+    fn next(&mut self) -> Result<Option<Entry>, ArchiveError>;
+
+    /// Bytes of the current entry's data; 0 at its end.
+    fn read_data(&mut self, buffer: &mut [u8]) -> Result<usize, ArchiveError>;
 }
 
 /// What was not taken as the archive had it.

@@ -117,6 +117,10 @@ pub enum Reason {
     Disagreement(&'static str),
     #[error("is of a kind that is not taken: {0:?}")]
     UnknownKind(char),
+    #[error("is compressed in a way that is not taken: {0}")]
+    UnknownCompression(u16),
+    #[error("is encrypted")]
+    Encrypted,
     #[error("says nonsense about its {0}")]
     Malformed(&'static str),
     #[error("ends too early")]

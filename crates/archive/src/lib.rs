@@ -1,4 +1,5 @@
-//! Trees of files as tar archives: written ([`pack`]), checked ([`check`]) and unpacked ([`apply`]).
+//! Trees of files as tar archives: written ([`pack`]), checked ([`check`]) and unpacked ([`apply`], which ZIP archives
+//! can be, too).
 //!
 //! The one place that knows the format. It works below a directory's descriptor, never by a path, and follows no link
 //! (but for [`Links::ExistingFollowed`], inside a workspace, with the tenant's own rights). Memory does not grow with
@@ -31,7 +32,13 @@ mod sort;
 mod sparse;
 mod way;
 mod writer;
+#[cfg(feature = "compression")]
+mod zip;
+#[cfg(feature = "compression")]
+mod zip_end;
 
+#[cfg(feature = "compression")]
+pub use apply::apply_zip;
 pub use apply::{Applied, ApplyOptions, Links, Mode, Owners, apply};
 pub use attributes::Attributes;
 #[cfg(feature = "compression")]

@@ -6,7 +6,7 @@
 use std::io::{self, Read};
 
 use crate::attributes::Attribute;
-use crate::entry::{Entry, Kind, Trust, cleaned, link_target};
+use crate::entry::{Entries, Entry, Kind, Trust, cleaned, link_target};
 use crate::error::{ArchiveError, Reason};
 use crate::header::{BLOCK, Block, Header, LARGEST_SIZE, flag};
 use crate::pax;
@@ -32,18 +32,8 @@ struct Extensions {
     long_link: Option<Vec<u8>>,
 }
 
-impl<R: Read> Reader<R> {
-    pub(crate) fn new(input: R, trust: Trust) -> Self {
-        Self {
-            input,
-            trust,
-            left: 0,
-            padding: 0,
-        }
-    }
-
-    /// The next entry; what was not read of the one before is passed over. `None`: the archive has ended as it should.
-    pub(crate) fn next(&mut self) -> Result<Option<Entry>, ArchiveError> {
+impl<R: Read> Entries for Reader<R> {
+    fn next(&mut self) -> Result<Option<Entry>, ArchiveError> {
         self.skip(self.left + self.padding)?;
         (self.left, self.padding) = (0, 0);
         let mut extensions = Extensions::default();
@@ -69,8 +59,7 @@ impl<R: Read> Reader<R> {
         }
     }
 
-    /// Bytes of the current entry's data; 0 at its end.
-    pub(crate) fn read_data(&mut self, buffer: &mut [u8]) -> Result<usize, ArchiveError> {
+    fn read_data(&mut self, buffer: &mut [u8]) -> Result<usize, ArchiveError> {
         let most = buffer.len().min(self.left.try_into().unwrap_or(usize::MAX));
         if most == 0 {
             return Ok(0);
@@ -86,6 +75,17 @@ impl<R: Read> Reader<R> {
         }
         self.left -= length as u64;
         Ok(length)
+    }
+}
+
+impl<R: Read> Reader<R> {
+    pub(crate) fn new(input: R, trust: Trust) -> Self {
+        Self {
+            input,
+            trust,
+            left: 0,
+            padding: 0,
+        }
     }
 
     fn fill(&mut self, buffer: &mut [u8]) -> Result<(), ArchiveError> {

@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -11,13 +12,14 @@ use bytes::{Bytes, BytesMut};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use skep_archive::{
-    ApplyOptions, ArchiveError, Attributes, Changing, Links, Owners, PackOptions, PackReport, Packer, RootEntry,
-    Special, Trust,
+    Applied, ApplyOptions, ArchiveError, Attributes, Changing, Links, Owners, PackOptions, PackReport, Packer,
+    RootEntry, Source, Special, Trust, apply_zip,
 };
 use skep_bridge_protocol::STREAM_CHUNK_BYTES;
 use skep_bridge_protocol::workspace::ArchiveInResult;
 
 use super::change::make_directory;
+use super::read::open_regular;
 use crate::paths::{DATA_DIRECTORY, split};
 
 const DIRECTORY_MODE: u32 = 0o750;
@@ -149,12 +151,43 @@ impl Export {
     }
 }
 
+/// Unpacks an archive that lies in the workspace as [`unpack`] does: ZIP, or tar as it is or compressed by gzip or zstd,
+/// told by its first bytes.
+///
+/// # Errors
+/// With the path of the archive or of the entry. What was unpacked before stays.
+pub(crate) fn extract(archive: &Path, directory: &Path) -> Told<ArchiveInResult> {
+    let failed = |error: io::Error| (archive.to_path_buf(), error);
+    let (file, _) = open_regular(archive, None).map_err(failed)?;
+    let mut first = [0; 4];
+    let length = file.read_at(&mut first, 0).map_err(failed)?;
+    let done = match &first[..length] {
+        b"PK\x03\x04" | b"PK\x05\x06" => unpack_by(directory, |root, options| apply_zip(root, &file, options)),
+        _ => {
+            let source = Source::open(&file).map_err(failed)?;
+            unpack(directory, source)
+        }
+    };
+    done.map_err(|(path, error)| match error.kind() {
+        // It is not the directory that is refused.
+        io::ErrorKind::InvalidData => (archive.to_path_buf(), error),
+        _ => (path, error),
+    })
+}
+
 /// Unpacks into `directory`, which is made if missing. Modes, times and links are kept; the owner is the bridge's own
 /// user, as with other tools that copy into a container. Links that were there before are followed.
 ///
 /// # Errors
 /// With the path of the entry. What was unpacked before stays.
 pub(crate) fn unpack(directory: &Path, input: impl Read) -> Told<ArchiveInResult> {
+    unpack_by(directory, |root, options| skep_archive::apply(root, input, options))
+}
+
+fn unpack_by(
+    directory: &Path,
+    apply: impl FnOnce(BorrowedFd<'_>, &ApplyOptions<'_>) -> Result<Applied, ArchiveError>,
+) -> Told<ArchiveInResult> {
     let failed = |error: io::Error| (directory.to_path_buf(), error);
     make_directory(directory, DIRECTORY_MODE).map_err(failed)?;
     let root = open_directory(directory, OFlags::empty()).map_err(|error| failed(error.into()))?;
@@ -165,7 +198,7 @@ pub(crate) fn unpack(directory: &Path, input: impl Read) -> Told<ArchiveInResult
         links: Links::ExistingFollowed,
         spill: spill()?,
     };
-    let done = skep_archive::apply(root.as_fd(), input, &options).map_err(|error| told(directory, error))?;
+    let done = apply(root.as_fd(), &options).map_err(|error| told(directory, error))?;
     Ok(ArchiveInResult {
         entries: done.entries,
         bytes: done.bytes,

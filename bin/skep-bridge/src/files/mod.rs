@@ -11,7 +11,7 @@ mod walk;
 mod watch;
 mod write;
 
-pub(crate) use archive::{Export, Sink, pack, unpack};
+pub(crate) use archive::{Export, Sink, extract, pack, unpack};
 pub(crate) use change::{change_mode, make_directory, remove, rename};
 pub(crate) use copy::copy;
 pub(crate) use info::{entry_of, stat};

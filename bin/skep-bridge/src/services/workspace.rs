@@ -13,8 +13,8 @@ use crate::exec::Registry;
 /// In the order of preference of whoever opens a terminal.
 const SHELLS: &[&str] = &["/bin/bash", "/usr/bin/bash", "/bin/zsh", "/usr/bin/zsh"];
 const LAST_SHELL: &str = "/bin/sh";
-const FEATURES: [&str; 8] = [
-    "files", "search", "watch", "archive", "export", "exec", "forward", "shell",
+const FEATURES: [&str; 9] = [
+    "files", "search", "watch", "archive", "extract", "export", "exec", "forward", "shell",
 ];
 
 pub(crate) struct WorkspaceService {
@@ -97,6 +97,10 @@ impl Workspace for WorkspaceService {
 
     async fn archive_in(&self, request: Request<Streaming<ArchiveInChunk>>) -> Answer<ArchiveInResult> {
         files::archive_in(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn extract(&self, request: Request<ExtractRequest>) -> Answer<ArchiveInResult> {
+        files::extract(request.into_inner()).await.map(Response::new)
     }
 
     type ExportStream = ResponseStream<ExportChunk>;

@@ -237,6 +237,19 @@ pub(super) async fn archive_out(request: ArchiveOutRequest) -> Result<ResponseSt
     }))
 }
 
+pub(super) async fn extract(request: ExtractRequest) -> Result<ArchiveInResult, Status> {
+    let archive = paths::resolve(&request.path)?;
+    let directory = match request.to.is_empty() {
+        true => archive.parent().unwrap_or(&archive).to_path_buf(),
+        false => paths::resolve(&request.to)?,
+    };
+    blocking(move || {
+        let extracted = files::extract(&archive, &directory);
+        extracted.map_err(|(path, error)| failure::of_path(&error, &path))
+    })
+    .await
+}
+
 pub(super) async fn export(request: ExportRequest) -> Result<ResponseStream<ExportChunk>, Status> {
     let begin = |_: &Path| files::Export::begin();
     let export = on_path(PathBuf::from(paths::DATA_DIRECTORY), begin).await?;

@@ -6,3 +6,4 @@ mod gnu_tar;
 mod hostile;
 mod round_trip;
 mod tree;
+mod zip;

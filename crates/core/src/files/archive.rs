@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use skep_bridge_protocol::STREAM_CHUNK_BYTES;
-use skep_bridge_protocol::workspace::{ArchiveInChunk, ArchiveOutRequest};
+use skep_bridge_protocol::workspace::{ArchiveInChunk, ArchiveInResult, ArchiveOutRequest, ExtractRequest};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
@@ -23,17 +23,18 @@ pub struct ArchiveReport {
     pub bytes: u64,
 }
 
-/// A tar stream of `path`: a directory's entries are relative to it, a file is one entry.
+/// A tar stream of `paths`: a directory's entries are relative to it, a file is one entry; several are each below their
+/// own last names.
 ///
 /// # Errors
 /// `NotFound`, `PermissionDenied`, `Unreachable`; one in the middle of the stream is its last item.
 pub async fn read_archive(
     bridge: &Bridge,
-    path: &WorkspacePath,
+    paths: &[WorkspacePath],
 ) -> BridgeResult<impl Stream<Item = BridgeResult<Bytes>> + Send + use<>> {
     let mut client = bridge.workspace();
     let request = ArchiveOutRequest {
-        paths: vec![path.to_bytes()],
+        paths: paths.iter().map(WorkspacePath::to_bytes).collect(),
     };
     let chunks = Bridge::answer(SMALL_WITHIN, client.archive_out(request)).await?;
     Ok(futures::stream::try_unfold(chunks, |mut chunks| async move {
@@ -71,11 +72,33 @@ pub async fn write_archive(
             timeout(LARGE_WITHIN, &mut call).await.map_err(|_| BridgeError::late("the end of the unpacking"))?
         }
     };
-    let result = answer?.into_inner();
-    Ok(ArchiveReport {
+    Ok(report_of(&answer?.into_inner()))
+}
+
+/// Unpacks an archive that lies in the workspace, ZIP or tar as it is, by gzip or by zstd, into the directory `to` or
+/// where it lies.
+///
+/// # Errors
+/// As [`write_archive`], and as [`stat`](super::stat).
+pub async fn extract(
+    bridge: &Bridge,
+    archive: &WorkspacePath,
+    to: Option<&WorkspacePath>,
+) -> BridgeResult<ArchiveReport> {
+    let mut client = bridge.workspace();
+    let request = ExtractRequest {
+        path: archive.to_bytes(),
+        to: to.map(WorkspacePath::to_bytes).unwrap_or_default(),
+    };
+    let result = Bridge::answer(LARGE_WITHIN, client.extract(request)).await?;
+    Ok(report_of(&result))
+}
+
+fn report_of(result: &ArchiveInResult) -> ArchiveReport {
+    ArchiveReport {
         entries: result.entries,
         bytes: result.bytes,
-    })
+    }
 }
 
 /// Ends well, too, when the bridge takes no more: its answer then tells why.

@@ -17,7 +17,7 @@ use skep_bridge_protocol::workspace::{
 
 use crate::bridge::{Bridge, BridgeError, BridgeResult, LARGE_WITHIN, SMALL_WITHIN};
 
-pub use archive::{ArchiveReport, read_archive, write_archive};
+pub use archive::{ArchiveReport, extract, read_archive, write_archive};
 pub use entry::FileEntry;
 pub use list::{EntryStream, ListOptions, MOST_ENTRIES, list};
 pub use path::WorkspacePath;

@@ -4,6 +4,7 @@
 mod downloads;
 mod execs;
 mod exports;
+mod extracts;
 mod files;
 mod hostile;
 mod imports;

@@ -131,6 +131,10 @@ impl Workspace for OverReference {
         lacks("archives")
     }
 
+    async fn extract(&self, _: Request<ExtractRequest>) -> Answer<ArchiveInResult> {
+        lacks("unpacking archives")
+    }
+
     async fn export(&self, _: Request<ExportRequest>) -> Answer<Self::ExportStream> {
         lacks("exports")
     }

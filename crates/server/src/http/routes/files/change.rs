@@ -1,4 +1,4 @@
-//! Changes of files and directories, and what later versions bring.
+//! Changes of files and directories.
 
 use axum::Json;
 use axum::extract::{DefaultBodyLimit, FromRequestParts};
@@ -39,13 +39,12 @@ pub(super) fn router() -> OpenApiRouter<App> {
         .routes(routes!(rename))
         .routes(routes!(copy))
         .routes(routes!(chmod))
-        .routes(routes!(extract))
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
 pub(super) struct StartQuery {
     /// Start a stopped workspace.
-    start: Option<bool>,
+    pub(super) start: Option<bool>,
 }
 
 /// One change of files, on the bridge of the route's bot.
@@ -214,11 +213,4 @@ fn both((from, to): (&str, &str), missing: &'static str) -> ApiResult<(Workspace
         return Err(ApiError::new(ErrorCode::InvalidPath, missing));
     }
     Ok((required_path(Some(from))?, required_path(Some(to))?))
-}
-
-/// Unpack an archive that lies in the workspace: not in this version.
-#[utoipa::path(post, path = "/bots/{bot_id}/container/fs/extract", tag = "files",
-    responses((status = 501, body = ErrorBody, description = "Not in this version")))]
-async fn extract(_access: BotAccess<Operate>) -> ApiError {
-    ApiError::unsupported("unpacking archives by path is not in this version; PUT a tar stream to /fs/archive")
 }

@@ -231,26 +231,34 @@ async fn directory(
     if access.as_guest {
         return Err(ApiError::forbidden("guests download files, not directories"));
     }
-    let body = match asked.method == Method::HEAD {
+    let name = if path.is_root() { "root" } else { path.name() };
+    if asked.method == Method::HEAD {
         // Its length is not known, so none may be told: an empty body would tell 0.
-        true => Body::from_stream(futures::stream::empty::<std::io::Result<Bytes>>()),
-        false => {
-            let archive = files::read_archive(bridge, path).await.map_err(refused)?;
-            let tar = StreamReader::new(archive.map_err(std::io::Error::other).boxed());
-            Body::from_stream(ReaderStream::with_capacity(GzipEncoder::new(tar), ARCHIVE_PIECE_BYTES))
-        }
-    };
+        let nothing = futures::stream::empty::<std::io::Result<Bytes>>();
+        return Ok(as_archive(Body::from_stream(nothing), name));
+    }
+    let archive = files::read_archive(bridge, std::slice::from_ref(path)).await;
+    Ok(compressed(archive.map_err(refused)?, name))
+}
+
+/// A tar stream as `<name>.tar.gz`.
+pub(super) fn compressed(archive: impl Stream<Item = BridgeResult<Bytes>> + Send + 'static, name: &str) -> Response {
+    let tar = StreamReader::new(archive.map_err(std::io::Error::other).boxed());
+    let body = ReaderStream::with_capacity(GzipEncoder::new(tar), ARCHIVE_PIECE_BYTES);
+    as_archive(Body::from_stream(body), name)
+}
+
+fn as_archive(body: Body, name: &str) -> Response {
     let mut response = body.into_response();
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/gzip"));
-    let name = if path.is_root() { "root" } else { path.name() };
     set(
         headers,
         CONTENT_DISPOSITION,
         &disposition("attachment", &format!("{name}.tar.gz")),
     );
     keep_harmless(headers);
-    Ok(response)
+    response
 }
 
 /// The file's name as RFC 6266 has it, every other byte than plain ones in hexadecimal.
