@@ -153,7 +153,8 @@ impl Name {
         match (self.state, what) {
             (Some(FILE | SYMLINK | HARD_LINK), TARGET) => return Ok(()),
             (_, TARGET) => return Err(Reason::LinkNotInArchive),
-            (Some(SYMLINK), DIRECTORY) => return Err(Reason::DirectoryOverLink),
+            // A hard link may be one to a symbolic link.
+            (Some(SYMLINK | HARD_LINK), DIRECTORY) => return Err(Reason::DirectoryOverLink),
             (None | Some(DIRECTORY), DIRECTORY) => {}
             (_, DIRECTORY) => self.directory_since = moment,
             // Nothing may lie below it, unless it becomes a directory again.
@@ -220,6 +221,10 @@ mod tests {
                 Err(Reason::ThroughLink),
             ),
             (&[("l", b'l', ""), ("l", b'd', "")], Err(Reason::DirectoryOverLink)),
+            (
+                &[("l", b'l', ""), ("k", b'h', "l"), ("k", b'd', "")],
+                Err(Reason::DirectoryOverLink),
+            ),
             (&[("a", b'h', "b")], Err(Reason::LinkNotInArchive)),
             (&[("a", b'h', "b"), ("b", b'f', "")], Err(Reason::LinkNotInArchive)),
             (&[("a", b'h', "a")], Err(Reason::LinkNotInArchive)),

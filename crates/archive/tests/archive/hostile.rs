@@ -368,6 +368,11 @@ fn a_bomb_is_refused_before_it_has_grown() {
         }
         bomb.write_all(&[0; 1024]).expect("compressed");
     }
-    assert_eq!(reason(&zstd.finish().expect("finished")), Reason::Bomb(200));
-    assert_eq!(reason(&gzip.finish().expect("finished")), Reason::Bomb(200));
+    for bomb in [zstd.finish().expect("finished"), gzip.finish().expect("finished")] {
+        assert_eq!(reason(&bomb), Reason::Bomb(200));
+        let spill = tempfile::tempdir().expect("a directory");
+        let source = Source::open(&bomb[..]).expect("a source");
+        let ours = check(source, &Limits::NONE, Trust::Ours, spill.path()).expect("ours may be zeros alone");
+        assert_eq!((ours.entries, ours.bytes), (1, 100 << 20));
+    }
 }
