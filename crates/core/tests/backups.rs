@@ -466,6 +466,35 @@ async fn a_restore_merges_or_replaces_and_takes_the_current_backup() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_generation_that_is_found_damaged_is_set_aside_and_never_shown_as_good() {
+    let world = World::new().await;
+    let bot = with_backup_aside(&world).await;
+    preserve(&world, &bot).await.unwrap();
+    create_with(&world, &bot, Some(false)).await;
+    world.write(&bot, "/data/here", "now").await;
+    let name = format!("{bot}.1.tar.gz");
+    let bytes = fs::read(file_of(&world, &name)).unwrap();
+    fs::write(file_of(&world, &name), &bytes[..bytes.len() - 20]).unwrap();
+    let asked = |name: &str| RestoreRequest {
+        name: Some(name.to_owned()),
+        ..RestoreRequest::default()
+    };
+    let aside = format!("{bot}.tar.gz.corrupt");
+    let refused = restore(&world, &bot, asked(&name)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ArchiveRefused);
+    assert!(refused.to_string().contains(&aside), "{refused}");
+    for _ in 0..2 {
+        let listed = backups(&world, &bot).await;
+        let shown: Vec<_> = listed.iter().map(|one| (one.name.clone(), one.verified)).collect();
+        assert_eq!(shown, [(format!("{bot}.tar.gz"), true), (aside.clone(), false)]);
+        // Asked for by its new name it is refused as well, and keeps that name.
+        let refused = restore(&world, &bot, asked(&aside)).await.unwrap_err();
+        assert_eq!(refused.code(), Code::ArchiveRefused);
+    }
+    assert_eq!(world.read(&bot, "/data/here").await, "now");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_restore_that_fails_leaves_everything_as_it_was() {
     let world = World::new().await;
     let bot = with_backup_aside(&world).await;

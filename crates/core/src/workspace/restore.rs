@@ -87,10 +87,20 @@ impl Work {
         let slot = self.skep().slot_of_backup(self.bot(), name)?;
         match self.skep().verify_backup(self.bot(), slot).await? {
             Verified::Whole { identity, trust } => Ok(Preserved::Backup { slot, identity, trust }),
-            Verified::Damaged(why) => Err(Error::ArchiveRefused(format!(
-                "the backup {name} does not verify: {why}"
-            ))),
+            Verified::Damaged(why) => Err(self.refuse_damaged((name, slot), &why).await?),
         }
+    }
+
+    /// A backup that was found damaged is never shown as a good one again.
+    async fn refuse_damaged(&self, (name, slot): (&str, Slot), why: &str) -> Result<Error> {
+        let mut refused = format!("the backup {name} does not verify: {why}");
+        if !matches!(slot, Slot::SetAside(_)) {
+            let aside = self.skep().set_backup_aside(self.bot(), slot).await?;
+            tracing::error!(bot = %self.bot(), aside, why, "a backup does not verify and is set aside");
+            refused.push_str("; it is set aside as ");
+            refused.push_str(&aside);
+        }
+        Ok(Error::ArchiveRefused(refused))
     }
 
     fn note_put_back(&self, preserved: &Preserved) -> Result<()> {
