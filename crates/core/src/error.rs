@@ -198,6 +198,9 @@ pub enum Error {
     /// 507.
     #[error("{0}")]
     DiskFull(String),
+    /// 500: the layer that a workspace writes to is not there.
+    #[error("container snapshot chain not found")]
+    LayersNotFound,
     /// 500: a defect or failure of ours; names what was tried.
     #[error("{operation} failed")]
     Internal {
@@ -251,7 +254,7 @@ impl Error {
             Self::StoreUnavailable { .. } => Code::StoreUnavailable,
             Self::BridgeUnavailable(_) => Code::BridgeUnavailable,
             Self::DiskFull(_) => Code::DiskFull,
-            Self::Internal { .. } => Code::Internal,
+            Self::LayersNotFound | Self::Internal { .. } => Code::Internal,
             Self::AtStage { cause, .. } => cause.code(),
             Self::Recorded { code, .. } => *code,
         }

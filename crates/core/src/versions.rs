@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use chrono::{DateTime, Utc};
 use skep_names::BotId;
-use skep_runtime::{LayerKind, LayerRecord, Layers, Runtime, RuntimeError};
+use skep_runtime::{LayerKind, LayerRecord, LayerTree, Layers, Runtime, RuntimeError};
 use skep_store::VersionRow;
 
 use crate::error::{Error, Result};
@@ -21,6 +21,8 @@ pub const SOURCE_PRE_EXEC: &str = "pre_exec";
 pub const SOURCE_ROLLBACK: &str = "rollback";
 /// The source that is told of a layer that is no version.
 const SOURCE_IMAGE_LAYER: &str = "image_layer";
+/// How often layers are looked at that are being changed.
+const LOOKS: u32 = 8;
 /// The longest display name, in bytes.
 const LONGEST_NAME: usize = 255;
 
@@ -160,25 +162,18 @@ impl Skep {
     ///
     /// # Errors
     /// [`Error::ContainerNotFound`]; [`Error::InvalidArgument`] for another snapshotter than the container's;
-    /// [`Error::Unsupported`].
+    /// [`Error::LayersNotFound`]; [`Error::Unsupported`].
     pub async fn snapshots(&self, bot: &BotId, snapshotter: Option<&str>) -> Result<SnapshotList> {
         let layers = layers_of(&**self.runtime())?;
         let container = self.require_versioned(bot).await?;
-        let tree = match layers.list(bot).await {
-            Ok(tree) => tree,
-            Err(RuntimeError::NotFound { .. }) => return Err(Error::ContainerNotFound),
-            Err(error) => return Err(error.into()),
-        };
+        let tree = whole_tree(layers, bot).await?;
         if snapshotter.is_some_and(|asked| asked != tree.snapshotter) {
             return Err(Error::InvalidArgument(
                 "snapshotter does not match container snapshotter".to_owned(),
             ));
         }
         if tree.line.is_empty() {
-            return Err(Error::Internal {
-                operation: "container snapshot chain not found: listing the layers".to_owned(),
-                source: None,
-            });
+            return Err(Error::LayersNotFound);
         }
         let versions = self.store().versions(&container).await?;
         let versions: HashMap<&str, &VersionRow> = versions
@@ -219,6 +214,28 @@ impl Skep {
         let container = self.require_versioned(bot).await?;
         let found = self.store().version(&container, version).await?;
         found.map(|_| ()).ok_or(Error::VersionNotFound(version))
+    }
+}
+
+/// The layers, looked at again when they were just being changed; an empty line is one that is missing.
+async fn whole_tree(layers: &dyn Layers, bot: &BotId) -> Result<LayerTree> {
+    let mut looks = 0;
+    loop {
+        let tree = layers.list(bot).await.map_err(|error| match error {
+            RuntimeError::NotFound { .. } => Error::ContainerNotFound,
+            error => error.into(),
+        })?;
+        looks += 1;
+        if looks == LOOKS || !tree.line.is_empty() {
+            return Ok(tree);
+        }
+        // Between the commit of the present and the layer above it, mostly: this waits for whoever changes them, and
+        // brings to its end what a crash cut off.
+        match layers.present(bot).await {
+            Ok(_) => {}
+            Err(RuntimeError::NotFound { .. }) => return Ok(tree),
+            Err(error) => return Err(error.into()),
+        }
     }
 }
 

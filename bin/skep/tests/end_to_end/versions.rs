@@ -9,10 +9,10 @@ use futures::future::join_all;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use reqwest::{Method, StatusCode};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::client::Client;
-use crate::installation::{Installation, OciRuntime};
+use crate::installation::{Installation, OciRuntime, field};
 use crate::model::{amount, seed};
 
 /// As `snapshots.max` is by default.
@@ -199,6 +199,90 @@ async fn many_snapshots_and_rollbacks_lose_nothing_and_slow_nothing_down() {
         .await;
     })
     .await;
+}
+
+/// What the reference system did, and lost workspaces by.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_of_layers_keeps_the_container_its_row_and_every_layer_referenced() {
+    let skep = Installation::start(OciRuntime::Found).await;
+    let mut workspace = Workspace::new(&skep, "kept", seed()).await;
+    let id = format!("workspace-{}", workspace.bot);
+    let container = || {
+        let told = skep.ctr(&["containers", "info", &id]);
+        serde_json::from_slice::<Value>(&told.stdout).expect("a container")
+    };
+    let made = container()["CreatedAt"].clone();
+    let row = |info: Value| ["status", "namespace", "created_at", "image"].map(|field| info[field].clone());
+    let before = row(skep.client.info(&workspace.bot).await);
+    let mut keys = vec![container()["SnapshotKey"].clone()];
+    let first = workspace.snapshot().await;
+    keys.push(container()["SnapshotKey"].clone());
+    workspace.write().await;
+    workspace.roll_back(first).await;
+    keys.push(container()["SnapshotKey"].clone());
+    assert_eq!(
+        container()["CreatedAt"],
+        made,
+        "it was put onto another layer, and never made anew"
+    );
+    assert!(keys[0] != keys[1] && keys[1] != keys[2], "{keys:?}");
+    assert_eq!(row(skep.client.info(&workspace.bot).await), before);
+    let list = skep.client.good(Method::GET, &workspace.path(""), None).await;
+    let layers = list["snapshots"].as_array().expect("a list").iter();
+    let own: Vec<&Value> = layers
+        .filter(|layer| field(layer, "runtime_snapshot_name").starts_with(&id))
+        .collect();
+    // The first version, what was saved of the state that was left, and the one that is written to.
+    assert_eq!(own.len(), 3, "{own:?}");
+    for layer in &own {
+        assert!(layer["labels"]["containerd.io/gc.root"].is_string(), "{layer}");
+    }
+    assert_eq!(own.iter().filter(|layer| layer["kind"] == "Active").count(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_is_answered_at_every_moment_of_a_change() {
+    let skep = Installation::start(OciRuntime::Found).await;
+    let mut workspace = Workspace::new(&skep, "listed", seed()).await;
+    let (client, path) = (skep.client.clone(), workspace.path(""));
+    let first = workspace.snapshot().await;
+    let over = std::sync::Arc::new(AtomicBool::new(false));
+    let ended = over.clone();
+    let asking = tokio::spawn(async move {
+        let mut asked = 0;
+        while !ended.load(Ordering::Relaxed) {
+            let list = client.good(Method::GET, &path, None).await;
+            let layers = list["snapshots"].as_array().expect("a list");
+            assert!(layers.iter().any(|layer| layer["version"] == first), "{list}");
+            asked += 1;
+        }
+        asked
+    });
+    for _ in 0..8 {
+        workspace.write().await;
+        let version = workspace.snapshot().await;
+        workspace.write().await;
+        workspace.roll_back(version).await;
+    }
+    over.store(true, Ordering::Relaxed);
+    let asked = asking.await.expect("each list is answered");
+    assert!(asked > 16, "only {asked} lists");
+    // Nothing of it is guessed: without the layer that is written to, there is none to tell of.
+    skep.client.act(&workspace.bot, "stop").await;
+    let listed = skep.ctr(&["snapshots", "ls"]);
+    let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+    let own = format!("workspace-{}", workspace.bot);
+    let mut left: Vec<&str> = listed.lines().filter_map(|line| line.split(' ').next()).collect();
+    left.retain(|name| name.starts_with(&own));
+    for _ in 0..left.len() {
+        // What something stands on is refused until that is gone.
+        for name in &left {
+            skep.ctr(&["snapshots", "rm", name]);
+        }
+    }
+    let (status, body) = skep.client.call(Method::GET, &workspace.path(""), None).await;
+    assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR, "{body}");
+    assert_eq!(body["message"], "container snapshot chain not found");
 }
 
 #[tokio::test(flavor = "multi_thread")]
