@@ -129,6 +129,63 @@ async fn what_cannot_be_is_told() {
 }
 
 #[tokio::test]
+async fn a_backend_without_layers_says_so_and_nothing_is_deleted() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    write(&world, &bot, "here".into()).await;
+    world.runtime.go_without_layers();
+    let told = "snapshots currently not supported on fake backend";
+    let refused = [
+        snapshot(&world, &bot, "").await.map(drop),
+        roll_back(&world, &bot, 1).await.map(drop),
+        delete(&world, &bot, 1).await.map(drop),
+        world.skep.rename_version(&bot, 1, "x").await.map(drop),
+        world.skep.snapshots(&bot, None).await.map(drop),
+    ];
+    for refused in refused {
+        let refused = refused.unwrap_err();
+        assert_eq!(
+            (refused.code(), refused.to_string().as_str()),
+            (Code::Unsupported, told)
+        );
+    }
+    let kept = world.skep.delete_workspace(&bot, DeleteData::Preserve, &admin()).await;
+    assert_eq!(kept.map(drop).unwrap_err().code(), Code::Unsupported);
+    let archive = futures::stream::iter([Ok(vec![0; 1024].into())]);
+    let imported = world.skep.receive_archive(&bot, archive).await;
+    assert_eq!(imported.map(drop).unwrap_err().code(), Code::Unsupported);
+    assert_eq!(world.read(&bot, FILE).await, "here");
+}
+
+#[tokio::test]
+async fn a_list_shows_the_layers_of_its_own_bot_alone_and_their_names_tell_no_time() {
+    let world = World::new().await;
+    let mut seen = Vec::new();
+    for _ in 0..2 {
+        let bot = world.running_bot().await;
+        for _ in 0..2 {
+            let handle = world.skep.take_snapshot(&bot, ("", ""), &admin()).await.unwrap();
+            let operation = handle.id().to_string();
+            let Ok(Outcome::Snapshot(taken)) = handle.outcome().await else {
+                panic!("no snapshot")
+            };
+            let named = format!("{}-{operation}-snapshot", taken.container_id);
+            assert_eq!(
+                taken.runtime_snapshot_name, named,
+                "by its operation, so that a repeat finds it"
+            );
+        }
+        seen.push(bot);
+    }
+    for (bot, other) in [(&seen[0], &seen[1]), (&seen[1], &seen[0])] {
+        let list = world.skep.snapshots(bot, None).await.unwrap();
+        assert_eq!(list.snapshots.iter().filter(|item| item.managed).count(), 2);
+        let of_other = |item: &&SnapshotItem| item.runtime_snapshot_name.contains(other.as_str());
+        assert_eq!(list.snapshots.iter().find(of_other), None);
+    }
+}
+
+#[tokio::test]
 async fn a_stopped_workspace_stays_stopped() {
     let world = World::new().await;
     let bot = world.running_bot().await;

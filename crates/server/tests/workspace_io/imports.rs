@@ -245,6 +245,80 @@ async fn archives_that_mean_harm_are_refused_and_nothing_is_changed() {
 }
 
 #[tokio::test]
+async fn an_archive_that_is_refused_interrupts_nothing() {
+    let workspace = Workspace::start().await;
+    let started = workspace
+        .post("/exec", json!({"command": "sleep 600", "detach": true}))
+        .await;
+    let exec = started.expect_status(202).json()["exec_id"].clone();
+    let refused = workspace
+        .import("", &raw(&[("../evil", tar::EntryType::Regular, "")]))
+        .await;
+    refused.expect_error(400, "archive_refused");
+    let exec = exec.as_str().expect("an id");
+    let exec = workspace.get(&format!("/exec/{exec}")).await.expect_status(200).json();
+    assert_eq!(
+        exec["state"], "running",
+        "it was never stopped for what could not come in"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_put_where_data_leads_as_a_link() {
+    let workspace = Workspace::start().await;
+    let outside = tempfile::tempdir().expect("a directory");
+    std::fs::write(outside.path().join("canary"), "untouched").expect("a canary");
+    workspace.act("/stop").await;
+    for target in [outside.path(), std::path::Path::new("/")] {
+        // A change from outside leaves it on another layer.
+        let data = workspace.data();
+        match std::fs::symlink_metadata(&data) {
+            Ok(there) if there.is_dir() => std::fs::remove_dir_all(&data).expect("removed"),
+            Ok(_) => std::fs::remove_file(&data).expect("removed"),
+            Err(_) => {}
+        }
+        std::os::unix::fs::symlink(target, &data).expect("a link");
+        for mode in ["", "?mode=replace"] {
+            let archive = archive_of(&[("canary", "evil"), ("skep-evil", "evil")]);
+            let refused = workspace.import(mode, &archive).await;
+            assert_eq!(refused.status, 400, "{}", refused.text());
+            assert!(!workspace.runs().await, "it was stopped and stays so");
+        }
+        assert!(workspace.data().is_symlink(), "it is what it was");
+    }
+    let canary = std::fs::read_to_string(outside.path().join("canary"));
+    assert_eq!(canary.expect("the canary"), "untouched");
+    assert!(!outside.path().join("skep-evil").exists() && !std::path::Path::new("/skep-evil").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_but_its_workspace_waits_for_an_import() {
+    let workspace = Workspace::start().await;
+    let other = workspace.server.bot_with_workspace().await;
+    let runtime = workspace.server.runtime().clone();
+    let hold = runtime.faults().hold(Verb::WriteData);
+    let archive = archive_of(&[("file", "imported\n")]);
+    let others = async {
+        crate::until(async || match runtime.faults().calls(Verb::WriteData) {
+            0 => Err("nothing is written yet".to_owned()),
+            _ => Ok(()),
+        })
+        .await;
+        let path = |rest: &str| format!("/bots/{other}/container{rest}");
+        let call = |method, rest: &str| workspace.server.call(method, &path(rest));
+        for (method, rest) in [("POST", "/snapshots"), ("POST", "/restart"), ("GET", "/data/export")] {
+            call(method, rest).send().await.expect_status(200);
+        }
+        // Of the workspace itself it is told how it is.
+        assert_eq!(workspace.get("").await.expect_status(200).json()["task_running"], false);
+        drop(hold);
+    };
+    let (imported, ()) = tokio::join!(workspace.import("", &archive), others);
+    imported.expect_status(200);
+    assert_eq!(workspace.output_of("cat file").await, "imported\n");
+}
+
+#[tokio::test]
 async fn a_body_that_is_no_import_is_refused() {
     let workspace = Workspace::start().await;
     let send = async |media_type: &str, body: Vec<u8>| {

@@ -19,6 +19,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -61,6 +62,7 @@ struct Shared {
     bots: Mutex<HashMap<BotId, Bot>>,
     events: broadcast::Sender<RuntimeEvent>,
     root: tempfile::TempDir,
+    has_no_layers: AtomicBool,
 }
 
 /// The fake backend. Clones are the same runtime.
@@ -91,10 +93,16 @@ impl FakeRuntime {
             faults: Faults::default(),
             bots: Mutex::default(),
             events: broadcast::Sender::new(EVENTS),
+            has_no_layers: AtomicBool::new(false),
         };
         Ok(Self {
             shared: Arc::new(shared),
         })
+    }
+
+    /// From now on it is a backend that neither keeps states nor lets data be reached from outside.
+    pub fn go_without_layers(&self) {
+        self.shared.has_no_layers.store(true, Ordering::Relaxed);
     }
 
     /// What goes wrong, waits or is counted.
@@ -194,6 +202,10 @@ impl FakeRuntime {
     /// What a bot's process 1 said on its stderr.
     pub fn log_path(&self, bot: &BotId) -> PathBuf {
         self.directory_of(bot).join("bridge.log")
+    }
+
+    fn has_layers(&self) -> bool {
+        !self.shared.has_no_layers.load(Ordering::Relaxed)
     }
 
     fn directory_of(&self, bot: &BotId) -> PathBuf {

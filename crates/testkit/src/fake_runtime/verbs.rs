@@ -32,7 +32,7 @@ impl Runtime for FakeRuntime {
     fn capabilities(&self) -> Capabilities {
         Capabilities {
             backend: "fake",
-            snapshots: true,
+            snapshots: self.layers().is_some(),
             gpu: false,
             snapshotters: vec![SNAPSHOTTER.to_owned()],
         }
@@ -190,7 +190,7 @@ impl Runtime for FakeRuntime {
     }
 
     fn layers(&self) -> Option<&dyn Layers> {
-        Some(self)
+        self.has_layers().then_some(self as _)
     }
 
     fn events(&self) -> broadcast::Receiver<RuntimeEvent> {
@@ -245,7 +245,7 @@ impl Runtime for FakeRuntime {
     }
 
     fn layer_access(&self) -> Option<&dyn LayerAccess> {
-        Some(self)
+        self.has_layers().then_some(self as _)
     }
 
     async fn address(&self, _bot: &BotId) -> Result<Option<IpAddr>> {
