@@ -4,7 +4,7 @@ SHELL := /bin/bash
 CARGO ?= cargo
 SKEP := target/release/skep
 
-.PHONY: help up down build test check fmt bench soak-kill soak-disk soak-kills soak-power soak-deletes soak-two-servers soak-away soak-versions soak-import soak-histories
+.PHONY: help up down build test check fmt bench soak-kill soak-disk soak-kills soak-power soak-deletes soak-two-servers soak-away soak-versions soak-import soak-histories soak-fuzz
 
 help:
 	@echo 'make up      install what is missing, build, start a server with a first workspace'
@@ -51,7 +51,7 @@ soak-kills soak-power soak-deletes soak-two-servers soak-away soak-versions soak
 
 soak-kill: soak-kills
 
-# A backup on a disk that is full at every 4 KiB of it.
+# A backup and an import on a disk that is full at every 4 KiB of them.
 soak-disk:
 	scripts/install test
 	SKEP_SOAK=1 $(CARGO) test --locked --package skep-core --test full_disk -- --nocapture
@@ -60,6 +60,11 @@ soak-disk:
 soak-histories:
 	scripts/install test
 	SKEP_SOAK=1 $(CARGO) test --locked --package skep-core --test histories -- --nocapture
+
+# The reader of archives on bytes that are made up, for ten minutes; what it finds is tried again by every test.
+soak-fuzz:
+	scripts/install fuzz
+	scripts/fuzz
 
 fmt:
 	$(CARGO) fmt --all
