@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::Workspace;
-use crate::terminals::{connect, read_close, read_until, type_line};
+use crate::terminals::{connect, open_socket, read_close, read_until, type_line};
 
 async fn old_workspace() -> Workspace {
     let workspace = Workspace::start().await;
@@ -255,9 +255,18 @@ async fn what_that_wire_cannot_say_is_refused_by_name() {
         "/exec/id/output?stream=stdout",
         "/fs/archive?path=/data",
         "/fs/download?path=/data/d",
+        "/fs/search?pattern=x",
+        "/fs/watch",
     ] {
         workspace.get(path).await.expect_error(501, "unsupported");
     }
+    let extracted = workspace.post("/fs/extract", json!({"path": "/data/a.zip"})).await;
+    extracted.expect_error(501, "unsupported");
+    let mut port = open_socket(&workspace, "/port-forward?port=80", None)
+        .await
+        .expect("a socket");
+    let (code, reason) = read_close(&mut port).await;
+    assert!(code == 1011 && reason.contains("too old"), "{code} {reason}");
     let call = workspace
         .server
         .call("POST", &workspace.path("/exec"))
