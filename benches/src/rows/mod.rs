@@ -2,6 +2,7 @@
 
 mod commands;
 mod counts;
+mod data;
 mod files;
 mod images;
 mod server;
@@ -23,6 +24,7 @@ pub(crate) const ROWS: &[(&str, Measure)] = &[
     ("exec", |stage| Box::pin(commands::measure(stage))),
     ("files", |stage| Box::pin(files::measure(stage))),
     ("versions", |stage| Box::pin(versions::measure(stage))),
+    ("data", |stage| Box::pin(data::measure(stage))),
     ("pull", |stage| Box::pin(images::measure(stage))),
     ("hundred", |stage| Box::pin(server::hundred(stage))),
     ("counts", |stage| Box::pin(counts::measure(stage))),
