@@ -137,6 +137,39 @@ async fn a_delete_that_lost_its_runtime_leaves_a_workspace_or_nothing() {
 }
 
 #[tokio::test]
+async fn a_delete_that_lost_its_runtime_after_its_data_was_kept_is_finished() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    world.write(&bot, "/data/file", "kept").await;
+    let hold = world.runtime.faults().hold(Verb::Remove);
+    let delete = world.skep.delete_workspace(&bot, DeleteData::Preserve, &admin()).await;
+    until(|| async {
+        match world.runtime.faults().calls(Verb::Remove) {
+            0 => Err("not yet removed".to_owned()),
+            _ => Ok(()),
+        }
+    })
+    .await;
+    world.runtime.go_away();
+    drop(hold);
+    let error = delete.unwrap().outcome().await.unwrap_err();
+    assert_eq!(error.code(), Code::RuntimeUnavailable);
+    // All was removed, and nobody was told.
+    world.runtime.faults().fail_next(
+        Verb::List,
+        skep_runtime::RuntimeError::Unavailable {
+            runtime: "fake runtime",
+            source: None,
+        },
+    );
+    world.runtime.come_back();
+    world.runtime.remove(&bot).await.unwrap();
+    until_nothing_is_left(&world, &bot).await;
+    world.create(&bot).await.outcome().await.unwrap();
+    assert_eq!(world.read(&bot, "/data/file").await, "kept");
+}
+
+#[tokio::test]
 async fn a_start_that_lost_its_runtime_is_done_when_it_is_back() {
     let world = World::new().await;
     let bot = world.running_bot().await;

@@ -114,11 +114,11 @@ impl Skep {
         match mend {
             Mend::Nothing => self.observations().seen(bot, as_it_is(task), row.desired),
             Mend::Wait => self.observations().seen(bot, down(&row), row.desired),
-            Mend::LeaveMissing => self.observations().seen(bot, State::Missing, row.desired),
-            Mend::Rebuild if self.is_remains(bot).await? => {
+            Mend::Rebuild | Mend::LeaveMissing if self.is_remains(bot).await? => {
                 tracing::info!(%bot, "a delete that failed half-way is finished");
                 self.have_done(bot, finished_delete()).await?;
             }
+            Mend::LeaveMissing => self.observations().seen(bot, State::Missing, row.desired),
             _ => {
                 tracing::info!(%bot, mend = ?mend, "a workspace is not as it should be");
                 self.have_done(bot, Request::Recover).await?;

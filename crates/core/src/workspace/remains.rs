@@ -38,7 +38,7 @@ impl Skep {
     }
 }
 
-/// `None`: it neither makes nor removes a workspace.
+/// `None`: it neither makes nor removes a workspace, nor shows that there was one.
 fn left_by(operation: &OperationRow) -> Option<bool> {
     let failed = matches!(operation.state, OperationState::Failed | OperationState::Cancelled);
     let is = |kind: OperationKind| operation.kind == kind.as_str();
@@ -50,6 +50,13 @@ fn left_by(operation: &OperationRow) -> Option<bool> {
     if is(OperationKind::Delete) || is(OperationKind::DeleteBot) {
         // One that failed before its data was kept has removed nothing.
         return Some(failed && (!keeps_data(operation) || operation.notes.get(PRESERVED).is_some()));
+    }
+    let ran_again = [OperationKind::Start, OperationKind::Restart, OperationKind::Recover]
+        .map(is)
+        .contains(&true);
+    if ran_again && operation.state == OperationState::Succeeded {
+        // It was a workspace since.
+        return Some(false);
     }
     None
 }
