@@ -202,6 +202,21 @@ async fn those_who_come_while_the_task_is_down_wait_for_it() {
 }
 
 #[tokio::test]
+async fn those_who_come_while_the_task_is_down_are_told_so_after_30_seconds() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    let hold = world.runtime.faults().hold(Verb::Start);
+    let restart = world.skep.restart_workspace(&bot, None, &admin()).await.unwrap();
+    let begun = std::time::Instant::now();
+    let refused = world.skep.usable_bridge(&bot, WhenStopped::Refuse).await;
+    assert_eq!(refused.err().map(|error| error.code()), Some(Code::BridgeUnavailable));
+    let waited = begun.elapsed().as_secs_f64();
+    assert!((29.9..40.0).contains(&waited), "{waited} s");
+    drop(hold);
+    restart.outcome().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_container_that_is_gone_is_put_back_on_its_own_layer() {
     let world = World::new().await;
     let bot = world.running_bot().await;

@@ -229,6 +229,34 @@ async fn of_two_requests_with_one_key_one_is_the_first() {
 }
 
 #[tokio::test]
+async fn a_key_is_remembered_for_a_day() {
+    let root = tempfile::tempdir().unwrap();
+    let store = store(root.path()).await;
+    let key = IdempotencyKey {
+        user_id: "u".to_owned(),
+        method: "POST".to_owned(),
+        path: "/bots".to_owned(),
+        key: "k".to_owned(),
+    };
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(root.path().join("skep.db"));
+    let raw = sqlx::SqlitePool::connect_with(options).await.unwrap();
+    store.begin_idempotent(&key, "body").await.unwrap();
+    for (hours, expected) in [(23, IdempotencyBegin::OtherBody), (2, IdempotencyBegin::First)] {
+        let earlier = i64::from(hours) * 3_600_000_000;
+        sqlx::query("UPDATE idempotency_keys SET created_at = created_at - ?1")
+            .bind(earlier)
+            .execute(&raw)
+            .await
+            .unwrap();
+        assert_eq!(
+            store.begin_idempotent(&key, "other").await.unwrap(),
+            expected,
+            "{hours} hours on"
+        );
+    }
+}
+
+#[tokio::test]
 async fn the_key_of_a_bot_is_not_released_while_there_is_the_bot() {
     let root = tempfile::tempdir().unwrap();
     let store = store(root.path()).await;
