@@ -206,7 +206,9 @@ fn on_disk(stage: &Stage, raw: &mut Vec<String>) {
     let logs: Vec<String> = logs.into_iter().filter(|file| !has_row(file)).collect();
     raw.extend(logs.iter().map(|file| format!("file <data root>/logs/{file}")));
     let run = stage.installation.run_directory();
-    for file in files_below(&run) {
+    // A root file system that is still mounted is one line, not its thousand files.
+    let mounts = mounts_below(&run).expect("the mount table can be read");
+    for file in files_below(&run, &mounts) {
         let file = file.strip_prefix(&run).expect("it is below").display().to_string();
         raw.push(format!("file <run>/{}", without_addresses(&file)));
     }
@@ -302,17 +304,16 @@ fn names_in(directory: &Path) -> Vec<String> {
         .collect()
 }
 
-fn files_below(directory: &Path) -> Vec<PathBuf> {
+/// But for what is in a mount.
+fn files_below(directory: &Path, mounts: &[PathBuf]) -> Vec<PathBuf> {
     let Ok(entries) = std::fs::read_dir(directory) else {
         return Vec::new();
     };
     let mut found = Vec::new();
     for entry in entries.flatten() {
         let path = entry.path();
-        // A root file system that is still mounted is one line, not its thousand files.
-        let is_mount = mounts_below(&path).is_ok_and(|mounts| mounts.contains(&path));
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) && !is_mount {
-            found.extend(files_below(&path));
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) && !mounts.contains(&path) {
+            found.extend(files_below(&path, mounts));
         }
         found.push(path);
     }

@@ -14,11 +14,13 @@ use crate::scenarios::{Act, Scenario};
 use crate::stage::{CONVERGE_LIMIT, Stage};
 use crate::written::archive_of;
 
-const LOOK_AGAIN: Duration = Duration::from_millis(5);
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// Arms whatever point comes.
 const ANY_POINT: &str = "*";
 /// An operation that is over had this long to pass its point.
 const TOO_LATE: Duration = Duration::from_secs(2);
+/// A server that passes no point for so long has come to rest, or is killed on its way to the next: both are tried.
+const AT_REST: Duration = Duration::from_millis(500);
 
 /// Why a trial failed, and what it cost.
 #[derive(Debug, Default)]
@@ -212,7 +214,7 @@ impl Quiet {
                 since: Instant::now(),
             };
         }
-        self.since.elapsed() > TOO_LATE
+        self.since.elapsed() > AT_REST
     }
 }
 

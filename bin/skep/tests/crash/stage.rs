@@ -17,7 +17,7 @@ use crate::held::{Held, capture};
 use crate::installation::{Installation, OciRuntime};
 use crate::model::{self, State};
 use crate::points::Exit;
-use crate::written::{Written, digest_of};
+use crate::written::{FILE_BYTES, Written, digest_of};
 
 /// After a crash everything must be as it should be within this time.
 pub(crate) const CONVERGE_LIMIT: Duration = Duration::from_secs(30);
@@ -383,13 +383,13 @@ impl Stage {
     fn write_legacy(&mut self, bot: &str) {
         let token = self.new_name().replace(' ', "-");
         let directory = self.installation.data_root().join("bots").join(bot);
-        let bytes: Vec<u8> = token.bytes().cycle().take(70_000).collect();
+        let bytes: Vec<u8> = token.bytes().cycle().take(FILE_BYTES).collect();
         std::fs::create_dir_all(&directory).expect("a directory can be made");
         std::fs::write(directory.join(format!("kept-{token}")), &bytes).expect("a file can be written");
         self.written.push(Written {
             name: format!("data/kept-{token}"),
             digest: digest_of(&bytes),
-            size: 70_000,
+            size: FILE_BYTES as u64,
         });
     }
 
@@ -397,7 +397,7 @@ impl Stage {
     async fn write(&mut self, bot: &str) {
         let token = self.new_name().replace(' ', "-");
         let command = format!(
-            "head -c 70000 /dev/urandom > /data/kept-{token} && cp /data/kept-{token} /etc/also-kept-{token} && \
+            "head -c {FILE_BYTES} /dev/urandom > /data/kept-{token} && cp /data/kept-{token} /etc/also-kept-{token} && \
              sha256sum < /data/kept-{token}"
         );
         let digest = self.installation.client.output(bot, &command).await;
@@ -406,7 +406,7 @@ impl Stage {
             self.written.push(Written {
                 name,
                 digest: digest.clone(),
-                size: 70_000,
+                size: FILE_BYTES as u64,
             });
         }
     }

@@ -4,6 +4,9 @@ use std::path::PathBuf;
 
 use sha2::{Digest, Sha256};
 
+/// Of each file: they add up, and all are read after every trial.
+pub(crate) const FILE_BYTES: usize = 9_000;
+
 /// Bytes that were written into a workspace.
 #[derive(Debug, Clone)]
 pub(crate) struct Written {
@@ -54,7 +57,7 @@ fn imported_name(name: &str) -> String {
 }
 
 fn imported_content(name: &str) -> Vec<u8> {
-    name.bytes().cycle().take(70_000).collect()
+    name.bytes().cycle().take(FILE_BYTES).collect()
 }
 
 /// SHA-256, in hexadecimal.
