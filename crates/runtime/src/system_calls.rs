@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use rustix::process::{Pid, WaitOptions};
+use rustix::process::{Pid, Signal, WaitOptions};
 use rustix::thread::UnshareFlags;
 use tokio::io::unix::AsyncFd;
 
@@ -15,6 +15,14 @@ pub(crate) fn in_own_session(command: &mut Command) {
     // SAFETY: setsid is async-signal-safe, touches no memory of ours and is all that runs between fork and exec.
     unsafe {
         command.pre_exec(|| rustix::process::setsid().map(drop).map_err(Into::into));
+    }
+}
+
+/// Lets the kernel end the command with us, whatever ends us: with the thread that starts it, to be exact.
+pub(crate) fn end_with_us(command: &mut Command) {
+    // SAFETY: prctl is async-signal-safe, works on plain numbers, and is all that runs between fork and exec.
+    unsafe {
+        command.pre_exec(|| rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(Into::into));
     }
 }
 
@@ -185,5 +193,24 @@ impl Drop for NamespaceHolder {
         self.held = None;
         let reaped = || rustix::process::waitpid(Some(self.pid), WaitOptions::empty());
         while reaped().is_err_and(|error| error == rustix::io::Errno::INTR) {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
+    use super::*;
+
+    #[test]
+    fn what_is_to_end_with_us_is_killed_by_the_end_of_the_thread_that_started_it() {
+        let started = std::thread::spawn(|| {
+            let mut command = Command::new("sleep");
+            command.arg("60");
+            end_with_us(&mut command);
+            command.spawn().unwrap()
+        });
+        let ended = started.join().unwrap().wait().unwrap();
+        assert_eq!(ended.signal(), Some(Signal::KILL.as_raw()));
     }
 }

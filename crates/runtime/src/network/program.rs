@@ -1,13 +1,13 @@
 //! Runs a short program with an end to its time and to its output.
 
 use std::path::PathBuf;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
-use tokio::process::Command;
 
 use super::error::NetworkError;
+use crate::system_calls;
 
 /// What the children get as `PATH`: the server's own may lack the `sbin` directories.
 pub(super) const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -44,16 +44,18 @@ impl Program<'_> {
     }
 
     async fn run_without_limit(self) -> std::io::Result<Finished> {
-        let mut child = Command::new(&self.path)
+        let mut command = Command::new(&self.path);
+        command
             .args(self.arguments)
             .env_clear()
             .env("PATH", SEARCH_PATH)
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()?;
+            .stderr(Stdio::piped());
+        // One that went on after a crash would make or remove what the next server has removed or made.
+        system_calls::end_with_us(&mut command);
+        let mut child = tokio::process::Command::from(command).kill_on_drop(true).spawn()?;
         let stdin = child.stdin.take();
         let input = async {
             let Some(mut stdin) = stdin else { return Ok(()) };
