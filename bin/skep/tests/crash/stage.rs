@@ -142,12 +142,9 @@ impl Stage {
         }
         client.act(&self.bystanders[1].0, "stop").await;
         self.bystander_process = self.first_process(&self.bystanders[0].0).await;
-        let difference = capture(self).await.against(&self.expected(State::NoBot));
-        assert!(
-            difference.is_empty(),
-            "the model does not fit two workspaces that nothing happened to:\n{}",
-            difference.describe()
-        );
+        if let Err(difference) = self.until(&[State::NoBot]).await {
+            panic!("the model does not fit two workspaces that nothing happened to:\n{difference}");
+        }
     }
 
     pub(crate) fn view(&self) -> &ContainerdView {

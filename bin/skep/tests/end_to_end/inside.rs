@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -158,7 +158,14 @@ async fn a_workspace_reaches_neither_host_nor_neighbour() {
     let listener = std::net::TcpListener::bind((gateway.trim(), 0)).expect("the host listens on the gateway's address");
     let port = listener.local_addr().expect("it has an address").port();
     // The neighbour's server is there: the host reaches it, so a refusal below is the isolation's.
-    std::net::TcpStream::connect((neighbour.as_str(), 8000)).expect("the host reaches the workspace");
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while let Err(error) = std::net::TcpStream::connect((neighbour.as_str(), 8000)) {
+        assert!(
+            Instant::now() < deadline,
+            "the host does not reach the workspace: {error}"
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     skep.client
         .output(&two, "(setsid nc -l -p 8001 -e echo reached >/dev/null 2>&1 &)")
         .await;
