@@ -15,6 +15,15 @@ async fn store(root: &Path) -> Store {
     Store::open(&root.join("skep.db")).await.unwrap()
 }
 
+fn key_of_a_post() -> IdempotencyKey {
+    IdempotencyKey {
+        user_id: "u".to_owned(),
+        method: "POST".to_owned(),
+        path: "/bots".to_owned(),
+        key: "k".to_owned(),
+    }
+}
+
 fn new_bot(owner: &str) -> NewBot {
     NewBot {
         id: BotId::random(),
@@ -186,12 +195,7 @@ async fn bots_are_paged_newest_first_and_shown_to_those_who_may_see_them() {
 async fn of_two_requests_with_one_key_one_is_the_first() {
     let root = tempfile::tempdir().unwrap();
     let store = store(root.path()).await;
-    let key = IdempotencyKey {
-        user_id: "u".to_owned(),
-        method: "POST".to_owned(),
-        path: "/bots".to_owned(),
-        key: "k".to_owned(),
-    };
+    let key = key_of_a_post();
     let both = tokio::join!(
         store.begin_idempotent(&key, "body"),
         store.begin_idempotent(&key, "body")
@@ -232,12 +236,7 @@ async fn of_two_requests_with_one_key_one_is_the_first() {
 async fn a_key_is_remembered_for_a_day() {
     let root = tempfile::tempdir().unwrap();
     let store = store(root.path()).await;
-    let key = IdempotencyKey {
-        user_id: "u".to_owned(),
-        method: "POST".to_owned(),
-        path: "/bots".to_owned(),
-        key: "k".to_owned(),
-    };
+    let key = key_of_a_post();
     let options = sqlx::sqlite::SqliteConnectOptions::new().filename(root.path().join("skep.db"));
     let raw = sqlx::SqlitePool::connect_with(options).await.unwrap();
     store.begin_idempotent(&key, "body").await.unwrap();
@@ -260,12 +259,7 @@ async fn a_key_is_remembered_for_a_day() {
 async fn the_key_of_a_bot_is_not_released_while_there_is_the_bot() {
     let root = tempfile::tempdir().unwrap();
     let store = store(root.path()).await;
-    let key = IdempotencyKey {
-        user_id: "u".to_owned(),
-        method: "POST".to_owned(),
-        path: "/bots".to_owned(),
-        key: "k".to_owned(),
-    };
+    let key = key_of_a_post();
     store.begin_idempotent(&key, "body").await.unwrap();
     let new = NewBot {
         idempotency: Some(key.clone()),
