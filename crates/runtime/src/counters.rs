@@ -75,7 +75,8 @@ impl Group<'_> {
         (used, most)
     }
 
-    fn io(&self) -> Option<IoBytes> {
+    /// To and from disks.
+    pub(crate) fn io(&self) -> Option<IoBytes> {
         if let Some(directory) = self.in_version_1("blkio") {
             let file = directory.join("blkio.throttle.io_service_bytes_recursive");
             let flat = directory.join("blkio.throttle.io_service_bytes");
@@ -118,6 +119,19 @@ pub(crate) fn network(host_interface: &str) -> Option<NetworkBytes> {
         received: number(&directory.join("tx_bytes"))?,
         sent: number(&directory.join("rx_bytes"))?,
     })
+}
+
+/// Bytes that processes, and those they have waited for, have written to files of a file system on a disk. One that is
+/// gone was waited for, or is not told.
+pub(crate) fn written_by(pids: &[i32]) -> u64 {
+    let of_process = |pid: &i32| written_of(&std::fs::read_to_string(format!("/proc/{pid}/io")).ok()?);
+    pids.iter().filter_map(of_process).fold(0, u64::saturating_add)
+}
+
+/// Counted when a page is dirtied, in whatever group of whatever version its process is.
+fn written_of(io: &str) -> Option<u64> {
+    let line = io.lines().find_map(|line| line.strip_prefix("write_bytes:"))?;
+    line.trim().parse().ok()
 }
 
 /// Version 1 counts the whole to the nanosecond and its parts by the clock's ticks, so that they can be far from adding
@@ -291,6 +305,17 @@ mod tests {
         assert_eq!((usage.memory_bytes, usage.pids), (Some(5000), Some(2)), "by version 2");
         assert_eq!(usage.memory_limit_bytes, None);
         assert!(group_of(&root).has_processes());
+    }
+
+    #[test]
+    fn what_a_process_has_written_is_counted_as_it_is_dirtied() {
+        let io = "rchar: 10\nwchar: 99\nsyscw: 1\nread_bytes: 5\nwrite_bytes: 4096\ncancelled_write_bytes: 7\n";
+        assert_eq!(written_of(io), Some(4096));
+        assert_eq!(written_of("rchar: 10\n"), None);
+        let own = i32::try_from(std::process::id()).expect("a pid");
+        assert_eq!(written_by(&[i32::MAX]), 0, "one that is gone");
+        let once = written_by(&[own]);
+        assert!(written_by(&[own, own]) >= 2 * once);
     }
 
     #[test]

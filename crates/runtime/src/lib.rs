@@ -113,7 +113,8 @@ pub trait Runtime: Send + Sync + 'static {
     /// Applies limits to a running workspace at once.
     async fn apply_limits(&self, bot: &BotId, limits: &Limits) -> Result<()>;
 
-    /// What of these limits a start puts in force on this host; 0 for what it does not limit.
+    /// What of these limits a start puts in force on this host; 0 for what it does not limit. Storage is the rules'
+    /// own matter: they measure it, and refuse what would add to it.
     fn limits_in_force(&self, limits: &Limits) -> Limits {
         Limits {
             storage_bytes: 0,
@@ -127,6 +128,13 @@ pub trait Runtime: Send + Sync + 'static {
     /// Bytes that all layers of this bot hold, the image's excepted. Counts files, so it may take long: nobody who
     /// waits for an answer calls it. `NotFound` when the bot has no layer.
     async fn storage_bytes(&self, bot: &BotId) -> Result<u64>;
+
+    /// Bytes that are free on the file system that holds the layers of all workspaces. Cheap: asked twice a second.
+    async fn free_bytes(&self) -> Result<u64>;
+
+    /// Bytes that the processes of a running workspace have written to files since its start, those included that
+    /// are not on the disk yet or have no name any more; `NotFound` when it does not run. Needs no daemon.
+    async fn written_bytes(&self, bot: &BotId) -> Result<u64>;
 
     /// Where the bridge of a running workspace listens. Needs no daemon: local state only.
     fn bridge_endpoint(&self, bot: &BotId) -> Result<BridgeEndpoint>;

@@ -89,6 +89,7 @@ pub struct ContainerdRuntime {
     // Empty: the runtime's own default.
     oci_runtime: OnceCell<PathBuf>,
     parent_cgroup: OnceCell<()>,
+    layers_root: OnceCell<PathBuf>,
     follower: OnceLock<tokio::task::JoinHandle<()>>,
 }
 
@@ -129,6 +130,7 @@ impl ContainerdRuntime {
             apparmor: AppArmor::of_this_host(),
             oci_runtime: OnceCell::new(),
             parent_cgroup: OnceCell::new(),
+            layers_root: OnceCell::new(),
             follower: OnceLock::new(),
             config,
         });
@@ -336,6 +338,14 @@ impl Runtime for ContainerdRuntime {
 
     async fn storage_bytes(&self, bot: &BotId) -> Result<u64> {
         self.measured_layers(bot).await
+    }
+
+    async fn free_bytes(&self) -> Result<u64> {
+        self.free_for_layers().await
+    }
+
+    async fn written_bytes(&self, bot: &BotId) -> Result<u64> {
+        self.written(bot).await
     }
 
     fn bridge_endpoint(&self, bot: &BotId) -> Result<BridgeEndpoint> {

@@ -1,5 +1,5 @@
-//! What workspaces use: counted by the kernel, read without a question to containerd; and the bytes of their layers,
-//! which containerd counts.
+//! What workspaces use: counted by the kernel, read without a question to containerd; the bytes of their layers,
+//! which containerd counts; and what is free where those are.
 
 use std::time::Duration;
 
@@ -66,5 +66,36 @@ impl ContainerdRuntime {
             }
         }
         Ok(bytes)
+    }
+
+    /// Bytes that are free where the snapshotter keeps its layers. containerd is asked for the place once.
+    pub(super) async fn free_for_layers(&self) -> Result<u64> {
+        let root = self
+            .layers_root
+            .get_or_try_init(|| self.snapshotter_root())
+            .await?
+            .clone();
+        let operation = format!("asking for the free space of {}", root.display());
+        let asked = tokio::task::spawn_blocking(move || rustix::fs::statvfs(&root)).await;
+        let told = asked.map_err(|panicked| RuntimeError::other(operation.clone(), panicked))?;
+        let told = told.map_err(|error| RuntimeError::other(operation, std::io::Error::from(error)))?;
+        // As `df` shows it: what a file system keeps for root is nobody's to fill.
+        Ok(told.f_bavail.saturating_mul(told.f_frsize))
+    }
+
+    /// What the processes of a workspace have written. Each count has its gap, so the larger one counts: processes
+    /// are told of what they write at once, and forgotten when nobody waits for them; disks are told late, and under
+    /// version 1 only of what does not pass the page cache.
+    pub(super) async fn written(&self, bot: &BotId) -> Result<u64> {
+        let running = self.records.get(bot).ok_or_else(|| not_running(bot))?;
+        let reading = tokio::task::spawn_blocking(move || {
+            let by_processes = counters::written_by(&cgroup::processes(&running.cgroup));
+            let to_disks = cgroup::group(&running.cgroup).io().map_or(0, |io| io.written);
+            by_processes.max(to_disks)
+        });
+        let operation = format!("reading what workspace {bot} has written");
+        reading
+            .await
+            .map_err(|panicked| RuntimeError::other(operation, panicked))
     }
 }

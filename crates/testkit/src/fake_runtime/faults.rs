@@ -48,6 +48,8 @@ pub enum Verb {
     ApplyLimits,
     /// `storage_bytes`.
     StorageBytes,
+    /// `free_bytes`.
+    FreeBytes,
     /// `sweep`.
     Sweep,
     /// `address`.

@@ -19,7 +19,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -50,6 +50,8 @@ struct Bot {
     /// Counts starts, so that the end of an earlier process is not taken for that of the present one.
     generation: u64,
     argv: Option<Vec<String>>,
+    /// Bytes it is said to have written, and how many more at each look.
+    written: (u64, u64),
     /// What the server is shown in the place of the bridge.
     shown: Option<ReferenceBridge>,
     gate: Arc<tokio::sync::Mutex<()>>,
@@ -63,6 +65,7 @@ struct Shared {
     events: broadcast::Sender<RuntimeEvent>,
     root: tempfile::TempDir,
     has_no_layers: AtomicBool,
+    free_bytes: AtomicU64,
 }
 
 /// The fake backend. Clones are the same runtime.
@@ -94,6 +97,7 @@ impl FakeRuntime {
             bots: Mutex::default(),
             events: broadcast::Sender::new(EVENTS),
             has_no_layers: AtomicBool::new(false),
+            free_bytes: AtomicU64::new(u64::MAX),
         };
         Ok(Self {
             shared: Arc::new(shared),
@@ -103,6 +107,16 @@ impl FakeRuntime {
     /// From now on it is a backend that neither keeps states nor lets data be reached from outside.
     pub fn go_without_layers(&self) {
         self.shared.has_no_layers.store(true, Ordering::Relaxed);
+    }
+
+    /// From now on so much is free for all layers together; a host without end until then.
+    pub fn set_free_bytes(&self, bytes: u64) {
+        self.shared.free_bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    /// From now on this workspace has written so many bytes more at each look, whether they can be found or not.
+    pub fn write_on(&self, bot: &BotId, bytes_per_look: u64) {
+        self.lock().entry(bot.clone()).or_default().written.1 = bytes_per_look;
     }
 
     /// What goes wrong, waits or is counted.
@@ -202,6 +216,10 @@ impl FakeRuntime {
     /// What a bot's process 1 said on its stderr.
     pub fn log_path(&self, bot: &BotId) -> PathBuf {
         self.directory_of(bot).join("bridge.log")
+    }
+
+    fn free(&self) -> u64 {
+        self.shared.free_bytes.load(Ordering::Relaxed)
     }
 
     fn has_layers(&self) -> bool {

@@ -221,6 +221,21 @@ impl Runtime for FakeRuntime {
         self.size_of_layers(bot).await
     }
 
+    async fn free_bytes(&self) -> Result<u64> {
+        self.faults().enter(Verb::FreeBytes).await?;
+        Ok(self.free())
+    }
+
+    async fn written_bytes(&self, bot: &BotId) -> Result<u64> {
+        let mut bots = self.lock();
+        let state = bots
+            .get_mut(bot)
+            .filter(|state| task_state(state) == TaskState::Running);
+        let written = &mut state.ok_or_else(|| not_found(bot))?.written;
+        written.0 = written.0.saturating_add(written.1);
+        Ok(written.0)
+    }
+
     fn bridge_endpoint(&self, bot: &BotId) -> Result<BridgeEndpoint> {
         if self.task_of(bot) == TaskState::None {
             return Err(not_found(bot));
