@@ -190,6 +190,9 @@ pub struct ContainerInfo {
     pub snapshotter: Option<String>,
     /// As wanted and as applied.
     pub limits: LimitsResponse,
+    /// It holds more than its limit of storage, as it was counted last: what would add to it answers 507.
+    #[serde(default)]
+    pub storage_over_limit: bool,
     /// What is in force, or while nothing runs, what the next start puts in force; absent when that cannot be told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub isolation: Option<Isolation>,
@@ -201,7 +204,7 @@ pub struct ContainerInfo {
     pub uptime_seconds: Option<u64>,
     /// What was asked for last.
     pub desired: Desired,
-    /// Why the status is what it is, when that is not plain.
+    /// Why the status is what it is, when that is not plain; `disk_full`: it was stopped to keep the host from filling up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
@@ -239,9 +242,12 @@ pub struct StateEvent {
     pub task_running: bool,
     /// What was asked for last.
     pub desired: Desired,
-    /// Why, when it is not plain.
+    /// Why, when it is not plain; `disk_full`: it was stopped to keep the host from filling up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// It holds more than its limit of storage.
+    #[serde(default)]
+    pub storage_over_limit: bool,
     /// When.
     pub at: DateTime<Utc>,
 }

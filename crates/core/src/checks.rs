@@ -6,7 +6,7 @@ use skep_runtime::TaskState;
 use skep_store::{BotRow, BotStatus, ContainerRow, Desired, FaultRow};
 
 use crate::error::{Error, Result};
-use crate::files::{self, Depth, FileWriter, NewFile, WorkspacePath};
+use crate::files::{self, Depth, FileWriter, NewFile, RoomyBridge, WorkspacePath};
 use crate::skep::Skep;
 
 macro_rules! check_types {
@@ -187,7 +187,10 @@ fn of_task(row: Option<&ContainerRow>, task: &Result<Option<TaskState>>) -> Chec
         (None, _) => item(CheckStatus::Error, "the container is gone"),
         (Some(TaskState::Running), Desired::Running) => item(CheckStatus::Ok, "running"),
         (Some(TaskState::Running), Desired::Stopped) => item(CheckStatus::Warn, "running, but should be stopped"),
-        (Some(_), Desired::Stopped) => item(CheckStatus::Ok, "stopped"),
+        (Some(_), Desired::Stopped) => match &row.reason {
+            None => item(CheckStatus::Ok, "stopped"),
+            Some(reason) => item(CheckStatus::Warn, "stopped when nobody asked for it").because(reason.clone()),
+        },
         (Some(_), Desired::Running) => item(CheckStatus::Error, "not running, but should be")
             .because(row.reason.clone().unwrap_or_else(|| "it ended".to_owned())),
     }
@@ -228,7 +231,8 @@ impl Skep {
 
     /// Writes a small file below `/data`, reads it back and removes it, over the bridge.
     async fn probe_data_path(&self, bot: &BotId) -> Result<()> {
-        let bridge = self.bridges().bridge(bot).await?;
+        // Also of one over its limit of storage: the file goes at once.
+        let bridge = RoomyBridge::of(self.bridges().bridge(bot).await?);
         let mark = uuid::Uuid::new_v4().to_string();
         let path = WorkspacePath::parse(&format!("{DATA_DIRECTORY_INSIDE}/.skep-check-{mark}"))?;
         let mut writer = FileWriter::begin(

@@ -62,6 +62,8 @@ pub struct Settings {
     pub storage_measured_every: Duration,
     /// For a limit that nobody set.
     pub default_limits: Limits,
+    /// Free space of the host that workspaces may not eat up; 0: all of it may be.
+    pub reserve_bytes: u64,
     /// How many versions of a workspace are kept.
     pub versions: VersionLimits,
     /// Environment of every workspace (`TZ`, skill roots); a workspace's own wins over it.
@@ -93,6 +95,7 @@ impl Settings {
                 pids: 1024,
                 storage_bytes: 0,
             },
+            reserve_bytes: 2 << 30,
             versions: VersionLimits::default(),
             workspace_env: BTreeMap::new(),
             keep_backups: 3,

@@ -98,6 +98,7 @@ impl Skep {
         skep.carry_on_unfinished().await?;
         skep.spawn_followers();
         skep.spawn_measuring();
+        skep.spawn_disk_watch();
         Ok(skep)
     }
 

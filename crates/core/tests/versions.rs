@@ -42,7 +42,7 @@ async fn delete(world: &World, bot: &BotId, version: u64) -> skep_core::Result<O
 }
 
 async fn write(world: &World, bot: &BotId, text: String) {
-    let bridge = world.skep.usable_bridge(bot, WhenStopped::Refuse).await.unwrap();
+    let bridge = world.skep.roomy_bridge(bot, WhenStopped::Refuse).await.unwrap();
     let path = WorkspacePath::parse(FILE).unwrap();
     let mut writer = FileWriter::begin(&bridge, &path, NewFile::default()).await.unwrap();
     writer.write(text.into()).await.unwrap();

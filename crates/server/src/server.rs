@@ -299,6 +299,7 @@ async fn core_settings(config: &Config, data_root: &DataRoot, store: &Store) -> 
             pids: config.limits.pids,
             storage_bytes: config.limits.storage_bytes,
         },
+        reserve_bytes: config.limits.reserve_bytes,
         versions: skep_core::VersionLimits {
             max: config.snapshots.max,
             keep_automatic: config.snapshots.keep_automatic,

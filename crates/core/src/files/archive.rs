@@ -9,6 +9,7 @@ use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::path::WorkspacePath;
+use super::roomy::RoomyBridge;
 use crate::bridge::{Bridge, BridgeError, BridgeResult, LARGE_WITHIN, NEXT_PIECE_WITHIN, SMALL_WITHIN};
 
 /// Pieces under way between the caller and the bridge.
@@ -52,7 +53,7 @@ pub async fn read_archive(
 /// # Errors
 /// `InvalidArgument` for what is no archive or holds what is not accepted; what came before it stays unpacked.
 pub async fn write_archive(
-    bridge: &Bridge,
+    bridge: &RoomyBridge,
     path: &WorkspacePath,
     source: impl Stream<Item = BridgeResult<Bytes>> + Send,
 ) -> BridgeResult<ArchiveReport> {
@@ -81,7 +82,7 @@ pub async fn write_archive(
 /// # Errors
 /// As [`write_archive`], and as [`stat`](super::stat).
 pub async fn extract(
-    bridge: &Bridge,
+    bridge: &RoomyBridge,
     archive: &WorkspacePath,
     to: Option<&WorkspacePath>,
 ) -> BridgeResult<ArchiveReport> {

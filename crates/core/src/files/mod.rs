@@ -7,6 +7,7 @@ mod entry;
 mod list;
 mod path;
 mod read;
+mod roomy;
 mod search;
 mod watch;
 mod write;
@@ -22,6 +23,7 @@ pub use entry::FileEntry;
 pub use list::{EntryStream, ListOptions, MOST_ENTRIES, list};
 pub use path::WorkspacePath;
 pub use read::{FileReader, read, read_below};
+pub use roomy::RoomyBridge;
 pub use search::{FoundLine, MOST_RESULTS, SearchOptions, SearchResult, search};
 pub use watch::{ChangedFile, FileChange, FileChanges, WatchScope, watch};
 pub use write::{FileWriter, NewFile, copy_content};
@@ -65,7 +67,7 @@ pub async fn stat(bridge: &Bridge, path: &WorkspacePath, links: Links) -> Bridge
 ///
 /// # Errors
 /// `InvalidPath` when something else is in the way, and as [`stat`].
-pub async fn make_directory(bridge: &Bridge, path: &WorkspacePath) -> BridgeResult<()> {
+pub async fn make_directory(bridge: &RoomyBridge, path: &WorkspacePath) -> BridgeResult<()> {
     let mut client = bridge.workspace();
     let request = MakeDirectoryRequest {
         path: path.to_bytes(),
@@ -109,7 +111,7 @@ pub async fn rename(bridge: &Bridge, from: &WorkspacePath, to: &WorkspacePath) -
 ///
 /// # Errors
 /// As [`rename`], and `NoSpace`.
-pub async fn copy(bridge: &Bridge, from: &WorkspacePath, to: &WorkspacePath) -> BridgeResult<()> {
+pub async fn copy(bridge: &RoomyBridge, from: &WorkspacePath, to: &WorkspacePath) -> BridgeResult<()> {
     let mut client = bridge.workspace();
     let request = CopyRequest {
         from: from.to_bytes(),

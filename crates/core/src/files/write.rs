@@ -10,7 +10,8 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::path::WorkspacePath;
 use super::read::FileReader;
-use crate::bridge::{Bridge, BridgeError, BridgeResult, LARGE_WITHIN, NEXT_PIECE_WITHIN};
+use super::roomy::RoomyBridge;
+use crate::bridge::{BridgeError, BridgeResult, LARGE_WITHIN, NEXT_PIECE_WITHIN};
 
 /// Pieces under way between the caller and the bridge.
 const PIECES_UNDER_WAY: usize = 2;
@@ -37,7 +38,7 @@ impl FileWriter {
     ///
     /// # Errors
     /// `Unreachable`, `Unsupported`. What is wrong with the path is told by a later call.
-    pub async fn begin(bridge: &Bridge, path: &WorkspacePath, file: NewFile) -> BridgeResult<Self> {
+    pub async fn begin(bridge: &RoomyBridge, path: &WorkspacePath, file: NewFile) -> BridgeResult<Self> {
         let mut client = bridge.workspace();
         let header = WriteHeader {
             path: path.to_bytes(),

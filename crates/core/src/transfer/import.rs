@@ -118,13 +118,14 @@ impl Skep {
     ///
     /// # Errors
     /// [`Error::ContainerNotFound`]; [`Error::Unsupported`] where layers cannot be changed from outside;
-    /// [`Error::ArchiveRefused`]; [`Error::DiskFull`]; those of the source.
+    /// [`Error::ArchiveRefused`]; [`Error::DiskFull`], also over the limit of storage; those of the source.
     pub async fn receive_archive(
         &self,
         bot: &BotId,
         source: impl Stream<Item = Result<Bytes>>,
     ) -> Result<ReceivedArchive> {
         self.can_change_data(bot).await?;
+        self.require_room(bot).await?;
         let mut received = ReceivedArchive {
             spool: self.spool(),
             name: uuid::Uuid::now_v7().to_string(),

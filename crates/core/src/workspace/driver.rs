@@ -433,7 +433,7 @@ impl Work {
         match &self.pending().request {
             Request::Create(plan) => self.create(plan).await,
             Request::Start => self.start().await,
-            Request::Stop { grace } => self.stop(*grace).await,
+            Request::Stop { grace, cause } => self.stop(*grace, *cause).await,
             Request::Restart { grace } => self.restart(*grace).await,
             Request::Recover => self.recover().await,
             Request::Limits { limits } => self.change_limits(*limits).await,

@@ -59,7 +59,7 @@ pub struct WorkspaceInfo {
     pub image: String,
     pub image_digest: Option<String>,
     pub status: WorkspaceStatus,
-    /// Why the status is `error`.
+    /// Why the status is `error`, or why it was stopped when nobody asked (`disk_full`).
     pub reason: Option<String>,
     pub namespace: String,
     pub snapshotter: String,
@@ -72,6 +72,8 @@ pub struct WorkspaceInfo {
     /// Of a missing one: its layer is there, a start puts a container back on it.
     pub recoverable: Option<bool>,
     pub limits: LimitsReport,
+    /// It holds more than its limit of storage, as it was counted last: nothing is added to it from outside.
+    pub storage_over_limit: bool,
     /// In force, or what the next start puts in force; `None` when that cannot be told.
     pub isolation: Option<Isolation>,
     pub ip: Option<IpAddr>,
@@ -88,5 +90,7 @@ pub struct WorkspaceState {
     pub task_running: bool,
     pub desired: Option<Desired>,
     pub reason: Option<String>,
+    /// As in [`WorkspaceInfo`].
+    pub storage_over_limit: bool,
     pub at: DateTime<Utc>,
 }

@@ -8,7 +8,7 @@ use skep_runtime::{Instance, TaskState};
 use skep_store::{ContainerRow, Desired};
 
 use super::info::{WorkspaceInfo, WorkspaceStatus};
-use super::limits::{to_column, to_runtime};
+use super::limits::{in_force, to_column, to_runtime};
 use crate::error::{Error, Result};
 use crate::operations::LimitsReport;
 use crate::skep::Skep;
@@ -87,6 +87,7 @@ impl Skep {
     /// Without its address.
     fn info_of(&self, row: ContainerRow, instance: Option<Instance>, around: &Around) -> WorkspaceInfo {
         let bot = &row.bot_id;
+        let storage_over_limit = self.storage_over_by(&row) > 0;
         let task_running = instance.as_ref().is_some_and(|one| one.task == TaskState::Running);
         let recoverable = match instance {
             Some(_) => None,
@@ -106,8 +107,9 @@ impl Skep {
             recoverable,
             limits: LimitsReport {
                 wanted: to_column(&wanted),
-                applied: row.limits_applied,
+                applied: row.limits_applied.map(|applied| in_force(applied, &wanted)),
             },
+            storage_over_limit,
             isolation: instance.as_ref().and_then(|one| one.isolation.clone()),
             ip: None,
             uptime_seconds: running
@@ -140,6 +142,7 @@ impl Skep {
                 wanted: to_column(&self.settings().default_limits),
                 applied: None,
             },
+            storage_over_limit: self.holds_beyond(&instance.bot, self.settings().default_limits.storage_bytes) > 0,
             isolation: instance.isolation.clone(),
             ip: None,
             uptime_seconds: None,

@@ -29,10 +29,8 @@ pub(crate) fn check(limits: &LimitsColumn) -> Result<()> {
     too_small("cpu_millicores", limits.cpu_millicores, LEAST_MILLICORES)?;
     too_small("memory_bytes", limits.memory_bytes, LEAST_MEMORY)?;
     too_small("pids", limits.pids, LEAST_PIDS)?;
-    if limits.storage_bytes != 0 {
-        return Err(Error::Unsupported("limits of storage are not supported yet".to_owned()));
-    }
-    Ok(())
+    // Any size can be over its limit, also at once: that ends nothing.
+    too_small("storage_bytes", limits.storage_bytes, 0)
 }
 
 /// As the runtime takes them.
@@ -55,6 +53,14 @@ pub(crate) fn to_column(limits: &Limits) -> LimitsColumn {
     }
 }
 
+/// What is in force: what the backend applied, and the limit of storage, which holds also while nothing runs.
+pub(crate) fn in_force(applied: LimitsColumn, effective: &Limits) -> LimitsColumn {
+    LimitsColumn {
+        storage_bytes: effective.storage_bytes,
+        ..applied
+    }
+}
+
 impl Work {
     /// The work of `limits`: wanted first, then applied.
     pub(crate) async fn change_limits(&self, limits: LimitsColumn) -> Result<Outcome> {
@@ -67,10 +73,11 @@ impl Work {
         })
         .await?;
         let applied = self.step("apply", self.apply_limits(&limits)).await?;
+        self.skep().show_storage(self.bot()).await?;
         let effective = self.skep().settings().effective_limits(&to_runtime(&limits));
         Ok(Outcome::Limits(LimitsReport {
             wanted: to_column(&effective),
-            applied,
+            applied: applied.map(|applied| in_force(applied, &effective)),
         }))
     }
 

@@ -11,7 +11,7 @@ use skep_runtime::{RuntimeError, Usage};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::error::Error;
+use crate::error::Result;
 use crate::skep::Skep;
 
 /// Looks at a processor's time that are closer to each other say nothing about its load.
@@ -44,11 +44,21 @@ struct Looks {
     last: Look,
 }
 
+/// A count, by a clock that only goes forward.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Counted {
+    pub(crate) bytes: u64,
+    pub(crate) at: Instant,
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Storage {
     measured: MeasuredStorage,
+    counted_at: Instant,
     /// Not before this without an operation.
     again_at: Instant,
+    /// Not before this when it is being written to.
+    soonest: Instant,
 }
 
 /// All of them. Lost with the server, and measured anew by the next.
@@ -93,7 +103,22 @@ impl Measurements {
         locked(&self.storage).get(bot).map(|storage| storage.measured)
     }
 
-    /// Its storage is to be counted soon.
+    /// What was counted last, to be compared with a later count.
+    pub(crate) fn counted_last(&self, bot: &BotId) -> Option<Counted> {
+        locked(&self.storage).get(bot).map(|storage| Counted {
+            bytes: storage.measured.bytes,
+            at: storage.counted_at,
+        })
+    }
+
+    /// It is written to through the API, or would be: one that runs is not left for long until its next count.
+    pub(crate) fn hurry(&self, bot: &BotId) {
+        if let Some(storage) = locked(&self.storage).get_mut(bot) {
+            storage.again_at = storage.again_at.min(storage.soonest);
+        }
+    }
+
+    /// Its storage is to be counted now.
     pub(crate) fn ask(&self, bot: &BotId) {
         locked(&self.asked).insert(bot.clone());
         self.wake.notify_one();
@@ -111,12 +136,19 @@ impl Measurements {
         locked(&self.asked).pop_first()
     }
 
-    fn counted(&self, bot: &BotId, bytes: u64, again_at: Instant) {
-        let measured = MeasuredStorage {
-            bytes,
-            sampled_at: Utc::now(),
+    /// A count that took so long; the next comes after `every` by itself.
+    fn counted(&self, bot: &BotId, bytes: u64, (took, every): (Duration, Duration)) {
+        let now = Instant::now();
+        let storage = Storage {
+            measured: MeasuredStorage {
+                bytes,
+                sampled_at: Utc::now(),
+            },
+            counted_at: now,
+            again_at: now + every.max(took * SHARE_OF_TIME),
+            soonest: now + every.min(LOOK_EVERY).max(took * SHARE_OF_TIME),
         };
-        locked(&self.storage).insert(bot.clone(), Storage { measured, again_at });
+        locked(&self.storage).insert(bot.clone(), storage);
     }
 
     fn forget(&self, bot: &BotId) {
@@ -150,6 +182,12 @@ impl Skep {
         self.tasks().spawn(async move {
             let measurements = skep.measurements();
             let look_every = skep.settings().storage_measured_every.min(LOOK_EVERY);
+            if let Err(error) = skep.ask_for_limited().await {
+                tracing::warn!(
+                    error = error.with_causes(),
+                    "the workspaces with a limit of storage are not known"
+                );
+            }
             loop {
                 while let Some(bot) = measurements.next_asked() {
                     tokio::select! {
@@ -167,22 +205,24 @@ impl Skep {
         });
     }
 
-    async fn measure(&self, bot: &BotId) {
+    /// Counts the storage of a workspace now, and tells those who watch when that puts it over its limit, or within.
+    pub(super) async fn measure(&self, bot: &BotId) {
+        if let Err(error) = self.count(bot).await {
+            tracing::debug!(%bot, error = error.with_causes(), "the storage of a workspace was not counted");
+        }
+    }
+
+    async fn count(&self, bot: &BotId) -> Result<()> {
         let began = Instant::now();
         match self.runtime().storage_bytes(bot).await {
             Ok(bytes) => {
-                let pause = self
-                    .settings()
-                    .storage_measured_every
-                    .max(began.elapsed() * SHARE_OF_TIME);
-                self.measurements().counted(bot, bytes, Instant::now() + pause);
+                let every = self.settings().storage_measured_every;
+                self.measurements().counted(bot, bytes, (began.elapsed(), every));
             }
             Err(RuntimeError::NotFound { .. }) => self.measurements().forget(bot),
-            Err(error) => {
-                let error = Error::from(error);
-                tracing::debug!(%bot, error = error.with_causes(), "the storage of a workspace was not counted");
-            }
+            Err(error) => return Err(error.into()),
         }
+        self.show_storage(bot).await
     }
 }
 

@@ -8,6 +8,7 @@ mod admission;
 mod anew;
 mod change;
 mod create;
+mod disk_watch;
 mod driver;
 mod environment;
 mod followers;
@@ -30,10 +31,12 @@ mod reconcile;
 mod remains;
 mod removal;
 mod request;
+mod reserve;
 mod restore;
 mod running;
 mod short_line;
 mod state;
+mod storage;
 mod usable;
 mod versions;
 mod work;
@@ -55,6 +58,7 @@ use std::time::Duration;
 use skep_names::BotId;
 use skep_store::LimitsColumn;
 
+use self::request::StopCause;
 use crate::error::{Error, Result};
 use crate::operations::OperationHandle;
 use crate::requester::Requester;
@@ -103,7 +107,8 @@ impl Skep {
     ) -> Result<OperationHandle> {
         check_grace(grace)?;
         self.require_workspace(bot).await?;
-        self.submit(bot, Request::Stop { grace }, requester).await
+        let cause = StopCause::Asked;
+        self.submit(bot, Request::Stop { grace, cause }, requester).await
     }
 
     /// Stops and starts the workspace.
@@ -141,7 +146,8 @@ impl Skep {
     ///
     /// # Errors
     /// [`Error::ContainerNotFound`]; [`Error::BackupNotFound`] when nothing is kept, or not under that name;
-    /// [`Error::Unsupported`] on a backend that cannot change layers from outside.
+    /// [`Error::Unsupported`] on a backend that cannot change layers from outside; [`Error::DiskFull`] over the limit of
+    /// storage.
     pub async fn restore_data(
         &self,
         bot: &BotId,
@@ -154,6 +160,7 @@ impl Skep {
             None if self.has_preserved_data(bot).await? => {}
             None => return Err(Error::BackupNotFound("no preserved data found".to_owned())),
         }
+        self.require_room(bot).await?;
         self.submit(bot, Request::Restore(request), requester).await
     }
 

@@ -18,6 +18,7 @@ struct One {
     state: State,
     desired: Option<Desired>,
     deaths: Deaths,
+    storage_over_limit: bool,
     shown: watch::Sender<WorkspaceState>,
 }
 
@@ -31,13 +32,14 @@ pub(crate) struct Observations {
     deaths_cleared_after: Duration,
 }
 
-fn shown(state: &State, desired: Option<Desired>) -> WorkspaceState {
+fn shown(state: &State, desired: Option<Desired>, storage_over_limit: bool) -> WorkspaceState {
     let (status, task_running, reason) = state.shown();
     WorkspaceState {
         status,
         task_running,
         desired: desired.filter(|_| status.is_some()),
         reason,
+        storage_over_limit,
         at: Utc::now(),
     }
 }
@@ -48,15 +50,18 @@ impl One {
             state: State::Absent,
             desired: None,
             deaths: Deaths::none(deaths_cleared_after),
-            shown: watch::Sender::new(shown(&State::Absent, None)),
+            storage_over_limit: false,
+            shown: watch::Sender::new(shown(&State::Absent, None, false)),
         }
     }
 
     fn publish(&self) {
-        let new = shown(&self.state, self.desired);
+        let new = shown(&self.state, self.desired, self.storage_over_limit);
         self.shown.send_if_modified(|old| {
-            let same = (old.status, old.task_running, old.desired, &old.reason)
-                == (new.status, new.task_running, new.desired, &new.reason);
+            let same = WorkspaceState {
+                at: new.at,
+                ..old.clone()
+            } == new;
             if !same {
                 *old = new;
             }
@@ -105,6 +110,7 @@ impl Observations {
         let mut bots = self.lock();
         let one = self.one(&mut bots, bot);
         one.state = next(&one.state, event);
+        one.storage_over_limit &= *event != Event::Removed;
         if *event == Event::Answered {
             one.deaths.answered(now);
         }
@@ -130,6 +136,19 @@ impl Observations {
         let one = self.one(&mut bots, bot);
         one.desired = Some(desired);
         one.publish();
+    }
+
+    /// Whether it holds more than it may. True: that is news.
+    pub(crate) fn storage(&self, bot: &BotId, is_over_limit: bool) -> bool {
+        let mut bots = self.lock();
+        if !is_over_limit && !bots.contains_key(bot) {
+            return false;
+        }
+        let one = self.one(&mut bots, bot);
+        let is_news = one.storage_over_limit != is_over_limit;
+        one.storage_over_limit = is_over_limit;
+        one.publish();
+        is_news
     }
 
     /// It is known to run.

@@ -112,7 +112,7 @@ impl Skep {
             may_try: self.observations().may_try(bot),
         });
         match mend {
-            Mend::Nothing => self.observations().seen(bot, as_it_is(task), row.desired),
+            Mend::Nothing => self.observations().seen(bot, as_it_is(task, &row), row.desired),
             Mend::Wait => self.observations().seen(bot, down(&row), row.desired),
             Mend::Rebuild | Mend::LeaveMissing if self.is_remains(bot).await? => {
                 tracing::info!(%bot, "a delete that failed half-way is finished");
@@ -227,10 +227,10 @@ fn finished_delete() -> Request {
     }
 }
 
-fn as_it_is(task: Option<TaskState>) -> State {
+fn as_it_is(task: Option<TaskState>, row: &ContainerRow) -> State {
     match task {
         Some(TaskState::Running) => State::Running,
-        Some(TaskState::Dead | TaskState::None) => State::Stopped,
+        Some(TaskState::Dead | TaskState::None) => State::stopped(row.reason.as_deref()),
         None => State::Missing,
     }
 }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use skep_runtime::layer_access::ApplyMode;
 use skep_store::LimitsColumn;
 
+use super::state::DISK_FULL;
 use crate::operations::OperationKind;
 
 /// The body of a create; everything may be left out.
@@ -120,6 +121,27 @@ impl From<Option<bool>> for PreservedData {
     }
 }
 
+/// Why a workspace is stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum StopCause {
+    /// Somebody asked for it.
+    #[default]
+    Asked,
+    /// The server does it, to keep the host from filling up.
+    DiskFull,
+}
+
+impl StopCause {
+    /// As it is recorded.
+    pub(crate) fn reason(self) -> Option<&'static str> {
+        match self {
+            Self::Asked => None,
+            Self::DiskFull => Some(DISK_FULL),
+        }
+    }
+}
+
 /// A version to be taken.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct SnapshotPlan {
@@ -146,6 +168,8 @@ pub(crate) enum Request {
     Start,
     Stop {
         grace: Option<Duration>,
+        #[serde(default)]
+        cause: StopCause,
     },
     Restart {
         grace: Option<Duration>,

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::limits::{to_column, to_runtime};
 use super::mend::{Mend, Seen, mend};
 use super::plan::parse_image;
-use super::request::CreateRequest;
+use super::request::{CreateRequest, StopCause};
 use super::state::{Event, Retry};
 use super::work::Work;
 use crate::error::{Error, Result};
@@ -33,9 +33,9 @@ impl Work {
     }
 
     /// The work of `stop`.
-    pub(crate) async fn stop(&self, grace: Option<Duration>) -> Result<Outcome> {
+    pub(crate) async fn stop(&self, grace: Option<Duration>, cause: StopCause) -> Result<Outcome> {
         self.step("wanted", self.want(Desired::Stopped)).await?;
-        self.take_down(grace).await?;
+        self.take_down(grace, cause).await?;
         Ok(Outcome::Done)
     }
 
@@ -43,7 +43,7 @@ impl Work {
     pub(crate) async fn restart(&self, grace: Option<Duration>) -> Result<Outcome> {
         self.skep().observations().forgive(self.bot());
         let row = self.step("wanted", self.want(Desired::Running)).await?;
-        self.take_down(grace).await?;
+        self.take_down(grace, StopCause::Asked).await?;
         self.bring_up(&row).await?;
         Ok(Outcome::Done)
     }
@@ -60,7 +60,7 @@ impl Work {
         match mend(&self.look(&row).await?) {
             Mend::Nothing | Mend::Wait => {}
             Mend::RecordRunning | Mend::Start => self.bring_up_with_tries(&row).await?,
-            Mend::RecordStopped | Mend::Stop => self.take_down(None).await?,
+            Mend::RecordStopped | Mend::Stop => self.take_down(None, StopCause::Asked).await?,
             Mend::PutBack => self.step("container", self.ensure_container(&row)).await?,
             Mend::Rebuild if row.desired == Desired::Running => self.bring_up_with_tries(&row).await?,
             Mend::Rebuild => self.step("container", self.ensure_container(&row)).await?,
@@ -293,16 +293,18 @@ impl Work {
         }
     }
 
-    async fn take_down(&self, grace: Option<Duration>) -> Result<()> {
+    async fn take_down(&self, grace: Option<Duration>, cause: StopCause) -> Result<()> {
         let grace = grace.unwrap_or(self.skep().settings().stop_grace);
         self.skep().observations().happened(self.bot(), &Event::Ending);
         self.step("stop", self.end_task(grace)).await?;
         self.step("record", async {
-            self.store().set_container_stopped(self.bot(), None).await?;
-            self.lived("stop", &json!({})).await
+            self.store().set_container_stopped(self.bot(), cause.reason()).await?;
+            let payload = cause.reason().map_or(json!({}), |reason| json!({ "reason": reason }));
+            self.lived("stop", &payload).await
         })
         .await?;
-        self.skep().observations().happened(self.bot(), &Event::Ended);
+        let event = Event::ended(cause.reason());
+        self.skep().observations().happened(self.bot(), &event);
         Ok(())
     }
 

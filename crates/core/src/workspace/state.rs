@@ -12,11 +12,15 @@
 //!     │                     └──────────────────────── │ ───┘
 //!     └──────── Stopped ◀─────────────────────────────┘
 //! ```
-//! `Lost` leads from any state but Absent to Missing; `Begun` leads out of it.
+//! `Lost` leads from any state but Absent to Missing; `Begun` leads out of it. `DiskFull` is an `Ended` that nobody
+//! asked for; it leads to DiskFull, which is a Stopped that says why.
 
 use std::time::Duration;
 
 use super::info::WorkspaceStatus;
+
+/// Why a workspace was stopped that took the host's last space, as it is recorded and shown.
+pub(crate) const DISK_FULL: &str = "disk_full";
 
 /// Where a workspace is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +29,8 @@ pub(crate) enum State {
     Absent,
     /// No process, as it should be.
     Stopped,
+    /// No process: it was stopped to keep the host from filling up.
+    DiskFull,
     /// Processes may be there, the bridge has not answered.
     Starting,
     /// The bridge answered.
@@ -50,6 +56,8 @@ pub(crate) enum Event {
     Ending,
     /// No process is left, as was asked.
     Ended,
+    /// No process is left, to keep the host from filling up.
+    DiskFull,
     /// Process 1 ended by itself.
     Died { why: String },
     /// It was removed.
@@ -64,9 +72,10 @@ pub(crate) fn next(state: &State, event: &Event) -> State {
         (_, Event::Removed) => State::Absent,
         (State::Running, Event::Begun) => State::Running,
         (_, Event::Begun) => State::Starting,
-        (State::Absent, Event::Answered | Event::Ended | Event::Lost | Event::Died { .. } | Event::Ending) => {
-            State::Absent
-        }
+        (
+            State::Absent,
+            Event::Answered | Event::Ended | Event::DiskFull | Event::Lost | Event::Died { .. } | Event::Ending,
+        ) => State::Absent,
         (_, Event::Answered) => State::Running,
         (_, Event::NotStarted { why }) => match state {
             State::Absent => State::Absent,
@@ -75,6 +84,7 @@ pub(crate) fn next(state: &State, event: &Event) -> State {
         (State::Starting | State::Running | State::Stopping, Event::Ending) => State::Stopping,
         (state, Event::Ending) => state.clone(),
         (_, Event::Ended) => State::Stopped,
+        (_, Event::DiskFull) => State::DiskFull,
         // A death while it is being stopped is the stop's own doing.
         (State::Running | State::Starting, Event::Died { why }) => State::Down { why: why.clone() },
         (state, Event::Died { .. }) => state.clone(),
@@ -82,12 +92,31 @@ pub(crate) fn next(state: &State, event: &Event) -> State {
     }
 }
 
+impl Event {
+    /// No process is left, for the recorded reason.
+    pub(crate) fn ended(reason: Option<&str>) -> Self {
+        match reason {
+            Some(DISK_FULL) => Self::DiskFull,
+            _ => Self::Ended,
+        }
+    }
+}
+
 impl State {
+    /// No process, as it should be, for the recorded reason.
+    pub(crate) fn stopped(reason: Option<&str>) -> Self {
+        match reason {
+            Some(DISK_FULL) => Self::DiskFull,
+            _ => Self::Stopped,
+        }
+    }
+
     /// Status, whether processes run, and the reason.
     pub(crate) fn shown(&self) -> (Option<WorkspaceStatus>, bool, Option<String>) {
         match self {
             Self::Absent => (None, false, None),
             Self::Stopped => (Some(WorkspaceStatus::Stopped), false, None),
+            Self::DiskFull => (Some(WorkspaceStatus::Stopped), false, Some(DISK_FULL.to_owned())),
             Self::Starting => (Some(WorkspaceStatus::Created), false, None),
             Self::Running | Self::Stopping => (Some(WorkspaceStatus::Running), true, None),
             Self::Down { why } => (Some(WorkspaceStatus::Error), false, Some(why.clone())),
@@ -174,6 +203,7 @@ mod tests {
             Just(Event::NotStarted { why: "n".into() }),
             Just(Event::Ending),
             Just(Event::Ended),
+            Just(Event::DiskFull),
             Just(Event::Died { why: "d".into() }),
             Just(Event::Removed),
             Just(Event::Lost),
@@ -192,6 +222,7 @@ mod tests {
                     Event::Begun => prop_assert!(matches!(state, State::Starting | State::Running)),
                     Event::Answered if before != State::Absent => prop_assert_eq!(&state, &State::Running),
                     Event::Ended if before != State::Absent => prop_assert_eq!(&state, &State::Stopped),
+                    Event::DiskFull if before != State::Absent => prop_assert_eq!(&state, &State::DiskFull),
                     Event::Died { .. } if before == State::Stopped => prop_assert_eq!(&state, &before),
                     Event::Died { .. } | Event::NotStarted { .. } => prop_assert_ne!(&state, &State::Running),
                     _ => {}
@@ -224,6 +255,15 @@ mod tests {
                 now += Duration::from_secs(*ran.min(&598));
             }
         }
+    }
+
+    #[test]
+    fn one_that_was_stopped_for_space_is_stopped_and_says_why() {
+        let state = next(&State::Stopping, &Event::ended(Some(DISK_FULL)));
+        let shown = (Some(WorkspaceStatus::Stopped), false, Some(DISK_FULL.to_owned()));
+        assert_eq!(state.shown(), shown);
+        assert_eq!(State::stopped(Some(DISK_FULL)), state, "also by the next server");
+        assert_eq!(next(&state, &Event::Begun), State::Starting, "and may be started again");
     }
 
     #[test]

@@ -108,7 +108,7 @@ impl Skep {
             (_, ContainerStatus::Error) => State::Down {
                 why: row.reason.unwrap_or_else(|| "it ended".to_owned()),
             },
-            _ => State::Stopped,
+            _ => State::stopped(row.reason.as_deref()),
         };
         self.observations().seen(bot, state, row.desired);
         Ok(())

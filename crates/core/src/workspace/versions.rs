@@ -268,7 +268,8 @@ impl Work {
         match row.desired {
             Desired::Running => self.bring_up(row).await,
             Desired::Stopped => {
-                self.skep().observations().happened(self.bot(), &Event::Ended);
+                let event = Event::ended(row.reason.as_deref());
+                self.skep().observations().happened(self.bot(), &event);
                 Ok(())
             }
         }

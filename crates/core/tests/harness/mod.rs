@@ -103,7 +103,7 @@ impl World {
     }
 
     pub(crate) async fn write(&self, bot: &BotId, path: &str, content: &'static str) {
-        let bridge = self.skep.usable_bridge(bot, WhenStopped::Refuse).await.unwrap();
+        let bridge = self.skep.roomy_bridge(bot, WhenStopped::Refuse).await.unwrap();
         let path = WorkspacePath::parse(path).unwrap();
         let file = NewFile {
             mode: 0o600,

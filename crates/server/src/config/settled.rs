@@ -107,13 +107,6 @@ fn refuse_what_comes_later(reader: &Reader<'_>) -> Result<(), ConfigError> {
             "it has no metrics listener",
         );
     }
-    if reader.number("limits", "storage_bytes") != 0 {
-        return later(
-            "limits.storage_bytes",
-            reader.number("limits", "storage_bytes").to_string(),
-            "storage is not measured",
-        );
-    }
     for key in ["tls_cert", "tls_key"] {
         if !reader.text("server", key).is_empty() {
             return later(

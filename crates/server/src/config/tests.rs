@@ -39,6 +39,17 @@ fn the_environment_wins_over_the_file_and_the_file_over_the_default() {
 }
 
 #[test]
+fn a_limit_of_storage_and_the_reserve_are_sizes_of_which_the_reserve_is_there_unasked() {
+    let limits = |file: &str| Config::settle(&read(file).unwrap()).unwrap().limits;
+    let (unasked, asked) = (
+        limits(""),
+        limits("[limits]\nstorage_bytes = '10GiB'\nreserve_bytes = 0\n"),
+    );
+    assert_eq!((unasked.storage_bytes, unasked.reserve_bytes), (0, 2 << 30));
+    assert_eq!((asked.storage_bytes, asked.reserve_bytes), (10 << 30, 0));
+}
+
+#[test]
 fn nothing_is_required() {
     let settings = Settings::read(Some(Path::new("/dev/null")), &[]).unwrap();
     let config = Config::settle(&settings).unwrap();

@@ -228,6 +228,7 @@ pub fn container_info(info: core::WorkspaceInfo) -> api::ContainerInfo {
         image_digest: info.image_digest,
         snapshotter: Some(info.snapshotter).filter(|name| !name.is_empty()),
         limits: limits_report(info.limits),
+        storage_over_limit: info.storage_over_limit,
         isolation: info.isolation.map(|isolation| api::Isolation {
             user_namespace: isolation.user_namespace,
             seccomp: isolation.seccomp,

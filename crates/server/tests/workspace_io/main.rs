@@ -16,6 +16,7 @@ mod ports;
 mod refusals;
 mod searches;
 mod snapshots;
+mod storage;
 mod terminals;
 mod uploads;
 mod watches;

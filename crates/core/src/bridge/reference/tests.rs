@@ -15,7 +15,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::super::{Bridge, BridgeError};
 use crate::exec::{self, ExecId, ExecRequest, Program};
-use crate::files::{self, Depth, FileWriter, Links, ListOptions, NewFile, WorkspacePath};
+use crate::files::{self, Depth, FileWriter, Links, ListOptions, NewFile, RoomyBridge, WorkspacePath};
 
 #[derive(Default)]
 struct Lies {
@@ -331,19 +331,20 @@ async fn a_write_is_done_when_all_of_it_is_told_to_be_there() {
         ..Lies::default()
     };
     let liar = liar(lies).await;
+    let roomy = RoomyBridge::of(liar.bridge.clone());
     let upload = || NewFile {
         mode: 0o644,
         ..NewFile::default()
     };
-    let mut good = FileWriter::begin(&liar.bridge, &path, upload()).await.expect("begun");
+    let mut good = FileWriter::begin(&roomy, &path, upload()).await.expect("begun");
     good.write(Bytes::from_static(b"four")).await.expect("taken");
     assert_eq!(good.finish().await, Ok(4));
-    let mut short = FileWriter::begin(&liar.bridge, &path, upload()).await.expect("begun");
+    let mut short = FileWriter::begin(&roomy, &path, upload()).await.expect("begun");
     short.write(Bytes::from_static(b"more than four")).await.expect("taken");
     let outcome = short.finish().await;
     assert!(matches!(outcome, Err(BridgeError::Untrustworthy(_))), "{outcome:?}");
     // On that wire the end of a stream is the end of a file: one that is given up must not end.
-    let mut dropped = FileWriter::begin(&liar.bridge, &path, upload()).await.expect("begun");
+    let mut dropped = FileWriter::begin(&roomy, &path, upload()).await.expect("begun");
     dropped.write(Bytes::from_static(b"half")).await.expect("taken");
     drop(dropped);
     let until = std::time::Instant::now() + std::time::Duration::from_secs(10);

@@ -113,7 +113,7 @@ async fn remove(State(app): State<App>, access: BotAccess<Manage>, Path(of): Pat
     responses((status = 200, body = RestoredResponse),
         (status = 400, body = ErrorBody, description = "The backup does not verify, or `/data` is not a directory"),
         (status = 404, body = ErrorBody, description = "No such bot, no workspace, or no such backup"),
-        (status = 507, body = ErrorBody, description = "No space; `/data` is as it was")))]
+        (status = 507, body = ErrorBody, description = "No space, or over the storage limit; `/data` is as it was")))]
 async fn restore(
     State(app): State<App>,
     access: BotAccess<Manage>,

@@ -313,6 +313,7 @@ fn state_event(state: WorkspaceState) -> StateEvent {
         reason: state
             .reason
             .or_else(|| state.status.is_none().then(|| "no workspace".to_owned())),
+        storage_over_limit: state.storage_over_limit,
         at: state.at.min(Utc::now()),
     }
 }

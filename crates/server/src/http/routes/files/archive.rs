@@ -19,7 +19,7 @@ use utoipa_axum::routes;
 use super::change::StartQuery;
 use super::download::compressed;
 use super::upload::body_bytes;
-use super::{bridge_of, refused, required_path};
+use super::{bridge_of, refused, required_path, roomy_bridge_of};
 use crate::app::App;
 use crate::http::access::{BotAccess, Operate};
 use crate::http::error::{ApiError, ApiResult};
@@ -81,7 +81,7 @@ async fn get(
         (status = 403, body = ErrorBody, description = "The permissions there"),
         (status = 409, body = ErrorBody, description = "The workspace is stopped"),
         (status = 503, body = ErrorBody, description = "The workspace is not reachable"),
-        (status = 507, body = ErrorBody, description = "No space")))]
+        (status = 507, body = ErrorBody, description = "No space, or over the storage limit")))]
 async fn put(
     State(app): State<App>,
     access: BotAccess<Operate>,
@@ -89,7 +89,7 @@ async fn put(
     body: Body,
 ) -> ApiResult<Json<ArchiveResult>> {
     let path = required_path(query.path.as_deref())?;
-    let bridge = bridge_of(&app, access.bot_id(), query.start).await?;
+    let bridge = roomy_bridge_of(&app, access.bot_id(), query.start).await?;
     let report = files::write_archive(&bridge, &path, body_bytes(body)).await;
     unpacked(report)
 }
@@ -144,7 +144,7 @@ async fn pack(
         (status = 409, body = ErrorBody, description = "The workspace is stopped"),
         (status = 501, body = ErrorBody, description = "The workspace was made by an older version: restart it"),
         (status = 503, body = ErrorBody, description = "The workspace is not reachable"),
-        (status = 507, body = ErrorBody, description = "No space")))]
+        (status = 507, body = ErrorBody, description = "No space, or over the storage limit")))]
 async fn extract(
     State(app): State<App>,
     access: BotAccess<Operate>,
@@ -153,7 +153,7 @@ async fn extract(
 ) -> ApiResult<Json<ArchiveResult>> {
     let path = required_path(Some(&body.path))?;
     let to = body.to.as_deref().map(|to| required_path(Some(to))).transpose()?;
-    let bridge = bridge_of(&app, access.bot_id(), query.start).await?;
+    let bridge = roomy_bridge_of(&app, access.bot_id(), query.start).await?;
     let report = files::extract(&bridge, &path, to.as_ref()).await;
     unpacked(report)
 }

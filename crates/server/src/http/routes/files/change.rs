@@ -10,12 +10,12 @@ use skep_api::{
     RenameFileRequest, WriteFileRequest,
 };
 use skep_core::bridge::{Bridge, BridgeResult};
-use skep_core::files::{self, Depth, FileWriter, ModeChange, NewFile, WorkspacePath};
+use skep_core::files::{self, Depth, FileWriter, ModeChange, NewFile, RoomyBridge, WorkspacePath};
 use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::{bridge_of, octal_mode, refused, required_path};
+use super::{bridge_of, octal_mode, refused, required_path, roomy_bridge_of};
 use crate::app::App;
 use crate::http::access::{BotAccess, Operate};
 use crate::http::error::{ApiError, ApiResult};
@@ -69,6 +69,13 @@ impl FromRequestParts<App> for Change {
 }
 
 impl Change {
+    /// As [`Change::make`], for what adds to the workspace.
+    async fn add(self, change: impl AsyncFnOnce(RoomyBridge) -> BridgeResult<()>) -> ApiResult<Json<FileDone>> {
+        let bridge = roomy_bridge_of(&self.app, self.access.bot_id(), self.start).await?;
+        change(bridge).await.map_err(refused)?;
+        Ok(Json(FileDone { ok: true }))
+    }
+
     /// Does it, once everything that was asked is known to be well formed.
     async fn make(self, change: impl AsyncFnOnce(Bridge) -> BridgeResult<()>) -> ApiResult<Json<FileDone>> {
         let bridge = bridge_of(&self.app, self.access.bot_id(), self.start).await?;
@@ -87,7 +94,7 @@ impl Change {
         (status = 412, body = ErrorBody, description = "The file is not the one of `if_match`"),
         (status = 413, body = ErrorBody, description = "Over 16 MiB: use upload"),
         (status = 503, body = ErrorBody, description = "The workspace is not reachable"),
-        (status = 507, body = ErrorBody, description = "No space")))]
+        (status = 507, body = ErrorBody, description = "No space, or over the storage limit")))]
 async fn write(change: Change, JsonBody(body): JsonBody<WriteFileRequest>) -> ApiResult<Json<FileDone>> {
     let path = required_path(Some(&body.path))?;
     let set_mode = body.mode.as_deref().map(octal_mode).transpose()?;
@@ -109,7 +116,7 @@ async fn write(change: Change, JsonBody(body): JsonBody<WriteFileRequest>) -> Ap
         if_match: body.if_match.filter(|tag| !tag.is_empty()),
     };
     change
-        .make(async |bridge| {
+        .add(async |bridge| {
             let mut writer = FileWriter::begin(&bridge, &path, file).await?;
             writer.write(content.into()).await?;
             writer.finish().await?;
@@ -126,11 +133,11 @@ async fn write(change: Change, JsonBody(body): JsonBody<WriteFileRequest>) -> Ap
         (status = 403, body = ErrorBody, description = "The permissions there"),
         (status = 409, body = ErrorBody, description = "The workspace is stopped"),
         (status = 503, body = ErrorBody, description = "The workspace is not reachable"),
-        (status = 507, body = ErrorBody, description = "No space")))]
+        (status = 507, body = ErrorBody, description = "No space, or over the storage limit")))]
 async fn mkdir(change: Change, JsonBody(body): JsonBody<PathRequest>) -> ApiResult<Json<FileDone>> {
     let path = required_path(Some(&body.path))?;
     change
-        .make(async |bridge| files::make_directory(&bridge, &path).await)
+        .add(async |bridge| files::make_directory(&bridge, &path).await)
         .await
 }
 
@@ -181,10 +188,10 @@ async fn rename(change: Change, JsonBody(body): JsonBody<RenameFileRequest>) -> 
         (status = 404, body = ErrorBody, description = "No such file"),
         (status = 409, body = ErrorBody, description = "Something else is in the way; the workspace is stopped"),
         (status = 503, body = ErrorBody, description = "The workspace is not reachable"),
-        (status = 507, body = ErrorBody, description = "No space")))]
+        (status = 507, body = ErrorBody, description = "No space, or over the storage limit")))]
 async fn copy(change: Change, JsonBody(body): JsonBody<CopyFileRequest>) -> ApiResult<Json<FileDone>> {
     let (from, to) = both((&body.from, &body.to), "from and to are required")?;
-    change.make(async |bridge| files::copy(&bridge, &from, &to).await).await
+    change.add(async |bridge| files::copy(&bridge, &from, &to).await).await
 }
 
 /// Set permissions, and owner and group when they are given.

@@ -16,7 +16,7 @@ pub(super) use upload::{body_bytes, broken_form, field_bytes, next_field};
 
 use skep_api::{Encoding, FileInfo};
 use skep_core::bridge::{Bridge, BridgeError};
-use skep_core::files::{FileEntry, WorkspacePath};
+use skep_core::files::{FileEntry, RoomyBridge, WorkspacePath};
 use skep_core::{Error, WhenStopped};
 use skep_names::BotId;
 use utoipa_axum::router::OpenApiRouter;
@@ -39,11 +39,19 @@ pub fn router() -> OpenApiRouter<App> {
 
 /// The bridge of a bot's running workspace; `?start=true` starts a stopped one.
 pub(super) async fn bridge_of(app: &App, bot: &BotId, start: Option<bool>) -> ApiResult<Bridge> {
-    let when_stopped = match start {
+    Ok(app.core().usable_bridge(bot, when_stopped(start)).await?)
+}
+
+/// The same for what adds to the workspace: 507 when that is over its limit of storage.
+async fn roomy_bridge_of(app: &App, bot: &BotId, start: Option<bool>) -> ApiResult<RoomyBridge> {
+    Ok(app.core().roomy_bridge(bot, when_stopped(start)).await?)
+}
+
+fn when_stopped(start: Option<bool>) -> WhenStopped {
+    match start {
         Some(true) => WhenStopped::Start,
         _ => WhenStopped::Refuse,
-    };
-    Ok(app.core().usable_bridge(bot, when_stopped).await?)
+    }
 }
 
 /// A bridge's refusal as the API's.

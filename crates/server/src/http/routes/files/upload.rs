@@ -11,14 +11,14 @@ use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use serde::Deserialize;
 use skep_api::{ErrorBody, ErrorCode, UploadedFile, UploadedFiles};
-use skep_core::bridge::{Bridge, BridgeError, BridgeResult};
-use skep_core::files::{self, Depth, FileWriter, NewFile, WorkspacePath};
+use skep_core::bridge::{BridgeError, BridgeResult};
+use skep_core::files::{self, Depth, FileWriter, NewFile, RoomyBridge, WorkspacePath};
 use tokio::time::timeout;
 use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::{bridge_of, octal_mode, refused, required_path};
+use super::{octal_mode, refused, required_path, roomy_bridge_of};
 use crate::app::App;
 use crate::http::access::{BotAccess, Operate};
 use crate::http::error::{ApiError, ApiResult};
@@ -64,7 +64,7 @@ struct UploadForm {
         (status = 403, body = ErrorBody, description = "The permissions there"),
         (status = 409, body = ErrorBody, description = "The workspace is stopped"),
         (status = 503, body = ErrorBody, description = "The workspace is not reachable"),
-        (status = 507, body = ErrorBody, description = "No space")))]
+        (status = 507, body = ErrorBody, description = "No space, or over the storage limit")))]
 async fn upload_form(
     State(app): State<App>,
     access: BotAccess<Operate>,
@@ -74,7 +74,7 @@ async fn upload_form(
     let mut form = Multipart::from_request(request, &app)
         .await
         .map_err(|_| broken_form())?;
-    let bridge = bridge_of(&app, access.bot_id(), query.start).await?;
+    let bridge = roomy_bridge_of(&app, access.bot_id(), query.start).await?;
     let mut upload = FormUpload {
         bridge: &bridge,
         path: None,
@@ -105,7 +105,7 @@ struct RawQuery {
         (status = 403, body = ErrorBody, description = "The permissions there"),
         (status = 409, body = ErrorBody, description = "The workspace is stopped"),
         (status = 503, body = ErrorBody, description = "The workspace is not reachable"),
-        (status = 507, body = ErrorBody, description = "No space")))]
+        (status = 507, body = ErrorBody, description = "No space, or over the storage limit")))]
 async fn upload_raw(
     State(app): State<App>,
     access: BotAccess<Operate>,
@@ -120,7 +120,7 @@ async fn upload_raw(
         ));
     }
     let set_mode = query.mode.as_deref().map(octal_mode).transpose()?;
-    let bridge = bridge_of(&app, access.bot_id(), query.start).await?;
+    let bridge = roomy_bridge_of(&app, access.bot_id(), query.start).await?;
     let size = write(&bridge, &path, set_mode, body_bytes(body))
         .await
         .map_err(refused)?;
@@ -143,7 +143,7 @@ pub(in crate::http::routes) fn body_bytes(body: Body) -> impl Stream<Item = Brid
 }
 
 async fn write(
-    bridge: &Bridge,
+    bridge: &RoomyBridge,
     path: &WorkspacePath,
     set_mode: Option<u32>,
     source: impl Stream<Item = BridgeResult<Bytes>>,
@@ -163,7 +163,7 @@ async fn write(
 
 /// A form on its way. Files that come before the path wait in the workspace, not in the server.
 struct FormUpload<'a> {
-    bridge: &'a Bridge,
+    bridge: &'a RoomyBridge,
     path: Option<WorkspacePath>,
     uploaded: Vec<UploadedFile>,
     aside: Vec<Aside>,

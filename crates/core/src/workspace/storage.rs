@@ -1,0 +1,120 @@
+//! The limit of storage. It is a soft one: what a workspace holds is counted now and then, and while that is over the
+//! limit, nothing is added to it through the API. What runs inside writes on; that the host lasts is `disk_watch`'s.
+
+use serde_json::json;
+use skep_names::BotId;
+use skep_store::{ContainerRow, EventLimits};
+
+use super::limits::to_runtime;
+use super::request::WhenStopped;
+use crate::error::{Error, Result};
+use crate::files::RoomyBridge;
+use crate::skep::Skep;
+
+/// A workspace can cross its limit as often as it likes.
+const CROSSINGS: EventLimits = EventLimits {
+    kept: 256,
+    apart: std::time::Duration::ZERO,
+};
+
+/// Bytes beyond a limit; 0 is no limit.
+fn beyond(held: u64, limit: u64) -> u64 {
+    match limit {
+        0 => 0,
+        limit => held.saturating_sub(limit),
+    }
+}
+
+impl Skep {
+    /// The bridge of a workspace that may be added to, as [`Skep::usable_bridge`].
+    ///
+    /// # Errors
+    /// As [`Skep::usable_bridge`]; [`Error::DiskFull`] over the limit of storage.
+    pub async fn roomy_bridge(&self, bot: &BotId, when_stopped: WhenStopped) -> Result<RoomyBridge> {
+        let bridge = self.usable_bridge(bot, when_stopped).await?;
+        self.require_room(bot).await?;
+        // What is about to be written is to be counted soon.
+        self.measurements().hurry(bot);
+        Ok(RoomyBridge::of(bridge))
+    }
+
+    /// Refuses what would add to a workspace that is over its limit, and has it counted soon: it may have been
+    /// cleaned up.
+    pub(crate) async fn require_room(&self, bot: &BotId) -> Result<()> {
+        let Some(row) = self.store().container(bot).await? else {
+            return Ok(());
+        };
+        if self.storage_over_by(&row) == 0 {
+            return Ok(());
+        }
+        self.measurements().hurry(bot);
+        let held = self.measurements().storage(bot).map_or(0, |measured| measured.bytes);
+        Err(Error::DiskFull(format!(
+            "over the storage limit: the workspace holds {held} bytes, its limit is {}; delete files, or raise the limit",
+            self.storage_limit(&row)
+        )))
+    }
+
+    /// Bytes that a workspace holds beyond its limit, as it was counted last; 0 while it never was.
+    pub(crate) fn storage_over_by(&self, row: &ContainerRow) -> u64 {
+        self.holds_beyond(&row.bot_id, self.storage_limit(row))
+    }
+
+    pub(crate) fn holds_beyond(&self, bot: &BotId, limit: u64) -> u64 {
+        let held = self.measurements().storage(bot).map_or(0, |measured| measured.bytes);
+        beyond(held, limit)
+    }
+
+    /// 0: none.
+    pub(crate) fn storage_limit(&self, row: &ContainerRow) -> u64 {
+        let effective = self.settings().effective_limits(&to_runtime(&row.limits_wanted));
+        effective.storage_bytes
+    }
+
+    /// Tells those who watch whether a workspace is over its limit now, and writes down when that changed.
+    pub(crate) async fn show_storage(&self, bot: &BotId) -> Result<()> {
+        let row = self.store().container(bot).await?;
+        let over_by = row.as_ref().map_or(0, |row| self.storage_over_by(row));
+        if !self.observations().storage(bot, over_by > 0) || row.is_none() {
+            return Ok(());
+        }
+        let (event, payload) = match over_by {
+            0 => ("storage_within_limit", json!({})),
+            over_by => ("storage_over_limit", json!({ "over_by_bytes": over_by })),
+        };
+        tracing::info!(%bot, over_by, event, "a workspace crossed its limit of storage");
+        self.store()
+            .insert_limited_lifecycle_event(bot, (event, &payload), CROSSINGS)
+            .await?;
+        Ok(())
+    }
+
+    /// Has all that have a limit counted, also those that do not run: a server knows nothing of them at first.
+    pub(crate) async fn ask_for_limited(&self) -> Result<()> {
+        for row in self.store().containers().await? {
+            if self.storage_limit(&row) > 0 {
+                self.measurements().ask(&row.bot_id);
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_held_beyond_a_limit_is_over_it() {
+        for (held, limit, over) in [
+            (0, 0, 0),
+            (u64::MAX, 0, 0),
+            (9, 10, 0),
+            (10, 10, 0),
+            (11, 10, 1),
+            (7, 1, 6),
+        ] {
+            assert_eq!(beyond(held, limit), over, "{held} of {limit}");
+        }
+    }
+}

@@ -1,0 +1,323 @@
+//! The limit of storage and the host's reserve: what is told, what is refused, and who is stopped.
+
+mod harness;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use harness::{LIMIT, World, admin, until};
+use skep_core::{
+    CheckStatus, CheckType, Code, Desired, LimitsColumn, WhenStopped, WorkspaceInfo, WorkspaceState, WorkspaceStatus,
+};
+use skep_names::BotId;
+use skep_runtime::RuntimeError;
+use skep_testkit::fake_runtime::Verb;
+
+const MIB: u64 = 1 << 20;
+const RESERVE: u64 = 2048 * MIB;
+const STEP: u64 = 64 * MIB;
+const DISK_FULL: Option<&str> = Some("disk_full");
+
+async fn world() -> World {
+    World::with(|settings| {
+        settings.storage_measured_every = Duration::from_millis(50);
+        settings.reserve_bytes = RESERVE;
+    })
+    .await
+}
+
+async fn limit(world: &World, bot: &BotId, storage_bytes: u64) {
+    let limits = LimitsColumn {
+        storage_bytes,
+        ..LimitsColumn::default()
+    };
+    let set = world.skep.set_workspace_limits(bot, limits, &admin()).await.unwrap();
+    set.outcome().await.unwrap();
+}
+
+/// Puts a file of that size into it, past the API.
+fn fill(world: &World, bot: &BotId, bytes: u64) {
+    let file = world.runtime.layer_path(bot).join("data/big");
+    std::fs::write(file, vec![1; usize::try_from(bytes).unwrap()]).unwrap();
+}
+
+fn clean_up(world: &World, bot: &BotId) {
+    std::fs::remove_file(world.runtime.layer_path(bot).join("data/big")).unwrap();
+}
+
+/// Bytes it holds, as they were counted at least once.
+async fn held(world: &World, bot: &BotId) -> u64 {
+    let measured = async || world.skep.workspace_metrics(bot).await.unwrap().storage;
+    until(|| async { measured().await.map(drop).ok_or("not counted".to_owned()) }).await;
+    measured().await.unwrap().bytes
+}
+
+async fn until_info(world: &World, bot: &BotId, wanted: impl Fn(&WorkspaceInfo) -> bool) {
+    until(|| async {
+        match world.skep.workspace_info(bot).await {
+            Ok(info) if wanted(&info) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+}
+
+fn is_stopped_for_space(info: &WorkspaceInfo) -> bool {
+    (info.status, info.task_running, info.desired) == (WorkspaceStatus::Stopped, false, Desired::Stopped)
+        && info.reason.as_deref() == DISK_FULL
+}
+
+async fn until_stopped_for_space(world: &World, bot: &BotId) {
+    until_info(world, bot, is_stopped_for_space).await;
+}
+
+/// Waits for so many more calls of a verb.
+async fn until_called(world: &World, verb: Verb, times: u64) {
+    let before = world.runtime.faults().calls(verb);
+    until(|| async {
+        match world.runtime.faults().calls(verb) - before {
+            calls if calls >= times => Ok(()),
+            calls => Err(format!("{verb:?} was called {calls} times")),
+        }
+    })
+    .await;
+}
+
+/// Waits until the free space was looked at once more, after what is done now.
+async fn looked_at(world: &World) {
+    until_called(world, Verb::FreeBytes, 2).await;
+}
+
+async fn runs(world: &World, bot: &BotId) -> bool {
+    world.skep.workspace_info(bot).await.unwrap().task_running
+}
+
+async fn until_state(world: &World, bot: &BotId, wanted: impl Fn(&WorkspaceState) -> bool) {
+    let mut states = world.skep.watch_workspace(bot).await.unwrap();
+    let mut last = None;
+    let found = tokio::time::timeout(LIMIT, async {
+        while let Some(state) = states.next().await {
+            let is_it = wanted(&state);
+            last = Some(state);
+            if is_it {
+                return;
+            }
+        }
+    });
+    assert!(found.await.is_ok() && last.as_ref().is_some_and(&wanted), "{last:?}");
+}
+
+/// How adding to it is refused.
+async fn refused(world: &World, bot: &BotId) -> Option<Code> {
+    let bridge = world.skep.roomy_bridge(bot, WhenStopped::Refuse).await;
+    bridge.err().map(|error| error.code())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_over_its_limit_says_so_and_takes_nothing_until_it_is_cleaned_up() {
+    let world = world().await;
+    let bot = world.running_bot().await;
+    let most = held(&world, &bot).await + 4 * MIB;
+    limit(&world, &bot, most).await;
+    assert_eq!(refused(&world, &bot).await, None);
+    fill(&world, &bot, 8 * MIB);
+    until_state(&world, &bot, |state| state.storage_over_limit).await;
+    until_info(&world, &bot, |info| info.storage_over_limit).await;
+    assert_eq!(refused(&world, &bot).await, Some(Code::DiskFull));
+    let archive = futures::stream::iter([Ok(Bytes::new())]);
+    let received = world.skep.receive_archive(&bot, archive).await;
+    assert_eq!(received.err().map(|error| error.code()), Some(Code::DiskFull));
+    // What looks and what runs inside goes on.
+    assert!(world.skep.usable_bridge(&bot, WhenStopped::Refuse).await.is_ok());
+    clean_up(&world, &bot);
+    until_state(&world, &bot, |state| !state.storage_over_limit).await;
+    assert_eq!(refused(&world, &bot).await, None);
+    let events = world
+        .skep
+        .store()
+        .lifecycle_events_of(&bot, "storage_over_limit", 0, 9)
+        .await;
+    assert_eq!(events.unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_default_limit_holds_until_another_is_set_which_holds_at_once() {
+    let world = World::with(|settings| settings.default_limits.storage_bytes = 1).await;
+    let bot = world.running_bot().await;
+    until_info(&world, &bot, |info| info.storage_over_limit).await;
+    assert_eq!(refused(&world, &bot).await, Some(Code::DiskFull));
+    limit(&world, &bot, 1 << 40).await;
+    assert_eq!(refused(&world, &bot).await, None);
+    let info = world.skep.workspace_info(&bot).await.unwrap();
+    assert!(!info.storage_over_limit);
+    assert_eq!(info.limits.wanted.storage_bytes, 1 << 40);
+    assert_eq!(info.limits.applied.unwrap().storage_bytes, 1 << 40);
+    until_state(&world, &bot, |state| !state.storage_over_limit).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_next_server_knows_of_one_over_its_limit_also_while_that_is_stopped() {
+    let mut world = world().await;
+    let bot = world.running_bot().await;
+    limit(&world, &bot, 1).await;
+    world.stop(&bot).await.unwrap();
+    world.restart_within(LIMIT).await;
+    until_info(&world, &bot, |info| info.storage_over_limit && !info.task_running).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_one_over_its_limit_is_stopped_when_the_reserve_is_touched() {
+    let world = world().await;
+    let (quiet, over) = (world.running_bot().await, world.running_bot().await);
+    world.runtime.write_on(&quiet, 500 * MIB);
+    limit(&world, &over, held(&world, &over).await + MIB).await;
+    fill(&world, &over, 4 * MIB);
+    world.runtime.set_free_bytes(RESERVE);
+    until_info(&world, &over, |info| info.storage_over_limit).await;
+    assert!(runs(&world, &over).await, "the reserve is whole");
+    world.runtime.set_free_bytes(RESERVE - 1);
+    until_stopped_for_space(&world, &over).await;
+    until_state(&world, &over, |state| {
+        (state.status, state.reason.as_deref()) == (Some(WorkspaceStatus::Stopped), DISK_FULL)
+    })
+    .await;
+    assert!(runs(&world, &quiet).await);
+    let stops = world
+        .skep
+        .store()
+        .lifecycle_events_of(&over, "stop", 0, 9)
+        .await
+        .unwrap();
+    assert_eq!(stops[0].payload["reason"], "disk_full");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_was_stopped_for_space_may_be_started_again_to_clean_up() {
+    let world = world().await;
+    let bot = world.running_bot().await;
+    limit(&world, &bot, held(&world, &bot).await + MIB).await;
+    fill(&world, &bot, 4 * MIB);
+    world.runtime.set_free_bytes(RESERVE - 1);
+    until_stopped_for_space(&world, &bot).await;
+    world.start(&bot).await.unwrap();
+    let info = world.skep.workspace_info(&bot).await.unwrap();
+    assert_eq!((info.task_running, info.reason.as_deref()), (true, None));
+    looked_at(&world).await;
+    // Less than a step.
+    world.runtime.set_free_bytes(RESERVE - 1 - STEP / 2);
+    looked_at(&world).await;
+    assert!(runs(&world, &bot).await);
+    world.runtime.set_free_bytes(RESERVE - 1 - STEP);
+    until_stopped_for_space(&world, &bot).await;
+    world.runtime.set_free_bytes(u64::MAX);
+    world.start(&bot).await.unwrap();
+    clean_up(&world, &bot);
+    until_info(&world, &bot, |info| info.task_running && !info.storage_over_limit).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_nobody_is_over_a_limit_the_one_that_writes_most_is_stopped() {
+    let world = world().await;
+    let (most, less) = (world.running_bot().await, world.running_bot().await);
+    world.runtime.write_on(&most, 20 * MIB);
+    world.runtime.write_on(&less, 2 * MIB);
+    world.runtime.set_free_bytes(RESERVE / 2);
+    until_stopped_for_space(&world, &most).await;
+    assert!(runs(&world, &less).await);
+    looked_at(&world).await;
+    assert!(runs(&world, &less).await);
+    // It goes on filling the disk.
+    world.runtime.set_free_bytes(RESERVE / 2 - 2 * STEP);
+    until_stopped_for_space(&world, &less).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn growth_counts_like_writing() {
+    let world = World::with(|settings| settings.reserve_bytes = RESERVE).await;
+    let (grows, writes) = (world.running_bot().await, world.running_bot().await);
+    held(&world, &grows).await;
+    world.runtime.write_on(&writes, 1);
+    fill(&world, &grows, 16 * MIB);
+    world.runtime.set_free_bytes(0);
+    until_stopped_for_space(&world, &grows).await;
+    assert!(runs(&world, &writes).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_is_stopped_for_what_others_fill_the_disk_with() {
+    let world = World::with(|settings| settings.reserve_bytes = RESERVE).await;
+    let (quiet, later) = (world.running_bot().await, world.running_bot().await);
+    held(&world, &quiet).await;
+    held(&world, &later).await;
+    world.runtime.set_free_bytes(RESERVE / 2);
+    until_called(&world, Verb::StorageBytes, 2).await;
+    looked_at(&world).await;
+    assert!(runs(&world, &quiet).await && runs(&world, &later).await);
+    world.runtime.write_on(&later, MIB);
+    world.runtime.set_free_bytes(RESERVE / 2 - 2 * STEP);
+    until_stopped_for_space(&world, &later).await;
+    assert!(runs(&world, &quiet).await);
+    let stops = world.skep.store().lifecycle_events_of(&quiet, "stop", 0, 9).await;
+    assert_eq!(stops.unwrap().len(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_for_space_that_fails_is_tried_again() {
+    let world = world().await;
+    let bot = world.running_bot().await;
+    world.runtime.write_on(&bot, MIB);
+    let failure = RuntimeError::other("ending its processes", std::io::Error::other("not now"));
+    world.runtime.faults().fail_next(Verb::Stop, failure);
+    let stops = world.runtime.faults().calls(Verb::Stop);
+    world.runtime.set_free_bytes(0);
+    until_stopped_for_space(&world, &bot).await;
+    assert!(world.runtime.faults().calls(Verb::Stop) >= stops + 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stopped_for_space_stays_so_and_keeps_its_reason_over_servers_and_snapshots() {
+    let mut world = world().await;
+    let bot = world.running_bot().await;
+    world.runtime.write_on(&bot, MIB);
+    world.runtime.set_free_bytes(0);
+    until_stopped_for_space(&world, &bot).await;
+    world.runtime.set_free_bytes(u64::MAX);
+    let is_told = |state: &WorkspaceState| state.reason.as_deref() == DISK_FULL;
+    let taken = world.skep.take_snapshot(&bot, ("", "manual"), &admin()).await;
+    taken.unwrap().outcome().await.unwrap();
+    until_state(&world, &bot, is_told).await;
+    world.restart_within(LIMIT).await;
+    until_stopped_for_space(&world, &bot).await;
+    until_state(&world, &bot, is_told).await;
+    let task = async || {
+        let checks = world.skep.checks(&bot).await.unwrap();
+        let task = checks
+            .into_iter()
+            .find(|item| item.check_type == CheckType::ContainerTask);
+        task.unwrap().status
+    };
+    assert_eq!(task().await, CheckStatus::Warn);
+    // Who asks for a stop himself is told of no other reason.
+    world.stop(&bot).await.unwrap();
+    let info = world.skep.workspace_info(&bot).await.unwrap();
+    assert_eq!((info.status, info.reason), (WorkspaceStatus::Stopped, None));
+    assert_eq!(task().await, CheckStatus::Ok);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_reserve_the_disk_is_the_tenants() {
+    let world = World::with(|settings| {
+        settings.storage_measured_every = Duration::from_millis(50);
+        settings.reserve_bytes = 0;
+    })
+    .await;
+    let bot = world.running_bot().await;
+    limit(&world, &bot, 1).await;
+    world.runtime.write_on(&bot, MIB);
+    world.runtime.set_free_bytes(0);
+    // Time enough for a look at what is free.
+    until_called(&world, Verb::StorageBytes, 20).await;
+    assert_eq!(world.runtime.faults().calls(Verb::FreeBytes), 0);
+    assert!(runs(&world, &bot).await);
+}
