@@ -16,6 +16,9 @@ const CLEAN_UP_LIMIT: Duration = Duration::from_secs(20);
 /// also when it is unset), `1.7` or `2`.
 pub const CONTAINERD_VARIABLE: &str = "SKEP_TEST_CONTAINERD";
 
+/// Where the directories of those are that no test wants elsewhere.
+const USUAL_PLACE: &str = "/tmp";
+
 /// Where `scripts/install test` unpacks those that are not the host's.
 const CACHE_DIRECTORY: &str = "/var/cache/skep-test";
 
@@ -81,7 +84,16 @@ impl ContainerdServer {
     /// # Errors
     /// When it is not there (`scripts/install test` brings it) or does not start; a test that needs it fails then.
     pub async fn start_release(release: ContainerdRelease) -> Result<Self, DaemonError> {
-        Self::start_program(release, release.program("containerd")).await
+        Self::start_program(release, release.program("containerd"), Path::new(USUAL_PLACE)).await
+    }
+
+    /// Starts the [chosen](ContainerdRelease::chosen) one with all it keeps in a directory of its own in this one.
+    ///
+    /// # Errors
+    /// As [`ContainerdServer::start_release`].
+    pub async fn start_in(place: &Path) -> Result<Self, DaemonError> {
+        let release = ContainerdRelease::chosen();
+        Self::start_program(release, release.program("containerd"), place).await
     }
 
     /// Starts the host's own through this program, which becomes it in the end.
@@ -89,15 +101,15 @@ impl ContainerdServer {
     /// # Errors
     /// As [`ContainerdServer::start_release`].
     pub async fn start_through(program: &Path) -> Result<Self, DaemonError> {
-        Self::start_program(ContainerdRelease::Installed, program.to_owned()).await
+        Self::start_program(ContainerdRelease::Installed, program.to_owned(), Path::new(USUAL_PLACE)).await
     }
 
-    async fn start_program(release: ContainerdRelease, program: PathBuf) -> Result<Self, DaemonError> {
+    async fn start_program(release: ContainerdRelease, program: PathBuf, place: &Path) -> Result<Self, DaemonError> {
         let directory = tempfile::Builder::new()
             .prefix("skep-ctd-")
-            .tempdir_in("/tmp")
+            .tempdir_in(place)
             .map_err(|source| DaemonError::Prepare {
-                path: PathBuf::from("/tmp"),
+                path: place.to_owned(),
                 source,
             })?;
         let mut config = DaemonConfig::new(&directory.path().join("root"), &directory.path().join("run"));

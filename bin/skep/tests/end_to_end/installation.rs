@@ -17,6 +17,8 @@ use tempfile::TempDir;
 
 use crate::client::Client;
 
+/// Where data roots are.
+const USUAL_PLACE: &str = "/var/tmp";
 const START_LIMIT: Duration = Duration::from_secs(30);
 
 /// Which OCI runtime containers are run by.
@@ -48,10 +50,25 @@ impl Installation {
     /// With more settings, as variables of the environment.
     pub(crate) async fn start_with(runtime: OciRuntime, more: &[(&str, String)]) -> Self {
         let containerd = ContainerdServer::start().await.expect("containerd is needed");
+        Self::start_on(containerd, Path::new(USUAL_PLACE), (runtime, more)).await
+    }
+
+    /// With containerd's directory and the data root in this one.
+    #[allow(dead_code, reason = "for the end-to-end tests, which share this file")]
+    pub(crate) async fn start_in(place: &Path, runtime: OciRuntime, more: &[(&str, String)]) -> Self {
+        let containerd = ContainerdServer::start_in(place).await.expect("containerd is needed");
+        Self::start_on(containerd, place, (runtime, more)).await
+    }
+
+    async fn start_on(
+        containerd: ContainerdServer,
+        place: &Path,
+        (runtime, more): (OciRuntime, &[(&str, String)]),
+    ) -> Self {
         let registry = Arc::new(Registry::start());
         busybox_image().push(&registry, "test/busybox", "1").await;
         let socket = containerd.socket().to_owned();
-        let mut installation = Self::in_containerd(runtime, more, (registry, socket)).await;
+        let mut installation = Self::in_containerd(runtime, more, (registry, socket), place).await;
         installation.containerd = Some(containerd);
         installation
     }
@@ -59,18 +76,19 @@ impl Installation {
     /// Another server with a data root of its own, in the same containerd. To be dropped first.
     pub(crate) async fn start_beside(&self, more: &[(&str, String)]) -> Self {
         let shared = (self.registry.clone(), self.containerd_socket.clone());
-        Self::in_containerd(OciRuntime::Found, more, shared).await
+        Self::in_containerd(OciRuntime::Found, more, shared, Path::new(USUAL_PLACE)).await
     }
 
     async fn in_containerd(
         runtime: OciRuntime,
         more: &[(&str, String)],
         (registry, containerd_socket): (Arc<Registry>, PathBuf),
+        place: &Path,
     ) -> Self {
         let busybox = registry.reference("test/busybox", "1");
         let data_root = tempfile::Builder::new()
             .prefix("skep-e2e-")
-            .tempdir_in("/var/tmp")
+            .tempdir_in(place)
             .expect("a data root can be made");
         let port = free_port();
         // Names and a subnet of this test's own: several tests and servers share the host.

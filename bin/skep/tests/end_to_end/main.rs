@@ -4,6 +4,7 @@ mod away;
 mod client;
 mod cycles;
 mod deletes;
+mod full_disk;
 mod images;
 mod inside;
 mod installation;

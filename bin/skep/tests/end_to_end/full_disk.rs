@@ -1,0 +1,182 @@
+//! Tenants that fill the disk, on a small file system of a test's own that holds containerd and the data root: the one
+//! that does it is stopped before anybody else is short of space, and may be started again to clean up.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::installation::{Installation, OciRuntime};
+
+const LIMIT: Duration = Duration::from_secs(120);
+const DISK_BYTES: u64 = 768 << 20;
+const RESERVE_BYTES: u64 = 192 << 20;
+
+/// A file system in a file; unmounted also when a test fails.
+struct SmallDisk {
+    directory: TempDir,
+}
+
+impl SmallDisk {
+    fn mount() -> Self {
+        let directory = tempfile::Builder::new()
+            .prefix("skep-disk-")
+            .tempdir_in("/var/tmp")
+            .expect("a directory can be made");
+        let disk = Self { directory };
+        let image = disk.directory.path().join("image");
+        let file = std::fs::File::create(&image).expect("a file can be made");
+        file.set_len(DISK_BYTES).expect("it can have holes");
+        std::fs::create_dir(disk.place()).expect("a directory can be made");
+        run(Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0"]).arg(&image));
+        run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(disk.place()));
+        disk
+    }
+
+    fn place(&self) -> PathBuf {
+        self.directory.path().join("disk")
+    }
+
+    fn free(&self) -> u64 {
+        let told = rustix::fs::statvfs(self.place()).expect("it is mounted");
+        told.f_bavail * told.f_frsize
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let unmounted = Command::new("umount").arg("--lazy").arg(self.place()).status();
+        if !unmounted.as_ref().is_ok_and(std::process::ExitStatus::success) {
+            eprintln!("the small disk is still mounted: {unmounted:?}");
+        }
+    }
+}
+
+fn run(command: &mut Command) {
+    let ended = command.output().expect("the program is there");
+    let errors = String::from_utf8_lossy(&ended.stderr);
+    assert!(ended.status.success(), "{command:?}: {errors}");
+}
+
+async fn start_on(place: &Path) -> Installation {
+    let reserve = ("SKEP_LIMITS__RESERVE_BYTES", RESERVE_BYTES.to_string());
+    Installation::start_in(place, OciRuntime::Found, &[reserve]).await
+}
+
+async fn detached(skep: &Installation, bot: &str, command: &str) {
+    let body = json!({"command": command, "detach": true});
+    let path = format!("/bots/{bot}/container/exec");
+    skep.client.good(Method::POST, &path, Some(body)).await;
+}
+
+/// Half of the disk at once, then at most 25 MB a second: time enough to be seen before nothing is left.
+fn fill(into: &str) -> String {
+    let half = (DISK_BYTES / 2) >> 20;
+    let zeros = "dd if=/dev/zero bs=1M 2>/dev/null";
+    format!("{zeros} count={half} {into}; while {zeros} count=1 {into}; do sleep 0.04; done")
+}
+
+/// Waits until it is stopped for that reason; the least that was free meanwhile.
+async fn until_stopped(skep: &Installation, disk: &SmallDisk, bot: &str) -> u64 {
+    let (deadline, mut least) = (Instant::now() + LIMIT, u64::MAX);
+    loop {
+        least = least.min(disk.free());
+        let info = skep.client.info(bot).await;
+        if info["status"] == "stopped" {
+            assert_eq!(info["reason"], "disk_full", "{info}");
+            assert_eq!(
+                (&info["task_running"], &info["desired"]),
+                (&json!(false), &json!("stopped"))
+            );
+            return least;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "it is not stopped with {least} bytes free: {info}"
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+async fn until_free(disk: &SmallDisk, bytes: u64) {
+    let deadline = Instant::now() + LIMIT;
+    while disk.free() < bytes {
+        assert!(Instant::now() < deadline, "{} bytes are free", disk.free());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+async fn write(skep: &Installation, bot: &str) -> (StatusCode, Value) {
+    let body = json!({"path": "/data/small", "content": "small"});
+    let path = format!("/bots/{bot}/container/fs/write");
+    skep.client.call(Method::POST, &path, Some(body)).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_that_fills_the_disk_is_stopped_and_may_clean_up() {
+    let disk = SmallDisk::mount();
+    let skep = start_on(&disk.place()).await;
+    let neighbour = skep.client.workspace("neighbour", None).await;
+    let hog = skep.client.workspace("hog", None).await;
+    assert!(
+        disk.free() > DISK_BYTES / 2 + RESERVE_BYTES,
+        "{} bytes are free",
+        disk.free()
+    );
+
+    detached(&skep, &hog, &fill(">> /data/big")).await;
+    let least = until_stopped(&skep, &disk, &hog).await;
+    assert!(least > RESERVE_BYTES / 4, "only {least} bytes were left");
+    assert_eq!(write(&skep, &neighbour).await.0, StatusCode::OK);
+    assert_eq!(write(&skep, &hog).await.1["code"], "workspace_stopped");
+
+    // It is not stopped again for what is still there.
+    skep.client.act(&hog, "start").await;
+    assert_eq!(skep.client.output(&hog, "sleep 2; ls /data/big").await, "/data/big\n");
+    skep.client.output(&hog, "rm /data/big; sync").await;
+    until_free(&disk, 2 * RESERVE_BYTES).await;
+    assert_eq!(write(&skep, &hog).await.0, StatusCode::OK);
+
+    // What has no name any more is found by who writes it, and is gone with him.
+    let unseen = format!("exec 3> /data/unseen; rm /data/unseen; {}", fill(">&3"));
+    detached(&skep, &hog, &unseen).await;
+    let least = until_stopped(&skep, &disk, &hog).await;
+    assert!(least > RESERVE_BYTES / 4, "only {least} bytes were left");
+    until_free(&disk, 2 * RESERVE_BYTES).await;
+    assert_eq!(skep.client.info(&neighbour).await["task_running"], true);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_over_its_limit_of_storage_runs_on_and_takes_no_files() {
+    let disk = SmallDisk::mount();
+    let skep = start_on(&disk.place()).await;
+    let bot = skep.client.workspace("limited", None).await;
+    skep.client
+        .output(&bot, "dd if=/dev/zero of=/data/big bs=1M count=64 2>/dev/null; sync")
+        .await;
+    let path = format!("/bots/{bot}/container/limits");
+    let limits = json!({"storage_bytes": 32 << 20});
+    skep.client.good(Method::PUT, &path, Some(limits)).await;
+    let deadline = Instant::now() + LIMIT;
+    while skep.client.info(&bot).await["storage_over_limit"] != true {
+        assert!(Instant::now() < deadline, "64 MiB are not found");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let (status, answer) = write(&skep, &bot).await;
+    assert_eq!(
+        (status, &answer["code"]),
+        (StatusCode::INSUFFICIENT_STORAGE, &json!("disk_full"))
+    );
+    assert_eq!(
+        skep.client.output(&bot, "rm /data/big; sync; echo done").await,
+        "done\n"
+    );
+    let deadline = Instant::now() + LIMIT;
+    while write(&skep, &bot).await.0 != StatusCode::OK {
+        assert!(Instant::now() < deadline, "what was removed still counts");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
