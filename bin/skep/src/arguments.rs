@@ -117,6 +117,8 @@ pub(crate) enum Command {
     /// Images that are stored
     #[command(subcommand)]
     Images(ImagesCommand),
+    /// List the GPUs and other devices that workspaces can be given
+    Gpus,
     /// Operations: what was done to a workspace, and how it went
     #[command(subcommand)]
     Ops(OperationsCommand),
@@ -209,6 +211,9 @@ pub(crate) struct CreateArguments {
     /// Image [default: the server's]
     #[arg(long)]
     pub(crate) image: Option<String>,
+    /// A GPU or other device of `skep gpus`, for example nvidia.com/gpu=0; several by commas, or by naming it again
+    #[arg(long, value_name = "DEVICE", value_delimiter = ',')]
+    pub(crate) gpu: Vec<String>,
     /// Processors, for example 1.5
     #[arg(long, value_parser = parse_cpus)]
     pub(crate) cpus: Option<u64>,

@@ -353,6 +353,36 @@ async fn files_images_and_operations_are_managed_by_name() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_workspace_is_made_with_a_device_of_the_list() {
+    let setting = Setting::new().await;
+    assert_eq!(setting.prints(&["gpus", "-o", "name"]).await, "");
+    let specification = "cdiVersion: 0.6.0\nkind: example.com/gpu\ndevices:\n\
+        - {name: '0', containerEdits: {env: [FIRST=0]}}\n- {name: '1', containerEdits: {env: [SECOND=1]}}\n";
+    let file = setting.server.runtime().cdi_directory().join("example.yaml");
+    std::fs::write(file, specification).expect("write a specification");
+    let (first, second) = ("example.com/gpu=0", "example.com/gpu=1");
+    let names = setting.prints(&["gpus", "-o", "name"]).await;
+    assert_eq!(names, format!("{first}\n{second}\n"));
+    let table = setting.prints(&["gpus"]).await;
+    assert!(table.contains("ALLOWED") && table.contains("true"), "{table}");
+    let refused = setting.run(&["create", "other", "--gpu", "nvidia.com/gpu=0"]).await;
+    assert_eq!(code(&refused), 1, "{refused:?}");
+    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(told.contains(&format!("there are {first}, {second}")), "{told}");
+    let both = format!("{first},{second}");
+    setting.prints(&["create", "box", "--gpu", &both]).await;
+    let seen = setting
+        .prints(&["exec", "box", "--", "sh", "-c", "echo $FIRST $SECOND"])
+        .await;
+    assert_eq!(seen, "0 1\n");
+    let inspected: Value = serde_json::from_str(&setting.prints(&["inspect", "box", "-o", "json"]).await).unwrap();
+    assert!(
+        inspected.to_string().contains(&format!("[\"{first}\",\"{second}\"]")),
+        "{inspected}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn accounts_and_keys_are_made_used_and_taken_back() {
     let setting = Setting::new().await;
     setting.prints(&["create", "box"]).await;

@@ -121,7 +121,7 @@ impl Skep {
         check_fields(Some(&new.display_name), others, new.metadata.as_ref())?;
         let metadata = new.metadata.unwrap_or_default();
         let plan = if new.with_workspace {
-            Some(self.plan_first_create(&metadata, requester)?)
+            Some(self.plan_first_create(&metadata, requester).await?)
         } else {
             None
         };
@@ -277,12 +277,14 @@ impl Skep {
     }
 
     /// What a first create of a new bot needs, decided before the bot is kept.
-    fn plan_first_create(
+    async fn plan_first_create(
         &self,
         metadata: &Map<String, Value>,
         requester: &Requester,
     ) -> Result<crate::workspace::CreatePlan> {
-        let mut plan = self.plan_new_workspace(metadata, &CreateRequest::default(), requester)?;
+        let mut plan = self
+            .plan_new_workspace(metadata, &CreateRequest::default(), requester)
+            .await?;
         plan.of_new_bot = true;
         Ok(plan)
     }

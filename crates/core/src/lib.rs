@@ -10,6 +10,7 @@ mod backups;
 mod bots;
 pub mod bridge;
 mod checks;
+mod devices;
 mod error;
 pub mod exec;
 pub mod files;
@@ -27,6 +28,7 @@ mod workspace;
 pub use backups::{Backup, OpenedBackup};
 pub use bots::{Bot, BotChange, BotList, CreateBot, DeletedBot};
 pub use checks::{CheckItem, CheckState, CheckStatus, CheckType};
+pub use devices::OfferedDevice;
 pub use error::{Cause, Code, Error, Result};
 pub use operations::{
     CompletedWorkspace, EventBody, Imported, Layer, LimitsReport, Operation, OperationEvent, OperationHandle,

@@ -52,6 +52,8 @@ pub struct Settings {
     /// Registry hosts whose images may be asked for by name. Empty: all of them for admins, for members
     /// the default image's.
     pub images_allow: Vec<String>,
+    /// CDI devices that others than admins may use.
+    pub gpu_allow: Vec<String>,
     /// Between SIGTERM and SIGKILL when a stop does not say.
     pub stop_grace: Duration,
     /// Between two comparisons of what is wanted with what there is.
@@ -85,6 +87,7 @@ impl Settings {
             default_image,
             image_pull_policy: ImagePullPolicy::default(),
             images_allow: Vec::new(),
+            gpu_allow: Vec::new(),
             stop_grace: Duration::from_secs(10),
             reconcile_interval: Duration::from_secs(60),
             deaths_cleared_after: Duration::from_secs(600),

@@ -262,18 +262,6 @@ async fn another_image_for_a_workspace_is_refused_with_the_way() {
 }
 
 #[tokio::test]
-async fn what_comes_later_is_refused_before_the_stream() {
-    let world = World::new().await;
-    let bot = world.bot().await;
-    let gpu = CreateRequest {
-        gpu_devices: Some(vec!["nvidia.com/gpu=0".to_owned()]),
-        ..CreateRequest::default()
-    };
-    let refused = world.skep.create_workspace(&bot, gpu, &admin()).await.unwrap_err();
-    assert_eq!(refused.code(), Code::Unsupported);
-}
-
-#[tokio::test]
 async fn members_may_have_images_of_the_default_registry_only() {
     let world = World::new().await;
     let bot = world.bot().await;

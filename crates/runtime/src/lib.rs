@@ -4,6 +4,7 @@
 //! knows no users and no policy, and keeps its own words (lease, shim, snapshotter) to itself.
 //! Exec, files and terminals do not pass here: they go over the bridge.
 
+pub mod cdi;
 mod cgroup;
 pub mod containerd;
 mod counters;
@@ -151,6 +152,12 @@ pub trait Runtime: Send + Sync + 'static {
     fn layer_access(&self) -> Option<&dyn layer_access::LayerAccess> {
         None
     }
+
+    /// The devices of this host that a workspace can be given, by name; none where the backend gives none.
+    async fn devices(&self) -> Result<Vec<cdi::Device>>;
+
+    /// Whether a workspace that is made now could be given all of these. `Rejected` says what is in the way.
+    async fn check_devices(&self, names: &[String]) -> Result<()>;
 
     /// The address of a running workspace, when it has one.
     async fn address(&self, bot: &BotId) -> Result<Option<IpAddr>>;

@@ -87,6 +87,7 @@ fn containerd_config(config: &Config, data_root: &DataRoot) -> Result<Containerd
         base_environment: [("LANG".to_owned(), "C.UTF-8".to_owned())].into(),
         cgroup_parent: CGROUP_PARENT.to_owned(),
         isolation: isolation(config),
+        cdi_spec_dirs: config.gpu_spec_dirs.clone(),
         registries,
         network: NetworkConfig {
             mode: match config.network.mode {

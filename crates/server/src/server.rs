@@ -284,6 +284,7 @@ async fn core_settings(config: &Config, data_root: &DataRoot, store: &Store) -> 
             PullPolicy::Never => ImagePullPolicy::Never,
         },
         images_allow: config.images_allow.clone(),
+        gpu_allow: config.gpu_allow.clone(),
         stop_grace: config.workspace.stop_grace,
         reconcile_interval: config.workspace.reconcile_interval,
         keep_backups: config.snapshots.keep_backups,

@@ -187,6 +187,11 @@ impl ContainerdRig {
             .expect("import an image");
     }
 
+    /// Where it looks for specifications of devices.
+    pub fn cdi_directory(&self) -> PathBuf {
+        self.server.directory().join("cdi")
+    }
+
     fn run_dir(&self) -> PathBuf {
         self.config.run_root.join(&self.config.data_root_id)
     }
@@ -211,6 +216,7 @@ impl ContainerdRig {
             run_dir.join("running"),
             run_dir.join("userns"),
             run_dir.join("root"),
+            run_dir.join("devices"),
             self.config.data_root.join("run"),
         ] {
             for bot in names_in(&directory)? {
@@ -261,6 +267,7 @@ impl ContainerdRig {
             self.run_dir().join("running"),
             self.run_dir().join("userns"),
             self.run_dir().join("root"),
+            self.run_dir().join("devices"),
             self.config.data_root.join("run"),
             self.config.data_root.join("logs"),
             Path::new("/sys/fs/cgroup/pids").join(self.config.cgroup_parent.trim_start_matches('/')),
@@ -342,6 +349,7 @@ fn configuration(server: &ContainerdServer, options: &RigOptions) -> ContainerdC
             user_namespace: options.user_namespace,
             ..Default::default()
         },
+        cdi_spec_dirs: vec![directory.join("cdi")],
         registries: RegistrySettings::default(),
         network: options.network.clone().map_or(loopback_only, |network| NetworkConfig {
             data_root_id: network_id,

@@ -192,6 +192,7 @@ impl HostTraces {
             (self.run_directory.join("running"), "record"),
             (self.run_directory.join("userns"), "user namespace"),
             (self.run_directory.join("root"), "root"),
+            (self.run_directory.join("devices"), "device nodes"),
             (self.run_directory.join("cni/attachments"), "attachment"),
             (self.data_root.join("run"), "socket directory"),
         ] {

@@ -33,10 +33,13 @@ macro_rules! matrix {
 
 matrix! {
     on_1_6_with_crun: Installed, Crun =>
+        a_workspace_may_open_its_device_and_no_other_of_the_host,
         a_workspace_has_what_is_promised_and_nothing_more,
         crun_is_refused_where_it_would_drop_flags_of_the_root,
         limits_are_in_force_from_the_start_and_change_without_a_restart;
     on_1_6_with_runc: Installed, Runc =>
+        a_workspace_may_open_its_device_and_no_other_of_the_host,
+        without_a_user_namespace_a_device_is_the_hosts_roots,
         a_workspace_has_what_is_promised_and_nothing_more,
         a_daemon_that_sees_other_mounts_is_refused_with_the_line_that_causes_it,
         what_another_runtime_may_leave_out_is_refused_or_told,
@@ -44,12 +47,16 @@ matrix! {
         without_ids_of_its_own_only_a_workspaces_own_process_is_its_bridge,
         limits_are_in_force_from_the_start_and_change_without_a_restart;
     on_1_7_with_crun: V1_7, Crun =>
+        a_workspace_may_open_its_device_and_no_other_of_the_host,
         a_workspace_has_what_is_promised_and_nothing_more,
         limits_are_in_force_from_the_start_and_change_without_a_restart;
     on_2_with_crun: V2, Crun =>
+        a_workspace_may_open_its_device_and_no_other_of_the_host,
         a_workspace_has_what_is_promised_and_nothing_more,
         limits_are_in_force_from_the_start_and_change_without_a_restart;
     on_2_with_runc: V2, Runc =>
+        a_workspace_may_open_its_device_and_no_other_of_the_host,
+        without_a_user_namespace_a_device_is_the_hosts_roots,
         a_workspace_has_what_is_promised_and_nothing_more,
         without_a_user_namespace_a_workspace_has_one_capability_less,
         without_ids_of_its_own_only_a_workspaces_own_process_is_its_bridge,
@@ -296,4 +303,105 @@ fn cgroup_value(group: &str, controller: &str, file: &str) -> String {
         .or_else(|_| std::fs::read_to_string(v2))
         .unwrap();
     text.trim().to_owned()
+}
+
+/// Writes whose its device is and whether it opens, then waits for SIGTERM.
+const OPEN_THE_CARD: &str = r#"
+exec > /found.part 2>&1
+trap 'exit 7' TERM
+stat -c '%u:%g %a' /dev/card
+grep -o '/dev/card [a-z]* [a-z,]*' /proc/mounts
+exec 3<>/dev/card && echo opened
+echo "of root alone: $(su -s /bin/sh nobody -c 'exec 3<>/dev/card' 2>/dev/null && echo opened)"
+mv /found.part /found
+while :; do sleep 0.1; done
+"#;
+
+/// One that runs, with `/dev/fuse` as its `/dev/card`.
+async fn with_card(options: RigOptions, owner: u32) -> (ContainerdRig, BotId, String) {
+    let rig = ContainerdRig::start_with(RigOptions {
+        script: Some(OPEN_THE_CARD.to_owned()),
+        ..options
+    })
+    .await;
+    let node = serde_json::json!({ "path": "/dev/card", "hostPath": "/dev/fuse", "fileMode": 0o600, "uid": owner });
+    let specification = serde_json::json!({
+        "cdiVersion": "0.6.0", "kind": "example.com/gpu",
+        "devices": [{ "name": "0", "containerEdits": { "deviceNodes": [node] } }],
+    });
+    std::fs::create_dir_all(rig.cdi_directory()).unwrap();
+    std::fs::write(rig.cdi_directory().join("example.json"), specification.to_string()).unwrap();
+    let bot = BotId::random();
+    let spec = skep_runtime::InstanceSpec {
+        cdi_devices: vec!["example.com/gpu=0".to_owned()],
+        ..instance_spec(&bot, &rig.image())
+    };
+    rig.runtime().create(&spec).await.unwrap();
+    rig.runtime().start(&bot, &LIMITS).await.unwrap();
+    let file = rig.layer_on_disk(&bot).join("found");
+    let found = until("what the workspace found", async || {
+        std::fs::read_to_string(&file).map_err(|error| error.to_string())
+    })
+    .await;
+    (rig, bot, found)
+}
+
+/// Whether a process in the control group of the workspace may open a device of the host.
+fn opens_in_the_group(rig: &ContainerdRig, bot: &BotId, device: &str) -> bool {
+    let parent = rig.config().cgroup_parent.trim_matches('/').to_owned();
+    let group = Path::new(&parent).join(skep_names::container_id_for(bot));
+    let first = Path::new("/sys/fs/cgroup/devices").join(&group);
+    let group = match first.is_dir() {
+        true => first,
+        false => Path::new("/sys/fs/cgroup").join(&group),
+    };
+    let opened = std::process::Command::new("sh")
+        .args(["-c", r#"echo $$ > "$0/cgroup.procs" && echo joined && exec 3<"$1""#])
+        .arg(&group)
+        .arg(device)
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&opened.stdout).into_owned();
+    assert_eq!(told, "joined\n", "{}", String::from_utf8_lossy(&opened.stderr));
+    opened.status.success()
+}
+
+async fn a_workspace_may_open_its_device_and_no_other_of_the_host(options: RigOptions) {
+    let (rig, bot, found) = with_card(options, 0).await;
+    let lines: Vec<&str> = found.lines().collect();
+    assert_eq!(lines[0], "0:0 600", "{found}");
+    assert!(lines[1].contains("nosuid") && lines[1].contains("noexec"), "{found}");
+    assert_eq!(lines[2..], ["opened", "of root alone: "], "{found}");
+    assert!(opens_in_the_group(&rig, &bot, "/dev/fuse"));
+    for other in ["/dev/loop-control", "/dev/kmsg", "/dev/loop0"] {
+        std::fs::File::open(other).unwrap_or_else(|error| panic!("the host cannot open {other} itself: {error}"));
+        assert!(!opens_in_the_group(&rig, &bot, other), "{other}");
+    }
+    // What a crash would have left of the start is swept; the workspace keeps its own.
+    let place = rig.config().run_root.join(&rig.config().data_root_id).join("devices");
+    let left = place.join(bot.as_str());
+    assert!(!left.exists(), "the nodes are still mounted on the host");
+    std::fs::create_dir_all(&left).unwrap();
+    let mounted = std::process::Command::new("mount")
+        .args(["-t", "tmpfs", "left"])
+        .arg(&left)
+        .status();
+    assert!(mounted.unwrap().success());
+    rig.runtime().sweep().await.unwrap();
+    assert!(!left.exists(), "a crash's leftover stays");
+    assert!(opens_in_the_group(&rig, &bot, "/dev/fuse"));
+    rig.runtime().remove(&bot).await.unwrap();
+}
+
+/// And may belong to any id.
+async fn without_a_user_namespace_a_device_is_the_hosts_roots(options: RigOptions) {
+    let options = RigOptions {
+        user_namespace: UserNamespaceMode::Off,
+        ..options
+    };
+    let (rig, bot, found) = with_card(options, 70_000).await;
+    assert!(found.starts_with("70000:0 600\n"), "{found}");
+    assert!(found.contains("\nopened\n"), "{found}");
+    assert!(!opens_in_the_group(&rig, &bot, "/dev/loop-control"));
+    rig.runtime().remove(&bot).await.unwrap();
 }

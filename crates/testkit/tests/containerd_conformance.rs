@@ -48,6 +48,10 @@ impl Subject for Containerd {
         self.rig.traces()
     }
 
+    fn cdi_directory(&self) -> PathBuf {
+        self.rig.cdi_directory()
+    }
+
     fn isolates(&self) -> bool {
         true
     }

@@ -48,6 +48,10 @@ impl Subject for Fake {
         names
     }
 
+    fn cdi_directory(&self) -> PathBuf {
+        self.runtime.cdi_directory()
+    }
+
     fn isolates(&self) -> bool {
         false
     }

@@ -7,6 +7,7 @@ mod copy;
 mod data;
 mod exec;
 mod files;
+mod gpus;
 pub(crate) mod images;
 mod logs;
 mod metrics;
@@ -72,6 +73,7 @@ async fn run_against_server(shared: &Shared, command: Command) -> Result<()> {
         Command::Restore(restore) => backups::restore(&client, form, &restore).await,
         Command::Backups(command) => backups::run(&client, form, command).await,
         Command::Images(command) => images::run(&client, form, command).await,
+        Command::Gpus => gpus::list(&client, form).await,
         Command::Ops(command) => operations::run(&client, form, command).await,
         Command::Snapshot(command) => snapshots::run(&client, form, command).await,
         Command::Metrics(metrics) => metrics::run(&client, form, metrics).await,

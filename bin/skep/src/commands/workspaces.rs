@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use reqwest::Method;
 use reqwest::header::ACCEPT;
 use serde_json::{Value, json};
-use skep_api::{CreateWorkspaceRequest, LimitsRequest};
+use skep_api::{CreateWorkspaceRequest, GpuRequest, LimitsRequest};
 use skep_names::BotId;
 
 use super::bots::{confirm, preserving, refuse_a_taken_name};
@@ -113,6 +113,9 @@ fn request_of(create: &CreateArguments) -> CreateWorkspaceRequest {
     let env: BTreeMap<String, String> = create.env.iter().cloned().collect();
     CreateWorkspaceRequest {
         image: create.image.clone(),
+        gpu: (!create.gpu.is_empty()).then(|| GpuRequest {
+            devices: create.gpu.clone(),
+        }),
         limits: (limits != LimitsRequest::default()).then_some(limits),
         env: (!env.is_empty()).then_some(env),
         ..CreateWorkspaceRequest::default()

@@ -62,6 +62,7 @@ fn count(skep: &Installation) -> BTreeMap<&'static str, usize> {
         ("mounts", mounts.lines().filter(ours).count()),
         ("user namespace pins", entries(&run.join("userns"))),
         ("root mounts", entries(&run.join("root"))),
+        ("device nodes", entries(&run.join("devices"))),
         ("addresses", files_below(&run.join("cni"))),
         ("socket directories", entries(&skep.data_root().join("run"))),
         ("containers", lines(skep, &["containers", "ls", "-q"])),

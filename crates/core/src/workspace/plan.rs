@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 use skep_names::{BotId, ImageReference};
-use skep_store::ContainerRow;
+use skep_store::{BotRow, ContainerRow};
 
 use super::limits;
 use super::request::{CreatePlan, CreateRequest};
+use crate::devices::{devices_in, tidy_devices};
 use crate::error::{Error, Result};
 use crate::requester::Requester;
 use crate::skep::Skep;
@@ -65,7 +66,7 @@ impl Skep {
                 preserved: request.restore_data.into(),
             });
         }
-        self.plan_new_workspace(&bot_row.metadata, request, requester)
+        self.plan_new_workspace(&bot_row.metadata, request, requester).await
     }
 
     /// A workspace that exists is kept as it is.
@@ -85,11 +86,40 @@ impl Skep {
     }
 
     /// Decides on a create for a bot without a workspace.
-    pub(crate) fn plan_new_workspace(
+    pub(crate) async fn plan_new_workspace(
         &self,
         metadata: &Map<String, Value>,
         request: &CreateRequest,
         requester: &Requester,
+    ) -> Result<CreatePlan> {
+        let remembered = devices_in(metadata);
+        let devices = tidy_devices(request.gpu_devices.as_ref().unwrap_or(&remembered));
+        let plan = self.plan_with_devices(metadata, request, (devices, requester))?;
+        self.check_devices(&plan.cdi_devices, requester).await?;
+        Ok(plan)
+    }
+
+    /// Decides anew on the first create of a bot that was let in.
+    pub(crate) async fn plan_again(&self, bot: &BotRow) -> Result<CreatePlan> {
+        let devices = tidy_devices(&devices_in(&bot.metadata));
+        self.check_devices(&devices, &self.as_owner_of(bot).await?).await?;
+        let asked = (devices, &Requester::server());
+        self.plan_with_devices(&bot.metadata, &CreateRequest::default(), asked)
+    }
+
+    /// Decides on what the server itself puts back on a layer that is there: data counts for more than a device, so
+    /// whether that is there is not asked.
+    pub(crate) async fn plan_for_layer(&self, bot: &BotRow) -> Result<CreatePlan> {
+        let devices = self.remembered_devices(bot).await?;
+        let asked = (devices, &Requester::server());
+        self.plan_with_devices(&bot.metadata, &CreateRequest::default(), asked)
+    }
+
+    fn plan_with_devices(
+        &self,
+        metadata: &Map<String, Value>,
+        request: &CreateRequest,
+        (devices, requester): (Vec<String>, &Requester),
     ) -> Result<CreatePlan> {
         check_request(request)?;
         let image = match self.named_image(metadata, request)? {
@@ -99,11 +129,6 @@ impl Skep {
                 image
             }
         };
-        let remembered = devices_in(metadata);
-        let devices = tidy_devices(request.gpu_devices.as_ref().unwrap_or(&remembered));
-        if !devices.is_empty() {
-            return Err(Error::Unsupported("gpu devices are not supported yet".to_owned()));
-        }
         if let Some(snapshotter) = &request.snapshotter {
             let known = self.capabilities().snapshotters;
             if !known.contains(snapshotter) {
@@ -207,40 +232,9 @@ fn differs(request: &CreateRequest, image: &str, devices: &[String], snapshotter
     }
 }
 
-fn devices_in(metadata: &Map<String, Value>) -> Vec<String> {
-    let devices = metadata
-        .get("workspace")
-        .and_then(|workspace| workspace.get("gpu"))
-        .and_then(|gpu| gpu.get("devices"))
-        .and_then(Value::as_array);
-    let names = devices.into_iter().flatten().filter_map(Value::as_str);
-    names.map(str::to_owned).collect()
-}
-
-/// Trimmed, without blank and double ones, in the order given.
-fn tidy_devices(devices: &[String]) -> Vec<String> {
-    let mut tidy: Vec<String> = Vec::new();
-    for device in devices
-        .iter()
-        .map(|device| device.trim())
-        .filter(|device| !device.is_empty())
-    {
-        if !tidy.iter().any(|there| there == device) {
-            tidy.push(device.to_owned());
-        }
-    }
-    tidy
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn devices_are_tidied_in_their_order() {
-        let given = [" b/x=1 ", "", "a/x=0", "b/x=1"].map(str::to_owned);
-        assert_eq!(tidy_devices(&given), ["b/x=1", "a/x=0"]);
-    }
 
     #[test]
     fn the_same_image_in_another_form_does_not_differ() {

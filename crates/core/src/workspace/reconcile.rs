@@ -201,12 +201,12 @@ impl Skep {
 
     async fn carry_on_creating(&self, bot: &BotRow) -> Result<()> {
         let requester = Requester::server();
-        let planned = self.plan_new_workspace(&bot.metadata, &super::CreateRequest::default(), &requester);
-        match planned {
+        match self.plan_again(bot).await {
             Ok(mut plan) => {
                 plan.of_new_bot = true;
                 self.submit(&bot.id, Request::Create(plan), &requester).await?;
             }
+            Err(away @ Error::RuntimeUnavailable { .. }) => return Err(away),
             // It was let in once and cannot be made now, after a change of the configuration, say.
             Err(error) => {
                 let check = crate::CheckType::ContainerInit.as_str();

@@ -11,12 +11,11 @@ use tokio::time::Instant;
 use super::limits::{to_column, to_runtime};
 use super::mend::{Mend, Seen, mend};
 use super::plan::parse_image;
-use super::request::{CreateRequest, StopCause};
+use super::request::StopCause;
 use super::state::{Event, Retry};
 use super::work::Work;
 use crate::error::{Error, Result};
 use crate::operations::Outcome;
-use crate::requester::Requester;
 
 /// How long a bridge may take to answer after its process was started.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
@@ -245,10 +244,7 @@ impl Work {
             return Err(Error::ContainerNotFound);
         }
         let bot = self.store().bot(self.bot()).await?.ok_or(Error::BotNotFound)?;
-        let request = CreateRequest::default();
-        let plan = self
-            .skep()
-            .plan_new_workspace(&bot.metadata, &request, &Requester::server())?;
+        let plan = self.skep().plan_for_layer(&bot).await?;
         let spec = InstanceSpec {
             bot: self.bot().clone(),
             image: parse_image(&plan.image)?,
@@ -359,6 +355,8 @@ fn not_started(error: RuntimeError) -> Error {
             reason: format!("{operation} failed"),
             source,
         },
+        // Nobody asked for anything wrong: the host is not as it was, a device of the workspace is gone, say.
+        Error::InvalidArgument(reason) => Error::Conflict(reason),
         other => other,
     }
 }

@@ -40,6 +40,8 @@ pub struct ContainerdConfig {
     pub cgroup_parent: String,
     /// How much separates workspaces from the host.
     pub isolation: IsolationConfig,
+    /// Where specifications of devices lie; a later directory's count for more.
+    pub cdi_spec_dirs: Vec<PathBuf>,
     /// How images' registries are reached.
     pub registries: RegistrySettings,
     /// Their network.

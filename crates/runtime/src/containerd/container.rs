@@ -15,13 +15,14 @@ use skep_names::{
 };
 use tonic::Code;
 
-use super::ContainerdRuntime;
 use super::client::{collect, failed, optional};
+use super::devices::device_names;
 use super::layer::Layer;
 use super::records::Running;
+use super::{ContainerdRuntime, devices};
 use crate::images::UnpackedImage;
 use crate::isolation::APPARMOR_PROFILE;
-use crate::spec::{self, SpecInput};
+use crate::spec::{self, GivenDevices, SpecInput};
 use crate::{CreateOutcome, Instance, InstanceSpec, LayerOutcome, Limits, Result, RuntimeError, TaskState, failpoint};
 
 /// What containerd's own client writes, so that `ctr` reads our specifications.
@@ -29,15 +30,15 @@ const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 /// Digest of the image a container was made from.
 const LABEL_IMAGE_DIGEST: &str = "skep.image_digest";
 
+/// A container that is about to be started, with what was made for that.
+pub(super) struct Starting<'a> {
+    pub(super) running: &'a Running,
+    pub(super) devices: Option<&'a GivenDevices>,
+}
+
 impl ContainerdRuntime {
     /// Makes layer and container, or keeps what there is of them.
     pub(super) async fn create_container(&self, spec: &InstanceSpec) -> Result<CreateOutcome> {
-        if !spec.cdi_devices.is_empty() {
-            return Err(RuntimeError::Unsupported {
-                backend: "containerd",
-                what: "gpu".to_owned(),
-            });
-        }
         let _turn = self.turns.take(&spec.bot).await;
         if let Some(container) = self.find_container(&spec.bot).await? {
             return Ok(CreateOutcome {
@@ -112,6 +113,10 @@ impl ContainerdRuntime {
         let container = Container {
             id: container_id_for(&spec.bot),
             labels: self.labels(spec, image.map(|image| image.digest.as_str())),
+            extensions: match spec.cdi_devices.is_empty() {
+                true => HashMap::new(),
+                false => [devices::environment_extension(&environment)].into(),
+            },
             image: layer.image.clone().unwrap_or_else(|| spec.image.to_string()),
             runtime: Some(RuntimeRecord {
                 name: self.config.runtime.clone(),
@@ -142,19 +147,22 @@ impl ContainerdRuntime {
             (LABEL_WORKSPACE.to_owned(), LABEL_WORKSPACE_VALUE.to_owned()),
             (LABEL_DATA_ROOT.to_owned(), self.config.data_root_id.clone()),
         ]);
+        if !spec.cdi_devices.is_empty() {
+            labels.insert(LABEL_CDI_DEVICES.to_owned(), spec.cdi_devices.join(","));
+        }
         labels.extend(image_digest.map(|digest| (LABEL_IMAGE_DIGEST.to_owned(), digest.to_owned())));
         labels
     }
 
-    /// The specification to store; `running` as it is about to be started.
+    /// The specification to store; `starting` as it is about to be started.
     pub(super) fn specification(
         &self,
         bot: &BotId,
         environment: &[String],
         limits: &Limits,
-        running: Option<&Running>,
+        starting: Option<&Starting<'_>>,
     ) -> Result<Any> {
-        Ok(as_any(&self.specification_value(bot, environment, limits, running)?))
+        Ok(as_any(&self.specification_value(bot, environment, limits, starting)?))
     }
 
     pub(super) fn specification_value(
@@ -162,9 +170,10 @@ impl ContainerdRuntime {
         bot: &BotId,
         environment: &[String],
         limits: &Limits,
-        running: Option<&Running>,
+        starting: Option<&Starting<'_>>,
     ) -> Result<Value> {
         let user_namespace = self.paths.user_namespace(bot);
+        let running = starting.map(|starting| starting.running);
         let ids = running.and_then(|running| running.ids);
         Ok(spec::specification(&SpecInput {
             host_name: &host_name(bot),
@@ -182,6 +191,7 @@ impl ContainerdRuntime {
             apparmor_profile: running
                 .is_some_and(|running| running.apparmor)
                 .then_some(APPARMOR_PROFILE),
+            devices: starting.and_then(|starting| starting.devices),
         }))
     }
 
@@ -254,7 +264,6 @@ impl ContainerdRuntime {
             (None, TaskState::Running) => None,
             (None, TaskState::Dead | TaskState::None) => self.isolation_of_next_start().await,
         };
-        let cdi = container.labels.get(LABEL_CDI_DEVICES);
         Instance {
             bot,
             container_id: container.id.clone(),
@@ -262,7 +271,7 @@ impl ContainerdRuntime {
             image_digest: container.labels.get(LABEL_IMAGE_DIGEST).cloned(),
             snapshotter: container.snapshotter.clone(),
             namespace: self.config.namespace.clone(),
-            cdi_devices: cdi.map_or_else(Vec::new, |names| names.split(',').map(str::to_owned).collect()),
+            cdi_devices: device_names(container),
             task,
             created_at: time(container.created_at),
             updated_at: time(container.updated_at),
@@ -283,8 +292,11 @@ pub(super) fn bot_of(container: &Container) -> Option<BotId> {
     derive_bot_id(&container.id, label)?.parse().ok()
 }
 
-/// Of process 1, as it stands in a stored specification.
+/// Of process 1, without what its devices add: as it stands in a stored specification, or beside one that has that.
 pub(super) fn stored_environment(container: &Container) -> Vec<String> {
+    if let Some(environment) = devices::extension_environment(container) {
+        return environment;
+    }
     let stored = container.spec.as_ref();
     let value = stored.and_then(|spec| serde_json::from_slice::<Value>(&spec.value).ok());
     let entries = value.as_ref().and_then(|spec| spec["process"]["env"].as_array());

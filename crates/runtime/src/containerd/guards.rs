@@ -61,7 +61,7 @@ impl ContainerdRuntime {
     }
 
     /// What runc and crun run is under every guard that its specification names.
-    fn obeys_specification(&self) -> bool {
+    pub(super) fn obeys_specification(&self) -> bool {
         self.config.runtime == RUNC_SHIM
     }
 

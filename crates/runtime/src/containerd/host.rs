@@ -115,11 +115,14 @@ impl ContainerdRuntime {
         }])
     }
 
-    /// The task has bound it: our own mount of the root is not needed any more.
-    pub(super) async fn release_root(&self, turn: &Arc<Turn>, bot: &BotId) -> Result<()> {
+    /// The task has bound them: our own mounts of its root and its devices are not needed any more.
+    pub(super) async fn release_bound(&self, turn: &Arc<Turn>, bot: &BotId) -> Result<()> {
         let bot = bot.clone();
-        self.on_host(turn, move |paths, _| isolation::unmount_root(paths, &bot))
-            .await?;
+        self.on_host(turn, move |paths, _| {
+            isolation::release_device_nodes(paths, &bot)?;
+            isolation::unmount_root(paths, &bot)
+        })
+        .await?;
         failpoint::ROOT_RELEASED.passed()
     }
 
@@ -133,6 +136,7 @@ impl ContainerdRuntime {
         failpoint::ATTACHMENT_FORGOTTEN.passed()?;
         let (bot, data_root_id) = (bot.clone(), self.config.data_root_id.clone());
         self.on_host(turn, move |paths, records| {
+            isolation::release_device_nodes(paths, &bot)?;
             isolation::unmount_root(paths, &bot)?;
             isolation::unmount_socket_directory(paths, &bot)?;
             failpoint::SOCKET_DIRECTORY_GONE.pass().tried(releasing)?;
@@ -166,6 +170,7 @@ impl ContainerdRuntime {
                 paths.network_namespace(bot),
                 paths.user_namespace(bot),
                 paths.root(bot),
+                paths.device_nodes(bot),
                 paths.socket_directory(bot),
             ]
             .iter()
@@ -206,7 +211,7 @@ impl ContainerdRuntime {
         match self.task_state(&id).await? {
             TaskState::Running => {
                 self.thaw_left(&turn, bot, &id).await?;
-                return self.release_root(&turn, bot).await;
+                return self.release_bound(&turn, bot).await;
             }
             state => self.clear_dead(&id, state).await?,
         }
@@ -249,6 +254,7 @@ impl ContainerdRuntime {
                 paths.records(),
                 paths.run_dir.join("userns"),
                 paths.run_dir.join("root"),
+                paths.run_dir.join("devices"),
                 paths.data_root.join("run"),
             ];
             let mut bots = BTreeSet::new();

@@ -13,7 +13,7 @@ use prost_types::Any;
 use serde_json::Value;
 use skep_names::{BotId, is_legacy};
 
-use super::container::{as_any, stored_environment};
+use super::container::{Starting, as_any, stored_environment};
 use super::host::network_failed;
 use super::records::Running;
 use super::turns::Turn;
@@ -52,7 +52,8 @@ impl ContainerdRuntime {
             None => return Err(RuntimeError::other(operation, "it has none")),
         };
         let environment = stored_environment(container);
-        let mut ours = self.specification_value(bot, &environment, limits, Some(running))?;
+        let starting = Starting { running, devices: None };
+        let mut ours = self.specification_value(bot, &environment, limits, Some(&starting))?;
         keep_what_is_its_own(&mut ours, &stored);
         ours["linux"]["cgroupsPath"] = Value::String(self.cgroup_of(&container.id));
         Ok(as_any(&ours))

@@ -10,7 +10,7 @@ use skep_names::{BotId, is_legacy};
 
 use super::ContainerdRuntime;
 use super::client::failed;
-use super::container::stored_environment;
+use super::container::{Starting, stored_environment};
 use super::host::{network_failed, on_host_failed};
 use super::records::Running;
 use super::task::Waited;
@@ -51,7 +51,9 @@ impl ContainerdRuntime {
         container: &Container,
         limits: &Limits,
     ) -> Result<Started> {
-        let (running, ()) = tokio::try_join!(self.prepare_host(turn, bot, &container.id), self.choose_oci_runtime())?;
+        let (running, chosen) = tokio::join!(self.prepare_host(turn, bot, &container.id), self.choose_oci_runtime());
+        let running = running?;
+        chosen?;
         let namespace = self.paths.network_namespace(bot);
         // The namespace exists, so it is attached while the container is created; the first process of the
         // workspace starts after both. Both are waited for: undoing one under way would leave its half.
@@ -81,11 +83,22 @@ impl ContainerdRuntime {
             let mounts = self.present_mounts(bot, container).await?;
             self.prepare_root(turn, bot, running, mounts).await
         };
-        let (rootfs, ()) = tokio::try_join!(rooted, self.store_specification(bot, container, (limits, running)))?;
+        let specified = async {
+            let devices = self.give_devices(turn, container, (bot, running)).await?;
+            let starting = Starting {
+                running,
+                devices: devices.as_ref(),
+            };
+            self.store_specification(bot, container, (limits, &starting)).await?;
+            Ok::<_, RuntimeError>(devices.is_some())
+        };
+        // Both are waited for here too: what still runs on the host when it is undone is left.
+        let (rootfs, has_devices) = tokio::join!(rooted, specified);
+        let (rootfs, has_devices) = (rootfs?, has_devices?);
         let created = self.create_task(running, rootfs).await;
         failpoint::TASK_CREATED.passed()?;
-        if running.ids.is_some() {
-            self.release_root(turn, bot).await?;
+        if running.ids.is_some() || has_devices {
+            self.release_bound(turn, bot).await?;
         }
         created
     }
@@ -95,11 +108,11 @@ impl ContainerdRuntime {
         &self,
         bot: &BotId,
         container: &Container,
-        (limits, running): (&Limits, &Running),
+        (limits, starting): (&Limits, &Starting<'_>),
     ) -> Result<()> {
         let spec = match is_legacy(&container.id) {
-            true => self.legacy_specification(bot, container, (limits, running))?,
-            false => self.specification(bot, &stored_environment(container), limits, Some(running))?,
+            true => self.legacy_specification(bot, container, (limits, starting.running))?,
+            false => self.specification(bot, &stored_environment(container), limits, Some(starting))?,
         };
         if container.spec.as_ref() == Some(&spec) {
             return Ok(());

@@ -9,6 +9,7 @@ mod config;
 mod container;
 pub mod daemon;
 mod data;
+mod devices;
 mod echo;
 mod events;
 mod fresh;
@@ -44,6 +45,7 @@ use tokio::sync::{OnceCell, broadcast};
 
 pub use config::{ContainerdConfig, IsolationConfig, UserNamespaceMode};
 
+use crate::cdi::Device;
 use crate::images::{ImageStore, ImageStoreConfig};
 use crate::isolation::{AppArmor, HostPaths};
 use crate::layer_access::LayerAccess;
@@ -226,7 +228,7 @@ impl Runtime for ContainerdRuntime {
         Capabilities {
             backend: "containerd",
             snapshots: self.layers().is_some(),
-            gpu: false,
+            gpu: self.gives_devices(),
             snapshotters: vec![self.config.snapshotter.clone()],
         }
     }
@@ -373,6 +375,14 @@ impl Runtime for ContainerdRuntime {
 
     fn layer_access(&self) -> Option<&dyn LayerAccess> {
         Some(self)
+    }
+
+    async fn devices(&self) -> Result<Vec<Device>> {
+        self.list_devices().await
+    }
+
+    async fn check_devices(&self, names: &[String]) -> Result<()> {
+        self.devices_can_be_given(names).await
     }
 
     async fn address(&self, bot: &BotId) -> Result<Option<IpAddr>> {

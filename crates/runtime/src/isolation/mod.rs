@@ -1,9 +1,10 @@
 //! What separates one workspace from the host and from the others, made by ourselves on the host:
-//! ids, namespaces, root file system and socket directory. No daemon is asked for any of it.
+//! ids, namespaces, root file system, socket directory and device nodes. No daemon is asked for any of it.
 //!
 //! Every function here blocks for a few milliseconds at most and is called on a blocking thread, but AppArmor's.
 
 mod apparmor;
+mod device_nodes;
 mod ids;
 mod mapped_root;
 mod mount_table;
@@ -18,6 +19,9 @@ use skep_names::BotId;
 
 use crate::log::LogPlaces;
 pub(crate) use apparmor::{AppArmor, PROFILE as APPARMOR_PROFILE};
+pub(crate) use device_nodes::{
+    NODE_MOUNT_OPTIONS, make as make_device_nodes, place_of as place_of_device_node, release as release_device_nodes,
+};
 pub(crate) use ids::IdBlock;
 pub(crate) use mapped_root::{Layers, mount as mount_root, refuse_second_mount, unmount as unmount_root};
 pub(crate) use namespaces::{make as make_namespaces, remove as remove_namespaces};
@@ -71,6 +75,11 @@ impl HostPaths {
 
     pub(crate) fn root(&self, bot: &BotId) -> PathBuf {
         self.run_dir.join("root").join(bot.as_str())
+    }
+
+    /// Device nodes beyond the usual, until the workspace has bound them.
+    pub(crate) fn device_nodes(&self, bot: &BotId) -> PathBuf {
+        self.run_dir.join("devices").join(bot.as_str())
     }
 
     pub(crate) fn socket_directory(&self, bot: &BotId) -> PathBuf {

@@ -4,6 +4,7 @@
 //! Plain JSON in the OCI runtime specification's own words: it is what the container runtimes read, and it
 //! comes out the same for the same input, so that an unchanged one need not be stored again.
 
+mod devices;
 mod environment;
 mod resources;
 mod seccomp;
@@ -15,6 +16,7 @@ use skep_names::{BRIDGE_PATH_INSIDE, IDS_PER_BOT, RUN_DIRECTORY_INSIDE, RUNTIME_
 
 use crate::Limits;
 
+pub(crate) use devices::GivenDevices;
 pub(crate) use environment::{environment, image_environment};
 pub(crate) use resources::{LimitSupport, limits_as_resources};
 
@@ -85,6 +87,8 @@ pub(crate) struct SpecInput<'a> {
     pub(crate) seccomp: bool,
     /// A loaded profile, where the kernel has AppArmor.
     pub(crate) apparmor_profile: Option<&'a str>,
+    /// What its devices add.
+    pub(crate) devices: Option<&'a GivenDevices>,
 }
 
 /// The capabilities of a workspace's root, by name.
@@ -95,14 +99,18 @@ pub(crate) fn capabilities(user_namespace: bool) -> Vec<String> {
 
 /// The specification, in the words of OCI runtime-spec 1.0.2.
 pub(crate) fn specification(input: &SpecInput<'_>) -> Value {
-    json!({
+    let mut specification = json!({
         "ociVersion": "1.0.2",
         "hostname": input.host_name,
         "root": { "path": "rootfs", "readonly": false },
         "process": process(input),
         "mounts": mounts(input),
         "linux": linux(input),
-    })
+    });
+    if let Some(devices) = input.devices {
+        devices::add(&mut specification, input.environment, devices);
+    }
+    specification
 }
 
 fn process(input: &SpecInput<'_>) -> Value {
@@ -246,6 +254,7 @@ mod tests {
             open_files_hard: 20_000,
             seccomp: true,
             apparmor_profile,
+            devices: None,
         })
     }
 

@@ -46,6 +46,7 @@ fn described() -> OpenApiRouter<App> {
         .merge(routes::exec::router())
         .merge(routes::terminal::router())
         .merge(routes::images::router())
+        .merge(routes::gpus::router())
         .merge(routes::audit::router())
         .merge(routes::ports::router())
         .merge(routes::later::router())

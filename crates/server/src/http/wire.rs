@@ -441,6 +441,16 @@ pub fn image(record: skep_runtime::ImageRecord) -> api::Image {
     }
 }
 
+/// A device of this host.
+pub fn gpu_device(offered: core::OfferedDevice) -> api::GpuDevice {
+    api::GpuDevice {
+        name: offered.device.name,
+        vendor: offered.device.vendor,
+        class: offered.device.class,
+        allowed: offered.allowed,
+    }
+}
+
 /// Code and sentence of an error that is told within an answer.
 pub fn operation_error(error: &core::Error) -> api::OperationError {
     api::OperationError {

@@ -255,18 +255,3 @@ async fn what_a_later_version_brings_is_501_after_all_checks() {
         malformed.expect_error(400, "invalid_id");
     }
 }
-
-#[tokio::test]
-async fn an_empty_list_does_not_stand_for_devices_that_nobody_looked_for() {
-    let server = TestServer::start().await;
-    server
-        .call_as("", "GET", "/gpus")
-        .send()
-        .await
-        .expect_error(401, "unauthorized");
-    server
-        .call("GET", "/gpus")
-        .send()
-        .await
-        .expect_error(501, "unsupported");
-}

@@ -262,19 +262,6 @@ async fn a_list_says_of_which_workspace_it_does_not_know() {
 }
 
 #[tokio::test]
-async fn what_comes_later_is_refused_and_never_silently_less() {
-    let server = TestServer::start().await;
-    let bot = server.bare_bot(server.admin_key()).await;
-    let path = format!("/bots/{bot}/container");
-    server
-        .call("POST", &path)
-        .json(&json!({"gpu": {"devices": ["nvidia.com/gpu=0"]}}))
-        .send()
-        .await
-        .expect_error(501, "unsupported");
-}
-
-#[tokio::test]
 async fn the_present_state_is_the_first_event() {
     let server = TestServer::start().await;
     let bot = server.bot_with_workspace().await;

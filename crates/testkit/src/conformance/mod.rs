@@ -4,6 +4,7 @@
 //! case gets a subject of its own, works over the trait and the bridge alone, and ends with the subject as it began.
 
 mod data;
+mod devices;
 mod inside;
 mod layers;
 mod lifecycle;
@@ -23,6 +24,7 @@ use skep_runtime::{CreateOutcome, Limits, Runtime, Started};
 use tokio::time::Instant;
 
 pub use data::*;
+pub use devices::*;
 pub use inside::*;
 pub use layers::*;
 pub use lifecycle::*;
@@ -54,6 +56,8 @@ pub trait Subject: Send + Sync {
     /// Everything on the host that belongs to workspaces of this subject, one line each, sorted: containers,
     /// layers, mounts, namespaces, claims, directories, processes.
     fn traces(&self) -> Vec<String>;
+    /// Where it looks for specifications of devices.
+    fn cdi_directory(&self) -> PathBuf;
     /// Whether it keeps workspaces from the host and from each other; the fake one does not.
     fn isolates(&self) -> bool;
 }
@@ -220,7 +224,11 @@ macro_rules! conformance_suite {
             nothing_more_than_promised_is_allowed,
             refused_system_calls_answer_as_promised,
             file_systems_and_devices_are_as_promised,
-            limits_are_in_force
+            limits_are_in_force,
+            a_device_asked_for_is_there_and_no_other,
+            a_device_is_kept_over_starts_and_states,
+            a_device_that_is_gone_keeps_a_workspace_from_starting,
+            devices_that_cannot_be_given_are_told
         );
     };
 }

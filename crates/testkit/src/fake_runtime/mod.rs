@@ -6,6 +6,7 @@
 //! Dropping it ends every process and removes every directory.
 
 mod data;
+mod devices;
 mod faults;
 mod images;
 mod layers;
@@ -66,6 +67,7 @@ struct Shared {
     root: tempfile::TempDir,
     has_no_layers: AtomicBool,
     free_bytes: AtomicU64,
+    has_no_devices: AtomicBool,
 }
 
 /// The fake backend. Clones are the same runtime.
@@ -82,7 +84,7 @@ impl FakeRuntime {
     pub fn new() -> io::Result<Self> {
         let root = tempfile::Builder::new().prefix("skep-fake-").tempdir()?;
         std::fs::set_permissions(root.path(), std::fs::Permissions::from_mode(0o755))?;
-        for directory in ["image", "bots", "runtime", "runtime/templates"] {
+        for directory in ["image", "bots", "cdi", "runtime", "runtime/templates"] {
             std::fs::create_dir(root.path().join(directory))?;
         }
         let bridge = root.path().join("runtime/bridge");
@@ -98,6 +100,7 @@ impl FakeRuntime {
             events: broadcast::Sender::new(EVENTS),
             has_no_layers: AtomicBool::new(false),
             free_bytes: AtomicU64::new(u64::MAX),
+            has_no_devices: AtomicBool::new(false),
         };
         Ok(Self {
             shared: Arc::new(shared),
@@ -117,6 +120,11 @@ impl FakeRuntime {
     /// From now on this workspace has written so many bytes more at each look, whether they can be found or not.
     pub fn write_on(&self, bot: &BotId, bytes_per_look: u64) {
         self.lock().entry(bot.clone()).or_default().written.1 = bytes_per_look;
+    }
+
+    /// From now on it is a backend that gives no devices.
+    pub fn go_without_devices(&self) {
+        self.shared.has_no_devices.store(true, Ordering::Relaxed);
     }
 
     /// What goes wrong, waits or is counted.
@@ -220,6 +228,10 @@ impl FakeRuntime {
 
     fn free(&self) -> u64 {
         self.shared.free_bytes.load(Ordering::Relaxed)
+    }
+
+    fn has_devices(&self) -> bool {
+        !self.shared.has_no_devices.load(Ordering::Relaxed)
     }
 
     fn has_layers(&self) -> bool {

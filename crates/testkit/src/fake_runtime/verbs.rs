@@ -9,6 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use chrono::Utc;
 use skep_names::{BotId, ImageReference, SOCKET_FILE_NAME};
+use skep_runtime::cdi::Device;
 use skep_runtime::layer_access::LayerAccess;
 use skep_runtime::log::LogPlaces;
 use skep_runtime::{
@@ -33,7 +34,7 @@ impl Runtime for FakeRuntime {
         Capabilities {
             backend: "fake",
             snapshots: self.layers().is_some(),
-            gpu: false,
+            gpu: self.has_devices(),
             snapshotters: vec![SNAPSHOTTER.to_owned()],
         }
     }
@@ -197,6 +198,14 @@ impl Runtime for FakeRuntime {
         self.shared.events.subscribe()
     }
 
+    async fn devices(&self) -> Result<Vec<Device>> {
+        Ok(self.registry().devices())
+    }
+
+    async fn check_devices(&self, names: &[String]) -> Result<()> {
+        self.edits_for(names).map(drop)
+    }
+
     async fn apply_limits(&self, bot: &BotId, limits: &Limits) -> Result<()> {
         self.faults().enter(Verb::ApplyLimits).await?;
         let mut bots = self.lock();
@@ -276,12 +285,14 @@ impl FakeRuntime {
             state.generation += 1;
             (state.argv.clone(), state.generation)
         };
+        let mut env = environment(&record.spec.env);
+        env.extend(self.give_devices(bot, &record.spec.cdi_devices).await?);
         let launch = Launch {
             root: self.layer_path(bot),
             socket_directory: self.socket_directory_of(bot),
             runtime_directory: self.root().join("runtime"),
             log: self.log_path(bot),
-            env: environment(&record.spec.env),
+            env,
             argv: replaced.unwrap_or_else(|| vec![skep_names::BRIDGE_PATH_INSIDE.to_owned()]),
         };
         let weak = Arc::downgrade(&self.shared);

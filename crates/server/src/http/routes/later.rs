@@ -8,7 +8,7 @@ use utoipa_axum::PathItemExt;
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::app::App;
-use crate::http::access::{BotAccess, Manage, Need, Operate, Read, SignedIn, Tools};
+use crate::http::access::{BotAccess, Manage, Need, Operate, Read, Tools};
 use crate::http::error::ApiError;
 
 /// Who may call a route.
@@ -19,8 +19,6 @@ enum Who {
     /// The tools gateway, which guests may call.
     Tools,
     Manage,
-    /// Whoever is signed in: the route is about no bot.
-    Anybody,
 }
 
 struct Later {
@@ -133,7 +131,6 @@ const LATER: &[Later] = &[
         "MCP over stdio",
     ),
     later(Post, "/bots/{bot_id}/tools", Who::Tools, "mcp", "the tools gateway"),
-    later(Get, "/gpus", Who::Anybody, "workspace", "GPU devices"),
 ];
 
 /// All of them, as routes and in the document.
@@ -161,15 +158,10 @@ fn route(one: &Later) -> MethodRouter<App> {
         Who::Operate => on(filter, refuse_on_bot::<Operate>),
         Who::Tools => on(filter, refuse_on_bot::<Tools>),
         Who::Manage => on(filter, refuse_on_bot::<Manage>),
-        Who::Anybody => on(filter, refuse_anybody),
     }
 }
 
 async fn refuse_on_bot<N: Need>(_access: BotAccess<N>) -> ApiError {
-    unsupported()
-}
-
-async fn refuse_anybody(_caller: SignedIn<Read>) -> ApiError {
     unsupported()
 }
 

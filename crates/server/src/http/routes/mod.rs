@@ -8,6 +8,7 @@ pub mod container;
 pub mod data;
 pub mod exec;
 pub mod files;
+pub mod gpus;
 pub mod health;
 pub mod images;
 pub mod keys;
