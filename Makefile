@@ -4,7 +4,7 @@ SHELL := /bin/bash
 CARGO ?= cargo
 SKEP := target/release/skep
 
-.PHONY: help up down build test check fmt bench soak-kill soak-disk soak-kills soak-power soak-deletes soak-two-servers soak-away soak-versions soak-import soak-histories soak-fuzz
+.PHONY: help up down build test check fmt bench soak-kill soak-disk soak-kills soak-power soak-deletes soak-two-servers soak-away soak-versions soak-import soak-histories soak-fuzz soak-neighbours
 
 help:
 	@echo 'make up      install what is missing, build, start a server with a first workspace'
@@ -45,7 +45,8 @@ soak-two-servers: SOAK := two_roots::
 soak-away: SOAK := away::
 soak-versions: SOAK := versions::
 soak-import: SOAK := transfers::
-soak-kills soak-power soak-deletes soak-two-servers soak-away soak-versions soak-import:
+soak-neighbours: SOAK := neighbours::
+soak-kills soak-power soak-deletes soak-two-servers soak-away soak-versions soak-import soak-neighbours:
 	scripts/install test
 	SKEP_SOAK=1 $(CARGO) test --locked --workspace --test end_to_end -- --nocapture --test-threads 1 $(SOAK)
 

@@ -16,12 +16,12 @@ const DISK_BYTES: u64 = 768 << 20;
 const RESERVE_BYTES: u64 = 192 << 20;
 
 /// A file system in a file; unmounted also when a test fails.
-struct SmallDisk {
+pub(crate) struct SmallDisk {
     directory: TempDir,
 }
 
 impl SmallDisk {
-    fn mount() -> Self {
+    pub(crate) fn mount() -> Self {
         let directory = tempfile::Builder::new()
             .prefix("skep-disk-")
             .tempdir_in("/var/tmp")
@@ -36,7 +36,7 @@ impl SmallDisk {
         disk
     }
 
-    fn place(&self) -> PathBuf {
+    pub(crate) fn place(&self) -> PathBuf {
         self.directory.path().join("disk")
     }
 
@@ -61,26 +61,26 @@ fn run(command: &mut Command) {
     assert!(ended.status.success(), "{command:?}: {errors}");
 }
 
-async fn start_on(place: &Path) -> Installation {
+pub(crate) async fn start_on(place: &Path) -> Installation {
     let reserve = ("SKEP_LIMITS__RESERVE_BYTES", RESERVE_BYTES.to_string());
     Installation::start_in(place, OciRuntime::Found, &[reserve]).await
 }
 
-async fn detached(skep: &Installation, bot: &str, command: &str) {
+pub(crate) async fn detached(skep: &Installation, bot: &str, command: &str) {
     let body = json!({"command": command, "detach": true});
     let path = format!("/bots/{bot}/container/exec");
     skep.client.good(Method::POST, &path, Some(body)).await;
 }
 
 /// Half of the disk at once, then at most 25 MB a second: time enough to be seen before nothing is left.
-fn fill(into: &str) -> String {
+pub(crate) fn fill(into: &str) -> String {
     let half = (DISK_BYTES / 2) >> 20;
     let zeros = "dd if=/dev/zero bs=1M 2>/dev/null";
     format!("{zeros} count={half} {into}; while {zeros} count=1 {into}; do sleep 0.04; done")
 }
 
 /// Waits until it is stopped for that reason; the least that was free meanwhile.
-async fn until_stopped(skep: &Installation, disk: &SmallDisk, bot: &str) -> u64 {
+pub(crate) async fn until_stopped(skep: &Installation, disk: &SmallDisk, bot: &str) -> u64 {
     let (deadline, mut least) = (Instant::now() + LIMIT, u64::MAX);
     loop {
         least = least.min(disk.free());

@@ -16,6 +16,7 @@ mod load;
 mod logs;
 mod model;
 mod model_versions;
+mod neighbours;
 mod power;
 mod reach;
 mod transfers;

@@ -1,0 +1,108 @@
+//! One workspace at its limits: the others and the server answer nearly as fast as when all is quiet.
+//!
+//! `make soak-neighbours` runs it alone and for longer, against the goal; beside other tests, which use the processors
+//! too, an answer may take [`BESIDE_OTHER_TESTS`] more.
+
+use std::time::{Duration, Instant};
+
+use reqwest::Method;
+use serde_json::json;
+
+use crate::full_disk::{SmallDisk, detached, fill, start_on, until_stopped};
+use crate::installation::{Installation, OciRuntime};
+
+/// The goal: within twice the idle time and this.
+const MORE: Duration = Duration::from_millis(10);
+const BESIDE_OTHER_TESTS: Duration = Duration::from_millis(500);
+const PAUSE: Duration = Duration::from_millis(10);
+
+fn is_soak() -> bool {
+    std::env::var_os("SKEP_SOAK").is_some()
+}
+
+/// How long one of them is looked at.
+fn window() -> Duration {
+    Duration::from_secs(if is_soak() { 60 } else { 5 })
+}
+
+/// Half of the answers came within this.
+#[derive(Debug, Clone, Copy)]
+struct Medians {
+    server: Duration,
+    neighbour: Duration,
+}
+
+impl Medians {
+    async fn measure(skep: &Installation, neighbour: &str, window: Duration) -> Self {
+        let (begun, mut server, mut inside) = (Instant::now(), Vec::new(), Vec::new());
+        while begun.elapsed() < window {
+            let asked = Instant::now();
+            let info = skep.client.info(neighbour).await;
+            server.push(asked.elapsed());
+            assert_eq!(info["task_running"], true, "{info}");
+            let asked = Instant::now();
+            skep.client.output(neighbour, "true").await;
+            inside.push(asked.elapsed());
+            tokio::time::sleep(PAUSE).await;
+        }
+        Self {
+            server: median(server),
+            neighbour: median(inside),
+        }
+    }
+
+    fn check(self, idle: Self, what: &str) {
+        println!("{what}: {self:?}, idle {idle:?}");
+        let more = if is_soak() { MORE } else { MORE + BESIDE_OTHER_TESTS };
+        for (name, busy, idle) in [
+            ("the server", self.server, idle.server),
+            ("a neighbour", self.neighbour, idle.neighbour),
+        ] {
+            assert!(busy <= idle * 2 + more, "{name} beside {what}: {busy:?}, idle {idle:?}");
+        }
+    }
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort_unstable();
+    times[times.len() / 2]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fork_bomb_a_memory_hog_and_endless_output_are_not_felt_by_others() {
+    let skep = Installation::start(OciRuntime::Found).await;
+    let neighbour = skep.client.workspace("neighbour", None).await;
+    let hog = skep.client.workspace("hog", None).await;
+    let limits = json!({"memory_bytes": 256 << 20, "pids": 512});
+    let path = format!("/bots/{hog}/container/limits");
+    skep.client.good(Method::PUT, &path, Some(limits)).await;
+    Medians::measure(&skep, &neighbour, Duration::from_secs(1)).await;
+    let idle = Medians::measure(&skep, &neighbour, Duration::from_secs(3)).await;
+    for (what, command) in [
+        ("endless output", "yes"),
+        (
+            "a memory hog",
+            "while :; do head -c 2000000000 /dev/zero | tail -c 1900000000 > /dev/null; done",
+        ),
+        ("a fork bomb", "bomb() { bomb | bomb & }; bomb; sleep 600"),
+    ] {
+        detached(&skep, &hog, command).await;
+        Medians::measure(&skep, &neighbour, window()).await.check(idle, what);
+        skep.client.act(&hog, "restart").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_is_not_felt_by_others() {
+    let disk = SmallDisk::mount();
+    let skep = start_on(&disk.place()).await;
+    let neighbour = skep.client.workspace("neighbour", None).await;
+    let hog = skep.client.workspace("hog", None).await;
+    Medians::measure(&skep, &neighbour, Duration::from_secs(1)).await;
+    let idle = Medians::measure(&skep, &neighbour, Duration::from_secs(3)).await;
+    detached(&skep, &hog, &fill(">> /data/big")).await;
+    // While it fills, and while it is full.
+    let busy = Medians::measure(&skep, &neighbour, Duration::from_secs(8)).await;
+    until_stopped(&skep, &disk, &hog).await;
+    busy.check(idle, "a full disk");
+}
