@@ -99,6 +99,7 @@ impl Skep {
         skep.spawn_followers();
         skep.spawn_measuring();
         skep.spawn_disk_watch();
+        skep.spawn_refusal_watch();
         Ok(skep)
     }
 

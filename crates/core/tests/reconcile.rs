@@ -388,3 +388,38 @@ async fn a_stop_of_what_is_missing_records_the_wish() {
     world.start(&bot).await.unwrap();
     assert_eq!(world.read(&bot, "/data/file").await, "kept");
 }
+
+#[tokio::test]
+async fn refused_processes_are_written_down_when_there_are_more_of_them_or_it_is_another_run() {
+    let mut world = World::new().await;
+    let bot = world.running_bot().await;
+    world.runtime.set_refused_processes(&bot, 3);
+    until_refusals(&world, &bot, &[3]).await;
+    // The next server knows what was told before.
+    world.restart_within(LIMIT).await;
+    until_status(&world, &bot, WorkspaceStatus::Running).await;
+    world.runtime.set_refused_processes(&bot, 5);
+    until_refusals(&world, &bot, &[3, 5]).await;
+    world.runtime.set_refused_processes(&bot, 1);
+    until_refusals(&world, &bot, &[3, 5, 1]).await;
+    let log = world.skep.workspace_log(&bot, None).await.unwrap();
+    let line = " kernel: a process was not started: as many run as may\n";
+    assert_eq!(log.matches(line).count(), 3, "{log}");
+}
+
+async fn until_refusals(world: &World, bot: &BotId, wanted: &[u64]) {
+    until(|| async {
+        let rows = world
+            .skep
+            .store()
+            .lifecycle_events_of(bot, "pids", 0, 100)
+            .await
+            .unwrap();
+        let told: Vec<_> = rows.iter().filter_map(|row| row.payload["refused"].as_u64()).collect();
+        match told == wanted {
+            true => Ok(()),
+            false => Err(format!("{told:?}")),
+        }
+    })
+    .await;
+}

@@ -87,6 +87,11 @@ impl Group<'_> {
         Some(io_of_version_2(&text))
     }
 
+    /// How often its own limit of processes refused one.
+    pub(crate) fn refused_processes(&self) -> Option<u64> {
+        field(&self.pids_directory().join("pids.events"), "max")
+    }
+
     fn pids_directory(&self) -> PathBuf {
         self.in_version_1("pids").unwrap_or_else(|| self.in_version_2())
     }

@@ -137,6 +137,10 @@ pub trait Runtime: Send + Sync + 'static {
     /// are not on the disk yet or have no name any more; `NotFound` when it does not run. Needs no daemon.
     async fn written_bytes(&self, bot: &BotId) -> Result<u64>;
 
+    /// How often the kernel has refused a running workspace a process or thread since its start, as it had as many as
+    /// it may; `NotFound` when it does not run. 0 where the host does not count this. Needs no daemon.
+    async fn refused_processes(&self, bot: &BotId) -> Result<u64>;
+
     /// Where the bridge of a running workspace listens. Needs no daemon: local state only.
     fn bridge_endpoint(&self, bot: &BotId) -> Result<BridgeEndpoint>;
 

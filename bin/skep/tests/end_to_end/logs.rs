@@ -12,6 +12,7 @@ use serde_json::json;
 use crate::installation::{Installation, OciRuntime};
 
 const LIMIT: Duration = Duration::from_secs(30);
+const REFUSAL: &str = " kernel: a process was not started: as many run as may";
 const KILL: &str = " kernel: a process was killed for want of memory";
 
 #[tokio::test(flavor = "multi_thread")]
@@ -108,6 +109,19 @@ async fn kills_for_want_of_memory_are_lines_of_the_log() {
     let eats = "head -c 200000000 /dev/zero | tail -c 190000000 > /dev/null";
     assert_ne!(skep.client.exec(&bot, eats).await.exit_code, 0);
     log_with(&skep, &bot, KILL).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refused_processes_are_lines_of_the_log() {
+    let skep = Installation::start(OciRuntime::Found).await;
+    let bot = skep.client.workspace("forks", None).await;
+    let path = format!("/bots/{bot}/container/limits");
+    let limits = skep.client.good(Method::PUT, &path, Some(json!({"pids": 32}))).await;
+    assert_eq!(limits["applied"]["pids"], 32, "{limits}");
+    skep.client
+        .exec(&bot, "for i in $(seq 64); do sleep 2 & done; wait")
+        .await;
+    log_with(&skep, &bot, REFUSAL).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

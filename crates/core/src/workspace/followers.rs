@@ -18,8 +18,10 @@ use crate::skep::Skep;
 /// After a comparison that failed: from, to.
 const BACK_OFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
+/// The event of a process that was killed for want of memory, among those of a workspace.
+pub(super) const OUT_OF_MEMORY: &str = "oom";
 /// A workspace can have its processes killed as often as it likes. As many as a log shows.
-const OUT_OF_MEMORY: EventLimits = EventLimits {
+const KILLS: EventLimits = EventLimits {
     kept: 256,
     apart: Duration::from_secs(1),
 };
@@ -144,7 +146,7 @@ impl Skep {
     async fn out_of_memory(&self, bot: &BotId) -> Result<()> {
         let store = self.store();
         if store
-            .insert_limited_lifecycle_event(bot, ("oom", &json!({})), OUT_OF_MEMORY)
+            .insert_limited_lifecycle_event(bot, (OUT_OF_MEMORY, &json!({})), KILLS)
             .await?
         {
             tracing::warn!(%bot, "the kernel killed a process of a workspace for want of memory");

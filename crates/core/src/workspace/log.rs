@@ -1,4 +1,5 @@
-//! The log of a workspace: what its bridge wrote, and the kernel's kills for want of memory among it.
+//! The log of a workspace: what its bridge wrote, and among it what the kernel did: kills for want of memory, and
+//! processes it refused.
 
 use std::collections::VecDeque;
 use std::io;
@@ -11,6 +12,8 @@ use skep_names::BotId;
 use skep_runtime::log::LogFollower;
 use skep_store::LifecycleEventRow;
 
+use super::followers::OUT_OF_MEMORY;
+use super::refusals::REFUSED_PROCESSES;
 use crate::error::{Error, Result};
 use crate::skep::Skep;
 
@@ -18,8 +21,9 @@ use crate::skep::Skep;
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// Every how many looks the store is asked, too.
 const LOOKS_TO_ASK: u32 = 5;
-/// Kills for want of memory that are shown at most.
-const MOST_KILLS: u32 = 256;
+/// The events of what the kernel did; at most so many of each are shown.
+const DEEDS: [&str; 2] = [OUT_OF_MEMORY, REFUSED_PROCESSES];
+const MOST_DEEDS: u32 = 256;
 
 impl Skep {
     /// The last lines of a workspace's log (`None`: all that is kept), whether it runs or not. The text is a
@@ -31,8 +35,8 @@ impl Skep {
         let since = self.workspace_of_log(bot).await?;
         let places = self.runtime().log_places(bot);
         let text = read_blocking(move || places.read()).await?;
-        let kills = self.kills(bot, 0, since).await?;
-        Ok(last_lines(merge(&text, &kills), tail))
+        let deeds = self.deeds(bot, 0, since).await?;
+        Ok(last_lines(merge(&text, &deeds), tail))
     }
 
     /// As [`Skep::workspace_log`], then whole lines as they come, over ends and starts of the workspace. Ends when
@@ -48,31 +52,35 @@ impl Skep {
         let since = self.workspace_of_log(bot).await?;
         let places = self.runtime().log_places(bot);
         let (text, follower) = read_blocking(move || LogFollower::begin(places)).await?;
-        let kills = self.kills(bot, 0, since).await?;
+        let deeds = self.deeds(bot, 0, since).await?;
         let following = Following {
             skep: self.clone(),
             bot: bot.clone(),
             since,
-            last_kill: kills.last().map_or(0, |kill| kill.seq),
+            last_deed: deeds.last().map_or(0, |deed| deed.seq),
             follower: Some(follower),
             looks: 0,
             ended: false,
         };
-        let first = last_lines(merge(&text, &kills), tail);
+        let first = last_lines(merge(&text, &deeds), tail);
         let first = stream::iter((!first.is_empty()).then_some(Ok(first)));
         Ok(first.chain(stream::try_unfold(following, Following::more)).boxed())
     }
 
-    /// When the workspace was made: kills before that were of an earlier one. `None` while it has no row.
+    /// When the workspace was made: what the kernel did before that was done to an earlier one. `None` while it has no row.
     async fn workspace_of_log(&self, bot: &BotId) -> Result<Option<DateTime<Utc>>> {
         self.require_workspace(bot).await?;
         Ok(self.store().container(bot).await?.map(|row| row.created_at))
     }
 
-    async fn kills(&self, bot: &BotId, after: i64, since: Option<DateTime<Utc>>) -> Result<Vec<LifecycleEventRow>> {
-        let mut kills = self.store().lifecycle_events_of(bot, "oom", after, MOST_KILLS).await?;
-        kills.retain(|kill| since.is_none_or(|since| kill.created_at >= since));
-        Ok(kills)
+    async fn deeds(&self, bot: &BotId, after: i64, since: Option<DateTime<Utc>>) -> Result<Vec<LifecycleEventRow>> {
+        let mut deeds = Vec::new();
+        for event in DEEDS {
+            deeds.extend(self.store().lifecycle_events_of(bot, event, after, MOST_DEEDS).await?);
+        }
+        deeds.sort_by_key(|deed| deed.seq);
+        deeds.retain(|deed| since.is_none_or(|since| deed.created_at >= since));
+        Ok(deeds)
     }
 }
 
@@ -80,7 +88,7 @@ struct Following {
     skep: Skep,
     bot: BotId,
     since: Option<DateTime<Utc>>,
-    last_kill: i64,
+    last_deed: i64,
     /// Always there between two looks.
     follower: Option<LogFollower>,
     looks: u32,
@@ -100,14 +108,14 @@ impl Following {
                 () = tokio::time::sleep(LOOK_EVERY) => {}
             }
             self.looks += 1;
-            let mut kills = Vec::new();
+            let mut deeds = Vec::new();
             if self.looks.is_multiple_of(LOOKS_TO_ASK) {
                 // Before the last look at the files: what was written before the end is told.
                 self.ended = self.is_gone().await?;
-                kills = self.skep.kills(&self.bot, self.last_kill, self.since).await?;
-                self.last_kill = kills.last().map_or(self.last_kill, |kill| kill.seq);
+                deeds = self.skep.deeds(&self.bot, self.last_deed, self.since).await?;
+                self.last_deed = deeds.last().map_or(self.last_deed, |deed| deed.seq);
             }
-            let text = merge(&self.look().await?, &kills);
+            let text = merge(&self.look().await?, &deeds);
             if !text.is_empty() {
                 return Ok(Some((text, self)));
             }
@@ -146,18 +154,18 @@ async fn read_blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> +
     }
 }
 
-/// Puts the kills among the lines by their time. Times in the text are the tenant's word: a false one moves lines of
+/// Puts the deeds among the lines by their time. Times in the text are the tenant's word: a false one moves lines of
 /// ours about, and loses none.
-fn merge(text: &str, kills: &[LifecycleEventRow]) -> String {
-    if kills.is_empty() {
+fn merge(text: &str, deeds: &[LifecycleEventRow]) -> String {
+    if deeds.is_empty() {
         return text.to_owned();
     }
-    let mut kills: VecDeque<&LifecycleEventRow> = kills.iter().collect();
-    let mut merged = String::with_capacity(text.len() + kills.len() * 96);
+    let mut deeds: VecDeque<&LifecycleEventRow> = deeds.iter().collect();
+    let mut merged = String::with_capacity(text.len() + deeds.len() * 96);
     for line in text.split_inclusive('\n') {
         if let Some(time) = time_of(line) {
-            while let Some(kill) = kills.pop_front_if(|kill| kill.created_at < time) {
-                merged.push_str(&kill_line(kill));
+            while let Some(deed) = deeds.pop_front_if(|deed| deed.created_at < time) {
+                merged.push_str(&deed_line(deed));
             }
         }
         merged.push_str(line);
@@ -165,7 +173,7 @@ fn merge(text: &str, kills: &[LifecycleEventRow]) -> String {
     if !merged.is_empty() && !merged.ends_with('\n') {
         merged.push('\n');
     }
-    merged.extend(kills.into_iter().map(kill_line));
+    merged.extend(deeds.into_iter().map(deed_line));
     merged
 }
 
@@ -174,9 +182,13 @@ fn time_of(line: &str) -> Option<DateTime<Utc>> {
     DateTime::parse_from_rfc3339(word).ok().map(|time| time.to_utc())
 }
 
-fn kill_line(kill: &LifecycleEventRow) -> String {
-    let time = kill.created_at.to_rfc3339_opts(SecondsFormat::Millis, true);
-    format!("{time} kernel: a process was killed for want of memory\n")
+fn deed_line(deed: &LifecycleEventRow) -> String {
+    let time = deed.created_at.to_rfc3339_opts(SecondsFormat::Millis, true);
+    let said = match deed.event_type.as_str() {
+        REFUSED_PROCESSES => "a process was not started: as many run as may",
+        _ => "a process was killed for want of memory",
+    };
+    format!("{time} kernel: {said}\n")
 }
 
 fn last_lines(text: String, tail: Option<u64>) -> String {
@@ -192,20 +204,20 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn kill(time: &str) -> LifecycleEventRow {
+    fn deed(time: &str) -> LifecycleEventRow {
         LifecycleEventRow {
             seq: 1,
             container_id: "workspace-b".to_owned(),
-            event_type: "oom".to_owned(),
+            event_type: OUT_OF_MEMORY.to_owned(),
             payload: json!({}),
             created_at: DateTime::parse_from_rfc3339(time).unwrap().to_utc(),
         }
     }
 
     #[test]
-    fn kills_stand_where_their_time_is() {
+    fn deeds_of_the_kernel_stand_where_their_time_is() {
         let text = "2026-01-01T00:00:01.000Z one\nno time\n2026-01-01T00:00:03.000Z three\n";
-        let merged = merge(text, &[kill("2026-01-01T00:00:02Z"), kill("2026-01-01T00:00:04Z")]);
+        let merged = merge(text, &[deed("2026-01-01T00:00:02Z"), deed("2026-01-01T00:00:04Z")]);
         assert_eq!(
             merged,
             "2026-01-01T00:00:01.000Z one\nno time\n\

@@ -28,6 +28,7 @@ mod preserve;
 mod preserved;
 mod pull;
 mod reconcile;
+mod refusals;
 mod remains;
 mod removal;
 mod request;

@@ -350,6 +350,10 @@ impl Runtime for ContainerdRuntime {
         self.written(bot).await
     }
 
+    async fn refused_processes(&self, bot: &BotId) -> Result<u64> {
+        self.refused(bot).await
+    }
+
     fn bridge_endpoint(&self, bot: &BotId) -> Result<BridgeEndpoint> {
         let running = self.records.get(bot).ok_or_else(|| not_running(bot))?;
         if is_legacy(&running.container_id) {

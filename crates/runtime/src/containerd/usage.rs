@@ -98,4 +98,15 @@ impl ContainerdRuntime {
             .await
             .map_err(|panicked| RuntimeError::other(operation, panicked))
     }
+
+    /// How often a workspace was refused a process.
+    pub(super) async fn refused(&self, bot: &BotId) -> Result<u64> {
+        let running = self.records.get(bot).ok_or_else(|| not_running(bot))?;
+        let reading = tokio::task::spawn_blocking(move || cgroup::group(&running.cgroup).refused_processes());
+        let operation = format!("reading how often workspace {bot} was refused a process");
+        let read = reading
+            .await
+            .map_err(|panicked| RuntimeError::other(operation, panicked))?;
+        Ok(read.unwrap_or(0))
+    }
 }

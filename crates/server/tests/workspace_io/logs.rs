@@ -182,3 +182,15 @@ async fn kills_for_want_of_memory_are_lines_too() {
     let text = log_with(&workspace, kill).await;
     assert_eq!(text.matches(kill).count(), 1, "{text}");
 }
+
+#[tokio::test]
+async fn refused_processes_are_lines_too() {
+    let workspace = Workspace::start().await;
+    let mut followed = Followed::open(&workspace, "").await;
+    followed.until(" started as process 1\n").await;
+    let bot = workspace.bot.parse().expect("an id");
+    workspace.server.runtime().set_refused_processes(&bot, 7);
+    followed
+        .until(" kernel: a process was not started: as many run as may\n")
+        .await;
+}

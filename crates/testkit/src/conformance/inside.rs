@@ -164,11 +164,13 @@ pub async fn limits_are_in_force(subject: &dyn Subject) {
             runtime.usage(&workspace.bot).await.unwrap().memory_limit_bytes,
             Some(64 << 20)
         );
+        assert_eq!(runtime.refused_processes(&workspace.bot).await.unwrap(), 0);
         let forks = workspace.sh("for i in $(seq 40); do sleep 5 & done; wait").await;
         assert!(
             forks.stderr.contains("fork") || forks.exit_code != 0,
             "40 processes of 16: {forks:?}"
         );
+        assert!(runtime.refused_processes(&workspace.bot).await.unwrap() > 0);
         let eats = workspace
             .sh("head -c 200000000 /dev/zero | tail -c 190000000 > /dev/null")
             .await;

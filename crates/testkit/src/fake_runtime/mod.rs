@@ -53,6 +53,8 @@ struct Bot {
     argv: Option<Vec<String>>,
     /// Bytes it is said to have written, and how many more at each look.
     written: (u64, u64),
+    /// How often it is said to have been refused a process.
+    refused_processes: u64,
     /// What the server is shown in the place of the bridge.
     shown: Option<ReferenceBridge>,
     gate: Arc<tokio::sync::Mutex<()>>,
@@ -125,6 +127,11 @@ impl FakeRuntime {
     /// From now on it is a backend that gives no devices.
     pub fn go_without_devices(&self) {
         self.shared.has_no_devices.store(true, Ordering::Relaxed);
+    }
+
+    /// From now on this workspace was refused a process so many times since its start.
+    pub fn set_refused_processes(&self, bot: &BotId, times: u64) {
+        self.lock().entry(bot.clone()).or_default().refused_processes = times;
     }
 
     /// What goes wrong, waits or is counted.

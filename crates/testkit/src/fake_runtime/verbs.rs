@@ -245,6 +245,14 @@ impl Runtime for FakeRuntime {
         Ok(written.0)
     }
 
+    async fn refused_processes(&self, bot: &BotId) -> Result<u64> {
+        let bots = self.lock();
+        let running = bots.get(bot).filter(|state| task_state(state) == TaskState::Running);
+        running
+            .map(|state| state.refused_processes)
+            .ok_or_else(|| not_found(bot))
+    }
+
     fn bridge_endpoint(&self, bot: &BotId) -> Result<BridgeEndpoint> {
         if self.task_of(bot) == TaskState::None {
             return Err(not_found(bot));
