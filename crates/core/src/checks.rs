@@ -232,7 +232,7 @@ impl Skep {
     /// Writes a small file below `/data`, reads it back and removes it, over the bridge.
     async fn probe_data_path(&self, bot: &BotId) -> Result<()> {
         // Also of one over its limit of storage: the file goes at once.
-        let bridge = RoomyBridge::of(self.bridges().bridge(bot).await?);
+        let bridge = RoomyBridge::endless(self.bridges().bridge(bot).await?);
         let mark = uuid::Uuid::new_v4().to_string();
         let path = WorkspacePath::parse(&format!("{DATA_DIRECTORY_INSIDE}/.skep-check-{mark}"))?;
         let mut writer = FileWriter::begin(

@@ -51,7 +51,7 @@ pub async fn read_archive(
 /// Unpacks a tar stream into the directory `path`, which is made when it is missing.
 ///
 /// # Errors
-/// `InvalidArgument` for what is no archive or holds what is not accepted; what came before it stays unpacked.
+/// `InvalidArgument` for what is no archive or holds what is not accepted, `NoSpace`; what came before it stays unpacked.
 pub async fn write_archive(
     bridge: &RoomyBridge,
     path: &WorkspacePath,
@@ -64,7 +64,12 @@ pub async fn write_archive(
         ..ArchiveInChunk::default()
     };
     let call = client.archive_in(ReceiverStream::new(receiver));
-    let feed = feed(first, source, sender);
+    let taken = source.map(|bytes| {
+        let bytes = bytes?;
+        bridge.take(bytes.len())?;
+        Ok(bytes)
+    });
+    let feed = feed(first, taken, sender);
     tokio::pin!(call, feed);
     let answer = tokio::select! {
         answer = &mut call => answer,

@@ -29,6 +29,7 @@ pub struct NewFile {
 
 /// A file on its way. Dropped before [`FileWriter::finish`], it leaves the old file as it was.
 pub struct FileWriter {
+    bridge: RoomyBridge,
     pieces: Option<mpsc::Sender<WriteChunk>>,
     call: JoinHandle<BridgeResult<WriteResult>>,
 }
@@ -52,6 +53,7 @@ impl FileWriter {
             Ok(answer.into_inner())
         });
         let mut writer = Self {
+            bridge: bridge.clone(),
             pieces: Some(sender),
             call,
         };
@@ -70,6 +72,7 @@ impl FileWriter {
     pub async fn write(&mut self, mut bytes: Bytes) -> BridgeResult<()> {
         while !bytes.is_empty() {
             let piece = bytes.split_to(bytes.len().min(STREAM_CHUNK_BYTES));
+            self.bridge.take(piece.len())?;
             let chunk = WriteChunk {
                 data: piece,
                 ..WriteChunk::default()

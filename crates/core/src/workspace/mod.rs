@@ -34,6 +34,7 @@ mod removal;
 mod request;
 mod reserve;
 mod restore;
+mod room;
 mod running;
 mod short_line;
 mod state;
@@ -53,6 +54,7 @@ pub(crate) use measured::Measurements;
 pub(crate) use observed::Observations;
 pub(crate) use pull::pull_image;
 pub(crate) use request::{CreatePlan, ImportPlan, Request, SnapshotPlan};
+pub(crate) use room::Room;
 
 use std::time::Duration;
 

@@ -151,6 +151,11 @@ impl Observations {
         is_news
     }
 
+    /// It holds more than it may, as it was counted last.
+    pub(crate) fn is_over_limit(&self, bot: &BotId) -> bool {
+        self.lock().get(bot).is_some_and(|one| one.storage_over_limit)
+    }
+
     /// It is known to run.
     pub(crate) fn is_running(&self, bot: &BotId) -> bool {
         self.lock().get(bot).is_some_and(|one| one.state == State::Running)

@@ -33,9 +33,10 @@ impl Skep {
     pub async fn roomy_bridge(&self, bot: &BotId, when_stopped: WhenStopped) -> Result<RoomyBridge> {
         let bridge = self.usable_bridge(bot, when_stopped).await?;
         self.require_room(bot).await?;
+        let row = self.store().container(bot).await?.ok_or(Error::ContainerNotFound)?;
         // What is about to be written is to be counted soon.
         self.measurements().hurry(bot);
-        Ok(RoomyBridge::of(bridge))
+        Ok(RoomyBridge::within(bridge, self.room_of(&row)))
     }
 
     /// Refuses what would add to a workspace that is over its limit, and has it counted soon: it may have been
@@ -48,7 +49,7 @@ impl Skep {
             return Ok(());
         }
         self.measurements().hurry(bot);
-        let held = self.measurements().storage(bot).map_or(0, |measured| measured.bytes);
+        let held = self.storage_held(bot);
         Err(Error::DiskFull(format!(
             "over the storage limit: the workspace holds {held} bytes, its limit is {}; delete files, or raise the limit",
             self.storage_limit(&row)
@@ -61,8 +62,12 @@ impl Skep {
     }
 
     pub(crate) fn holds_beyond(&self, bot: &BotId, limit: u64) -> u64 {
-        let held = self.measurements().storage(bot).map_or(0, |measured| measured.bytes);
-        beyond(held, limit)
+        beyond(self.storage_held(bot), limit)
+    }
+
+    /// As it was counted last; 0 while it never was.
+    pub(super) fn storage_held(&self, bot: &BotId) -> u64 {
+        self.measurements().storage(bot).map_or(0, |measured| measured.bytes)
     }
 
     /// 0: none.

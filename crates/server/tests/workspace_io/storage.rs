@@ -4,7 +4,12 @@
 //! says which it is.
 
 use std::collections::BTreeSet;
+use std::io::Read;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
+use bytes::Bytes;
+use futures::StreamExt;
 use serde_json::{Value, json};
 use skep_testkit::server::{Answer, Call};
 
@@ -233,4 +238,54 @@ async fn one_over_its_limit_says_so_in_its_first_event() {
         }
     })
     .await;
+}
+
+/// The header of a tar archive's only file, which is of a gibibyte.
+fn header_of_a_large_file() -> Bytes {
+    let tree = tempfile::tempdir().expect("a directory");
+    let file = std::fs::File::create(tree.path().join("large")).expect("a file");
+    file.set_len(1 << 30).expect("holes");
+    let mut tar = Command::new("tar")
+        .args(["--create", "--format=ustar", "--directory"])
+        .arg(tree.path())
+        .arg("large")
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("tar runs");
+    let mut header = vec![0; 512];
+    let mut output = tar.stdout.take().expect("a pipe");
+    output.read_exact(&mut header).expect("a header");
+    drop(output);
+    tar.wait().expect("tar ends");
+    header.into()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_that_crosses_the_limit_on_its_way_answers_507_and_puts_nothing_in_place() {
+    let workspace = Workspace::with_files().await;
+    workspace.set_limit(8 << 20).await;
+    workspace.until_over(false).await;
+    for route in ["/fs/upload?path=/data/large", "/fs/archive?path=/data/tree"] {
+        let header = futures::stream::iter([header_of_a_large_file()]);
+        let pieces = header.chain(futures::stream::repeat(Bytes::from_static(&[0; 1 << 19])));
+        let slowly = pieces.then(async |piece| {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            Ok::<_, std::io::Error>(piece)
+        });
+        let call = workspace.server.call("PUT", &workspace.path(route));
+        let call = call.body("application/octet-stream", reqwest::Body::wrap_stream(slowly));
+        let refused = call.send().await;
+        let message = refused.expect_error(507, "disk_full");
+        assert!(message.contains("storage limit"), "{route}: {message}");
+        workspace.output_of("rm -rf tree").await;
+        // What was written of it is gone, and whoever tries has that counted.
+        until(
+            async || match workspace.post("/fs/mkdir", json!({"path": "/data"})).await {
+                answer if answer.status == 200 => Ok(()),
+                answer => Err(answer.text()),
+            },
+        )
+        .await;
+    }
+    assert_eq!(workspace.output_of("ls -A").await, "old\nold.tar\n");
 }

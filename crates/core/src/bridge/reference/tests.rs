@@ -331,7 +331,7 @@ async fn a_write_is_done_when_all_of_it_is_told_to_be_there() {
         ..Lies::default()
     };
     let liar = liar(lies).await;
-    let roomy = RoomyBridge::of(liar.bridge.clone());
+    let roomy = RoomyBridge::endless(liar.bridge.clone());
     let upload = || NewFile {
         mode: 0o644,
         ..NewFile::default()
