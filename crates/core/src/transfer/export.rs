@@ -22,7 +22,7 @@ use crate::backups::file_error;
 use crate::bridge::{Bridge, BridgeError, BridgeResult, NEXT_PIECE_WITHIN, SMALL_WITHIN};
 use crate::error::{Error, Result};
 use crate::skep::Skep;
-use crate::workspace::WhenStopped;
+use crate::workspace::{Spare, WhenStopped};
 
 /// What becomes of a file that changes each time it is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,7 +111,7 @@ impl Skep {
         let most = self.settings().freeze_max;
         let file = self.spool().nameless().map_err(spooling)?;
         let mut reader = self.layer_access()?.read_frozen(bot, PLAIN).await.map_err(rejected)?;
-        let spooled = timeout(most, spool(&mut reader, file.into())).await;
+        let spooled = timeout(most, spool(&mut reader, file.into(), self.spare())).await;
         // The workspace runs on.
         drop(reader);
         let (file, counts) = spooled.map_err(|_| {
@@ -159,9 +159,10 @@ fn spooling(error: io::Error) -> Error {
     file_error("keeping an export of one moment", error)
 }
 
-/// All of an archive, in a file that stands at its beginning.
-async fn spool(reader: &mut DataReader, mut file: File) -> Result<(File, Counts)> {
+/// All of an archive, in a file that stands at its beginning. It goes with the file when the host has no space to spare.
+async fn spool(reader: &mut DataReader, mut file: File, mut spare: Spare) -> Result<(File, Counts)> {
     while let Some(chunk) = reader.next_chunk().await? {
+        spare.look().await?;
         file.write_all(&chunk).await.map_err(spooling)?;
     }
     file.flush().await.map_err(spooling)?;

@@ -23,7 +23,7 @@ use crate::operations::OperationHandle;
 use crate::requester::Requester;
 use crate::settings::ImportLimits;
 use crate::skep::Skep;
-use crate::workspace::{ImportPlan, Request, RestoreMode};
+use crate::workspace::{ImportPlan, Request, RestoreMode, Spare};
 
 /// Only the server's own user reads what tenants send.
 const PRIVATE: u32 = 0o600;
@@ -118,7 +118,8 @@ impl Skep {
     ///
     /// # Errors
     /// [`Error::ContainerNotFound`]; [`Error::Unsupported`] where layers cannot be changed from outside;
-    /// [`Error::ArchiveRefused`]; [`Error::DiskFull`], also over the limit of storage; those of the source.
+    /// [`Error::ArchiveRefused`]; [`Error::DiskFull`], also over the limit of storage and where only the host's
+    /// reserve is free; those of the source.
     pub async fn receive_archive(
         &self,
         bot: &BotId,
@@ -134,7 +135,7 @@ impl Skep {
             handed_over: false,
         };
         let limits = self.settings().import;
-        received.sha256 = receive(source, received.spool.path(&received.name), &limits).await?;
+        received.sha256 = receive(source, received.spool.path(&received.name), (&limits, self.spare())).await?;
         let (spool, path) = (received.spool.clone(), received.spool.path(&received.name));
         let checking = tokio::task::spawn_blocking(move || check(&path, &limits, &spool.spill));
         received.checked = checking
@@ -183,7 +184,11 @@ impl Skep {
 }
 
 /// Writes what comes into a new file, flushed to the disk; returns its digest.
-async fn receive(source: impl Stream<Item = Result<Bytes>>, path: PathBuf, limits: &ImportLimits) -> Result<String> {
+async fn receive(
+    source: impl Stream<Item = Result<Bytes>>,
+    path: PathBuf,
+    (limits, mut spare): (&ImportLimits, Spare),
+) -> Result<String> {
     let failed = |error| file_error("keeping a received archive", error);
     let file = tokio::task::spawn_blocking(move || create(&path)).await;
     let file = file.map_err(|panic| Error::internal("keeping a received archive", panic))?;
@@ -200,6 +205,7 @@ async fn receive(source: impl Stream<Item = Result<Bytes>>, path: PathBuf, limit
                 reason: Reason::TooManyBytes(limits.max_bytes),
             }));
         }
+        spare.look().await?;
         hash.update(&piece);
         file.write_all(&piece).await.map_err(failed)?;
     }

@@ -38,7 +38,9 @@ impl Work {
                     mount,
                 };
                 let access = self.skep().layer_access()?;
-                let applied = access.write_data(&place, archive.await?, apply).await?;
+                let applied = access
+                    .write_data(&place, self.skep().sparing(archive.await?), apply)
+                    .await?;
                 let noted = serde_json::to_value(applied);
                 self.note(
                     APPLIED,

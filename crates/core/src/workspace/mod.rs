@@ -37,6 +37,7 @@ mod restore;
 mod room;
 mod running;
 mod short_line;
+mod spare;
 mod state;
 mod storage;
 mod usable;
@@ -55,6 +56,7 @@ pub(crate) use observed::Observations;
 pub(crate) use pull::pull_image;
 pub(crate) use request::{CreatePlan, ImportPlan, Request, SnapshotPlan};
 pub(crate) use room::Room;
+pub(crate) use spare::Spare;
 
 use std::time::Duration;
 
@@ -150,7 +152,7 @@ impl Skep {
     /// # Errors
     /// [`Error::ContainerNotFound`]; [`Error::BackupNotFound`] when nothing is kept, or not under that name;
     /// [`Error::Unsupported`] on a backend that cannot change layers from outside; [`Error::DiskFull`] over the limit of
-    /// storage.
+    /// storage, and where only the host's reserve is free.
     pub async fn restore_data(
         &self,
         bot: &BotId,
@@ -164,6 +166,7 @@ impl Skep {
             None => return Err(Error::BackupNotFound("no preserved data found".to_owned())),
         }
         self.require_room(bot).await?;
+        self.require_spare().await?;
         self.submit(bot, Request::Restore(request), requester).await
     }
 

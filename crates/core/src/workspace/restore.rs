@@ -148,6 +148,7 @@ impl Work {
     ) -> Result<()> {
         let (archive, trust) = self.archive_of(preserved).await?;
         let apply = Apply { mode, trust };
+        let archive = self.skep().sparing(archive);
         self.skep().layer_access()?.write_data(place, archive, apply).await?;
         Ok(())
     }

@@ -191,7 +191,12 @@ impl DataReader {
 
 /// A worker that has seen enough closes its input; its report says whether that was a failure.
 async fn pour(mut archive: ArchiveStream, mut input: ChildStdin) -> Result<()> {
-    let failed = |error: io::Error| RuntimeError::other("reading an archive", error);
+    let failed = |error: io::Error| match error.kind() {
+        io::ErrorKind::StorageFull => RuntimeError::NoSpace {
+            operation: error.to_string(),
+        },
+        _ => RuntimeError::other("reading an archive", error),
+    };
     while let Some(chunk) = archive.next().await {
         match input.write_all(&chunk.map_err(failed)?).await {
             Ok(()) => {}

@@ -1,0 +1,96 @@
+//! What the server itself writes on the host for a tenant (archives that come in, data that is put back or taken out of
+//! one moment) leaves the host's reserve alone: it is refused, or given up, as soon as that is touched. There is no
+//! process that `disk_watch` could stop for it, and a neighbour would be stopped in its place.
+
+use std::io;
+use std::time::Duration;
+
+use futures::{StreamExt, TryStreamExt};
+use skep_runtime::layer_access::ArchiveStream;
+use tokio::time::Instant;
+
+use crate::backups::file_error;
+use crate::error::{Error, Result};
+use crate::skep::Skep;
+
+/// Between two looks at what is free: a disk of a gigabyte a second takes a tenth of one meanwhile.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+const ONLY_THE_RESERVE: &str = "what is free on the host is its reserve (limits.reserve_bytes)";
+
+/// What is free for something that is being written: looked at now and then, not at each piece.
+#[derive(Clone)]
+pub(crate) struct Spare {
+    skep: Skep,
+    looked_at: Option<Instant>,
+}
+
+impl Spare {
+    /// Before each piece.
+    ///
+    /// # Errors
+    /// [`Error::DiskFull`] while less than the reserve is free; [`Error::RuntimeUnavailable`].
+    pub(crate) async fn look(&mut self) -> Result<()> {
+        if self.looked_at.is_some_and(|at| at.elapsed() < LOOK_EVERY) {
+            return Ok(());
+        }
+        self.skep.require_spare().await?;
+        self.looked_at = Some(Instant::now());
+        Ok(())
+    }
+}
+
+impl Skep {
+    /// Not looked at yet.
+    pub(crate) fn spare(&self) -> Spare {
+        Spare {
+            skep: self.clone(),
+            looked_at: None,
+        }
+    }
+
+    /// Refuses to write for a tenant while less than the reserve is free, where the layers are or below the data root.
+    pub(crate) async fn require_spare(&self) -> Result<()> {
+        let reserve = self.settings().reserve_bytes;
+        if reserve == 0 {
+            return Ok(());
+        }
+        let free = self
+            .runtime()
+            .free_bytes()
+            .await?
+            .min(self.free_below_data_root().await?);
+        match free < reserve {
+            true => Err(Error::DiskFull(format!("no space left: {ONLY_THE_RESERVE}"))),
+            false => Ok(()),
+        }
+    }
+
+    async fn free_below_data_root(&self) -> Result<u64> {
+        const OPERATION: &str = "asking for the free space of the data root";
+        let root = self.settings().data_root.clone();
+        let asked = tokio::task::spawn_blocking(move || rustix::fs::statvfs(&root)).await;
+        let told = asked.map_err(|panicked| Error::internal(OPERATION, panicked))?;
+        let told = told.map_err(|error| file_error(OPERATION, error.into()))?;
+        Ok(told.f_bavail.saturating_mul(told.f_frsize))
+    }
+
+    /// An archive on its way to the disk, broken off before it takes the reserve.
+    pub(crate) fn sparing(&self, archive: ArchiveStream) -> ArchiveStream {
+        let spare = self.spare();
+        let looked_at = futures::stream::try_unfold((archive, spare), |(mut archive, mut spare)| async move {
+            let Some(chunk) = archive.try_next().await? else {
+                return Ok(None);
+            };
+            spare.look().await.map_err(as_io)?;
+            Ok(Some((chunk, (archive, spare))))
+        });
+        looked_at.boxed()
+    }
+}
+
+fn as_io(error: Error) -> io::Error {
+    match error {
+        Error::DiskFull(_) => io::Error::new(io::ErrorKind::StorageFull, ONLY_THE_RESERVE),
+        other => io::Error::other(other),
+    }
+}
