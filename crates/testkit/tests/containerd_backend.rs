@@ -33,6 +33,7 @@ macro_rules! matrix {
 
 matrix! {
     on_1_6_with_crun: Installed, Crun =>
+        a_hook_in_the_namespaces_is_no_root_of_the_host_and_has_no_variable_of_the_workspace,
         a_workspace_may_open_its_device_and_no_other_of_the_host,
         a_workspace_has_what_is_promised_and_nothing_more,
         crun_is_refused_where_it_would_drop_flags_of_the_root,
@@ -55,6 +56,7 @@ matrix! {
         a_workspace_has_what_is_promised_and_nothing_more,
         limits_are_in_force_from_the_start_and_change_without_a_restart;
     on_2_with_runc: V2, Runc =>
+        a_hook_in_the_namespaces_is_no_root_of_the_host_and_has_no_variable_of_the_workspace,
         a_workspace_may_open_its_device_and_no_other_of_the_host,
         without_a_user_namespace_a_device_is_the_hosts_roots,
         a_workspace_has_what_is_promised_and_nothing_more,
@@ -403,5 +405,39 @@ async fn without_a_user_namespace_a_device_is_the_hosts_roots(options: RigOption
     assert!(found.starts_with("70000:0 600\n"), "{found}");
     assert!(found.contains("\nopened\n"), "{found}");
     assert!(!opens_in_the_group(&rig, &bot, "/dev/loop-control"));
+    rig.runtime().remove(&bot).await.unwrap();
+}
+
+async fn a_hook_in_the_namespaces_is_no_root_of_the_host_and_has_no_variable_of_the_workspace(options: RigOptions) {
+    let rig = ContainerdRig::start_with(options).await;
+    let bot = BotId::random();
+    // The hook runs before the root file system is entered, and may write where anybody may.
+    let told = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(told.path(), PermissionsExt::from_mode(0o777)).unwrap();
+    let file = told.path().join("environment");
+    let hook = serde_json::json!({
+        "hookName": "createContainer", "path": "/bin/sh",
+        "args": ["sh", "-c", format!("env > {}", file.display())],
+    });
+    let specification = serde_json::json!({
+        "cdiVersion": "0.6.0", "kind": "example.com/gpu",
+        "devices": [{ "name": "0", "containerEdits": { "hooks": [hook] } }],
+    });
+    std::fs::create_dir_all(rig.cdi_directory()).unwrap();
+    std::fs::write(rig.cdi_directory().join("example.json"), specification.to_string()).unwrap();
+    let spec = skep_runtime::InstanceSpec {
+        cdi_devices: vec!["example.com/gpu=0".to_owned()],
+        ..instance_spec(&bot, &rig.image())
+    };
+    rig.runtime().create(&spec).await.unwrap();
+    rig.runtime().start(&bot, &LIMITS).await.unwrap();
+    let environment = std::fs::read_to_string(&file).expect("the hook was called");
+    assert!(environment.contains("PATH=/usr/local/sbin"), "{environment}");
+    assert!(!environment.contains("GREETING"), "{environment}");
+    let BridgeEndpoint::Unix { owner_uid, .. } = rig.runtime().bridge_endpoint(&bot).unwrap() else {
+        panic!("a workspace has a socket");
+    };
+    assert_ne!(owner_uid, 0);
+    assert_eq!(file.metadata().unwrap().uid(), owner_uid);
     rig.runtime().remove(&bot).await.unwrap();
 }
