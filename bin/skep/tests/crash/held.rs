@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use skep_names::BotId;
 use skep_testkit::containerd_view::Layer;
 use skep_testkit::mounts_below;
 
@@ -83,8 +82,7 @@ impl Difference {
 
 /// What is held now, with the ids of bots replaced by what they are to the trial.
 pub(crate) async fn capture(stage: &Stage) -> Held {
-    let mut raw = Vec::new();
-    rows(stage, &mut raw).await;
+    let mut raw = stage.database().lines().await;
     on_disk(stage, &mut raw);
     in_the_kernel(stage, &mut raw);
     in_containerd(stage, &mut raw).await;
@@ -92,40 +90,6 @@ pub(crate) async fn capture(stage: &Stage) -> Held {
     let mut held = Held::default();
     held.extend(raw.into_iter().map(|line| stage.with_names(&line)));
     held
-}
-
-async fn rows(stage: &Stage, raw: &mut Vec<String>) {
-    let store = stage.store();
-    for bot in stage.all_bots() {
-        let id: BotId = bot.parse().expect("an id of ours");
-        if let Some(row) = store.bot(&id).await.expect("the store can be read") {
-            raw.push(format!("row of bot {bot}: {}", row.status.as_str()));
-        }
-        for fault in store.faults(&id).await.expect("the store can be read") {
-            raw.push(format!("fault of bot {bot}: {}", fault.check_type));
-        }
-    }
-    for bot in stage.all_bots() {
-        let id: BotId = bot.parse().expect("an id of ours");
-        for row in store.backups(&id).await.expect("the store can be read") {
-            let verified = if row.verified { "verified" } else { "damaged" };
-            raw.push(format!("row of a backup of {bot}: {verified}"));
-        }
-    }
-    for row in store.containers().await.expect("the store can be read") {
-        raw.push(format!(
-            "row of workspace {}: {}, wanted {}, limits {}, reason {}, {}",
-            row.bot_id,
-            row.status.as_str(),
-            row.desired.as_str(),
-            row.limits_wanted.pids,
-            row.reason.is_some(),
-            row.image.rsplit('/').next().unwrap_or_default(),
-        ));
-    }
-    for row in store.unfinished_operations().await.expect("the store can be read") {
-        raw.push(format!("unfinished operation {} of {}", row.kind, row.bot_id));
-    }
 }
 
 /// Numbers of processes, which differ from start to start, and the random ends of the names of leases are left out.
@@ -155,21 +119,14 @@ async fn layers(stage: &Stage, raw: &mut Vec<String>) {
     let others = others.into_iter();
     raw.extend(others.map(|layer| format!("snapshot {} {} {}", layer.name, layer.parent, layer.kind)));
     let mut versions = BTreeSet::new();
-    for bot in stage.all_bots() {
-        let container = crate::model::container_of(bot);
-        let rows = stage.store().versions(&container).await.expect("the store can be read");
-        if !rows.is_empty() {
-            raw.push(format!("versions of {bot}"));
+    for (bot, version, name) in stage.database().versions().await {
+        if !layers
+            .iter()
+            .any(|layer| layer.name == name && layer.kind == "Committed")
+        {
+            raw.push(format!("version {version} of {bot} without its layer"));
         }
-        for row in rows {
-            if !layers
-                .iter()
-                .any(|layer| layer.name == row.runtime_snapshot_name && layer.kind == "Committed")
-            {
-                raw.push(format!("version {} of {bot} without its layer", row.version));
-            }
-            versions.insert(row.runtime_snapshot_name);
-        }
+        versions.insert(name);
     }
     for layer in &layers {
         let bot = &layer.name["workspace-".len()..][..36];

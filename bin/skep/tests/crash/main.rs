@@ -7,6 +7,7 @@
 #[path = "../end_to_end/client.rs"]
 #[allow(dead_code, reason = "shared with end_to_end, which uses all of it")]
 mod client;
+mod database;
 mod held;
 #[path = "../end_to_end/installation.rs"]
 #[allow(dead_code, reason = "shared with end_to_end, which uses all of it")]
@@ -29,8 +30,8 @@ use scenarios::SCENARIOS;
 const FAILURES_TOLD: usize = 20;
 /// A point that is passed only when something else has failed.
 const NOT_IN_THE_TABLE: &str = "layers.staged_gone";
-/// Installations that are worked with at a time.
-const LANES: usize = 2;
+/// Installations that are worked with at a time. A trial waits for others (containerd, runc, the disk) half of its time.
+const LANES: usize = 4;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_is_stopped_at_any_point_of_any_operation_loses_nothing_and_leaves_nothing() {

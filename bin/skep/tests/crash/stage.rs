@@ -13,6 +13,7 @@ use skep_testkit::containerd_view::ContainerdView;
 use skep_testkit::images::random_image;
 use tempfile::TempDir;
 
+use crate::database::Database;
 use crate::held::{Held, capture};
 use crate::installation::{Installation, OciRuntime};
 use crate::model::{self, State};
@@ -22,7 +23,7 @@ use crate::written::{FILE_BYTES, Written, digest_of};
 /// After a crash everything must be as it should be within this time.
 pub(crate) const CONVERGE_LIMIT: Duration = Duration::from_secs(30);
 /// A workspace on so many layers has some merged.
-const LONG_LINE: usize = 4;
+const LONG_LINE: usize = 3;
 /// Long enough for the server to ask for something and to fail.
 const CONTAINERD_AWAY: Duration = Duration::from_millis(300);
 const LOOK_AGAIN: Duration = Duration::from_millis(30);
@@ -43,6 +44,7 @@ pub(crate) struct Stage {
     failpoints: TempDir,
     aborts: bool,
     store: Store,
+    database: Database,
     /// Two bots and what they are called in comparisons.
     bystanders: [(String, &'static str, State); 2],
     bystander_process: u32,
@@ -82,6 +84,7 @@ impl Stage {
         let store = Store::open(&installation.data_root().join("skep.db"))
             .await
             .expect("the store can be opened");
+        let database = Database::open(&installation.data_root().join("skep.db")).await;
         let image = Made {
             image: installation.registry.reference("test/busybox", "1"),
             ..Made::default()
@@ -98,6 +101,7 @@ impl Stage {
             failpoints,
             aborts: false,
             store,
+            database,
             bystanders: [
                 (String::new(), "<runner>", State::Running),
                 (String::new(), "<sleeper>", State::Stopped),
@@ -153,6 +157,10 @@ impl Stage {
 
     pub(crate) fn store(&self) -> &Store {
         &self.store
+    }
+
+    pub(crate) fn database(&self) -> &Database {
+        &self.database
     }
 
     pub(crate) fn all_bots(&self) -> &[String] {
