@@ -30,7 +30,7 @@ use skep_bridge_protocol::workspace::workspace_server::WorkspaceServer;
 use tokio::sync::watch;
 use tonic::transport::Server;
 
-use exec::Registry;
+use exec::{Registry, Sessions};
 use reaper::Reaper;
 use services::{BothServices, Reference, WorkspaceService};
 
@@ -117,6 +117,7 @@ fn services(registry: &Arc<Registry>) -> BothServices {
         .max_encoding_message_size(MAX_MESSAGE_BYTES),
         workspace: WorkspaceServer::new(WorkspaceService {
             registry: Arc::clone(registry),
+            sessions: Sessions::default(),
         })
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES),

@@ -319,6 +319,9 @@ pub(crate) struct ExecArguments {
 pub(crate) struct ShellArguments {
     #[command(flatten)]
     pub(crate) named: Named,
+    /// Open the shell of this name, or a new one that lives on for ten minutes when this window is closed
+    #[arg(long, value_name = "NAME")]
+    pub(crate) session: Option<String>,
 }
 
 #[derive(Debug, Args)]

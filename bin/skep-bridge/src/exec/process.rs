@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -41,8 +41,11 @@ pub(crate) struct Process {
     terminal: Option<Arc<AsyncFd<OwnedFd>>>,
     stdin: Option<mpsc::Sender<Input>>,
     end_requested: CancellationToken,
-    /// Streams that keep a process alive which ends with them.
+    /// Streams that keep a process alive which ends with them, and how many there ever were.
     holders: AtomicU32,
+    holders_ever: AtomicU64,
+    /// How long it lives on without any.
+    outlives_stream: Duration,
 }
 
 /// How a process is watched.
@@ -50,8 +53,8 @@ pub(crate) struct Process {
 pub(crate) struct Watch {
     pub(crate) timeout: Option<Duration>,
     pub(crate) wait_for_reader: bool,
-    /// The process ends when the last stream that shows it is gone.
-    pub(crate) end_with_stream: bool,
+    /// The process ends so long after the last stream that shows it is gone; none: it goes on.
+    pub(crate) outlives_stream: Option<Duration>,
 }
 
 /// What comes before everything else on stdin, and whether more may come.
@@ -105,6 +108,8 @@ impl Process {
             stdin,
             end_requested: CancellationToken::new(),
             holders: AtomicU32::new(0),
+            holders_ever: AtomicU64::new(0),
+            outlives_stream: watch.outlives_stream.unwrap_or_default(),
         });
         let watched = Arc::clone(&process);
         Ok((process, async move { watched.run(ended, work, watch.timeout).await }))
@@ -193,14 +198,33 @@ impl Process {
     pub(crate) fn has_terminal(&self) -> bool {
         self.terminal.is_some()
     }
+
+    /// Ends it when its time without a stream is over, and no stream has come meanwhile. Also after the exit: what a
+    /// shell left running in its session goes with the terminal.
+    async fn end_unless_shown_again(&self, shown_until_now: u64) {
+        tokio::select! {
+            () = tokio::time::sleep(self.outlives_stream) => {}
+            _ = self.output.exited() => {}
+        }
+        let is_shown = self.holders.load(Ordering::Relaxed) > 0;
+        if is_shown || self.holders_ever.load(Ordering::Relaxed) != shown_until_now {
+            return;
+        }
+        self.end_requested.cancel();
+        if self.output.outcome().is_some() {
+            self.target.end().await;
+        }
+    }
 }
 
-/// Ends its process when the last one is dropped: for a stream whose loss is the end of what it shows.
+/// Ends its process, at once or in a while, when the last one is dropped: for a stream whose loss is the end of what it
+/// shows.
 pub(crate) struct Holder(Arc<Process>, tokio_util::task::TaskTracker);
 
 impl Holder {
     pub(crate) fn new(process: Arc<Process>, tasks: tokio_util::task::TaskTracker) -> Self {
         process.holders.fetch_add(1, Ordering::Relaxed);
+        process.holders_ever.fetch_add(1, Ordering::Relaxed);
         Self(process, tasks)
     }
 }
@@ -208,12 +232,10 @@ impl Holder {
 impl Drop for Holder {
     fn drop(&mut self) {
         if self.0.holders.fetch_sub(1, Ordering::Relaxed) == 1 {
-            // Also after the exit: what a shell left running in its session goes with the terminal.
             let process = Arc::clone(&self.0);
-            process.end_requested.cancel();
-            if process.output.outcome().is_some() {
-                self.1.spawn(async move { process.target.end().await });
-            }
+            let shown_until_now = process.holders_ever.load(Ordering::Relaxed);
+            self.1
+                .spawn(async move { process.end_unless_shown_again(shown_until_now).await });
         }
     }
 }

@@ -48,7 +48,7 @@ pub(crate) struct Exec {
     command: String,
     argv: Vec<Vec<u8>>,
     pub(crate) process: Arc<Process>,
-    end_with_stream: bool,
+    ends_with_stream: bool,
     removed: AtomicBool,
     end_told: AtomicBool,
 }
@@ -138,7 +138,7 @@ impl Registry {
             return Err(Status::unavailable("the workspace is stopping"));
         }
         if let Some(id) = &request.id {
-            check_id(id)?;
+            check_id("exec_id", id)?;
             if let Some(found) = self.reserve(id).await {
                 return Ok(found);
             }
@@ -205,7 +205,7 @@ impl Registry {
             command: request.command,
             argv: program.argv,
             process,
-            end_with_stream: request.watch.end_with_stream,
+            ends_with_stream: request.watch.outlives_stream.is_some(),
             removed: AtomicBool::new(false),
             end_told: AtomicBool::new(false),
         });
@@ -333,7 +333,7 @@ impl Registry {
     /// # Errors
     /// NotFound when no process of this id is known.
     pub(crate) async fn find(&self, id: &str) -> Result<Found, Status> {
-        check_id(id)?;
+        check_id("exec_id", id)?;
         for attempt in 0..2 {
             match lock(&self.entries).get(id) {
                 Some(Entry::Live(exec)) => return Ok(Found::Live(Arc::clone(exec))),
@@ -345,6 +345,15 @@ impl Registry {
             }
         }
         Err(Status::not_found(format!("no exec {id}")))
+    }
+
+    /// It has run, and does no more.
+    pub(crate) fn is_over(&self, id: &str) -> bool {
+        match lock(&self.entries).get(id) {
+            Some(Entry::Live(exec)) => exec.process.output.outcome().is_some(),
+            Some(Entry::Stored(_)) => true,
+            Some(Entry::Starting) | None => false,
+        }
     }
 
     async fn wait_until_loaded(&self) {
@@ -427,7 +436,7 @@ impl Registry {
 
 impl Exec {
     pub(crate) fn ends_with_stream(&self) -> bool {
-        self.end_with_stream
+        self.ends_with_stream
     }
 
     /// As it is called in the log.
@@ -484,12 +493,12 @@ pub(crate) fn add_outcome(status: &mut ExecStatus, outcome: &Outcome) {
 }
 
 /// The ids are the caller's and become names of directories.
-fn check_id(id: &str) -> Result<(), Status> {
+pub(super) fn check_id(what: &str, id: &str) -> Result<(), Status> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
     if (1..=128).contains(&id.len()) && id.bytes().all(allowed) {
         return Ok(());
     }
-    Err(Status::invalid_argument("exec_id: 1 to 128 of A-Z a-z 0-9 - _"))
+    Err(Status::invalid_argument(format!("{what}: 1 to 128 of A-Z a-z 0-9 - _")))
 }
 
 fn forgotten(id: &str, error: &std::io::Error) -> Status {

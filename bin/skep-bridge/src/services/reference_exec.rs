@@ -84,7 +84,7 @@ fn request_of(first: ExecInput) -> Result<Request, Status> {
         watch: Watch {
             timeout,
             wait_for_reader: true,
-            end_with_stream: first.pty,
+            outlives_stream: first.pty.then_some(Duration::ZERO),
         },
         first: FirstInput {
             data: first.stdin_data,

@@ -8,17 +8,18 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::streams::ResponseStream;
 use super::{forward, reference, watch, workspace_exec as exec, workspace_files as files};
-use crate::exec::Registry;
+use crate::exec::{Registry, Sessions};
 
 /// In the order of preference of whoever opens a terminal.
 const SHELLS: &[&str] = &["/bin/bash", "/usr/bin/bash", "/bin/zsh", "/usr/bin/zsh"];
 const LAST_SHELL: &str = "/bin/sh";
-const FEATURES: [&str; 9] = [
-    "files", "search", "watch", "archive", "extract", "export", "exec", "forward", "shell",
+const FEATURES: [&str; 10] = [
+    "files", "search", "watch", "archive", "extract", "export", "exec", "forward", "shell", "session",
 ];
 
 pub(crate) struct WorkspaceService {
     pub(crate) registry: Arc<Registry>,
+    pub(crate) sessions: Sessions,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -119,6 +120,12 @@ impl Workspace for WorkspaceService {
 
     async fn run_exec(&self, request: Request<StartExecRequest>) -> Answer<Self::RunExecStream> {
         exec::run(&self.registry, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn open_session(&self, request: Request<OpenSessionRequest>) -> Answer<ExecStatus> {
+        exec::open_session((&self.registry, &self.sessions), request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     type ExecOutputStream = ResponseStream<ExecEvent>;

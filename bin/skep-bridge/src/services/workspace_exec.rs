@@ -16,7 +16,7 @@ use tonic::{Status, Streaming};
 use super::reference_exec::dimension;
 use super::streams::ResponseStream;
 use crate::exec::{
-    Exec, FirstInput, Found, Holder, Next, Program, Reader, Registry, Request, Watch, Which, add_outcome,
+    Exec, FirstInput, Found, Holder, Next, Program, Reader, Registry, Request, Sessions, Watch, Which, add_outcome,
 };
 use crate::failure;
 use crate::paths;
@@ -28,6 +28,23 @@ const MOST_ARGUMENT_BYTES: usize = 2 * 1024 * 1024;
 
 pub(super) async fn start(registry: &Arc<Registry>, request: StartExecRequest) -> Result<ExecStatus, Status> {
     let found = registry.start(request_of(request)?).await?;
+    registry.status(&found).await
+}
+
+pub(super) async fn open_session(
+    (registry, sessions): (&Arc<Registry>, &Sessions),
+    request: OpenSessionRequest,
+) -> Result<ExecStatus, Status> {
+    let exec = request
+        .exec
+        .ok_or_else(|| Status::invalid_argument("exec is required"))?;
+    let mut exec = request_of(exec)?;
+    exec.watch.outlives_stream = Some(Duration::from_millis(request.keep_milliseconds));
+    let found = sessions.open(registry, &request.name, exec).await?;
+    if let Found::Live(exec) = &found {
+        // Its time without a stream begins now: the caller may never come for its output.
+        drop(Holder::new(Arc::clone(&exec.process), registry.tasks.clone()));
+    }
     registry.status(&found).await
 }
 
@@ -184,7 +201,7 @@ fn request_of(request: StartExecRequest) -> Result<Request, Status> {
         watch: Watch {
             timeout,
             wait_for_reader: request.wait_for_reader,
-            end_with_stream: request.end_with_stream,
+            outlives_stream: request.end_with_stream.then_some(Duration::ZERO),
         },
         // A terminal's keyboard stays there: its end is a keystroke like any other.
         first: FirstInput {

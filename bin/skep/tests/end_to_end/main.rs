@@ -19,6 +19,7 @@ mod model_versions;
 mod neighbours;
 mod power;
 mod reach;
+mod shells;
 mod transfers;
 mod two_roots;
 mod versions;

@@ -13,7 +13,8 @@ use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use skep_bridge_protocol::STREAM_CHUNK_BYTES;
 use skep_bridge_protocol::workspace::{
-    self as wire, ExecId as WireId, ExecOutputRequest, ExecStdinChunk, ResizeExecRequest, SignalExecRequest,
+    self as wire, ExecId as WireId, ExecOutputRequest, ExecStdinChunk, OpenSessionRequest, ResizeExecRequest,
+    SignalExecRequest,
 };
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -83,6 +84,29 @@ pub async fn start(bridge: &Bridge, id: &ExecId, request: ExecRequest) -> Bridge
     let mut client = bridge.workspace();
     let status = Bridge::answer(SMALL_WITHIN, client.start_exec(request.into_wire(id))).await?;
     ExecStatus::from_wire(status, id)
+}
+
+/// The process of that name, or the one that is asked for when none of that name runs. It ends when nobody has read its
+/// output for `keep`.
+///
+/// # Errors
+/// As [`run`]; `Unsupported` by a bridge that has no sessions.
+pub(crate) async fn open_session(
+    bridge: &Bridge,
+    name: &str,
+    request: ExecRequest,
+    keep: Duration,
+) -> BridgeResult<ExecStatus> {
+    let mut client = bridge.workspace();
+    let request = OpenSessionRequest {
+        name: name.to_owned(),
+        exec: Some(request.into_wire(&ExecId::random())),
+        keep_milliseconds: u64::try_from(keep.as_millis()).unwrap_or(u64::MAX),
+    };
+    let status = Bridge::answer(SMALL_WITHIN, client.open_session(request)).await?;
+    let id = ExecId::parse(&status.exec_id)
+        .map_err(|_| BridgeError::Untrustworthy("an id that no process has".to_owned()))?;
+    ExecStatus::from_wire(status, &id)
 }
 
 /// Which output to read, and from where.

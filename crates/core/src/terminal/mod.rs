@@ -2,6 +2,8 @@
 //!
 //! The window's own protocol is the server's; here is what a terminal is to a workspace.
 
+use std::time::Duration;
+
 use crate::bridge::{Bridge, BridgeError, BridgeResult};
 use crate::exec::{
     self, ExecEvents, ExecId, ExecRequest, ExecStdin, OutputRange, Program, TerminalSize, WhenStreamEnds,
@@ -9,6 +11,31 @@ use crate::exec::{
 
 /// The largest size either way; more is cut to it.
 pub const LARGEST_SIZE: u16 = 1000;
+
+/// What a window on a session that was there before shows first, in bytes.
+const REPLAYED_BYTES: u64 = 256 * 1024;
+/// The first generation of bridges that has sessions.
+const SESSIONS_SINCE: u32 = 6;
+
+/// The name of a shell that outlives its windows: 1–64 of `A–Z a–z 0–9 - _`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionName(String);
+
+impl SessionName {
+    /// Reads a name.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for another form.
+    pub fn parse(text: &str) -> BridgeResult<Self> {
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+        if (1..=64).contains(&text.len()) && text.bytes().all(is_plain) {
+            return Ok(Self(text.to_owned()));
+        }
+        Err(BridgeError::InvalidArgument(
+            "session: 1 to 64 of A-Z a-z 0-9 - _".to_owned(),
+        ))
+    }
+}
 
 /// A terminal that a window is open on.
 pub struct Terminal {
@@ -36,17 +63,54 @@ pub fn size(cols: Option<u32>, rows: Option<u32>) -> TerminalSize {
 /// # Errors
 /// `NotStarted`, `Unreachable`.
 pub async fn open(bridge: &Bridge, size: TerminalSize) -> BridgeResult<Terminal> {
+    let id = ExecId::random();
+    let events = exec::run(bridge, &id, shell(bridge, size).await?).await?;
+    Ok(Terminal { id, events })
+}
+
+async fn shell(bridge: &Bridge, size: TerminalSize) -> BridgeResult<ExecRequest> {
     let shell = exec::shell(bridge).await?;
-    let request = ExecRequest {
+    Ok(ExecRequest {
         stdin: ExecStdin::Open(bytes::Bytes::new()),
         terminal: Some(size),
         when_stream_ends: WhenStreamEnds::Ends,
         env: vec![("TERM".to_owned(), "xterm-256color".to_owned())],
         ..ExecRequest::of(Program::Argv(vec![shell]))
-    };
-    let id = ExecId::random();
-    let events = exec::run(bridge, &id, request).await?;
-    Ok(Terminal { id, events })
+    })
+}
+
+/// Whether the workspace's bridge has sessions.
+///
+/// # Errors
+/// `Unsupported` when it was made before there were any.
+pub fn check_sessions(bridge: &Bridge) -> BridgeResult<()> {
+    match bridge.generation() >= SESSIONS_SINCE {
+        true => Ok(()),
+        false => Err(BridgeError::Unsupported(
+            "sessions that outlive their window".to_owned(),
+        )),
+    }
+}
+
+/// Opens a window on the session of that name: the shell that runs, with the last of what it showed, or a new one. It
+/// lives on for `keep` without a window.
+///
+/// # Errors
+/// As [`open`].
+pub async fn open_session(
+    bridge: &Bridge,
+    name: &SessionName,
+    size: TerminalSize,
+    keep: Duration,
+) -> BridgeResult<Terminal> {
+    let status = exec::open_session(bridge, &name.0, shell(bridge, size).await?, keep).await?;
+    let shown_from = status.stdout_bytes.saturating_sub(REPLAYED_BYTES);
+    let terminal = attach(bridge, status.id, shown_from).await?;
+    match exec::resize(bridge, &terminal.id, size).await {
+        // One that has ended by now still shows its output.
+        Ok(()) | Err(BridgeError::Conflict(_)) => Ok(terminal),
+        Err(error) => Err(error),
+    }
 }
 
 /// Opens a window on a process that has a terminal, from the byte `offset` of its output on.

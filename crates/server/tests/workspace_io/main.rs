@@ -15,6 +15,7 @@ mod old_bridge;
 mod ports;
 mod refusals;
 mod searches;
+mod sessions;
 mod snapshots;
 mod storage;
 mod terminals;

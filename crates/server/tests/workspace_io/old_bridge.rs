@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures::{SinkExt, StreamExt};
 use serde_json::{Value, json};
-use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::{Error, Message};
 
 use crate::Workspace;
 use crate::terminals::{connect, open_socket, read_close, read_until, type_line};
@@ -262,6 +262,10 @@ async fn what_that_wire_cannot_say_is_refused_by_name() {
     }
     let extracted = workspace.post("/fs/extract", json!({"path": "/data/a.zip"})).await;
     extracted.expect_error(501, "unsupported");
+    match connect(&workspace, "?session=s", None).await {
+        Err(Error::Http(response)) => assert_eq!(response.status().as_u16(), 501),
+        other => panic!("a session on an old bridge: {:?}", other.map(|_| ())),
+    }
     let mut port = open_socket(&workspace, "/port-forward?port=80", None)
         .await
         .expect("a socket");

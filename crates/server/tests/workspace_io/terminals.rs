@@ -87,7 +87,7 @@ async fn a_shell_takes_keystrokes_and_sizes_and_tells_its_end() {
 }
 
 /// Seconds that no other test sleeps, on a host where several may run.
-fn seconds_of_its_own(number: u32) -> String {
+pub(crate) fn seconds_of_its_own(number: u32) -> String {
     format!("{number}{:07}", std::process::id())
 }
 
@@ -99,7 +99,7 @@ fn sleepers(seconds: &str) -> usize {
     lines.filter(|line| *line == expected).count()
 }
 
-async fn until_sleepers(seconds: &str, count: usize) {
+pub(crate) async fn until_sleepers(seconds: &str, count: usize) {
     until(async || match sleepers(seconds) {
         found if found == count => Ok(()),
         found => Err(format!("{found} processes sleep {seconds} s")),
@@ -175,7 +175,6 @@ async fn refusals_come_before_the_upgrade() {
         403
     );
     assert_eq!(status_of(connect(&workspace, "?exec_id=none", None).await), 404);
-    assert_eq!(status_of(connect(&workspace, "?session=x", None).await), 501);
     connect(&workspace, "?cols=x&rows=0", Some(&workspace.server.url()))
         .await
         .unwrap();

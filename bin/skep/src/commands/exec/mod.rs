@@ -44,9 +44,14 @@ pub(crate) async fn shell(client: &Client, shell: ShellArguments) -> Result<()> 
         ));
     }
     let id = find_bot(client, &shell.named.name).await?.id;
-    let (cols, rows) = terminal::size();
-    let path = format!("/bots/{id}/container/terminal/ws?cols={cols}&rows={rows}");
-    socket::attach(client, &path, true).await
+    let path = || {
+        let (cols, rows) = terminal::size();
+        format!("/bots/{id}/container/terminal/ws?cols={cols}&rows={rows}")
+    };
+    match &shell.session {
+        None => socket::attach(client, &path(), true).await,
+        Some(name) => socket::attach_to_session(client, || format!("{}&session={}", path(), encode(name))).await,
+    }
 }
 
 async fn in_terminal(client: &Client, exec: &ExecArguments, id: &str, route: &str) -> Result<()> {

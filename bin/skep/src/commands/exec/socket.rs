@@ -1,9 +1,12 @@
 //! A terminal over a WebSocket: keys out, output in, the size when it changes.
 
+use std::time::Duration;
+
 use futures::{SinkExt, StreamExt};
 use serde_json::json;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Stdin};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{Instant, sleep};
 use tokio_tungstenite::tungstenite::protocol::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::CloseFrame;
 
@@ -11,51 +14,141 @@ use crate::client::{Client, Socket, open_socket};
 use crate::failure::{Failure, Result};
 use crate::terminal;
 
-/// Attaches this terminal until the shell ends; its exit code becomes ours.
-pub(super) async fn attach(client: &Client, path: &str, with_keys: bool) -> Result<()> {
-    let socket = open_socket(client, path, "opening a terminal").await?;
-    let restore = if with_keys { Some(terminal::raw()?) } else { None };
-    let end = talk(socket, with_keys).await;
-    drop(restore);
-    end
+const OPENING: &str = "opening a terminal";
+/// How long a lost connection to a session is tried again, and how often.
+const CONNECT_AGAIN_WITHIN: Duration = Duration::from_secs(60);
+const CONNECT_AGAIN_EVERY: Duration = Duration::from_millis(500);
+/// What Ctrl-C is where keys go through as they are.
+const INTERRUPT: u8 = 3;
+/// Puts a terminal's screen and modes back to their beginning.
+const RESET: &[u8] = b"\x1bc";
+
+/// How a connection came to its end.
+enum End {
+    /// The server told it.
+    Told(Result<()>),
+    /// It broke.
+    Lost(String),
 }
 
-async fn talk(socket: Socket, with_keys: bool) -> Result<()> {
+/// Attaches this terminal until the shell ends; its exit code becomes ours.
+pub(super) async fn attach(client: &Client, path: &str, with_keys: bool) -> Result<()> {
+    let socket = open_socket(client, path, OPENING).await?;
+    let restore = if with_keys { Some(terminal::raw()?) } else { None };
+    let end = talk(socket, &mut Keys::new(with_keys)).await;
+    drop(restore);
+    match end? {
+        End::Told(end) => end,
+        End::Lost(what) => Err(lost(what)),
+    }
+}
+
+/// As [`attach`] with keys, to a shell that is still there when the connection is lost: it is connected to again.
+pub(super) async fn attach_to_session(client: &Client, path: impl Fn() -> String) -> Result<()> {
+    let mut socket = open_socket(client, &path(), OPENING).await?;
+    // Dropped at the end, whatever it is.
+    let _restore = terminal::raw()?;
+    let mut keys = Keys::new(true);
+    loop {
+        match talk(socket, &mut keys).await? {
+            End::Told(end) => return end,
+            End::Lost(what) => socket = connect_again(client, &path, &mut keys, what).await?,
+        }
+    }
+}
+
+async fn connect_again(client: &Client, path: impl Fn() -> String, keys: &mut Keys, what: String) -> Result<Socket> {
+    eprint!("\r\nskep: the connection was lost and is tried again; Ctrl-C gives up\r\n");
+    let deadline = Instant::now() + CONNECT_AGAIN_WITHIN;
+    loop {
+        tokio::select! {
+            () = sleep(CONNECT_AGAIN_EVERY) => {}
+            interrupted = keys.interrupt() => return Err(interrupted.err().unwrap_or_else(|| lost(what))),
+        }
+        match open_socket(client, &path(), OPENING).await {
+            Ok(socket) => {
+                // What it showed comes again.
+                print(RESET).await?;
+                return Ok(socket);
+            }
+            Err(Failure::NotReachable { .. } | Failure::Refused { status: 503, .. }) if Instant::now() < deadline => {}
+            Err(failure) => return Err(failure),
+        }
+    }
+}
+
+/// What is typed, over all connections: a read that was begun in one of them is not lost to the next.
+struct Keys {
+    stdin: Stdin,
+    piece: Vec<u8>,
+    are_open: bool,
+}
+
+impl Keys {
+    fn new(are_open: bool) -> Self {
+        Self {
+            stdin: tokio::io::stdin(),
+            piece: vec![0; 16 << 10],
+            are_open,
+        }
+    }
+
+    /// The next ones; never comes after their end.
+    async fn next(&mut self) -> Result<&[u8]> {
+        let count = match self.are_open {
+            true => self.stdin.read(&mut self.piece).await,
+            false => Ok(0),
+        };
+        let count = count.map_err(|error| Failure::local("cannot read standard input", error))?;
+        if count == 0 {
+            self.are_open = false;
+            std::future::pending::<()>().await;
+        }
+        Ok(&self.piece[..count])
+    }
+
+    async fn interrupt(&mut self) -> Result<()> {
+        while !self.next().await?.contains(&INTERRUPT) {}
+        Ok(())
+    }
+}
+
+async fn talk(socket: Socket, keys: &mut Keys) -> Result<End> {
     let (mut out, mut incoming) = socket.split();
     let mut resized = signal(SignalKind::window_change())
         .map_err(|error| Failure::local("cannot watch the terminal's size", error))?;
-    let mut stdin = tokio::io::stdin();
-    let mut stdout = tokio::io::stdout();
-    let mut keys = vec![0; 16 << 10];
-    let mut listening = with_keys;
     loop {
-        tokio::select! {
+        let message = tokio::select! {
             message = incoming.next() => match message {
                 Some(Ok(Message::Binary(bytes))) => {
-                    stdout.write_all(&bytes).await.map_err(|error| Failure::local("cannot print", error))?;
-                    stdout.flush().await.map_err(|error| Failure::local("cannot print", error))?;
+                    print(&bytes).await?;
+                    continue;
                 }
-                Some(Ok(Message::Close(frame))) => return closed(frame),
-                Some(Ok(_)) => {}
-                Some(Err(error)) => return Err(lost(error.to_string())),
-                None => return Err(lost("it ended without a reason".into())),
+                Some(Ok(Message::Close(Some(frame)))) => return Ok(End::Told(closed(&frame))),
+                Some(Ok(Message::Close(None))) => return Ok(End::Lost("closed without a reason".into())),
+                Some(Ok(_)) => continue,
+                Some(Err(error)) => return Ok(End::Lost(error.to_string())),
+                None => return Ok(End::Lost("it ended without a reason".into())),
             },
-            read = stdin.read(&mut keys), if listening => {
-                match read.map_err(|error| Failure::local("cannot read standard input", error))? {
-                    0 => listening = false,
-                    count => {
-                        let piece = Message::Binary(keys[..count].to_vec().into());
-                        out.send(piece).await.map_err(|error| lost(error.to_string()))?;
-                    }
-                }
-            }
+            piece = keys.next() => Message::Binary(piece?.to_vec().into()),
             _ = resized.recv() => {
                 let (cols, rows) = terminal::size();
-                let told = json!({"type": "resize", "cols": cols, "rows": rows}).to_string();
-                out.send(Message::Text(told.into())).await.map_err(|error| lost(error.to_string()))?;
+                Message::Text(json!({"type": "resize", "cols": cols, "rows": rows}).to_string().into())
             }
+        };
+        if let Err(error) = out.send(message).await {
+            return Ok(End::Lost(error.to_string()));
         }
     }
+}
+
+async fn print(bytes: &[u8]) -> Result<()> {
+    let mut stdout = tokio::io::stdout();
+    let printed = async {
+        stdout.write_all(bytes).await?;
+        stdout.flush().await
+    };
+    printed.await.map_err(|error| Failure::local("cannot print", error))
 }
 
 fn lost(what: String) -> Failure {
@@ -63,10 +156,7 @@ fn lost(what: String) -> Failure {
 }
 
 /// A close 1000 tells `exit <code>`; every other one is a failure.
-fn closed(frame: Option<CloseFrame>) -> Result<()> {
-    let Some(frame) = frame else {
-        return Err(lost("closed without a reason".into()));
-    };
+fn closed(frame: &CloseFrame) -> Result<()> {
     let code = frame
         .reason
         .strip_prefix("exit ")
@@ -85,10 +175,10 @@ mod tests {
     use super::*;
 
     fn close(code: u16, reason: &'static str) -> Result<()> {
-        closed(Some(CloseFrame {
+        closed(&CloseFrame {
             code: CloseCode::from(code),
             reason: reason.into(),
-        }))
+        })
     }
 
     #[test]
@@ -97,6 +187,5 @@ mod tests {
         assert!(matches!(close(1000, "exit 3"), Err(Failure::CommandEnded(3))));
         assert!(matches!(close(1001, "idle timeout"), Err(Failure::Failed(_))));
         assert!(matches!(close(1000, ""), Err(Failure::Failed(_))));
-        assert!(matches!(closed(None), Err(Failure::Failed(_))));
     }
 }

@@ -182,6 +182,10 @@ impl Workspace for OverReference {
         lacks("forwarding ports")
     }
 
+    async fn open_session(&self, _: Request<OpenSessionRequest>) -> Answer<ExecStatus> {
+        lacks("sessions that outlive their window")
+    }
+
     async fn shell(&self, _: Request<wire::Empty>) -> Answer<ShellResponse> {
         let path = exec::shell(self.client.clone()).await?;
         Ok(Response::new(ShellResponse { path }))

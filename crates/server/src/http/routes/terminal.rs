@@ -8,7 +8,7 @@ use axum::response::Response;
 use serde::Deserialize;
 use skep_api::{ErrorBody, ErrorCode, TerminalInfo};
 use skep_core::exec::{self, ExecId};
-use skep_core::terminal;
+use skep_core::terminal::{self, SessionName};
 use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -71,7 +71,8 @@ struct SocketQuery {
     exec_id: Option<String>,
     /// With `exec_id`: from which byte of its output on.
     offset: Option<u64>,
-    /// A shell that outlives its window: not in this version.
+    /// The shell of this name, with the last 256 KiB of what it showed, or a new one: it outlives its window, for as
+    /// long as `terminal.session_keep`. 1–64 of `A–Z a–z 0–9 - _`; not with `exec_id`.
     session: Option<String>,
     /// Start a stopped workspace.
     start: Option<bool>,
@@ -86,7 +87,7 @@ struct SocketQuery {
         (status = 404, body = ErrorBody, description = "No such process"),
         (status = 409, body = ErrorBody, description = "The workspace is stopped"),
         (status = 426, body = ErrorBody, description = "Not an upgrade to a WebSocket"),
-        (status = 501, body = ErrorBody, description = "`session`"),
+        (status = 501, body = ErrorBody, description = "`session`, in a workspace whose bridge has none"),
         (status = 503, body = ErrorBody, description = "The workspace is not reachable")))]
 async fn socket(
     State(app): State<App>,
@@ -94,16 +95,19 @@ async fn socket(
     Query(query): Query<SocketQuery>,
     upgrade: Upgrade,
 ) -> ApiResult<Response> {
-    if query.session.is_some() {
-        return Err(ApiError::unsupported(
-            "sessions that outlive their window are not in this version",
-        ));
+    if query.session.is_some() && query.exec_id.is_some() {
+        return Err(ApiError::invalid_argument("session and exec_id exclude each other"));
     }
     let number = |text: &Option<String>| text.as_deref().and_then(|text| text.trim().parse().ok());
     let size = terminal::size(number(&query.cols), number(&query.rows));
     let attached = query.exec_id.as_deref().map(ExecId::parse).transpose();
     let attached = attached.map_err(|_| ApiError::invalid_id("exec"))?;
+    let session = query.session.as_deref().map(SessionName::parse).transpose();
+    let session = session.map_err(super::files::refused)?;
     let bridge = bridge_of(&app, access.bot_id(), query.start).await?;
+    if session.is_some() {
+        terminal::check_sessions(&bridge).map_err(super::files::refused)?;
+    }
     let opening = match attached {
         Some(id) => {
             let offset = query.offset.unwrap_or(0);
@@ -112,7 +116,10 @@ async fn socket(
                 .map_err(super::files::refused)?;
             window::Opening::Attached(Box::new(attached), size)
         }
-        None => window::Opening::Shell(size),
+        None => match session {
+            Some(name) => window::Opening::Session(name, size, app.config().terminal.session_keep),
+            None => window::Opening::Shell(size),
+        },
     };
     let watch = Watch::begin(&app, access.bot_id());
     let idle_timeout = app.config().terminal.idle_timeout;

@@ -11,9 +11,9 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::SplitStream;
 use skep_api::TerminalMessage;
-use skep_core::bridge::Bridge;
+use skep_core::bridge::{Bridge, BridgeError};
 use skep_core::exec::{self, ExecEvent, ExecEvents, ExecId, InputEnd, TerminalSize};
-use skep_core::terminal::{self, Terminal};
+use skep_core::terminal::{self, SessionName, Terminal};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
@@ -30,6 +30,8 @@ const LARGEST_OUTPUT_BYTES: usize = 32 * 1024;
 pub(super) enum Opening {
     /// The workspace's shell, of this size.
     Shell(TerminalSize),
+    /// The shell of that name, of this size; it outlives the window for so long.
+    Session(SessionName, TerminalSize, Duration),
     /// A process that runs, made this size.
     Attached(Box<Terminal>, TerminalSize),
 }
@@ -73,10 +75,10 @@ pub(super) async fn serve(
 }
 
 async fn open(bridge: &Bridge, opening: Opening) -> Result<Terminal, ()> {
+    let failed = |error: BridgeError| tracing::debug!(%error, "a terminal could not be opened");
     match opening {
-        Opening::Shell(size) => terminal::open(bridge, size).await.map_err(|error| {
-            tracing::debug!(%error, "a terminal could not be opened");
-        }),
+        Opening::Shell(size) => terminal::open(bridge, size).await.map_err(failed),
+        Opening::Session(name, size, keep) => terminal::open_session(bridge, &name, size, keep).await.map_err(failed),
         Opening::Attached(terminal, size) => {
             // One that has ended by now still shows its output.
             if let Err(error) = exec::resize(bridge, &terminal.id, size).await {

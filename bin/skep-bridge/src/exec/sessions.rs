@@ -1,0 +1,48 @@
+//! Shells that outlive the windows on them: each has a name, and is found again by it for as long as it runs.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tonic::Status;
+
+use super::registry::{Found, Registry, Request, check_id};
+
+/// Which process has which name.
+#[derive(Default)]
+pub(crate) struct Sessions(Mutex<HashMap<String, String>>);
+
+impl Sessions {
+    /// The process of that name, or the one that is asked for when none of that name runs.
+    ///
+    /// # Errors
+    /// InvalidArgument for a bad name; else as [`Registry::start`].
+    pub(crate) async fn open(&self, registry: &Arc<Registry>, name: &str, request: Request) -> Result<Found, Status> {
+        check_id("name", name)?;
+        let id = self.id_of(registry, name, request.id.clone().unwrap_or_default());
+        let own = Request {
+            id: Some(id.clone()),
+            ..request
+        };
+        // Whoever comes second, with the first one not even started, starts it under the same id or finds it.
+        let found = registry.start(own).await;
+        found.inspect_err(|_| self.forget(name, &id))
+    }
+
+    fn id_of(&self, registry: &Registry, name: &str, new: String) -> String {
+        let mut ids = self.ids();
+        ids.retain(|_, id| !registry.is_over(id));
+        ids.entry(name.to_owned()).or_insert(new).clone()
+    }
+
+    fn forget(&self, name: &str, id: &str) {
+        let mut ids = self.ids();
+        if ids.get(name).is_some_and(|known| known == id) {
+            ids.remove(name);
+        }
+    }
+
+    fn ids(&self) -> MutexGuard<'_, HashMap<String, String>> {
+        // Every change is a single insert or remove, so a poisoned map is whole.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
