@@ -61,6 +61,10 @@ impl Window {
         self.until(|shown| !shown.contains(what), what).await;
     }
 
+    async fn is_at_a_prompt(&self) {
+        self.until(|shown| shown.trim_end().ends_with('#'), "a prompt").await;
+    }
+
     async fn until(&self, is_so: impl Fn(&str) -> bool, what: &str) {
         let deadline = Instant::now() + LIMIT;
         loop {
@@ -95,20 +99,21 @@ async fn a_shell_has_the_size_the_keys_and_the_end_of_the_window_it_is_in() {
     installation.client.workspace("shell", Some(&image)).await;
     let window = Window::open(&installation);
     window.type_line(&skep("shell shell"));
-    window.shows("#").await;
+    window.is_at_a_prompt().await;
     window.type_line("echo size-$(stty size | tr ' ' x)");
     window.shows("size-30x100").await;
     window.run(&["resize-window", "-x", "77", "-y", "20"]);
     window.type_line("until [ \"$(stty size)\" = '20 77' ]; do sleep 0.1; done; echo re''sized");
     window.shows("resized").await;
     // Every key is the workspace's, Ctrl-C too; a full-screen program comes and goes.
-    window.type_line("sleep 1000");
+    window.type_line("echo sl''eeps; sleep 1000");
+    window.shows("sleeps").await;
     window.keys("C-c");
-    window.type_line("echo inter''rupted");
-    window.shows("interrupted").await;
+    window.is_at_a_prompt().await;
     window.type_line("seq 1000 | more");
     window.shows("--More--").await;
     window.keys("q");
+    window.is_at_a_prompt().await;
     window.type_line("exit 7");
     window.shows("code-7").await;
     window.type_line("stty -a | grep -o ' icanon' | tr i I");
@@ -121,7 +126,7 @@ async fn a_session_is_connected_to_again_when_the_server_comes_back() {
     installation.client.workspace("session", None).await;
     let window = Window::open(&installation);
     window.type_line(&skep("shell session --session work"));
-    window.shows("#").await;
+    window.is_at_a_prompt().await;
     window.type_line("kept=value; echo before-$kept");
     window.shows("before-value").await;
     installation.kill_server();
