@@ -96,7 +96,8 @@ async fn an_unknown_device_is_refused_before_the_stream_with_what_there_is() {
 
 #[tokio::test]
 async fn what_the_bot_remembers_is_given_and_a_present_empty_list_means_none() {
-    let world = offering().await;
+    let world = World::with(|settings| settings.gpu_allow = vec![CARD.to_owned()]).await;
+    offer(&world);
     let bot = world.bot().await;
     create(&world, &bot, &[CARD]).await;
     delete(&world, &bot).await;
@@ -176,6 +177,12 @@ async fn metadata_give_a_member_nothing_that_he_may_not_ask_for() {
         .create_workspace(&bot, CreateRequest::default(), &member())
         .await;
     assert_eq!(refused.expect_err("not for members").code(), Code::Forbidden);
+    // Nor does he give it unawares who may.
+    let unawares = world
+        .skep
+        .create_workspace(&bot, CreateRequest::default(), &admin())
+        .await;
+    assert_eq!(unawares.expect_err("not for members").code(), Code::Forbidden);
     // An administrator may; then only the layer is left, and the server recovers it as what its owner may have.
     assert_eq!(create(&world, &bot, &[CARD]).await, [CARD]);
     world.write(&bot, "/data/file", "kept").await;

@@ -66,6 +66,12 @@ impl Skep {
                 preserved: request.restore_data.into(),
             });
         }
+        if request.gpu_devices.is_none() {
+            // The bot's metadata are its owner's word, whoever asks.
+            let remembered = tidy_devices(&devices_in(&bot_row.metadata));
+            self.check_devices(&remembered, &self.as_owner_of(&bot_row).await?)
+                .await?;
+        }
         self.plan_new_workspace(&bot_row.metadata, request, requester).await
     }
 
