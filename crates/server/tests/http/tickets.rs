@@ -99,6 +99,13 @@ async fn a_guest_downloads_media_by_ticket_and_nothing_else() {
     let body = json!({"bot_id": bot, "use": "terminal"});
     let refused = server.call_as(&token, "POST", "/auth/tickets").json(&body).send().await;
     refused.expect_error(403, "bot_access_denied");
+    // To read is all he may: what its owner stopped stays stopped.
+    let stop = format!("/bots/{bot}/container/stop");
+    server.call("POST", &stop).send().await.expect_status(200);
+    let media = ticket(&server, &token, &bot, "download").await;
+    let with = format!("ticket={media}&start=true");
+    let got = download(&server, &bot, "/data/media/picture", &with).await;
+    got.expect_error(409, "workspace_stopped");
 }
 
 #[tokio::test]

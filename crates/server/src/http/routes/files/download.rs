@@ -112,7 +112,9 @@ struct Asked {
 
 async fn answer(app: &App, access: &BotAccess<Download>, query: &DownloadQuery, asked: Asked) -> ApiResult<Response> {
     let path = required_path(query.path.as_deref())?;
-    let bridge = bridge_of(app, access.bot_id(), query.start).await?;
+    // What a guest may do is to read.
+    let start = query.start.filter(|_| !access.as_guest);
+    let bridge = bridge_of(app, access.bot_id(), start).await?;
     let confine = access.as_guest.then_some(MEDIA_DIRECTORY);
     if confine.is_some() {
         // Before anything is told of it: a link may lead a guest out.
