@@ -380,9 +380,19 @@ fn is_of_the_reserve<T>(outcome: skep_core::Result<T>) {
     assert!(refused.to_string().contains("reserve"), "{refused}");
 }
 
+/// Has the watch stop another workspace, which is all it does until the reserve is eaten up further.
+async fn have_the_watch_act(world: &World) {
+    let writer = world.running_bot().await;
+    world.runtime.write_on(&writer, 500 * MIB);
+    world.runtime.set_free_bytes(RESERVE - 1);
+    until_stopped_for_space(world, &writer).await;
+    world.runtime.set_free_bytes(RESERVE);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_import_does_not_take_the_reserve() {
     let world = World::with(|settings| settings.reserve_bytes = RESERVE).await;
+    have_the_watch_act(&world).await;
     let bot = world.running_bot().await;
     world.write(&bot, "/data/file", "old").await;
     let requester = admin();
@@ -412,6 +422,7 @@ async fn an_import_does_not_take_the_reserve() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_put_back_does_not_take_the_reserve_and_stays_where_it_is_kept() {
     let world = World::with(|settings| settings.reserve_bytes = RESERVE).await;
+    have_the_watch_act(&world).await;
     let bot = world.running_bot().await;
     world.write(&bot, "/data/file", "kept").await;
     let deleted = world.skep.delete_workspace(&bot, DeleteData::Preserve, &admin()).await;
