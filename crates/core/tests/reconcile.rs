@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use harness::{LIMIT, World, admin, until};
-use skep_core::{Code, DeleteData, Desired, WhenStopped, WorkspaceStatus};
+use skep_core::{Code, DeleteData, Desired, OperationHandle, WhenStopped, WorkspaceStatus};
 use skep_names::{BotId, container_id_for};
 use skep_runtime::{CheckStatus, InstanceSpec, Runtime};
 use skep_store::{ContainerStatus, EventLimits, NewContainer};
@@ -120,29 +120,17 @@ async fn a_delete_that_lost_its_runtime_leaves_a_workspace_or_nothing() {
     );
     world.runtime.come_back();
     assert_eq!(world.read(&bot, "/data/file").await, "kept");
-    // After all was removed and before it was told: nothing is made anew.
-    world.runtime.go_away();
-    let delete = world.skep.delete_workspace(&bot, DeleteData::Remove, &admin()).await;
-    delete.unwrap().outcome().await.unwrap_err();
-    world.runtime.faults().fail_next(
-        Verb::List,
-        skep_runtime::RuntimeError::Unavailable {
-            runtime: "fake runtime",
-            source: None,
-        },
-    );
+    // In the middle of it: it goes on.
+    let delete = lose_the_runtime_in_a_delete(&world, &bot, DeleteData::Remove).await;
     world.runtime.come_back();
-    world.runtime.remove(&bot).await.unwrap();
+    delete.outcome().await.unwrap();
     until_nothing_is_left(&world, &bot).await;
 }
 
-#[tokio::test]
-async fn a_delete_that_lost_its_runtime_after_its_data_was_kept_is_finished() {
-    let world = World::new().await;
-    let bot = world.running_bot().await;
-    world.write(&bot, "/data/file", "kept").await;
+/// Once it has begun to remove.
+async fn lose_the_runtime_in_a_delete(world: &World, bot: &BotId, data: DeleteData) -> OperationHandle {
     let hold = world.runtime.faults().hold(Verb::Remove);
-    let delete = world.skep.delete_workspace(&bot, DeleteData::Preserve, &admin()).await;
+    let delete = world.skep.delete_workspace(bot, data, &admin()).await.unwrap();
     until(|| async {
         match world.runtime.faults().calls(Verb::Remove) {
             0 => Err("not yet removed".to_owned()),
@@ -152,18 +140,34 @@ async fn a_delete_that_lost_its_runtime_after_its_data_was_kept_is_finished() {
     .await;
     world.runtime.go_away();
     drop(hold);
-    let error = delete.unwrap().outcome().await.unwrap_err();
-    assert_eq!(error.code(), Code::RuntimeUnavailable);
-    // All was removed, and nobody was told.
-    world.runtime.faults().fail_next(
-        Verb::List,
-        skep_runtime::RuntimeError::Unavailable {
-            runtime: "fake runtime",
-            source: None,
-        },
-    );
+    delete
+}
+
+#[tokio::test]
+async fn what_a_delete_left_that_failed_half_way_is_never_started() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    let broken = skep_runtime::RuntimeError::Rejected {
+        reason: "a disk that breaks".to_owned(),
+    };
+    world.runtime.faults().fail_next(Verb::Remove, broken);
+    let delete = world.skep.delete_workspace(&bot, DeleteData::Remove, &admin()).await;
+    delete.unwrap().outcome().await.unwrap_err();
+    world.runtime.forget_container(&bot);
+    assert_eq!(world.start(&bot).await.unwrap_err().code(), Code::Conflict);
+    world.runtime.go_away();
     world.runtime.come_back();
-    world.runtime.remove(&bot).await.unwrap();
+    until_nothing_is_left(&world, &bot).await;
+}
+
+#[tokio::test]
+async fn a_delete_that_lost_its_runtime_after_its_data_was_kept_is_finished() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    world.write(&bot, "/data/file", "kept").await;
+    let delete = lose_the_runtime_in_a_delete(&world, &bot, DeleteData::Preserve).await;
+    world.runtime.come_back();
+    delete.outcome().await.unwrap();
     until_nothing_is_left(&world, &bot).await;
     world.create(&bot).await.outcome().await.unwrap();
     assert_eq!(world.read(&bot, "/data/file").await, "kept");

@@ -245,7 +245,7 @@ async fn after_failure(stage: &mut Stage, trial: &Trial, name: &str, came: Came)
             _ => until(stage, &[scenario.to]).await?,
         }
         has_succeeded = true;
-    } else if !scenario.after_failure.is_empty() {
+    } else if !scenario.after_failure.is_empty() || trial.exit == Exit::Containerd {
         let mended = match trial.exit {
             // Those who see that it is back bring up what should run, or take back what was begun.
             Exit::Containerd => vec![scenario.from, scenario.to],

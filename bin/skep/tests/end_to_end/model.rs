@@ -55,6 +55,8 @@ pub(crate) struct BotModel {
     preserving: bool,
     /// Other answers than those that every state explains.
     pub(crate) failures: Vec<String>,
+    /// What it did, the last thing last: told when what is seen is not what must be.
+    story: Vec<String>,
     pub(crate) acknowledged: usize,
     pub(crate) cut_off: usize,
     next: u32,
@@ -74,6 +76,7 @@ impl BotModel {
             kept: vec![None],
             preserving: false,
             failures: Vec::new(),
+            story: Vec::new(),
             acknowledged: 0,
             cut_off: 0,
             next: 0,
@@ -155,6 +158,7 @@ impl BotModel {
         let body = (method == Method::POST && rest.is_empty()).then(|| json!({}));
         let path = self.container(rest);
         let answer = self.client.attempt(method.clone(), &path, body).await;
+        self.tell(format!("{method} {rest:?}: {answer:?}"));
         match answer {
             Some((status, _)) if status.is_success() => {
                 self.acknowledged += 1;
@@ -179,6 +183,7 @@ impl BotModel {
             .client
             .attempt(Method::POST, &path, Some(json!({ "command": command })))
             .await;
+        self.tell(format!("exec that writes {content} to f{file}: {answer:?}"));
         match answer {
             Some((StatusCode::OK, value)) if value["exit_code"] == 0 => self.wrote(file, content),
             other => self.maybe_wrote(file, content, "exec", other).await,
@@ -189,7 +194,9 @@ impl BotModel {
         let (file, content) = self.new_content();
         let path = self.container(&format!("/fs/upload?path=/data/f{file}"));
         let request = self.client.request(Method::PUT, &path).body(body_of(content));
-        match whole_answer(request).await {
+        let answer = whole_answer(request).await;
+        self.tell(format!("upload of {content} to f{file}: {:?}", told(&answer)));
+        match answer {
             Some((StatusCode::OK, _)) => self.wrote(file, content),
             other => {
                 let other =
@@ -232,7 +239,9 @@ impl BotModel {
     /// Reads a file of a workspace that runs: `false` when nobody answered.
     pub(crate) async fn verify(&mut self, file: u32) -> bool {
         let path = self.container(&format!("/fs/download?path=/data/f{file}"));
-        let read = match whole_answer(self.client.request(Method::GET, &path)).await {
+        let answer = whole_answer(self.client.request(Method::GET, &path)).await;
+        self.tell(format!("download of f{file}: {:?}", told(&answer)));
+        let read = match answer {
             Some((StatusCode::OK, bytes)) => Some(content_of(&bytes)),
             Some((StatusCode::NOT_FOUND, _)) => None,
             Some((StatusCode::SERVICE_UNAVAILABLE, _)) | None => return false,
@@ -246,19 +255,27 @@ impl BotModel {
         true
     }
 
+    /// Writes down what was done, with the time of the server's log.
+    pub(crate) fn tell(&mut self, what: String) {
+        let at = chrono::Utc::now().format("%H:%M:%S%.3f");
+        self.story.push(format!("{at} {what}"));
+    }
+
     /// What was read is what may be there, and it is certain from now on.
     pub(crate) fn saw(&mut self, file: u32, read: Content) {
         let possible = self.files.entry(file).or_insert_with(|| BTreeSet::from([None]));
         assert!(
             possible.contains(&read),
-            "bot {}: /data/f{file} holds {read:?}, which is none of {possible:?}",
-            self.id
+            "bot {}: /data/f{file} holds {read:?}, which is none of {possible:?}; it did:\n{}",
+            self.id,
+            self.story.join("\n")
         );
         *possible = BTreeSet::from([read]);
     }
 
     /// Waits until nothing is under way, and sees what became of the workspace.
     pub(crate) async fn settle(&mut self) {
+        self.tell("settling".to_owned());
         let (mut kills, mut deadline) = (0, Instant::now() + SETTLE_LIMIT);
         loop {
             let now = self.kills.load(Ordering::Relaxed);
@@ -274,6 +291,7 @@ impl BotModel {
                         self.possible,
                         self.failures
                     );
+                    self.tell(format!("settled: {seen:?}"));
                     let before = match self.possible.as_slice() {
                         // What was cut off did not happen, or was undone.
                         [first, ..] if *first == seen => Vec::new(),
@@ -338,6 +356,15 @@ impl BotModel {
         }
         self.verify_versions().await;
     }
+}
+
+/// The beginning of an answer.
+pub(crate) fn told(answer: &Option<(StatusCode, Vec<u8>)>) -> Option<(StatusCode, String)> {
+    let (status, bytes) = answer.as_ref()?;
+    Some((
+        *status,
+        String::from_utf8_lossy(&bytes[..bytes.len().min(120)]).into_owned(),
+    ))
 }
 
 /// Large enough that a kill meets it on its way, now and then.

@@ -39,7 +39,9 @@ impl BotModel {
 
     async fn snapshot(&mut self) {
         let path = self.snapshots("");
-        match self.client.attempt(Method::POST, &path, Some(json!({}))).await {
+        let answer = self.client.attempt(Method::POST, &path, Some(json!({}))).await;
+        self.tell(format!("snapshot: {answer:?}"));
+        match answer {
             Some((StatusCode::OK, taken)) => {
                 self.acknowledged += 1;
                 let version = taken["version"].as_u64().expect("a version is a number");
@@ -52,7 +54,9 @@ impl BotModel {
 
     pub(crate) async fn roll_back_to(&mut self, version: u64) -> bool {
         let (path, body) = (self.snapshots("/rollback"), json!({ "version": version }));
-        match self.client.attempt(Method::POST, &path, Some(body)).await {
+        let answer = self.client.attempt(Method::POST, &path, Some(body)).await;
+        self.tell(format!("rollback to {version}: {answer:?}"));
+        match answer {
             Some((StatusCode::OK, done)) => {
                 self.acknowledged += 1;
                 let saved = done["saved_version"].as_u64().expect("a version is a number");
@@ -83,7 +87,9 @@ impl BotModel {
     async fn forget_version(&mut self) {
         let version = self.any_version();
         let path = self.snapshots(&format!("/{version}"));
-        match self.client.attempt(Method::DELETE, &path, None).await {
+        let answer = self.client.attempt(Method::DELETE, &path, None).await;
+        self.tell(format!("delete of version {version}: {answer:?}"));
+        match answer {
             Some((StatusCode::NO_CONTENT, _)) => {
                 self.acknowledged += 1;
                 self.versions.remove(&version);
@@ -102,7 +108,9 @@ impl BotModel {
         self.not_done(what, answer);
         self.settle().await;
         let present = self.files.clone();
-        for version in self.listed_versions().await {
+        let listed = self.listed_versions().await;
+        self.tell(format!("versions: {listed:?}"));
+        for version in listed {
             self.versions.entry(version).or_insert_with(|| present.clone());
         }
     }
@@ -130,7 +138,9 @@ impl BotModel {
     /// A whole archive holds what is there; one that is cut off is never taken for that.
     async fn export(&mut self) {
         let path = format!("/bots/{}/container/data/export?format=tar", self.id);
-        match whole_answer(self.client.request(Method::POST, &path)).await {
+        let answer = whole_answer(self.client.request(Method::POST, &path)).await;
+        self.tell(format!("export: {:?}", answer.as_ref().map(|(status, _)| status)));
+        match answer {
             Some((StatusCode::OK, archive)) => {
                 self.acknowledged += 1;
                 self.compare_with_archive(&archive);

@@ -31,6 +31,8 @@ impl Work {
         self.step("stop", self.end_task(grace)).await?;
         self.step("preserve", self.skep().back_up(self.bot(), &place)).await?;
         self.note(PRESERVED, true);
+        // What is kept twice would stay so: from here on it is removed, whoever is away for a while.
+        self.note_begun();
         Ok(())
     }
 

@@ -10,6 +10,7 @@ use skep_runtime::{Instance, TaskState};
 use skep_store::{BotRow, BotStatus, ContainerRow, ContainerStatus};
 
 use super::mend::{Mend, Seen, mend};
+use super::remains::Remains;
 use super::request::{DeleteData, Request};
 use super::state::State;
 use crate::error::{Error, Result};
@@ -111,13 +112,18 @@ impl Skep {
             has_backup: self.has_preserved_data(bot).await?,
             may_try: self.observations().may_try(bot),
         });
+        let is_to_be_finished = match mend {
+            Mend::Rebuild | Mend::LeaveMissing => self.remains(bot).await?.is_some(),
+            Mend::Start | Mend::PutBack if instance.is_none() => self.remains(bot).await? == Some(Remains::OfRemoval),
+            _ => false,
+        };
         match mend {
-            Mend::Nothing => self.observations().seen(bot, as_it_is(task, &row), row.desired),
-            Mend::Wait => self.observations().seen(bot, down(&row), row.desired),
-            Mend::Rebuild | Mend::LeaveMissing if self.is_remains(bot).await? => {
+            _ if is_to_be_finished => {
                 tracing::info!(%bot, "a delete that failed half-way is finished");
                 self.have_done(bot, finished_delete()).await?;
             }
+            Mend::Nothing => self.observations().seen(bot, as_it_is(task, &row), row.desired),
+            Mend::Wait => self.observations().seen(bot, down(&row), row.desired),
             Mend::LeaveMissing => self.observations().seen(bot, State::Missing, row.desired),
             _ => {
                 tracing::info!(%bot, mend = ?mend, "a workspace is not as it should be");
@@ -166,9 +172,9 @@ impl Skep {
         }
         // It may have been recorded, or removed, since the list was made.
         if self.store().container(bot).await?.is_none() {
-            let request = match self.is_remains(bot).await? {
-                true => finished_delete(),
-                false => Request::Recover,
+            let request = match self.remains(bot).await? {
+                Some(_) => finished_delete(),
+                None => Request::Recover,
             };
             tracing::info!(%bot, what = request.kind().as_str(), "a workspace without a record");
             self.have_done(bot, request).await?;

@@ -6,8 +6,8 @@ use skep_names::BotId;
 use skep_store::{OperationRow, OperationState};
 
 use super::create::HAD_LAYER;
-use super::preserve::PRESERVED;
 use super::request::DeleteData;
+use super::work::BEGUN;
 use crate::error::Result;
 use crate::operations::OperationKind;
 use crate::skep::Skep;
@@ -15,16 +15,23 @@ use crate::skep::Skep;
 /// So many operations are looked back: starts and stops come between.
 const LOOKED_BACK: u32 = 64;
 
-impl Skep {
-    /// Whether the last operation that made or removed this bot's workspace failed, and all that is left of it is
-    /// that operation's own: of a create that began with nothing, or of a delete.
-    pub(crate) async fn is_remains(&self, bot: &BotId) -> Result<bool> {
-        let operations = self.store().operations(bot, LOOKED_BACK).await?;
-        Ok(operations.iter().find_map(left_by).unwrap_or(false))
-    }
+/// Whose own all is that is left of a workspace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Remains {
+    /// Of a create that began with nothing and failed.
+    OfCreate,
+    /// Of a removal that failed after it had begun. Layers go after the container, the newest first: what is left of
+    /// them is not what the workspace was.
+    OfRemoval,
 }
 
 impl Skep {
+    /// By the last operation that made or removed this bot's workspace; `None`: it is a workspace.
+    pub(crate) async fn remains(&self, bot: &BotId) -> Result<Option<Remains>> {
+        let operations = self.store().operations(bot, LOOKED_BACK).await?;
+        Ok(operations.iter().find_map(left_by).flatten())
+    }
+
     /// What the last removal of a bot was asked to do with its data.
     pub(crate) async fn data_of_last_removal(&self, bot: &BotId) -> Result<DeleteData> {
         let operations = self.store().operations(bot, LOOKED_BACK).await?;
@@ -39,24 +46,24 @@ impl Skep {
 }
 
 /// `None`: it neither makes nor removes a workspace, nor shows that there was one.
-fn left_by(operation: &OperationRow) -> Option<bool> {
+fn left_by(operation: &OperationRow) -> Option<Option<Remains>> {
     let failed = matches!(operation.state, OperationState::Failed | OperationState::Cancelled);
     let is = |kind: OperationKind| operation.kind == kind.as_str();
     if is(OperationKind::Create) {
         // What was there before this create may hold data.
         let began_with_nothing = operation.notes.get(HAD_LAYER) == Some(&Value::Bool(false));
-        return Some(failed && began_with_nothing);
+        return Some((failed && began_with_nothing).then_some(Remains::OfCreate));
     }
     if is(OperationKind::Delete) || is(OperationKind::DeleteBot) {
-        // One that failed before its data was kept has removed nothing.
-        return Some(failed && (!keeps_data(operation) || operation.notes.get(PRESERVED).is_some()));
+        let has_begun = operation.notes.get(BEGUN).is_some();
+        return Some((failed && has_begun).then_some(Remains::OfRemoval));
     }
     let ran_again = [OperationKind::Start, OperationKind::Restart, OperationKind::Recover]
         .map(is)
         .contains(&true);
     if ran_again && operation.state == OperationState::Succeeded {
         // It was a workspace since.
-        return Some(false);
+        return Some(None);
     }
     None
 }

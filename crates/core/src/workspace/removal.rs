@@ -36,6 +36,9 @@ impl Work {
 
     async fn remove_workspace(&self) -> Result<()> {
         self.skep().observations().happened(self.bot(), &Event::Ending);
+        // One that is away is told at once: nothing has begun.
+        self.runtime().inspect(self.bot()).await?;
+        self.note_begun();
         self.step("remove", async {
             self.skep().bridges().evict(self.bot());
             self.runtime().remove(self.bot()).await?;

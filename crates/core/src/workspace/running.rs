@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::limits::{to_column, to_runtime};
 use super::mend::{Mend, Seen, mend};
 use super::plan::parse_image;
+use super::remains::Remains;
 use super::request::StopCause;
 use super::state::{Event, Retry};
 use super::work::Work;
@@ -208,6 +209,11 @@ impl Work {
             return Ok(());
         }
         let has_layer = self.runtime().bots_with_layers().await?.contains(self.bot());
+        if has_layer && self.skep().remains(self.bot()).await? == Some(Remains::OfRemoval) {
+            return Err(Error::Conflict(
+                "the workspace was deleted half-way: delete it once more".to_owned(),
+            ));
+        }
         if !has_layer && self.skep().has_preserved_data(self.bot()).await? {
             return Err(Error::Conflict(
                 "the workspace's layer is gone and preserved data is kept: a create decides".to_owned(),

@@ -14,8 +14,8 @@ use crate::error::{Error, Result};
 use crate::operations::{EventBody, Hub};
 use crate::skep::Skep;
 
-/// Note: layers are changed from here on.
-const BEGUN: &str = "layers_changed";
+/// Note: layers are changed, or removed, from here on.
+pub(super) const BEGUN: &str = "layers_changed";
 /// Note: layers are made from here on.
 const MAKING: &str = "layers_made";
 
@@ -83,7 +83,7 @@ impl Work {
         Value::Object(self.notes.lock().unwrap_or_else(PoisonError::into_inner).clone())
     }
 
-    /// From here on layers are changed: a failure must not leave it half done.
+    /// From here on layers are changed, or removed: a failure must not leave it half done.
     pub(super) fn note_begun(&self) {
         self.note(BEGUN, true);
     }
