@@ -232,6 +232,12 @@ impl OutputLog {
         state.drop_memory_beyond(limit);
     }
 
+    /// Lets go of what is on disk, whose files are removed with their directory.
+    pub(crate) fn forget(&self) {
+        let freed: u64 = self.state().segments.drain(..).map(|segment| segment.length).sum();
+        self.policy.on_disk.fetch_sub(freed, Ordering::Relaxed);
+    }
+
     /// The next piece at `offset`, or at the oldest kept if that is later.
     pub(crate) fn find(&self, offset: u64) -> Piece {
         let state = self.state();
@@ -424,6 +430,17 @@ mod tests {
             .map(|file| file.expect("a file").metadata().expect("its size").len())
             .sum();
         assert_eq!(on_disk, policy.on_disk.load(Ordering::Relaxed));
+    }
+
+    #[test]
+    fn what_is_forgotten_counts_no_more() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let policy = policy(directory.path(), 64 << 20);
+        let log = OutputLog::new(policy.clone());
+        write(&log, 0, 50_000);
+        assert!(policy.on_disk.load(Ordering::Relaxed) > 0);
+        log.forget();
+        assert_eq!(policy.on_disk.load(Ordering::Relaxed), 0);
     }
 
     #[test]

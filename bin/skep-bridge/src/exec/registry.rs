@@ -284,6 +284,9 @@ impl Registry {
     async fn store(&self, exec: Arc<Exec>) {
         let written = self.write_record(&exec).await;
         if exec.removed.load(Ordering::Relaxed) {
+            for which in [Which::Stdout, Which::Stderr] {
+                exec.process.output.log(which).forget();
+            }
             return stored::remove(self.directory_of(&exec.id)).await;
         }
         let Some(written) = written else { return };
