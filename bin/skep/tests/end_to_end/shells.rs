@@ -106,7 +106,8 @@ async fn a_shell_has_the_size_the_keys_and_the_end_of_the_window_it_is_in() {
     window.type_line("until [ \"$(stty size)\" = '20 77' ]; do sleep 0.1; done; echo re''sized");
     window.shows("resized").await;
     // Every key is the workspace's, Ctrl-C too; a full-screen program comes and goes.
-    window.type_line("echo sl''eeps; sleep 1000");
+    // One process tells and sleeps: bash may not have given the terminal to the next one yet.
+    window.type_line("sh -c \"echo sl''eeps; exec sleep 1000\"");
     window.shows("sleeps").await;
     window.keys("C-c");
     window.is_at_a_prompt().await;
