@@ -184,6 +184,11 @@ async fn a_legacy_container_that_is_deleted_with_its_data_kept_comes_back_as_one
 async fn old_bridge(bot: &str, socket: &Path) -> ReferenceBridge {
     let namespace = PathBuf::from(format!("/run/netns/skep-{bot}"));
     let limit = std::time::Instant::now() + Duration::from_secs(30);
+    // What it passes calls on to: the socket of the last run refuses them until this one listens.
+    while let Err(error) = std::os::unix::net::UnixStream::connect(socket) {
+        assert!(std::time::Instant::now() < limit, "{}: {error}", socket.display());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     loop {
         // The file is there before the namespace is mounted on it.
         match ReferenceBridge::serve_inside(&namespace, 9090, socket.to_owned()) {
