@@ -143,16 +143,35 @@ async fn lose_the_runtime_in_a_delete(world: &World, bot: &BotId, data: DeleteDa
     delete
 }
 
-#[tokio::test]
-async fn what_a_delete_left_that_failed_half_way_is_never_started() {
-    let world = World::new().await;
-    let bot = world.running_bot().await;
+/// With all of it still there.
+async fn fail_a_delete(world: &World, bot: &BotId) {
     let broken = skep_runtime::RuntimeError::Rejected {
         reason: "a disk that breaks".to_owned(),
     };
     world.runtime.faults().fail_next(Verb::Remove, broken);
-    let delete = world.skep.delete_workspace(&bot, DeleteData::Remove, &admin()).await;
+    let delete = world.skep.delete_workspace(bot, DeleteData::Remove, &admin()).await;
     delete.unwrap().outcome().await.unwrap_err();
+}
+
+#[tokio::test]
+async fn what_was_used_after_a_delete_that_failed_is_no_remains_of_it() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    world.write(&bot, "/data/file", "kept").await;
+    world.stop(&bot).await.unwrap();
+    fail_a_delete(&world, &bot).await;
+    let taken = world.skep.take_snapshot(&bot, ("", ""), &admin()).await.unwrap();
+    taken.outcome().await.unwrap();
+    world.runtime.forget_container(&bot);
+    world.start(&bot).await.unwrap();
+    assert_eq!(world.read(&bot, "/data/file").await, "kept");
+}
+
+#[tokio::test]
+async fn what_a_delete_left_that_failed_half_way_is_never_started() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    fail_a_delete(&world, &bot).await;
     world.runtime.forget_container(&bot);
     assert_eq!(world.start(&bot).await.unwrap_err().code(), Code::Conflict);
     world.runtime.go_away();

@@ -15,10 +15,12 @@ impl Sessions {
     /// The process of that name, or the one that is asked for when none of that name runs.
     ///
     /// # Errors
-    /// InvalidArgument for a bad name; else as [`Registry::start`].
+    /// InvalidArgument for a bad name or no id; else as [`Registry::start`].
     pub(crate) async fn open(&self, registry: &Arc<Registry>, name: &str, request: Request) -> Result<Found, Status> {
         check_id("name", name)?;
-        let id = self.id_of(registry, name, request.id.clone().unwrap_or_default());
+        let new = request.id.clone();
+        let new = new.ok_or_else(|| Status::invalid_argument("exec_id is required"))?;
+        let id = self.id_of(registry, name, new);
         let own = Request {
             id: Some(id.clone()),
             ..request

@@ -58,11 +58,19 @@ fn left_by(operation: &OperationRow) -> Option<Option<Remains>> {
         let has_begun = operation.notes.get(BEGUN).is_some();
         return Some((failed && has_begun).then_some(Remains::OfRemoval));
     }
-    let ran_again = [OperationKind::Start, OperationKind::Restart, OperationKind::Recover]
-        .map(is)
-        .contains(&true);
-    if ran_again && operation.state == OperationState::Succeeded {
-        // It was a workspace since.
+    // None of these succeeds without a whole workspace; a stop or new limits do.
+    let shows_a_workspace = [
+        OperationKind::Start,
+        OperationKind::Restart,
+        OperationKind::Recover,
+        OperationKind::Snapshot,
+        OperationKind::Rollback,
+        OperationKind::Import,
+        OperationKind::Restore,
+    ]
+    .map(is)
+    .contains(&true);
+    if shows_a_workspace && operation.state == OperationState::Succeeded {
         return Some(None);
     }
     None
