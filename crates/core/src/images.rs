@@ -10,7 +10,6 @@ use crate::error::{Error, Result};
 use crate::operations::{EventBody, Hub, OperationEvent, Outcome};
 use crate::requester::Requester;
 use crate::skep::Skep;
-use crate::workspace::pull_image;
 
 /// An image whose registry has this host may be asked for by name.
 fn host_allowed(allow: &[String], host: &str) -> bool {
@@ -80,7 +79,7 @@ impl Skep {
             hub.tell(event);
         };
         let pulled = tokio::select! {
-            pulled = pull_image(&**self.runtime(), image, tell) => pulled,
+            pulled = self.fetch_image(image, tell) => pulled,
             () = self.letting_go().cancelled() => Err(Error::GoingDown),
         };
         let result = pulled
@@ -109,13 +108,14 @@ impl Skep {
     /// Stores the images of an archive, read once from its start; `name` overrides the name in it.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for an archive that is none.
+    /// [`Error::InvalidArgument`] for an archive that is none; [`Error::DiskFull`] where only the host's reserve is free.
     pub async fn import_image(&self, archive: ImageArchive, name: Option<&str>) -> Result<Vec<ImageRecord>> {
         let name = name
             .map(str::parse::<ImageReference>)
             .transpose()
             .map_err(|error| Error::InvalidArgument(error.to_string()))?;
-        Ok(self.runtime().import(archive, name.as_ref()).await?)
+        let importing = async { Ok(self.runtime().import(archive, name.as_ref()).await?) };
+        self.while_spare(importing).await
     }
 
     /// Removes a stored image.

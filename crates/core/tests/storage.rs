@@ -10,8 +10,7 @@ use harness::{LIMIT, World, admin, until};
 use skep_core::bridge::BridgeError;
 use skep_core::files::{FileWriter, NewFile, WorkspacePath};
 use skep_core::{
-    CheckStatus, CheckType, Code, CreateRequest, DeleteData, Desired, LimitsColumn, RestoreMode, RestoreRequest,
-    WhenStopped, WorkspaceInfo, WorkspaceState, WorkspaceStatus,
+    CheckStatus, CheckType, Code, Desired, LimitsColumn, WhenStopped, WorkspaceInfo, WorkspaceState, WorkspaceStatus,
 };
 use skep_names::BotId;
 use skep_runtime::RuntimeError;
@@ -360,86 +359,4 @@ async fn what_crosses_the_limit_on_its_way_is_given_up_and_the_old_file_stays() 
         }
     })
     .await;
-}
-
-/// A tar archive with one file, as it comes.
-fn archive() -> impl futures::Stream<Item = skep_core::Result<Bytes>> {
-    let tree = tempfile::tempdir().unwrap();
-    std::fs::write(tree.path().join("imported"), "imported").unwrap();
-    let packed = std::process::Command::new("tar")
-        .args(["--create", "--directory"])
-        .arg(tree.path())
-        .arg("imported")
-        .output();
-    futures::stream::iter([Ok(packed.unwrap().stdout.into())])
-}
-
-fn is_of_the_reserve<T>(outcome: skep_core::Result<T>) {
-    let refused = outcome.err().expect("it is refused");
-    assert_eq!(refused.code(), Code::DiskFull, "{refused}");
-    assert!(refused.to_string().contains("reserve"), "{refused}");
-}
-
-/// Has the watch stop another workspace, which is all it does until the reserve is eaten up further.
-async fn have_the_watch_act(world: &World) {
-    let writer = world.running_bot().await;
-    world.runtime.write_on(&writer, 500 * MIB);
-    world.runtime.set_free_bytes(RESERVE - 1);
-    until_stopped_for_space(world, &writer).await;
-    world.runtime.set_free_bytes(RESERVE);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_import_does_not_take_the_reserve() {
-    let world = World::with(|settings| settings.reserve_bytes = RESERVE).await;
-    have_the_watch_act(&world).await;
-    let bot = world.running_bot().await;
-    world.write(&bot, "/data/file", "old").await;
-    let requester = admin();
-    let spooled = || std::fs::read_dir(world.root.path().join("imports")).unwrap().count();
-    world.runtime.set_free_bytes(RESERVE - 1);
-    is_of_the_reserve(world.skep.receive_archive(&bot, archive()).await);
-    assert_eq!(spooled(), 0);
-    // One that is received while there is space, and put in place when there is none any more.
-    world.runtime.set_free_bytes(RESERVE);
-    let received = world.skep.receive_archive(&bot, archive()).await.unwrap();
-    world.runtime.set_free_bytes(RESERVE - 1);
-    let begun = world
-        .skep
-        .import_data(&bot, (received, RestoreMode::Replace), &requester);
-    is_of_the_reserve(begun.await.unwrap().outcome().await);
-    assert_eq!(spooled(), 0);
-    assert_eq!(world.read(&bot, "/data/file").await, "old", "it runs with what it had");
-    world.runtime.set_free_bytes(RESERVE);
-    let received = world.skep.receive_archive(&bot, archive()).await.unwrap();
-    let begun = world
-        .skep
-        .import_data(&bot, (received, RestoreMode::Replace), &requester);
-    begun.await.unwrap().outcome().await.unwrap();
-    assert_eq!(world.read(&bot, "/data/imported").await, "imported");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_is_put_back_does_not_take_the_reserve_and_stays_where_it_is_kept() {
-    let world = World::with(|settings| settings.reserve_bytes = RESERVE).await;
-    have_the_watch_act(&world).await;
-    let bot = world.running_bot().await;
-    world.write(&bot, "/data/file", "kept").await;
-    let deleted = world.skep.delete_workspace(&bot, DeleteData::Preserve, &admin()).await;
-    deleted.unwrap().outcome().await.unwrap();
-    world.runtime.set_free_bytes(RESERVE - 1);
-    is_of_the_reserve(world.create(&bot).await.outcome().await);
-    let aside = CreateRequest {
-        restore_data: Some(false),
-        ..CreateRequest::default()
-    };
-    let created = world.skep.create_workspace(&bot, aside, &admin()).await;
-    created.unwrap().outcome().await.unwrap();
-    let requester = admin();
-    let restore = || world.skep.restore_data(&bot, RestoreRequest::default(), &requester);
-    is_of_the_reserve(restore().await);
-    assert!(runs(&world, &bot).await, "it was stopped for nothing");
-    world.runtime.set_free_bytes(RESERVE);
-    restore().await.unwrap().outcome().await.unwrap();
-    assert_eq!(world.read(&bot, "/data/file").await, "kept");
 }

@@ -11,6 +11,7 @@ use super::files::{Content, Found, Identity, Partial, Unreadable};
 use super::{Slot, file_error};
 use crate::error::{Error, Result};
 use crate::skep::Skep;
+use crate::workspace::Spare;
 
 const OPERATION: &str = "keeping a backup";
 /// Pieces of an archive that wait for the disk.
@@ -43,7 +44,7 @@ impl Skep {
     /// A repeat of one that was cut off keeps one.
     ///
     /// # Errors
-    /// [`Error::DiskFull`]; others when it could not be made, or was not read back as it was written.
+    /// [`Error::DiskFull`], also where only the host's reserve is free; others when it could not be made, or was not read back as it was written.
     pub(crate) async fn back_up(&self, bot: &BotId, place: &DataPlace) -> Result<()> {
         let owner = self.store().bot(bot).await?.map(|bot| bot.owner_user_id);
         let (partial, packed) = self.write_partial(bot, place).await?;
@@ -100,7 +101,7 @@ impl Skep {
             }
             Ok::<_, std::io::Error>(partial)
         });
-        let read = pass_on(&mut reader, sender).await;
+        let read = pass_on(&mut reader, sender, self.spare()).await;
         let written = writer.await.map_err(|panic| Error::internal(OPERATION, panic))?;
         // A disk that is full ends the reading too, and is the cause.
         let partial = written.map_err(|error| file_error(OPERATION, error))?;
@@ -233,9 +234,10 @@ fn is_of(row: &BackupRow, identity: &Identity) -> bool {
     (row.size_bytes, row.created_at) == (identity.size_bytes, identity.created_at)
 }
 
-/// Hands the archive on, piece by piece; a writer that went away ends it.
-async fn pass_on(reader: &mut DataReader, sender: mpsc::Sender<bytes::Bytes>) -> Result<()> {
+/// Hands the archive on, piece by piece, while there is space to spare; a writer that went away ends it.
+async fn pass_on(reader: &mut DataReader, sender: mpsc::Sender<bytes::Bytes>, mut spare: Spare) -> Result<()> {
     while let Some(chunk) = reader.next_chunk().await? {
+        spare.look().await?;
         if sender.send(chunk).await.is_err() {
             break;
         }

@@ -7,7 +7,6 @@ use skep_store::{BotStatus, ContainerRow, ContainerStatus, Desired, LimitsColumn
 
 use super::limits::{to_column, to_runtime};
 use super::plan::parse_image;
-use super::pull::pull_image;
 use super::request::CreatePlan;
 use super::state::Event;
 use super::work::Work;
@@ -138,7 +137,7 @@ impl Work {
                 if self.skep().settings().image_pull_policy != ImagePullPolicy::Never =>
             {
                 // Its progress is not told: that part of the stream is over.
-                pull_image(self.runtime(), &spec.image, |_| {}).await?;
+                self.skep().fetch_image(&spec.image, |_| {}).await?;
                 Ok(self.runtime().create(spec).await?)
             }
             other => Ok(other?),
@@ -177,10 +176,10 @@ impl Work {
         if policy == ImagePullPolicy::Never {
             return Err(Error::ImageNotFound(image.to_string()));
         }
-        let (record, complete) = pull_image(self.runtime(), image, |event| {
+        let tell = |event| {
             self.hub().tell(event);
-        })
-        .await?;
+        };
+        let (record, complete) = self.skep().fetch_image(image, tell).await?;
         if let Some(complete) = complete {
             self.tell(complete).await?;
         }

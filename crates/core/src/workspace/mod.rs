@@ -53,7 +53,6 @@ pub(crate) use interruptions::Interruptions;
 pub(crate) use lanes::Lanes;
 pub(crate) use measured::Measurements;
 pub(crate) use observed::Observations;
-pub(crate) use pull::pull_image;
 pub(crate) use request::{CreatePlan, ImportPlan, Request, SnapshotPlan};
 pub(crate) use room::Room;
 pub(crate) use spare::Spare;

@@ -26,6 +26,8 @@ impl Work {
         let Some(place) = self.place_of_data().await? else {
             return Ok(());
         };
+        // Else it would be stopped for nothing.
+        self.skep().require_spare().await?;
         self.note_whether_it_ran().await?;
         let grace = self.skep().settings().stop_grace;
         self.step("stop", self.end_task(grace)).await?;

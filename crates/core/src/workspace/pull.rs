@@ -4,12 +4,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use skep_names::ImageReference;
-use skep_runtime::{ImageRecord, LayerPhase, LayerProgress, PullProgress, Runtime};
+use skep_runtime::{ImageRecord, LayerPhase, LayerProgress, PullProgress};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::operations::{EventBody, Layer};
+use crate::skep::Skep;
 
 /// Between two events while bytes move: the contract says at least 200 ms and at most 500 ms.
 const PACE: Duration = Duration::from_millis(300);
@@ -69,28 +70,42 @@ impl PullProgress for Collected {
     }
 }
 
-/// Pulls an image and gives each passing event to `tell`, which must not wait. The last event, when there were any,
-/// is returned: every layer complete.
-pub(crate) async fn pull_image<F>(
-    runtime: &dyn Runtime,
-    image: &ImageReference,
-    tell: F,
-) -> Result<(ImageRecord, Option<EventBody>)>
+impl Skep {
+    /// Pulls an image and gives each passing event to `tell`, which must not wait. The last event, when there were
+    /// any, is returned: every layer complete.
+    ///
+    /// # Errors
+    /// [`Error::DiskFull`] where it would take the host's reserve; nothing that was fetched stays then.
+    pub(crate) async fn fetch_image<F>(
+        &self,
+        image: &ImageReference,
+        tell: F,
+    ) -> Result<(ImageRecord, Option<EventBody>)>
+    where
+        F: Fn(EventBody),
+    {
+        let collected = Arc::new(Collected::default());
+        let pull = async { Ok(self.runtime().pull(image, collected.clone()).await?) };
+        let record = told(self.while_spare(pull), &collected, tell).await?;
+        Ok((record, collected.complete()))
+    }
+}
+
+/// Tells what a pull collects until it ends.
+async fn told<F>(pull: impl Future<Output = Result<ImageRecord>>, collected: &Collected, tell: F) -> Result<ImageRecord>
 where
     F: Fn(EventBody),
 {
-    let collected = Arc::new(Collected::default());
-    let pull = runtime.pull(image, collected.clone());
     tokio::pin!(pull);
     let mut next_at = Instant::now();
-    let pulled = loop {
+    loop {
         let tick = async {
             collected.changed.notified().await;
             tokio::time::sleep_until(next_at).await;
         };
         tokio::select! {
             biased;
-            pulled = &mut pull => break pulled,
+            pulled = &mut pull => return pulled,
             () = tick => {
                 if let Some(event) = collected.passing_event() {
                     tell(event);
@@ -98,9 +113,7 @@ where
                 }
             }
         }
-    };
-    let record = pulled.map_err(Error::from)?;
-    Ok((record, collected.complete()))
+    }
 }
 
 #[cfg(test)]

@@ -6,6 +6,11 @@ use skep_names::BotId;
 const STEP_PART: u64 = 32;
 const LARGEST_STEP: u64 = 64 << 20;
 
+/// Of a reserve, the part that is told apart from the rest of it.
+pub(crate) fn step_of(reserve: u64) -> u64 {
+    (reserve / STEP_PART).clamp(1, LARGEST_STEP)
+}
+
 /// The reserve, and what was free when something was last done about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Reserve {
@@ -42,7 +47,7 @@ impl Reserve {
     }
 
     fn step(&self) -> u64 {
-        (self.bytes / STEP_PART).clamp(1, LARGEST_STEP)
+        step_of(self.bytes)
     }
 }
 

@@ -1,6 +1,6 @@
-//! What the server itself writes on the host for a tenant (archives that come in, data that is put back or taken out of
-//! one moment) leaves the host's reserve alone: it is refused, or given up, as soon as that is touched. There is no
-//! process that `disk_watch` could stop for it, and a neighbour would be stopped in its place.
+//! What the server itself writes on the host (images, archives that come in, backups, data that is put back or taken
+//! out of one moment) leaves the host's reserve alone: it is refused, or given up, a step before that is touched. There
+//! is no process that `disk_watch` could stop for it, and a neighbour would be stopped in its place.
 
 use std::io;
 use std::time::Duration;
@@ -9,6 +9,7 @@ use futures::{StreamExt, TryStreamExt};
 use skep_runtime::layer_access::ArchiveStream;
 use tokio::time::Instant;
 
+use super::reserve::step_of;
 use crate::backups::file_error;
 use crate::error::{Error, Result};
 use crate::skep::Skep;
@@ -28,7 +29,7 @@ impl Spare {
     /// Before each piece.
     ///
     /// # Errors
-    /// [`Error::DiskFull`] while less than the reserve is free; [`Error::RuntimeUnavailable`].
+    /// [`Error::DiskFull`] while little more than the reserve is free; [`Error::RuntimeUnavailable`].
     pub(crate) async fn look(&mut self) -> Result<()> {
         if self.looked_at.is_some_and(|at| at.elapsed() < LOOK_EVERY) {
             return Ok(());
@@ -48,7 +49,8 @@ impl Skep {
         }
     }
 
-    /// Refuses to write for a tenant while less than the reserve is free, where the layers are or below the data root.
+    /// Refuses to write while little more than the reserve is free, where the layers are or below the data root. What
+    /// is written until the next look comes off the step above it.
     pub(crate) async fn require_spare(&self) -> Result<()> {
         let reserve = self.settings().reserve_bytes;
         if reserve == 0 {
@@ -59,7 +61,7 @@ impl Skep {
             .free_bytes()
             .await?
             .min(self.free_below_data_root().await?);
-        match free < reserve {
+        match free < reserve.saturating_add(step_of(reserve)) {
             true => Err(Error::DiskFull(format!("no space left: {ONLY_THE_RESERVE}"))),
             false => Ok(()),
         }
@@ -72,6 +74,23 @@ impl Skep {
         let told = asked.map_err(|panicked| Error::internal(OPERATION, panicked))?;
         let told = told.map_err(|error| file_error(OPERATION, error.into()))?;
         Ok(told.f_bavail.saturating_mul(told.f_frsize))
+    }
+
+    /// Does what writes to the disk, and gives it up before it takes the reserve.
+    pub(crate) async fn while_spare<T>(&self, writing: impl Future<Output = Result<T>>) -> Result<T> {
+        self.require_spare().await?;
+        let taken = async {
+            loop {
+                tokio::time::sleep(LOOK_EVERY).await;
+                if let Err(error) = self.require_spare().await {
+                    return error;
+                }
+            }
+        };
+        tokio::select! {
+            done = writing => done,
+            error = taken => Err(error),
+        }
     }
 
     /// An archive on its way to the disk, broken off before it takes the reserve.
