@@ -64,7 +64,7 @@ impl Skep {
             .parse()
             .map_err(|error: skep_names::InvalidImageReference| Error::InvalidArgument(error.to_string()))?;
         self.check_image_allowed(&image, requester)?;
-        let hub = Hub::new(uuid::Uuid::now_v7().to_string(), None, None, 1);
+        let hub = Hub::new(uuid::Uuid::now_v7().to_string(), None, 1);
         let (skep, told, request_id) = (self.clone(), hub.clone(), requester.request_id.clone());
         self.tasks()
             .spawn(async move { skep.pull_to_end(&image, &told, request_id).await });

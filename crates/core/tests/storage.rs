@@ -10,7 +10,8 @@ use harness::{LIMIT, World, admin, until};
 use skep_core::bridge::BridgeError;
 use skep_core::files::{FileWriter, NewFile, WorkspacePath};
 use skep_core::{
-    CheckStatus, CheckType, Code, Desired, LimitsColumn, WhenStopped, WorkspaceInfo, WorkspaceState, WorkspaceStatus,
+    CheckStatus, CheckType, Code, DeleteData, Desired, LimitsColumn, WhenStopped, WorkspaceInfo, WorkspaceState,
+    WorkspaceStatus,
 };
 use skep_names::BotId;
 use skep_runtime::RuntimeError;
@@ -77,8 +78,12 @@ async fn until_stopped_for_space(world: &World, bot: &BotId) {
 /// Waits for so many more calls of a verb.
 async fn until_called(world: &World, verb: Verb, times: u64) {
     let before = world.runtime.faults().calls(verb);
+    until_called_in_all(world, verb, before + times).await;
+}
+
+async fn until_called_in_all(world: &World, verb: Verb, times: u64) {
     until(|| async {
-        match world.runtime.faults().calls(verb) - before {
+        match world.runtime.faults().calls(verb) {
             calls if calls >= times => Ok(()),
             calls => Err(format!("{verb:?} was called {calls} times")),
         }
@@ -359,4 +364,95 @@ async fn what_crosses_the_limit_on_its_way_is_given_up_and_the_old_file_stays() 
         }
     })
     .await;
+}
+
+/// The stop for space of a workspace, as soon as there is one.
+async fn stop_for_space(world: &World, bot: &BotId) -> String {
+    let found = async || {
+        let operations = world.skep.operations(bot).await.unwrap();
+        operations.into_iter().find(|one| one.kind == "stop").map(|one| one.id)
+    };
+    until(|| async { found().await.map(drop).ok_or("nobody stops it".to_owned()) }).await;
+    found().await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_is_being_stopped_is_weighed_and_stopped_at_once_in_its_neighbours_place() {
+    let world = World::with(|settings| settings.reserve_bytes = RESERVE).await;
+    let (writes, neighbour) = (world.running_bot().await, world.running_bot().await);
+    world.runtime.write_on(&writes, 500 * MIB);
+    world.runtime.write_on(&neighbour, 1);
+    // Its processes are asked to end, and do not.
+    let hold = world.runtime.faults().hold(Verb::Stop);
+    let stops = world.runtime.faults().calls(Verb::Stop);
+    let slow = Some(Duration::from_secs(300));
+    let slow = world.skep.stop_workspace(&writes, slow, &admin()).await.unwrap();
+    until_called_in_all(&world, Verb::Stop, stops + 1).await;
+    world.runtime.set_free_bytes(RESERVE / 2);
+    until_called_in_all(&world, Verb::Stop, stops + 2).await;
+    drop(hold);
+    until_stopped_for_space(&world, &writes).await;
+    let overtaken = slow.outcome().await.expect_err("it was overtaken");
+    assert_eq!(overtaken.code(), Code::OperationCancelled);
+    assert!(runs(&world, &neighbour).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_for_space_waits_for_nothing_that_its_owner_has_queued() {
+    let world = World::with(|settings| settings.reserve_bytes = RESERVE).await;
+    let bot = world.running_bot().await;
+    world.runtime.write_on(&bot, 500 * MIB);
+    let hold = world.runtime.faults().hold(Verb::Stop);
+    let (requester, mut queued) = (admin(), Vec::new());
+    let refused = loop {
+        let slow = Some(Duration::from_secs(300));
+        match world.skep.restart_workspace(&bot, slow, &requester).await {
+            Ok(restart) => queued.push(restart),
+            Err(refused) => break refused,
+        }
+        assert!(queued.len() < 40, "there is no end to what can be queued");
+    };
+    assert_eq!(refused.code(), Code::QueueFull);
+    world.runtime.set_free_bytes(RESERVE / 2);
+    let stop = stop_for_space(&world, &bot).await;
+    for restart in &queued {
+        let overtaken = restart.outcome().await.expect_err("it was overtaken");
+        assert_eq!(overtaken.code(), Code::OperationCancelled);
+        assert!(overtaken.to_string().contains(&stop), "{overtaken}");
+    }
+    drop(hold);
+    until_stopped_for_space(&world, &bot).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_for_space_cannot_be_cancelled_and_a_delete_comes_after_it() {
+    let world = World::with(|settings| settings.reserve_bytes = RESERVE).await;
+    let bot = world.running_bot().await;
+    world.runtime.write_on(&bot, MIB);
+    let hold = world.runtime.faults().hold(Verb::Stop);
+    world.runtime.set_free_bytes(0);
+    let stop = stop_for_space(&world, &bot).await;
+    let refused = world.skep.cancel_operation(&stop).await.expect_err("it is refused");
+    assert_eq!(refused.code(), Code::Conflict, "{refused}");
+    let delete = world.skep.delete_workspace(&bot, DeleteData::Remove, &admin()).await;
+    let delete = delete.unwrap();
+    drop(hold);
+    world.skep.operation_outcome(&stop).await.unwrap();
+    delete.outcome().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_cannot_be_stopped_does_not_stand_before_the_others() {
+    let world = World::with(|settings| settings.reserve_bytes = RESERVE).await;
+    let (stuck, other) = (world.running_bot().await, world.running_bot().await);
+    world.runtime.write_on(&stuck, 500 * MIB);
+    world.runtime.write_on(&other, MIB);
+    let failure = RuntimeError::other("ending its processes", std::io::Error::other("not now"));
+    world.runtime.faults().fail_next(Verb::Stop, failure);
+    let stops = world.runtime.faults().calls(Verb::Stop);
+    world.runtime.set_free_bytes(0);
+    until_called_in_all(&world, Verb::Stop, stops + 1).await;
+    // From here on another one writes most.
+    world.runtime.write_on(&stuck, 0);
+    until_stopped_for_space(&world, &other).await;
 }

@@ -10,7 +10,6 @@ use skep_names::BotId;
 use tokio::sync::watch;
 
 use super::event::{EventBody, OperationEvent, Outcome};
-use super::kind::OperationKind;
 use crate::error::{Error, Result};
 
 /// Of the passing `pull_progress` events this many are kept, the first one and the newest ones: a pull of an
@@ -31,18 +30,16 @@ pub(crate) struct Hub {
     id: String,
     /// `None`: it belongs to no bot, as the pull of an image.
     bot: Option<BotId>,
-    kind: Option<OperationKind>,
     told: Mutex<Told>,
     changed: watch::Sender<u64>,
 }
 
 impl Hub {
     /// A new operation; `first_id` is 1, or more when it is carried on after a crash.
-    pub(crate) fn new(id: String, bot: Option<BotId>, kind: Option<OperationKind>, first_id: u64) -> Arc<Self> {
+    pub(crate) fn new(id: String, bot: Option<BotId>, first_id: u64) -> Arc<Self> {
         Arc::new(Self {
             id,
             bot,
-            kind,
             told: Mutex::new(Told {
                 events: Vec::new(),
                 next_id: first_id,
@@ -59,10 +56,6 @@ impl Hub {
 
     pub(crate) fn bot(&self) -> Option<&BotId> {
         self.bot.as_ref()
-    }
-
-    pub(crate) fn kind(&self) -> Option<OperationKind> {
-        self.kind
     }
 
     fn told(&self) -> MutexGuard<'_, Told> {
@@ -222,7 +215,7 @@ mod tests {
     use super::*;
 
     fn hub() -> Arc<Hub> {
-        Hub::new("o".into(), None, None, 1)
+        Hub::new("o".into(), None, 1)
     }
 
     fn progress() -> EventBody {

@@ -53,14 +53,9 @@ kinds! {
 }
 
 impl OperationKind {
-    /// It overtakes and cancels what runs and waits.
-    pub fn overtakes(self) -> bool {
+    /// It ends in there being no workspace.
+    pub fn removes(self) -> bool {
         matches!(self, Self::Delete | Self::DeleteBot)
-    }
-
-    /// A caller may cancel it: what it did so far can be undone, or done again.
-    pub fn can_be_cancelled(self) -> bool {
-        !self.overtakes()
     }
 
     /// Processes of the workspace may be away while it runs.

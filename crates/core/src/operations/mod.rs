@@ -164,15 +164,15 @@ impl Skep {
     /// Returns when it has ended, which for one that waits is at once; one that has ended before stays as it is.
     ///
     /// # Errors
-    /// [`Error::Conflict`] for a kind that cannot be cancelled, [`Error::NotFound`].
+    /// [`Error::Conflict`] for one that cannot be cancelled, [`Error::NotFound`].
     pub async fn cancel_operation(&self, id: &str) -> Result<Operation> {
         if let Some(hub) = self.live_hub(id) {
-            if hub.kind().is_some_and(|kind| !kind.can_be_cancelled()) {
-                return Err(Error::Conflict(
-                    "an operation that deletes cannot be cancelled".to_owned(),
-                ));
-            }
             if let Some(bot) = hub.bot() {
+                if !self.lanes().can_be_cancelled(bot, id) {
+                    return Err(Error::Conflict(
+                        "an operation that deletes, or keeps the host from filling up, cannot be cancelled".to_owned(),
+                    ));
+                }
                 self.cancel_in_lane(bot, id);
             }
             // Its end is what is waited for; how it ended is read from the journal below.

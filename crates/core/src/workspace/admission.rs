@@ -11,6 +11,8 @@ pub(crate) const QUEUE_LENGTH: usize = 32;
 pub(crate) struct Present {
     pub(crate) id: String,
     pub(crate) kind: OperationKind,
+    /// As of [`super::request::Request::overtakes`].
+    pub(crate) overtakes: bool,
     /// Equal for requests that ask for the very same.
     pub(crate) fingerprint: String,
 }
@@ -19,6 +21,7 @@ pub(crate) struct Present {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Asked {
     pub(crate) kind: OperationKind,
+    pub(crate) overtakes: bool,
     pub(crate) fingerprint: String,
     pub(crate) patience: Patience,
 }
@@ -57,7 +60,7 @@ pub(crate) fn admit(present: &[Present], running: bool, asked: &Asked) -> Decisi
             _ => Decision::Refuse(Refusal::Removing(removal.id.clone())),
         };
     }
-    if asked.kind.overtakes() {
+    if asked.kind.removes() {
         let last = present
             .last()
             .filter(|last| last.kind == Delete && asked.kind == Delete && last.fingerprint == asked.fingerprint);
@@ -67,6 +70,9 @@ pub(crate) fn admit(present: &[Present], running: bool, asked: &Asked) -> Decisi
                 cancelled: overtaken(present),
             },
         };
+    }
+    if asked.overtakes {
+        return admit_stop_for_the_host(present);
     }
     let last = present.last().filter(|last| may_join(last, asked));
     match (last, present.first(), asked.patience) {
@@ -79,10 +85,24 @@ pub(crate) fn admit(present: &[Present], running: bool, asked: &Asked) -> Decisi
     }
 }
 
+/// A removal ends the processes too, and soon.
+fn admit_stop_for_the_host(present: &[Present]) -> Decision {
+    if let Some(removal) = present.iter().find(|one| one.kind.removes()) {
+        return Decision::Refuse(Refusal::Removing(removal.id.clone()));
+    }
+    match present.iter().find(|one| one.overtakes) {
+        // What was asked for after it does not undo it before it is done.
+        Some(same) => Decision::Join(same.id.clone()),
+        None => Decision::Overtake {
+            cancelled: overtaken(present),
+        },
+    }
+}
+
 fn overtaken(present: &[Present]) -> Vec<String> {
     present
         .iter()
-        .filter(|one| !one.kind.overtakes())
+        .filter(|one| !one.overtakes)
         .map(|one| one.id.clone())
         .collect()
 }
@@ -105,6 +125,7 @@ mod tests {
         let one = |(index, kind): (usize, &OperationKind)| Present {
             id: index.to_string(),
             kind: *kind,
+            overtakes: kind.removes(),
             fingerprint: String::new(),
         };
         kinds.iter().enumerate().map(one).collect()
@@ -113,6 +134,7 @@ mod tests {
     fn ask(present: &[Present], kind: OperationKind, patience: Patience) -> Decision {
         let asked = Asked {
             kind,
+            overtakes: kind.removes(),
             fingerprint: String::new(),
             patience,
         };
@@ -158,10 +180,57 @@ mod tests {
         let there = present(&[Create]);
         let asked = Asked {
             kind: Create,
+            overtakes: false,
             fingerprint: "other".into(),
             patience: Patience::Queue,
         };
         assert_eq!(admit(&there, true, &asked), Decision::Enqueue);
+    }
+
+    /// A stop for the host's space, as it waits or runs.
+    fn stop_for_the_host(id: &str) -> Present {
+        Present {
+            id: id.to_owned(),
+            kind: Stop,
+            overtakes: true,
+            fingerprint: "disk_full".into(),
+        }
+    }
+
+    #[test]
+    fn a_stop_for_the_host_waits_for_a_removal_alone() {
+        let admit = |present: &[Present]| {
+            let asked = Asked {
+                kind: Stop,
+                overtakes: true,
+                fingerprint: "disk_full".into(),
+                patience: Patience::Queue,
+            };
+            admit(present, true, &asked)
+        };
+        let overtake = |cancelled: Vec<String>| Decision::Overtake { cancelled };
+        assert_eq!(admit(&[]), overtake(vec![]));
+        let full = present(&[Restart; 1 + QUEUE_LENGTH]);
+        let all = full.iter().map(|one| one.id.clone()).collect();
+        assert_eq!(admit(&full), overtake(all));
+        let removing = |id: &str| Decision::Refuse(Refusal::Removing(id.to_owned()));
+        assert_eq!(admit(&present(&[Start, Delete, Create])), removing("1"));
+        assert_eq!(admit(&present(&[DeleteBot])), removing("0"));
+        let under_way = [vec![stop_for_the_host("now")], present(&[Start])].concat();
+        assert_eq!(admit(&under_way), Decision::Join("now".into()));
+    }
+
+    #[test]
+    fn nothing_cancels_a_stop_for_the_host() {
+        let there = [present(&[Start]), vec![stop_for_the_host("now")]].concat();
+        let cancelled = vec!["0".to_owned()];
+        for removal in [Delete, DeleteBot] {
+            let decision = ask(&there, removal, Patience::Queue);
+            let cancelled = cancelled.clone();
+            assert_eq!(decision, Decision::Overtake { cancelled }, "{removal:?}");
+        }
+        assert_eq!(ask(&there, Start, Patience::Queue), Decision::Enqueue);
+        assert_eq!(ask(&there, Stop, Patience::Queue), Decision::Enqueue);
     }
 
     #[test]

@@ -5,7 +5,6 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use futures::StreamExt;
-use futures::future::join_all;
 use skep_names::BotId;
 use skep_runtime::RuntimeError;
 use tokio::time::Instant;
@@ -19,16 +18,17 @@ use crate::skep::Skep;
 /// Between two looks: a disk of a gigabyte a second leaves this long for a reserve of two.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// After a look, or a stop, that failed: from, to.
-const BACK_OFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+const BACK_OFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 /// Between the two looks at what is written, at least.
 const LEAST_SPAN: Duration = Duration::from_millis(500);
 /// Layers that are not counted by then are judged by what they wrote.
 const COUNTED_WITHIN: Duration = Duration::from_secs(2);
-const COUNTED_AT_A_TIME: usize = 16;
+/// Workspaces that are asked for at once.
+const AT_A_TIME: usize = 16;
 /// Between SIGTERM and SIGKILL: who fills a disk is not waited for.
 const GRACE: Duration = Duration::from_secs(1);
-/// It may have to wait for an operation of the workspace.
-const STOPPED_WITHIN: Duration = Duration::from_secs(60);
+/// What of the workspace's operations it overtakes may have something to undo first.
+const STOPPED_WITHIN: Duration = Duration::from_secs(15);
 
 impl Skep {
     /// Watches the free space until the server goes down. Without a reserve there is nothing to watch.
@@ -41,7 +41,6 @@ impl Skep {
         let mut watch = DiskWatch {
             skep: self.clone(),
             reserve: Reserve::new(bytes),
-            chosen: None,
             back_off: BACK_OFF.0,
         };
         self.tasks().spawn(async move {
@@ -59,24 +58,30 @@ impl Skep {
         });
     }
 
-    /// Of each of these workspaces, what it does to the disk.
-    async fn weigh(&self, running: &[BotId]) -> Result<Vec<Writer>> {
+    /// Of each workspace that has processes, what it does to the disk. Whether it has some is asked of the kernel: one
+    /// that is being stopped, or said not to run, may write on.
+    async fn weigh(&self) -> Result<Vec<Writer>> {
         let began = Instant::now();
-        let before = self.written_by(running).await;
-        let growth = self.growth_of(running).await;
+        let before = self.written_by(self.observations().present()).await;
+        let with_processes: Vec<BotId> = before.keys().cloned().collect();
+        let growth = self.growth_of(with_processes.clone()).await;
         tokio::time::sleep_until(began + LEAST_SPAN).await;
-        let after = self.written_by(running).await;
+        let after = self.written_by(with_processes).await;
         let span = began.elapsed();
-        let rows = self.store().containers_of(running).await?;
-        let weighed = rows.iter().map(|row| {
-            let bot = &row.bot_id;
+        let bots: Vec<BotId> = after.keys().cloned().collect();
+        let rows = self.store().containers_of(&bots).await?;
+        let over: HashMap<_, _> = rows
+            .iter()
+            .map(|row| (&row.bot_id, self.storage_over_by(row)))
+            .collect();
+        let weighed = bots.iter().map(|bot| {
             let written = match (before.get(bot), after.get(bot)) {
-                (Some(before), Some(after)) => per_second(after.saturating_sub(*before), span),
+                (Some(Some(before)), Some(Some(after))) => per_second(after.saturating_sub(*before), span),
                 _ => 0,
             };
             Writer {
                 bot: bot.clone(),
-                over_limit_by: self.storage_over_by(row),
+                over_limit_by: over.get(bot).copied().unwrap_or(0),
                 // What was deleted and is still open grows nothing that is counted, and space that is only
                 // reserved is never written.
                 bytes_per_second: written.max(growth.get(bot).copied().unwrap_or(0)),
@@ -85,30 +90,31 @@ impl Skep {
         Ok(weighed.collect())
     }
 
-    /// What each has written so far; one that ended meanwhile is not in it.
-    async fn written_by(&self, running: &[BotId]) -> HashMap<BotId, u64> {
-        let asked = running.iter().cloned().map(|bot| async move {
+    /// What each that has processes has written so far, where that can be told.
+    async fn written_by(&self, bots: Vec<BotId>) -> HashMap<BotId, Option<u64>> {
+        let asked = bots.into_iter().map(|bot| async move {
             match self.runtime().written_bytes(&bot).await {
-                Ok(bytes) => Some((bot, bytes)),
+                Ok(bytes) => Some((bot, Some(bytes))),
                 Err(RuntimeError::NotFound { .. }) => None,
                 Err(error) => {
                     let error = Error::from(error);
                     tracing::warn!(%bot, error = error.with_causes(), "what a workspace writes cannot be told");
-                    None
+                    Some((bot, None))
                 }
             }
         });
-        join_all(asked).await.into_iter().flatten().collect()
+        let told = futures::stream::iter(asked).buffer_unordered(AT_A_TIME);
+        told.filter_map(std::future::ready).collect().await
     }
 
     /// Counts each anew: bytes a second that it grew by since it was counted last.
-    async fn growth_of(&self, running: &[BotId]) -> HashMap<BotId, u64> {
-        futures::stream::iter(running.to_vec())
+    async fn growth_of(&self, bots: Vec<BotId>) -> HashMap<BotId, u64> {
+        futures::stream::iter(bots)
             .map(|bot| async move {
                 let rate = self.growth(&bot).await;
                 (bot, rate)
             })
-            .buffer_unordered(COUNTED_AT_A_TIME)
+            .buffer_unordered(AT_A_TIME)
             .take_until(tokio::time::sleep(COUNTED_WITHIN))
             .collect()
             .await
@@ -136,8 +142,6 @@ fn per_second(bytes: u64, span: Duration) -> u64 {
 struct DiskWatch {
     skep: Skep,
     reserve: Reserve,
-    /// To be stopped, and not stopped yet: nobody else is chosen before it is.
-    chosen: Option<BotId>,
     back_off: Duration,
 }
 
@@ -159,17 +163,15 @@ impl DiskWatch {
     }
 
     async fn keep(&mut self) -> Result<()> {
-        if self.chosen.is_none() {
-            let free = self.skep.runtime().free_bytes().await?;
-            if !self.reserve.is_eaten(free) {
-                return Ok(());
-            }
-            self.chosen = self.choose(free).await?;
+        let free = self.skep.runtime().free_bytes().await?;
+        if !self.reserve.is_eaten(free) {
+            return Ok(());
         }
-        if let Some(bot) = &self.chosen {
-            match self.stop(bot).await {
+        if let Some(bot) = self.choose(free).await? {
+            match self.stop(&bot).await {
+                // The next look chooses anew: one that cannot be stopped must not stand before all others.
                 Err(error) if !is_gone(&error) => return Err(error),
-                Ok(()) | Err(_) => self.chosen = None,
+                Ok(()) | Err(_) => {}
             }
         }
         self.reserve.acted();
@@ -177,7 +179,7 @@ impl DiskWatch {
     }
 
     async fn choose(&self, free: u64) -> Result<Option<BotId>> {
-        let weighed = self.skep.weigh(&self.skep.observations().running()).await?;
+        let weighed = self.skep.weigh().await?;
         let Some(found) = whom_to_stop(&weighed) else {
             tracing::warn!(free, "the disk is nearly full, and no workspace that runs fills it");
             return Ok(None);
@@ -207,11 +209,8 @@ impl DiskWatch {
 
 /// Deleted meanwhile, or about to be.
 fn is_gone(error: &Error) -> bool {
-    use crate::Code::{BotNotFound, ContainerNotFound, OperationCancelled, OperationInProgress};
-    matches!(
-        error.code(),
-        BotNotFound | ContainerNotFound | OperationCancelled | OperationInProgress
-    )
+    use crate::Code::{BotNotFound, ContainerNotFound, OperationInProgress};
+    matches!(error.code(), BotNotFound | ContainerNotFound | OperationInProgress)
 }
 
 #[cfg(test)]

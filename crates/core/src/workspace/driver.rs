@@ -35,7 +35,7 @@ impl Skep {
             return Err(Error::GoingDown);
         }
         let id = uuid::Uuid::now_v7().to_string();
-        let hub = Hub::new(id.clone(), Some(bot.clone()), Some(request.kind()), 1);
+        let hub = Hub::new(id.clone(), Some(bot.clone()), 1);
         let pending = Arc::new(Pending::new(
             hub.clone(),
             request,
@@ -155,7 +155,7 @@ impl Skep {
             tracing::info!(bot = %row.bot_id, operation = row.id, kind = row.kind, step = row.step, "carried on");
             // Its listeners hear it from the start again, under new numbers.
             let first_id = self.store().restart_events(&row.id).await?;
-            let hub = Hub::new(row.id.clone(), Some(row.bot_id.clone()), Some(request.kind()), first_id);
+            let hub = Hub::new(row.id.clone(), Some(row.bot_id.clone()), first_id);
             self.remember_hub(&hub);
             let origin = match row.state {
                 OperationState::Queued => Origin::LeftQueued,

@@ -162,6 +162,7 @@ impl Lanes {
             .is_some_and(|running| !running.is_over());
         let asked = Asked {
             kind: pending.request.kind(),
+            overtakes: pending.request.overtakes(),
             fingerprint: pending.fingerprint.clone(),
             patience,
         };
@@ -182,9 +183,9 @@ impl Lanes {
         let mut lanes = self.lock();
         let spawn_driver = !lanes.contains_key(bot);
         let lane = lanes.entry(bot.clone()).or_default();
-        let before = lane.all().filter(|one| !one.request.kind().overtakes());
+        let before = lane.all().filter(|one| !one.request.overtakes());
         let before: Vec<_> = before.map(|one| one.hub.id().to_owned()).collect();
-        let overtakes = match pending.request.kind().overtakes() {
+        let overtakes = match pending.request.overtakes() {
             true => before,
             false => Vec::new(),
         };
@@ -223,6 +224,13 @@ impl Lanes {
             lane.waiting.retain(|waiting| waiting.pending.hub.id() != id);
             lane.changed.notify_one();
         }
+    }
+
+    /// A caller may cancel it: what it did so far can be undone, or done again. One that is not there is done already.
+    pub(crate) fn can_be_cancelled(&self, bot: &BotId, id: &str) -> bool {
+        let lanes = self.lock();
+        let found = lanes.get(bot).and_then(|lane| lane.find(id));
+        found.is_none_or(|found| !found.request.overtakes())
     }
 
     /// Cancels an operation that waits or runs; one that is not there is done already. Returned is what had not
@@ -322,6 +330,7 @@ impl Lane {
             .map(|pending| Present {
                 id: pending.hub.id().to_owned(),
                 kind: pending.request.kind(),
+                overtakes: pending.request.overtakes(),
                 fingerprint: pending.fingerprint.clone(),
             })
             .collect()
@@ -347,8 +356,7 @@ mod tests {
     use crate::operations::{EventBody, Outcome};
 
     fn start(bot: &BotId, id: &str) -> Arc<Pending> {
-        let kind = Request::Start.kind();
-        let hub = Hub::new(id.to_owned(), Some(bot.clone()), Some(kind), 1);
+        let hub = Hub::new(id.to_owned(), Some(bot.clone()), 1);
         Arc::new(Pending::new(hub, Request::Start, None, Origin::Asked))
     }
 

@@ -173,6 +173,13 @@ impl Observations {
         running.map(|(bot, _)| bot.clone()).collect()
     }
 
+    /// All that have a workspace, whatever it is thought to do.
+    pub(crate) fn present(&self) -> Vec<BotId> {
+        let bots = self.lock();
+        let present = bots.iter().filter(|(_, one)| one.state != State::Absent);
+        present.map(|(bot, _)| bot.clone()).collect()
+    }
+
     /// Counts a death, or a start that came to nothing.
     pub(crate) fn died(&self, bot: &BotId) -> Retry {
         let now = self.now();

@@ -198,6 +198,19 @@ pub(crate) enum Request {
 }
 
 impl Request {
+    /// It overtakes and cancels what runs and waits, and is itself neither overtaken nor cancelled: a removal, and a
+    /// stop that the whole host waits for.
+    pub(crate) fn overtakes(&self) -> bool {
+        let keeps_the_host = matches!(
+            self,
+            Self::Stop {
+                cause: StopCause::DiskFull,
+                ..
+            }
+        );
+        keeps_the_host || self.kind().removes()
+    }
+
     pub(crate) fn kind(&self) -> OperationKind {
         match self {
             Self::Create(_) => OperationKind::Create,
