@@ -1,6 +1,7 @@
 //! The main job from outside: the real program over HTTP, on real containerd, runtimes, registry and network.
 
 mod away;
+mod browser;
 mod client;
 mod cycles;
 mod deletes;
