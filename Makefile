@@ -4,7 +4,7 @@ SHELL := /bin/bash
 CARGO ?= cargo
 SKEP := target/release/skep
 
-.PHONY: help up down build test check fmt bench soak-kill soak-disk soak-kills soak-power soak-deletes soak-two-servers soak-away soak-versions soak-import soak-histories soak-fuzz soak-neighbours
+.PHONY: help up down build test check fmt bench soak-kill soak-disk soak-kills soak-power soak-deletes soak-two-servers soak-away soak-versions soak-import soak-histories soak-fuzz soak-neighbours soak-terminal soak-terminal-hour soak-terminals soak-detached soak-files
 
 help:
 	@echo 'make up      install what is missing, build, start a server with a first workspace'
@@ -46,7 +46,13 @@ soak-away: SOAK := away::
 soak-versions: SOAK := versions::
 soak-import: SOAK := transfers::
 soak-neighbours: SOAK := neighbours::
-soak-kills soak-power soak-deletes soak-two-servers soak-away soak-versions soak-import soak-neighbours:
+soak-terminal: SOAK := windows::a_terminal
+soak-terminal-hour: SOAK := windows::a_terminal_with_traffic
+soak-terminal-hour: export SKEP_TERMINAL_SECONDS := 3600
+soak-terminals: SOAK := windows::many
+soak-detached: SOAK := detached::
+soak-files: SOAK := files::
+soak-kills soak-power soak-deletes soak-two-servers soak-away soak-versions soak-import soak-neighbours soak-terminal soak-terminal-hour soak-terminals soak-detached soak-files:
 	scripts/install test
 	SKEP_SOAK=1 $(CARGO) test --locked --workspace --test end_to_end -- --nocapture --test-threads 1 $(SOAK)
 

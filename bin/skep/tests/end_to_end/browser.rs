@@ -70,7 +70,12 @@ impl Browser {
     async fn open(url: &str) -> Self {
         let profile = tempfile::tempdir().expect("a directory can be made");
         let process = Command::new("chromium")
-            .args(["--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0"])
+            .args([
+                "--headless=new",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--remote-debugging-port=0",
+            ])
             .arg(format!("--user-data-dir={}", profile.path().display()))
             .arg(url)
             // What it leaves there goes with the profile.
@@ -82,7 +87,9 @@ impl Browser {
             .expect("chromium is needed");
         let address = debugging_address(profile.path()).await;
         let page = page_socket(&address, url).await;
-        let (page, _) = tokio_tungstenite::connect_async(page).await.expect("the page can be driven");
+        let (page, _) = tokio_tungstenite::connect_async(page)
+            .await
+            .expect("the page can be driven");
         Self {
             process,
             _profile: profile,
@@ -94,9 +101,14 @@ impl Browser {
     async fn call(&mut self, method: &str, params: Value) -> Value {
         self.calls += 1;
         let call = json!({"id": self.calls, "method": method, "params": params});
-        self.page.send(Message::Text(call.to_string().into())).await.expect("the browser lives");
+        self.page
+            .send(Message::Text(call.to_string().into()))
+            .await
+            .expect("the browser lives");
         loop {
-            let message = tokio::time::timeout(LIMIT, self.page.next()).await.expect("the browser answers");
+            let message = tokio::time::timeout(LIMIT, self.page.next())
+                .await
+                .expect("the browser answers");
             let message = message.expect("the browser lives").expect("the browser lives");
             let Message::Text(text) = message else { continue };
             let answer: Value = serde_json::from_str(&text).expect("it speaks JSON");
@@ -143,7 +155,10 @@ impl Browser {
         while self.value_of(script).await != json!(true) {
             if Instant::now() > deadline {
                 let shown = self.value_of("shown()").await;
-                panic!("not so: {script}; the terminal shows\n{}", shown.as_str().unwrap_or_default());
+                panic!(
+                    "not so: {script}; the terminal shows\n{}",
+                    shown.as_str().unwrap_or_default()
+                );
             }
             tokio::time::sleep(LOOK_AGAIN).await;
         }
@@ -192,9 +207,13 @@ async fn debugging_address(profile: &Path) -> String {
 async fn page_socket(address: &str, url: &str) -> String {
     let deadline = Instant::now() + LIMIT;
     loop {
-        let pages = reqwest::get(format!("http://{address}/json/list")).await.expect("the browser answers");
+        let pages = reqwest::get(format!("http://{address}/json/list"))
+            .await
+            .expect("the browser answers");
         let pages: Vec<Value> = serde_json::from_slice(&pages.bytes().await.expect("whole")).expect("a list");
-        let page = pages.iter().find(|page| page["url"].as_str().is_some_and(|at| at.starts_with(url)));
+        let page = pages
+            .iter()
+            .find(|page| page["url"].as_str().is_some_and(|at| at.starts_with(url)));
         if let Some(page) = page {
             return page["webSocketDebuggerUrl"].as_str().expect("an address").to_owned();
         }
@@ -215,7 +234,9 @@ async fn xterm_js_types_resizes_scrolls_and_connects_again() {
     browser.type_keys("kept=value; echo he''llo-$kept\r").await;
     browser.until_shown("hello-value").await;
     browser.value_of("resize(77, 20)").await;
-    browser.type_keys("until [ \"$(stty size)\" = '20 77' ]; do sleep 0.1; done; echo re''sized\r").await;
+    browser
+        .type_keys("until [ \"$(stty size)\" = '20 77' ]; do sleep 0.1; done; echo re''sized\r")
+        .await;
     browser.until_shown("resized").await;
     // A program that takes the whole screen, and gives it back as it was.
     browser.type_keys("vi /data/note\r").await;
@@ -254,5 +275,8 @@ async fn a_page_of_another_origin_gets_no_terminal() {
         skep.client.url.replace("http://", "ws://"),
         ticket["ticket"].as_str().expect("a ticket")
     );
-    assert_eq!(browser.value_of(&format!("connect({})", json!(url))).await, json!("refused"));
+    assert_eq!(
+        browser.value_of(&format!("connect({})", json!(url))).await,
+        json!("refused")
+    );
 }
