@@ -252,13 +252,31 @@ async fn growth_counts_like_writing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn files_without_a_byte_count_as_growth() {
+    let world = World::with(|settings| settings.reserve_bytes = RESERVE).await;
+    let (makes, writes) = (world.running_bot().await, world.running_bot().await);
+    let held = held(&world, &makes).await;
+    world.runtime.write_on(&writes, 1);
+    let data = world.runtime.layer_path(&makes).join("data");
+    for number in 0..2000 {
+        std::fs::write(data.join(number.to_string()), "").unwrap();
+    }
+    world.runtime.set_free_bytes(0);
+    until_stopped_for_space(&world, &makes).await;
+    assert!(runs(&world, &writes).await);
+    // What is told of it are the bytes of its files, as ever.
+    let now = world.skep.workspace_metrics(&makes).await.unwrap().storage.unwrap();
+    assert!(now.bytes < held + MIB, "{held} bytes before, {} now", now.bytes);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nobody_is_stopped_for_what_others_fill_the_disk_with() {
     let world = World::with(|settings| settings.reserve_bytes = RESERVE).await;
     let (quiet, later) = (world.running_bot().await, world.running_bot().await);
     held(&world, &quiet).await;
     held(&world, &later).await;
     world.runtime.set_free_bytes(RESERVE / 2);
-    until_called(&world, Verb::StorageBytes, 2).await;
+    until_called(&world, Verb::StorageHeld, 2).await;
     looked_at(&world).await;
     assert!(runs(&world, &quiet).await && runs(&world, &later).await);
     world.runtime.write_on(&later, MIB);
@@ -324,7 +342,7 @@ async fn without_a_reserve_the_disk_is_the_tenants() {
     world.runtime.write_on(&bot, MIB);
     world.runtime.set_free_bytes(0);
     // Time enough for a look at what is free.
-    until_called(&world, Verb::StorageBytes, 20).await;
+    until_called(&world, Verb::StorageHeld, 20).await;
     assert_eq!(world.runtime.faults().calls(Verb::FreeBytes), 0);
     assert!(runs(&world, &bot).await);
 }

@@ -197,6 +197,14 @@ pub struct Usage {
     pub started_at: Option<DateTime<Utc>>,
 }
 
+/// What the layers of a workspace hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StorageHeld {
+    pub bytes: u64,
+    /// Everything that has a name, whatever it is.
+    pub files: u64,
+}
+
 /// What went through the network of a workspace, as it sees it itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct NetworkBytes {

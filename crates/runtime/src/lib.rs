@@ -10,6 +10,7 @@ pub mod containerd;
 mod counters;
 mod error;
 pub mod failpoint;
+mod free_space;
 mod freezer;
 pub mod host;
 mod image;
@@ -34,10 +35,11 @@ use skep_names::{BotId, ImageReference};
 use tokio::sync::broadcast;
 
 pub use error::{Result, RuntimeError};
+pub use free_space::free_space;
 pub use image::{ImageRecord, LayerPhase, LayerProgress, PullCredentials, PullProgress};
 pub use instance::{
     BridgeEndpoint, Capabilities, Check, CheckStatus, CreateOutcome, Instance, InstanceSpec, IoBytes, Isolation,
-    LayerOutcome, Limits, NetworkBytes, RuntimeEvent, Started, TaskState, Usage,
+    LayerOutcome, Limits, NetworkBytes, RuntimeEvent, Started, StorageHeld, TaskState, Usage,
 };
 pub use layers::{LayerKind, LayerMount, LayerRecord, LayerTree, Layers};
 pub use peer::listener_is_in_cgroup;
@@ -126,11 +128,11 @@ pub trait Runtime: Send + Sync + 'static {
     /// Counters of a running workspace; `NotFound` when it does not run. Needs no daemon: local state only.
     async fn usage(&self, bot: &BotId) -> Result<Usage>;
 
-    /// Bytes that all layers of this bot hold, the image's excepted. Counts files, so it may take long: nobody who
-    /// waits for an answer calls it. `NotFound` when the bot has no layer.
-    async fn storage_bytes(&self, bot: &BotId) -> Result<u64>;
+    /// What all layers of this bot hold, the image's excepted. Counts files, so it may take long: nobody who waits for
+    /// an answer calls it. `NotFound` when the bot has no layer.
+    async fn storage_held(&self, bot: &BotId) -> Result<StorageHeld>;
 
-    /// Bytes that are free on the file system that holds the layers of all workspaces. Cheap: asked twice a second.
+    /// What [`free_space`] tells of the file system that holds the layers of all workspaces. Cheap: asked twice a second.
     async fn free_bytes(&self) -> Result<u64>;
 
     /// Bytes that the processes of a running workspace have written to files since its start, those included that

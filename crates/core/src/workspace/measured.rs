@@ -1,4 +1,4 @@
-//! What was measured of workspaces and is remembered: the bytes of their layers, counted in the background, and the
+//! What was measured of workspaces and is remembered: what their layers hold, counted in the background, and the
 //! last looks at their processors' time, so that a question about either waits for nothing.
 
 use std::collections::{BTreeSet, HashMap};
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use skep_names::BotId;
-use skep_runtime::{RuntimeError, Usage};
+use skep_runtime::{RuntimeError, StorageHeld, Usage};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -44,9 +44,13 @@ struct Looks {
     last: Look,
 }
 
+/// What each file counts for beside its bytes, where a disk is being filled: so much of a disk ext4 gives to an inode.
+const FILE_BYTES: u64 = 16 << 10;
+
 /// A count, by a clock that only goes forward.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Counted {
+    /// With what its files count for.
     pub(crate) bytes: u64,
     pub(crate) at: Instant,
 }
@@ -54,6 +58,7 @@ pub(crate) struct Counted {
 #[derive(Debug, Clone, Copy)]
 struct Storage {
     measured: MeasuredStorage,
+    files: u64,
     counted_at: Instant,
     /// Not before this without an operation.
     again_at: Instant,
@@ -106,7 +111,10 @@ impl Measurements {
     /// What was counted last, to be compared with a later count.
     pub(crate) fn counted_last(&self, bot: &BotId) -> Option<Counted> {
         locked(&self.storage).get(bot).map(|storage| Counted {
-            bytes: storage.measured.bytes,
+            bytes: storage
+                .measured
+                .bytes
+                .saturating_add(storage.files.saturating_mul(FILE_BYTES)),
             at: storage.counted_at,
         })
     }
@@ -137,13 +145,14 @@ impl Measurements {
     }
 
     /// A count that took so long; the next comes after `every` by itself.
-    fn counted(&self, bot: &BotId, bytes: u64, (took, every): (Duration, Duration)) {
+    fn counted(&self, bot: &BotId, held: StorageHeld, (took, every): (Duration, Duration)) {
         let now = Instant::now();
         let storage = Storage {
             measured: MeasuredStorage {
-                bytes,
+                bytes: held.bytes,
                 sampled_at: Utc::now(),
             },
+            files: held.files,
             counted_at: now,
             again_at: now + every.max(took * SHARE_OF_TIME),
             soonest: now + every.min(LOOK_EVERY).max(took * SHARE_OF_TIME),
@@ -214,10 +223,10 @@ impl Skep {
 
     async fn count(&self, bot: &BotId) -> Result<()> {
         let began = Instant::now();
-        match self.runtime().storage_bytes(bot).await {
-            Ok(bytes) => {
+        match self.runtime().storage_held(bot).await {
+            Ok(held) => {
                 let every = self.settings().storage_measured_every;
-                self.measurements().counted(bot, bytes, (began.elapsed(), every));
+                self.measurements().counted(bot, held, (began.elapsed(), every));
             }
             Err(RuntimeError::NotFound { .. }) => self.measurements().forget(bot),
             Err(error) => return Err(error.into()),

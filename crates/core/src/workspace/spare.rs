@@ -6,6 +6,7 @@ use std::io;
 use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
+use skep_runtime::free_space;
 use skep_runtime::layer_access::ArchiveStream;
 use tokio::time::Instant;
 
@@ -70,10 +71,9 @@ impl Skep {
     async fn free_below_data_root(&self) -> Result<u64> {
         const OPERATION: &str = "asking for the free space of the data root";
         let root = self.settings().data_root.clone();
-        let asked = tokio::task::spawn_blocking(move || rustix::fs::statvfs(&root)).await;
-        let told = asked.map_err(|panicked| Error::internal(OPERATION, panicked))?;
-        let told = told.map_err(|error| file_error(OPERATION, error.into()))?;
-        Ok(told.f_bavail.saturating_mul(told.f_frsize))
+        let asked = tokio::task::spawn_blocking(move || free_space(&root)).await;
+        let free = asked.map_err(|panicked| Error::internal(OPERATION, panicked))?;
+        free.map_err(|error| file_error(OPERATION, error))
     }
 
     /// Does what writes to the disk, and gives it up before it takes the reserve.

@@ -54,7 +54,7 @@ use crate::network::Network;
 use crate::spec::LimitSupport;
 use crate::{
     BridgeEndpoint, Capabilities, Check, CheckStatus, CreateOutcome, ImageArchive, ImageRecord, Instance, InstanceSpec,
-    Layers, Limits, PullProgress, Result, Runtime, RuntimeError, RuntimeEvent, Started, Usage,
+    Layers, Limits, PullProgress, Result, Runtime, RuntimeError, RuntimeEvent, Started, StorageHeld, Usage,
 };
 use client::Client;
 use echo::Echoes;
@@ -338,7 +338,7 @@ impl Runtime for ContainerdRuntime {
         self.counted(bot).await
     }
 
-    async fn storage_bytes(&self, bot: &BotId) -> Result<u64> {
+    async fn storage_held(&self, bot: &BotId) -> Result<StorageHeld> {
         self.measured_layers(bot).await
     }
 

@@ -1,4 +1,4 @@
-//! What workspaces use: counted by the kernel, read without a question to containerd; the bytes of their layers,
+//! What workspaces use: counted by the kernel, read without a question to containerd; what their layers hold,
 //! which containerd counts; and what is free where those are.
 
 use std::time::Duration;
@@ -10,7 +10,7 @@ use tonic::Code;
 use super::client::failed;
 use super::host::network_failed;
 use super::{ContainerdRuntime, not_running};
-use crate::{Result, RuntimeError, Usage, cgroup, counters};
+use crate::{Result, RuntimeError, StorageHeld, Usage, cgroup, counters, free_space};
 
 /// containerd walks through every file of an active layer: one with millions of them takes minutes.
 const COUNT_LIMIT: Duration = Duration::from_secs(600);
@@ -39,8 +39,8 @@ impl ContainerdRuntime {
         }
     }
 
-    /// Bytes of all layers of a bot, as the snapshotter counts them.
-    pub(super) async fn measured_layers(&self, bot: &BotId) -> Result<u64> {
+    /// All layers of a bot, as the snapshotter counts them.
+    pub(super) async fn measured_layers(&self, bot: &BotId) -> Result<StorageHeld> {
         let container = self.find_container(bot).await?;
         let own = container.map(|container| container.snapshotter);
         let snapshotter = own.filter(|own| !own.is_empty());
@@ -51,7 +51,7 @@ impl ContainerdRuntime {
                 what: format!("a layer of bot {bot}"),
             });
         }
-        let mut bytes = 0_u64;
+        let mut held = StorageHeld::default();
         for record in records {
             let message = UsageRequest {
                 snapshotter: snapshotter.clone(),
@@ -59,16 +59,20 @@ impl ContainerdRuntime {
             };
             let request = self.client.request_within(message, COUNT_LIMIT);
             match self.client.snapshots().usage(request).await {
-                Ok(answer) => bytes = bytes.saturating_add(u64::try_from(answer.into_inner().size).unwrap_or(0)),
+                Ok(answer) => {
+                    let layer = answer.into_inner();
+                    held.bytes = held.bytes.saturating_add(u64::try_from(layer.size).unwrap_or(0));
+                    held.files = held.files.saturating_add(u64::try_from(layer.inodes).unwrap_or(0));
+                }
                 // Gone since it was listed.
                 Err(status) if status.code() == Code::NotFound => {}
                 Err(status) => return Err(failed(format!("the size of layer {}", record.name), status)),
             }
         }
-        Ok(bytes)
+        Ok(held)
     }
 
-    /// Bytes that are free where the snapshotter keeps its layers. containerd is asked for the place once.
+    /// What is free where the snapshotter keeps its layers. containerd is asked for the place once.
     pub(super) async fn free_for_layers(&self) -> Result<u64> {
         let root = self
             .layers_root
@@ -76,11 +80,9 @@ impl ContainerdRuntime {
             .await?
             .clone();
         let operation = format!("asking for the free space of {}", root.display());
-        let asked = tokio::task::spawn_blocking(move || rustix::fs::statvfs(&root)).await;
-        let told = asked.map_err(|panicked| RuntimeError::other(operation.clone(), panicked))?;
-        let told = told.map_err(|error| RuntimeError::other(operation, std::io::Error::from(error)))?;
-        // As `df` shows it: what a file system keeps for root is nobody's to fill.
-        Ok(told.f_bavail.saturating_mul(told.f_frsize))
+        let asked = tokio::task::spawn_blocking(move || free_space(&root)).await;
+        let free = asked.map_err(|panicked| RuntimeError::other(operation.clone(), panicked))?;
+        free.map_err(|error| RuntimeError::other(operation, error))
     }
 
     /// What the processes of a workspace have written. Each count has its gap, so the larger one counts: processes

@@ -93,7 +93,7 @@ async fn metrics_are_told_without_a_question_to_the_runtimes_daemon() {
     metrics_with(&workspace, |metrics| storage_of(metrics).is_some()).await;
     let runtime = workspace.server.runtime();
     runtime.go_away();
-    let asked = || [Verb::Inspect, Verb::StorageBytes, Verb::Address].map(|verb| runtime.faults().calls(verb));
+    let asked = || [Verb::Inspect, Verb::StorageHeld, Verb::Address].map(|verb| runtime.faults().calls(verb));
     let before = asked();
     for _ in 0..5 {
         let metrics = metrics_of(&workspace.server, &workspace.bot).await;

@@ -46,8 +46,8 @@ pub enum Verb {
     RemoveLayer,
     /// `apply_limits`.
     ApplyLimits,
-    /// `storage_bytes`.
-    StorageBytes,
+    /// `storage_held`.
+    StorageHeld,
     /// `free_bytes`.
     FreeBytes,
     /// `sweep`.

@@ -12,7 +12,9 @@ use skep_runtime::layers::{
     LABEL_RELEASED, LABEL_SEQUENCE, LABEL_SET, LABEL_STAGED, active_on, arrange, check_layer_name, collectable,
     next_sequence, plan_of_merges, present_of,
 };
-use skep_runtime::{LayerKind, LayerMount, LayerOutcome, LayerRecord, LayerTree, Layers, Result, RuntimeError};
+use skep_runtime::{
+    LayerKind, LayerMount, LayerOutcome, LayerRecord, LayerTree, Layers, Result, RuntimeError, StorageHeld,
+};
 
 use super::faults::Verb;
 use super::{Bot, FakeRuntime, blocking, tree};
@@ -107,8 +109,8 @@ impl FakeRuntime {
         .await
     }
 
-    /// Bytes of all layers of a bot.
-    pub(super) async fn size_of_layers(&self, bot: &BotId) -> Result<u64> {
+    /// Of all layers of a bot.
+    pub(super) async fn size_of_layers(&self, bot: &BotId) -> Result<StorageHeld> {
         let names: Vec<String> = self.layers_of(bot).into_iter().map(|layer| layer.name).collect();
         if names.is_empty() {
             return Err(RuntimeError::NotFound {
@@ -116,10 +118,7 @@ impl FakeRuntime {
             });
         }
         let directories: Vec<PathBuf> = names.iter().map(|name| self.layer_directory(bot, name)).collect();
-        blocking("measure the layers", move || {
-            directories.iter().map(|one| size_of(one)).sum()
-        })
-        .await
+        blocking("measure the layers", move || size_of(&directories)).await
     }
 
     fn layers_of(&self, bot: &BotId) -> Vec<LayerRecord> {
@@ -418,7 +417,7 @@ impl Layers for FakeRuntime {
     async fn bytes(&self, bot: &BotId, name: &str) -> Result<u64> {
         self.record_named(bot, name)?;
         let directory = self.layer_directory(bot, name);
-        blocking("measure a layer", move || size_of(&directory)).await
+        blocking("measure a layer", move || Ok(size_of(&[directory])?.bytes)).await
     }
 }
 
@@ -434,22 +433,31 @@ fn new_layer(name: &str, parent: &str) -> LayerRecord {
 }
 
 /// What goes away while it is counted is not counted.
-fn size_of(path: &Path) -> io::Result<u64> {
-    match size_of_what_is_there(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+fn size_of(directories: &[PathBuf]) -> io::Result<StorageHeld> {
+    let mut held = StorageHeld::default();
+    for directory in directories {
+        add_size_of(directory, &mut held)?;
+    }
+    Ok(held)
+}
+
+fn add_size_of(path: &Path, held: &mut StorageHeld) -> io::Result<()> {
+    match add_size_of_what_is_there(path, held) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         sized => sized,
     }
 }
 
-fn size_of_what_is_there(path: &Path) -> io::Result<u64> {
+fn add_size_of_what_is_there(path: &Path, held: &mut StorageHeld) -> io::Result<()> {
     let metadata = std::fs::symlink_metadata(path)?;
-    let mut size = metadata.blocks() * 512;
+    held.bytes += metadata.blocks() * 512;
+    held.files += 1;
     if metadata.is_dir() {
         for entry in std::fs::read_dir(path)? {
-            size += size_of(&entry?.path())?;
+            add_size_of(&entry?.path(), held)?;
         }
     }
-    Ok(size)
+    Ok(())
 }
 
 /// By names, kinds, sizes, owners, modes and times: a copy has them all.

@@ -14,7 +14,7 @@ use skep_runtime::layer_access::LayerAccess;
 use skep_runtime::log::LogPlaces;
 use skep_runtime::{
     BridgeEndpoint, Capabilities, Check, CheckStatus, CreateOutcome, ImageArchive, ImageRecord, Instance, InstanceSpec,
-    Layers, Limits, PullProgress, Result, Runtime, RuntimeError, RuntimeEvent, Started, TaskState, Usage,
+    Layers, Limits, PullProgress, Result, Runtime, RuntimeError, RuntimeEvent, Started, StorageHeld, TaskState, Usage,
 };
 use tokio::io::AsyncReadExt;
 use tokio::sync::broadcast;
@@ -225,8 +225,8 @@ impl Runtime for FakeRuntime {
         })
     }
 
-    async fn storage_bytes(&self, bot: &BotId) -> Result<u64> {
-        self.faults().enter(Verb::StorageBytes).await?;
+    async fn storage_held(&self, bot: &BotId) -> Result<StorageHeld> {
+        self.faults().enter(Verb::StorageHeld).await?;
         self.size_of_layers(bot).await
     }
 
