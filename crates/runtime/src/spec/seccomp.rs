@@ -11,10 +11,30 @@ const NEW_NAMESPACES: u64 = 0x7E02_0000;
 const AF_VSOCK: u64 = 40;
 const EPERM: u32 = 1;
 const ENOSYS: u32 = 38;
+const EOPNOTSUPP: u32 = 95;
 
 /// Execution domains that change nothing a kernel would have to guard: Linux, 32-bit names, and their
 /// variants without address randomisation, and the question for the present one.
 const PERSONALITIES: [u64; 5] = [0x0, 0x0008, 0x2_0000, 0x2_0008, 0xFFFF_FFFF];
+
+/// The kernel looks at so much of an argument that is an `int`: whoever sets bits above it must not get past a filter.
+const INT: u64 = 0xFFFF_FFFF;
+
+/// Modes of `fallocate` that take no space: holes are punched, ranges are taken out or moved apart.
+const MODES_OF_HOLES: [u64; 3] = [0x03, 0x08, 0x20];
+
+/// Bits and their value in the modes that take space which nobody writes: as such, with or without a longer file;
+/// zeroed ranges; unshared ones; ranges of zeros that are written by the disk.
+const MODES_OF_SPACE: [(u64, u64); 4] = [(INT & !1, 0), (0x10, 0x10), (0x40, 0x40), (0x80, 0x80)];
+
+/// Of the number of an `ioctl`: its type, and that of XFS's own, under which there are more names for `fallocate`, on
+/// every file system.
+const TYPE_OF_IOCTL: u64 = 0xFF00;
+const IOCTLS_OF_XFS: u64 = 0x5800;
+/// Of that type, all with the argument of `FS_IOC_RESVSP`.
+const IOCTLS_OF_SPACE: (u64, u64) = (0xFFFF_FF00, 0x4030_5800);
+/// Of that type, harmless: `FS_IOC_FSGETXATTR`, `FS_IOC_FSSETXATTR`.
+const IOCTLS_OF_ATTRIBUTES: [u64; 2] = [0x801C_581F, 0x401C_5820];
 
 /// The filter in the words of the runtime specification.
 pub(super) fn filter() -> Value {
@@ -33,6 +53,7 @@ pub(super) fn filter() -> Value {
             "args": [{ "index": 0, "value": AF_VSOCK, "op": "SCMP_CMP_NE" }],
         }),
     ];
+    rules.extend(space_rules());
     rules.extend(PERSONALITIES.map(|personality| {
         json!({
             "names": ["personality"],
@@ -46,6 +67,38 @@ pub(super) fn filter() -> Value {
         "architectures": [architecture()],
         "syscalls": rules,
     })
+}
+
+/// Space that is only reserved is taken at once and counted for nobody, so that nobody would be found who takes the
+/// host's last. It answers as on a file system that cannot reserve any: programs and C libraries write zeros then.
+fn space_rules() -> Vec<Value> {
+    let rule = |name: &str, (bits, value): (u64, u64)| {
+        json!({
+            "names": [name],
+            "args": [{ "index": 1, "value": bits, "valueTwo": value, "op": "SCMP_CMP_MASKED_EQ" }],
+        })
+    };
+    let allowed = |name, compared| {
+        let mut rule = rule(name, compared);
+        rule["action"] = json!("SCMP_ACT_ALLOW");
+        rule
+    };
+    let unsupported = |name, compared| {
+        let mut rule = rule(name, compared);
+        rule["action"] = json!("SCMP_ACT_ERRNO");
+        rule["errnoRet"] = json!(EOPNOTSUPP);
+        rule
+    };
+    let mut rules = vec![unsupported("ioctl", IOCTLS_OF_SPACE)];
+    rules.extend(MODES_OF_HOLES.map(|mode| allowed("fallocate", (INT, mode))));
+    rules.extend(MODES_OF_SPACE.map(|compared| unsupported("fallocate", compared)));
+    rules.extend(IOCTLS_OF_ATTRIBUTES.map(|number| allowed("ioctl", (INT, number))));
+    // A rule can only say what is equal: another type is one that differs in a bit.
+    let bits = (0..u64::BITS)
+        .map(|bit| 1 << bit)
+        .filter(|bit| TYPE_OF_IOCTL & bit != 0);
+    rules.extend(bits.map(|bit| allowed("ioctl", (bit, !IOCTLS_OF_XFS & bit))));
+    rules
 }
 
 fn architecture() -> &'static str {
@@ -79,9 +132,9 @@ fn allowed() -> Vec<&'static str> {
 
 /// Names, contents and attributes of files. Not: mounting of any kind, `open_by_handle_at`, quotas.
 const FILES: &str = "access chdir chmod chown close close_range copy_file_range creat dup dup2 dup3 faccessat \
-    faccessat2 fadvise64 fallocate fchdir fchmod fchmodat fchmodat2 fchown fchownat fcntl fdatasync fgetxattr \
+    faccessat2 fadvise64 fchdir fchmod fchmodat fchmodat2 fchown fchownat fcntl fdatasync fgetxattr \
     flistxattr flock fremovexattr fsetxattr fstat fstatfs fsync ftruncate futimesat getcwd getdents getdents64 \
-    getxattr getxattrat inotify_add_watch inotify_init inotify_init1 inotify_rm_watch ioctl lchown lgetxattr link \
+    getxattr getxattrat inotify_add_watch inotify_init inotify_init1 inotify_rm_watch lchown lgetxattr link \
     linkat listxattr listxattrat llistxattr lremovexattr lseek lsetxattr lstat mkdir mkdirat mknod mknodat \
     name_to_handle_at newfstatat open openat openat2 pread64 preadv preadv2 pwrite64 pwritev pwritev2 read \
     readahead readlink readlinkat readv removexattr removexattrat rename renameat renameat2 rmdir sendfile \
@@ -179,6 +232,63 @@ mod tests {
             "setdomainname",
         ] {
             assert!(!allowed.contains(&refused), "{refused} is allowed");
+        }
+    }
+
+    /// What a call with that second argument is answered: 0 when it is let through.
+    fn answer(name: &str, argument: u64) -> u64 {
+        let filter = filter();
+        let rules = filter["syscalls"].as_array().unwrap().iter();
+        let of_it = rules.filter(|rule| rule["names"].as_array().unwrap().contains(&json!(name)));
+        let matching = of_it.filter(|rule| {
+            let compared = &rule["args"][0];
+            assert_eq!(
+                (&compared["index"], &compared["op"]),
+                (&json!(1), &json!("SCMP_CMP_MASKED_EQ"))
+            );
+            argument & compared["value"].as_u64().unwrap() == compared["valueTwo"].as_u64().unwrap()
+        });
+        let mut answers: Vec<_> = matching.map(|rule| rule["errnoRet"].as_u64().unwrap_or(0)).collect();
+        answers.dedup();
+        assert!(answers.len() < 2, "{name} {argument:x}: which one counts?");
+        answers.pop().unwrap_or(u64::from(EPERM))
+    }
+
+    #[test]
+    fn space_cannot_be_taken_without_being_written() {
+        let unsupported = u64::from(EOPNOTSUPP);
+        for mode in [
+            0,
+            1,
+            0x10,
+            0x11,
+            0x40,
+            0x41,
+            0x80,
+            1 << 32,
+            (1 << 32) | 1,
+            (1 << 63) | 0x10,
+        ] {
+            assert_eq!(answer("fallocate", mode), unsupported, "{mode:x}");
+        }
+        for mode in [0x03, 0x08, 0x20, (1 << 32) | 0x03] {
+            assert_eq!(answer("fallocate", mode), 0, "{mode:x}");
+        }
+        for reserving in [0x4030_5828, 0x4030_582A, 0x4030_5839, 0xFF_4030_5828] {
+            assert_eq!(answer("ioctl", reserving), unsupported, "{reserving:x}");
+        }
+        // TCGETS, TIOCGWINSZ, FIONBIO, FIONREAD, FS_IOC_GETFLAGS, FICLONE, FS_IOC_FSGETXATTR, FS_IOC_FSSETXATTR.
+        for harmless in [
+            0x5401,
+            0x5413,
+            0x5421,
+            0x541B,
+            0x8008_6601,
+            0x4004_9409,
+            0x801C_581F,
+            0x401C_5820,
+        ] {
+            assert_eq!(answer("ioctl", harmless), 0, "{harmless:x}");
         }
     }
 

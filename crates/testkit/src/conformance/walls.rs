@@ -66,6 +66,15 @@ int main(void) {
     call("quotactl", SYS_quotactl, 0, 0, 0, 0, 0);
     call("socket to the hypervisor", SYS_socket, AF_VSOCK, SOCK_STREAM, 0, 0, 0);
     call("personality of another system", SYS_personality, 0x0400000, 0, 0, 0, 0);
+    call("space without a byte", SYS_fallocate, -1, 0, 0, 1, 0);
+    call("space beyond the end", SYS_fallocate, -1, 1, 0, 1, 0);
+    call("space by bits that the kernel ignores", SYS_fallocate, -1, 1L << 32, 0, 1, 0);
+    call("space of zeros", SYS_fallocate, -1, 0x11, 0, 1, 0);
+    call("space that was shared", SYS_fallocate, -1, 0x40, 0, 1, 0);
+    call("space by another name", SYS_ioctl, -1, 0x4030582a, 0, 0, 0);
+    call("no file for a hole", SYS_fallocate, -1, 0x03, 0, 1, 0);
+    call("no file for a terminal", SYS_ioctl, -1, 0x5401, 0, 0, 0);
+    call("no file for attributes", SYS_ioctl, -1, 0x801c581f, 0, 0, 0);
 #ifdef __x86_64__
     pid_t child = fork();
     if (child == 0) {
@@ -97,7 +106,8 @@ fn probe() -> &'static Path {
     program
 }
 
-/// Each with the answer that the contract names: EPERM, `clone3` ENOSYS, the 32-bit gate SIGSYS.
+/// Each with the answer that the contract names: EPERM, `clone3` ENOSYS, the 32-bit gate SIGSYS; and that of a file
+/// system which cannot reserve space.
 pub async fn refused_system_calls_answer_as_promised(subject: &dyn Subject) {
     let workspace = Workspace::new(subject);
     workspace.create().await;
@@ -111,6 +121,9 @@ pub async fn refused_system_calls_answer_as_promised(subject: &dyn Subject) {
         for answer in answers.lines() {
             let (name, number) = answer.rsplit_once(' ').expect("a name and a number");
             let expected = match name {
+                _ if name.starts_with("space ") => rustix::io::Errno::OPNOTSUPP.raw_os_error(),
+                // These are let through.
+                _ if name.starts_with("no file ") => rustix::io::Errno::BADF.raw_os_error(),
                 "clone3" => rustix::io::Errno::NOSYS.raw_os_error(),
                 "the 32-bit gate" => rustix::process::Signal::SYS.as_raw(),
                 _ => rustix::io::Errno::PERM.raw_os_error(),
