@@ -227,8 +227,8 @@ async fn one_that_was_stopped_for_space_may_be_started_again_to_clean_up() {
 async fn where_nobody_is_over_a_limit_the_one_that_writes_most_is_stopped() {
     let world = world().await;
     let (most, less) = (world.running_bot().await, world.running_bot().await);
-    world.runtime.write_on(&most, 20 * MIB);
-    world.runtime.write_on(&less, 2 * MIB);
+    world.runtime.write_on(&most, 200 * MIB);
+    world.runtime.write_on(&less, 20 * MIB);
     world.runtime.set_free_bytes(RESERVE / 2);
     until_stopped_for_space(&world, &most).await;
     assert!(runs(&world, &less).await);
@@ -248,6 +248,33 @@ async fn growth_counts_like_writing() {
     fill(&world, &grows, 16 * MIB);
     world.runtime.set_free_bytes(0);
     until_stopped_for_space(&world, &grows).await;
+    assert!(runs(&world, &writes).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_takes_the_last_at_once_and_is_quiet_again_is_found() {
+    let world = World::with(|settings| settings.reserve_bytes = RESERVE).await;
+    let (bursts, neighbour) = (world.running_bot().await, world.running_bot().await);
+    world.runtime.write_on(&neighbour, MIB);
+    // Near to the reserve: how the disk is now is remembered.
+    world.runtime.set_free_bytes(RESERVE + STEP);
+    looked_at(&world).await;
+    world.runtime.written_in_all(&bursts, 1024 * MIB);
+    world.runtime.set_free_bytes(RESERVE / 2);
+    until_stopped_for_space(&world, &bursts).await;
+    assert!(runs(&world, &neighbour).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_has_no_name_any_more_counts_to_the_limit() {
+    let world = World::with(|settings| settings.reserve_bytes = RESERVE).await;
+    let (hides, writes) = (world.running_bot().await, world.running_bot().await);
+    let most = held(&world, &hides).await + 8 * MIB;
+    limit(&world, &hides, most).await;
+    world.runtime.write_on(&writes, 500 * MIB);
+    world.runtime.hold_nameless(&hides, 9 * MIB);
+    world.runtime.set_free_bytes(RESERVE - 1);
+    until_stopped_for_space(&world, &hides).await;
     assert!(runs(&world, &writes).await);
 }
 
@@ -279,8 +306,14 @@ async fn nobody_is_stopped_for_what_others_fill_the_disk_with() {
     until_called(&world, Verb::StorageHeld, 2).await;
     looked_at(&world).await;
     assert!(runs(&world, &quiet).await && runs(&world, &later).await);
-    world.runtime.write_on(&later, MIB);
+    // What it writes explains next to nothing of what is lost.
+    world.runtime.write_on(&later, 1);
     world.runtime.set_free_bytes(RESERVE / 2 - 2 * STEP);
+    until_called(&world, Verb::StorageHeld, 2).await;
+    looked_at(&world).await;
+    assert!(runs(&world, &quiet).await && runs(&world, &later).await);
+    world.runtime.write_on(&later, 64 * MIB);
+    world.runtime.set_free_bytes(RESERVE / 2 - 4 * STEP);
     until_stopped_for_space(&world, &later).await;
     assert!(runs(&world, &quiet).await);
     let stops = world.skep.store().lifecycle_events_of(&quiet, "stop", 0, 9).await;

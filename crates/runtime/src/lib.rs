@@ -20,6 +20,7 @@ mod isolation;
 pub mod layer_access;
 pub mod layers;
 pub mod log;
+mod nameless;
 pub mod network;
 mod peer;
 mod spec;
@@ -138,6 +139,10 @@ pub trait Runtime: Send + Sync + 'static {
     /// Bytes that the processes of a running workspace have written to files since its start, those included that
     /// are not on the disk yet or have no name any more; `NotFound` when it does not run. Needs no daemon.
     async fn written_bytes(&self, bot: &BotId) -> Result<u64>;
+
+    /// Bytes on a disk of files that the processes of a running workspace hold open, or mapped, and that have no name
+    /// any more; `NotFound` when it does not run. Needs no daemon.
+    async fn nameless_bytes(&self, bot: &BotId) -> Result<u64>;
 
     /// How often the kernel has refused a running workspace a process or thread since its start, as it had as many as
     /// it may; `NotFound` when it does not run. 0 where the host does not count this. Needs no daemon.

@@ -1,16 +1,14 @@
 //! Keeps tenants from filling the host: looks at the free space, and stops a workspace when the reserve is eaten up.
-//! When, and which, is decided in `reserve`.
+//! When, and which, is decided in `reserve`, by what `weighing` finds.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
-use futures::StreamExt;
 use skep_names::BotId;
-use skep_runtime::RuntimeError;
 use tokio::time::Instant;
 
 use super::request::{Request, StopCause};
-use super::reserve::{Reserve, Writer, whom_to_stop};
+use super::reserve::{Look, Reserve, whom_to_stop};
+use super::weighing::Before;
 use crate::error::{Error, Result};
 use crate::requester::Requester;
 use crate::skep::Skep;
@@ -19,12 +17,10 @@ use crate::skep::Skep;
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// After a look, or a stop, that failed: from, to.
 const BACK_OFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
-/// Between the two looks at what is written, at least.
-const LEAST_SPAN: Duration = Duration::from_millis(500);
-/// Layers that are not counted by then are judged by what they wrote.
-const COUNTED_WITHIN: Duration = Duration::from_secs(2);
-/// Workspaces that are asked for at once.
-const AT_A_TIME: usize = 16;
+/// With fewer reserves free than these, it is remembered how the disk was a little while ago: who takes the last of it
+/// in one go has done so before anybody looks.
+const NEAR: u64 = 8;
+const REMEMBERED_EVERY: Duration = Duration::from_secs(5);
 /// Between SIGTERM and SIGKILL: who fills a disk is not waited for.
 const GRACE: Duration = Duration::from_secs(1);
 /// What of the workspace's operations it overtakes may have something to undo first.
@@ -40,7 +36,10 @@ impl Skep {
         let skep = self.clone();
         let mut watch = DiskWatch {
             skep: self.clone(),
+            near: bytes.saturating_mul(NEAR),
             reserve: Reserve::new(bytes),
+            older: None,
+            newer: None,
             back_off: BACK_OFF.0,
         };
         self.tasks().spawn(async move {
@@ -57,91 +56,16 @@ impl Skep {
             }
         });
     }
-
-    /// Of each workspace that has processes, what it does to the disk. Whether it has some is asked of the kernel: one
-    /// that is being stopped, or said not to run, may write on.
-    async fn weigh(&self) -> Result<Vec<Writer>> {
-        let began = Instant::now();
-        let before = self.written_by(self.observations().present()).await;
-        let with_processes: Vec<BotId> = before.keys().cloned().collect();
-        let growth = self.growth_of(with_processes.clone()).await;
-        tokio::time::sleep_until(began + LEAST_SPAN).await;
-        let after = self.written_by(with_processes).await;
-        let span = began.elapsed();
-        let bots: Vec<BotId> = after.keys().cloned().collect();
-        let rows = self.store().containers_of(&bots).await?;
-        let over: HashMap<_, _> = rows
-            .iter()
-            .map(|row| (&row.bot_id, self.storage_over_by(row)))
-            .collect();
-        let weighed = bots.iter().map(|bot| {
-            let written = match (before.get(bot), after.get(bot)) {
-                (Some(Some(before)), Some(Some(after))) => per_second(after.saturating_sub(*before), span),
-                _ => 0,
-            };
-            Writer {
-                bot: bot.clone(),
-                over_limit_by: over.get(bot).copied().unwrap_or(0),
-                // What was deleted and is still open grows nothing that is counted, and space that is only
-                // reserved is never written.
-                bytes_per_second: written.max(growth.get(bot).copied().unwrap_or(0)),
-            }
-        });
-        Ok(weighed.collect())
-    }
-
-    /// What each that has processes has written so far, where that can be told.
-    async fn written_by(&self, bots: Vec<BotId>) -> HashMap<BotId, Option<u64>> {
-        let asked = bots.into_iter().map(|bot| async move {
-            match self.runtime().written_bytes(&bot).await {
-                Ok(bytes) => Some((bot, Some(bytes))),
-                Err(RuntimeError::NotFound { .. }) => None,
-                Err(error) => {
-                    let error = Error::from(error);
-                    tracing::warn!(%bot, error = error.with_causes(), "what a workspace writes cannot be told");
-                    Some((bot, None))
-                }
-            }
-        });
-        let told = futures::stream::iter(asked).buffer_unordered(AT_A_TIME);
-        told.filter_map(std::future::ready).collect().await
-    }
-
-    /// Counts each anew: bytes a second that it grew by since it was counted last.
-    async fn growth_of(&self, bots: Vec<BotId>) -> HashMap<BotId, u64> {
-        futures::stream::iter(bots)
-            .map(|bot| async move {
-                let rate = self.growth(&bot).await;
-                (bot, rate)
-            })
-            .buffer_unordered(AT_A_TIME)
-            .take_until(tokio::time::sleep(COUNTED_WITHIN))
-            .collect()
-            .await
-    }
-
-    async fn growth(&self, bot: &BotId) -> u64 {
-        let before = self.measurements().counted_last(bot);
-        self.measure(bot).await;
-        match (before, self.measurements().counted_last(bot)) {
-            (Some(before), Some(now)) => per_second(now.bytes.saturating_sub(before.bytes), now.at - before.at),
-            _ => 0,
-        }
-    }
-}
-
-/// 0 where no time has passed.
-fn per_second(bytes: u64, span: Duration) -> u64 {
-    let rate = u128::from(bytes) * 1000 / span.as_millis().max(1);
-    match span.is_zero() {
-        true => 0,
-        false => u64::try_from(rate).unwrap_or(u64::MAX),
-    }
 }
 
 struct DiskWatch {
     skep: Skep,
+    /// So little free is near to the reserve.
+    near: u64,
     reserve: Reserve,
+    /// How the disk was: two of them, so that there is one that is not too young.
+    older: Option<Before>,
+    newer: Option<Before>,
     back_off: Duration,
 }
 
@@ -164,31 +88,60 @@ impl DiskWatch {
 
     async fn keep(&mut self) -> Result<()> {
         let free = self.skep.runtime().free_bytes().await?;
-        if !self.reserve.is_eaten(free) {
+        let look = self.reserve.look(free, Instant::now());
+        if look == Look::Fine {
+            self.remember(free).await;
             return Ok(());
         }
-        if let Some(bot) = self.choose(free).await? {
+        if let Some(bot) = self.choose(look, free).await? {
             match self.stop(&bot).await {
                 // The next look chooses anew: one that cannot be stopped must not stand before all others.
                 Err(error) if !is_gone(&error) => return Err(error),
                 Ok(()) | Err(_) => {}
             }
         }
-        self.reserve.acted();
+        self.reserve.acted(Instant::now());
+        // What was lost until now is no matter of those that still run.
+        (self.older, self.newer) = (None, None);
         Ok(())
     }
 
-    async fn choose(&self, free: u64) -> Result<Option<BotId>> {
-        let weighed = self.skep.weigh().await?;
-        let Some(found) = whom_to_stop(&weighed) else {
-            tracing::warn!(free, "the disk is nearly full, and no workspace that runs fills it");
+    async fn remember(&mut self, free: u64) {
+        if free >= self.near {
+            (self.older, self.newer) = (None, None);
+            return;
+        }
+        if self.newer.as_ref().is_none_or(|newer| newer.age() >= REMEMBERED_EVERY) {
+            let now = self.skep.state_of_disk(free).await;
+            self.older = self.newer.replace(now);
+        }
+    }
+
+    async fn choose(&self, look: Look, free: u64) -> Result<Option<BotId>> {
+        let before = match self.older.as_ref().or(self.newer.as_ref()) {
+            Some(before) => before.clone(),
+            None => self.skep.state_of_disk(free).await,
+        };
+        let mut weighed = self.skep.weigh(&before).await?;
+        if look == Look::Gone {
+            // Whoever does not add to it has been started to clean up.
+            weighed.writers.retain(|one| one.bytes > 0);
+        }
+        let Some(found) = whom_to_stop(&weighed.writers, weighed.lost) else {
+            let lost = weighed.lost;
+            tracing::warn!(
+                free,
+                lost,
+                "the disk is nearly full, and no workspace that runs fills it"
+            );
             return Ok(None);
         };
         tracing::warn!(
             bot = %found.bot,
             free,
+            lost = weighed.lost,
             over_limit_by = found.over_limit_by,
-            bytes_per_second = found.bytes_per_second,
+            bytes = found.bytes,
             "the disk is nearly full: a workspace is stopped"
         );
         Ok(Some(found.bot.clone()))
@@ -211,18 +164,4 @@ impl DiskWatch {
 fn is_gone(error: &Error) -> bool {
     use crate::Code::{BotNotFound, ContainerNotFound, OperationInProgress};
     matches!(error.code(), BotNotFound | ContainerNotFound | OperationInProgress)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_rate_is_of_the_time_that_has_passed() {
-        assert_eq!(per_second(1000, Duration::from_secs(2)), 500);
-        assert_eq!(per_second(1000, Duration::from_millis(500)), 2000);
-        assert_eq!(per_second(1000, Duration::ZERO), 0);
-        assert_eq!(per_second(u64::MAX, Duration::from_millis(1)), u64::MAX);
-        assert_eq!(per_second(1000, Duration::from_micros(1)), 1_000_000);
-    }
 }

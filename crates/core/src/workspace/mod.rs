@@ -42,6 +42,7 @@ mod state;
 mod storage;
 mod usable;
 mod versions;
+mod weighing;
 mod work;
 
 pub use info::{WorkspaceInfo, WorkspaceState, WorkspaceStatus};

@@ -1,6 +1,9 @@
 //! The host's reserve of free space: when a workspace is to be stopped so that it lasts, and which. Pure.
 
+use std::time::Duration;
+
 use skep_names::BotId;
+use tokio::time::Instant;
 
 /// Of the reserve, the part that has the next workspace stopped when it is eaten too; at most so many bytes.
 const STEP_PART: u64 = 32;
@@ -11,63 +14,95 @@ pub(crate) fn step_of(reserve: u64) -> u64 {
     (reserve / STEP_PART).clamp(1, LARGEST_STEP)
 }
 
+/// Nothing to speak of is left, and it stays so: so long after something was done about it, something is done again.
+const PAUSE: Duration = Duration::from_secs(30);
+/// Of what the disk lost, the part that is to be explained by the one that is stopped; else half of it by all together.
+const LEAST_PART: u64 = 10;
+
+/// What a look at the free space comes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Look {
+    /// Nobody is stopped.
+    Fine,
+    /// The reserve was just touched, or is eaten up further.
+    Eaten,
+    /// There is nothing left to be eaten, whatever was done about it.
+    Gone,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Acted {
+    at: Instant,
+    /// The most that was free since.
+    mark: u64,
+}
+
 /// The reserve, and what was free when something was last done about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Reserve {
     bytes: u64,
-    /// The most that was free since a workspace was stopped. `None`: the reserve is whole, as far as is known.
-    mark: Option<u64>,
+    /// `None`: the reserve is whole, as far as is known.
+    acted: Option<Acted>,
 }
 
 impl Reserve {
     /// One that is whole; `bytes` is not 0.
     pub(crate) fn new(bytes: u64) -> Self {
-        Self { bytes, mark: None }
+        Self { bytes, acted: None }
     }
 
-    /// Whether a workspace is to be stopped now that so much is free: the reserve was just touched, or is eaten up
-    /// further. One that is only not whole yet stops nobody: what fills the disk stays on it after a stop, and
-    /// whoever was stopped may be started again to clean up.
-    pub(crate) fn is_eaten(&mut self, free: u64) -> bool {
-        if free >= self.bytes.saturating_add(self.step()) {
-            self.mark = None;
+    /// Whether a workspace is to be stopped now that so much is free. A reserve that is only not whole yet stops
+    /// nobody: what fills the disk stays on it after a stop, and whoever was stopped may be started again to clean up.
+    pub(crate) fn look(&mut self, free: u64, now: Instant) -> Look {
+        let step = step_of(self.bytes);
+        if free >= self.bytes.saturating_add(step) {
+            self.acted = None;
         }
-        match self.mark {
-            None => free < self.bytes,
-            Some(mark) => {
-                self.mark = Some(mark.max(free));
-                free < self.bytes && free.saturating_add(self.step()) <= mark
+        let since = match &mut self.acted {
+            None if free < self.bytes => return Look::Eaten,
+            None => return Look::Fine,
+            Some(acted) => {
+                acted.mark = acted.mark.max(free);
+                *acted
             }
+        };
+        if free < self.bytes && free.saturating_add(step) <= since.mark {
+            return Look::Eaten;
+        }
+        match free < step && now.duration_since(since.at) >= PAUSE {
+            true => Look::Gone,
+            false => Look::Fine,
         }
     }
 
     /// Something was done about it: what is free at the next look is what those after it are compared with.
-    pub(crate) fn acted(&mut self) {
-        self.mark = Some(0);
-    }
-
-    fn step(&self) -> u64 {
-        step_of(self.bytes)
+    pub(crate) fn acted(&mut self, now: Instant) {
+        self.acted = Some(Acted { at: now, mark: 0 });
     }
 }
 
-/// One workspace that runs, as far as it matters to the disk.
+/// One workspace that has processes, as far as it matters to the disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Writer {
     pub(crate) bot: BotId,
     /// Bytes it holds beyond its limit of storage.
     pub(crate) over_limit_by: u64,
-    /// Bytes it writes in a second, or grows by.
-    pub(crate) bytes_per_second: u64,
+    /// Bytes it wrote, or grew by, in the time that is looked at.
+    pub(crate) bytes: u64,
 }
 
-/// The one over its limit, else the one that writes most. Of several over theirs, the one that writes most, and where
-/// none writes, the one furthest over. `None`: nobody is over a limit and nobody writes, so nobody's end would help.
-pub(crate) fn whom_to_stop(running: &[Writer]) -> Option<&Writer> {
+/// The one over its limit, else the one that wrote most, if the disk has lost so much by that, or by all of them together,
+/// that they matter: else something else fills it. Of several over theirs, the one that wrote most, and where none did,
+/// the one furthest over. `None`: nobody's end would help.
+pub(crate) fn whom_to_stop(running: &[Writer], lost: u64) -> Option<&Writer> {
     let over = running.iter().filter(|one| one.over_limit_by > 0);
-    let over = over.max_by_key(|one| (one.bytes_per_second, one.over_limit_by));
-    let writing = running.iter().filter(|one| one.bytes_per_second > 0);
-    over.or_else(|| writing.max_by_key(|one| one.bytes_per_second))
+    let over = over.max_by_key(|one| (one.bytes, one.over_limit_by));
+    over.or_else(|| {
+        let most = running.iter().max_by_key(|one| one.bytes)?;
+        let all = running.iter().fold(0, |all: u64, one| all.saturating_add(one.bytes));
+        let explains = most.bytes >= lost / LEAST_PART || all >= lost / 2;
+        (most.bytes > 0 && explains).then_some(most)
+    })
 }
 
 #[cfg(test)]
@@ -81,11 +116,11 @@ mod tests {
 
     /// Whether it acts at each look; it does what it should at once.
     fn looks(reserve: u64, frees: &[u64]) -> Vec<bool> {
-        let mut reserve = Reserve::new(reserve);
+        let (mut reserve, now) = (Reserve::new(reserve), Instant::now());
         let look = |free: &u64| {
-            let eaten = reserve.is_eaten(*free);
+            let eaten = reserve.look(*free, now) == Look::Eaten;
             if eaten {
-                reserve.acted();
+                reserve.acted(now);
             }
             eaten
         };
@@ -134,17 +169,37 @@ mod tests {
 
     #[test]
     fn nothing_that_is_done_is_done_again_at_the_next_look() {
-        let mut reserve = Reserve::new(GIB);
-        assert!(reserve.is_eaten(1) && reserve.is_eaten(1), "a stop that failed");
-        reserve.acted();
-        assert!(!reserve.is_eaten(1));
+        let (mut reserve, now) = (Reserve::new(GIB), Instant::now());
+        assert_eq!(reserve.look(1, now), Look::Eaten);
+        assert_eq!(reserve.look(1, now), Look::Eaten, "a stop that failed");
+        reserve.acted(now);
+        assert_eq!(reserve.look(1, now), Look::Fine);
+    }
+
+    #[test]
+    fn where_nothing_is_left_something_is_done_again_after_a_pause() {
+        let (mut reserve, now) = (Reserve::new(GIB), Instant::now());
+        let second = Duration::from_secs(1);
+        for round in 0..3 {
+            let now = now + round * PAUSE;
+            reserve.acted(now);
+            for free in [0, step_of(GIB) - 1] {
+                assert_eq!(reserve.look(free, now + PAUSE - second), Look::Fine, "{free}");
+                assert_eq!(reserve.look(free, now + PAUSE), Look::Gone, "{free}");
+            }
+            assert_eq!(
+                reserve.look(step_of(GIB), now + PAUSE),
+                Look::Fine,
+                "it can be eaten still"
+            );
+        }
     }
 
     fn writers(of: &[(u64, u64)]) -> Vec<Writer> {
-        let one = |&(over_limit_by, bytes_per_second): &(u64, u64)| Writer {
+        let one = |&(over_limit_by, bytes): &(u64, u64)| Writer {
             bot: BotId::random(),
             over_limit_by,
-            bytes_per_second,
+            bytes,
         };
         of.iter().map(one).collect()
     }
@@ -162,8 +217,24 @@ mod tests {
         for (of, index) in cases {
             let running = writers(&of);
             let expected = index.map(|index: usize| &running[index]);
-            assert_eq!(whom_to_stop(&running), expected, "{of:?}");
+            assert_eq!(whom_to_stop(&running, 0), expected, "{of:?}");
         }
+    }
+
+    #[test]
+    fn who_had_next_to_no_part_in_it_is_not_stopped_for_it() {
+        let whom = |of: &[(u64, u64)], lost| {
+            let running = writers(of);
+            let found = whom_to_stop(&running, lost).cloned();
+            found.map(|found| running.iter().position(|one| *one == found).unwrap())
+        };
+        assert_eq!(whom(&[(0, 1), (0, 2)], 64 * MIB), None);
+        assert_eq!(whom(&[(0, 6 * MIB), (0, 1)], 64 * MIB), None);
+        assert_eq!(whom(&[(0, 7 * MIB), (0, 1)], 64 * MIB), Some(0));
+        // Many of them, each with a little.
+        assert_eq!(whom(&[(0, MIB); 31], 64 * MIB), None);
+        assert!(whom(&[(0, MIB); 32], 64 * MIB).is_some());
+        assert_eq!(whom(&[(1, 0), (0, 2)], 64 * MIB), Some(0), "it is over its limit");
     }
 
     proptest! {
@@ -172,12 +243,12 @@ mod tests {
             of in prop::collection::vec((0u64..3, 0u64..5), 0..8),
         ) {
             let running = writers(&of);
-            let found = whom_to_stop(&running);
+            let found = whom_to_stop(&running, 0);
             let is_one_over = running.iter().any(|one| one.over_limit_by > 0);
             prop_assert_eq!(found.is_some_and(|one| one.over_limit_by > 0), is_one_over);
             if let Some(found) = found.filter(|_| !is_one_over) {
-                prop_assert!(found.bytes_per_second > 0);
-                prop_assert!(running.iter().all(|one| one.bytes_per_second <= found.bytes_per_second));
+                prop_assert!(found.bytes > 0);
+                prop_assert!(running.iter().all(|one| one.bytes <= found.bytes));
             }
         }
 

@@ -65,6 +65,12 @@ impl Skep {
         beyond(self.storage_held(bot), limit)
     }
 
+    /// The same with so many bytes more than were counted.
+    pub(super) fn storage_over_by_with(&self, row: &ContainerRow, more: u64) -> u64 {
+        let held = self.storage_held(&row.bot_id).saturating_add(more);
+        beyond(held, self.storage_limit(row))
+    }
+
     /// As it was counted last; 0 while it never was.
     pub(super) fn storage_held(&self, bot: &BotId) -> u64 {
         self.measurements().storage(bot).map_or(0, |measured| measured.bytes)

@@ -350,6 +350,10 @@ impl Runtime for ContainerdRuntime {
         self.written(bot).await
     }
 
+    async fn nameless_bytes(&self, bot: &BotId) -> Result<u64> {
+        self.nameless(bot).await
+    }
+
     async fn refused_processes(&self, bot: &BotId) -> Result<u64> {
         self.refused(bot).await
     }

@@ -10,7 +10,7 @@ use tonic::Code;
 use super::client::failed;
 use super::host::network_failed;
 use super::{ContainerdRuntime, not_running};
-use crate::{Result, RuntimeError, StorageHeld, Usage, cgroup, counters, free_space};
+use crate::{Result, RuntimeError, StorageHeld, Usage, cgroup, counters, free_space, nameless};
 
 /// containerd walks through every file of an active layer: one with millions of them takes minutes.
 const COUNT_LIMIT: Duration = Duration::from_secs(600);
@@ -96,6 +96,16 @@ impl ContainerdRuntime {
             by_processes.max(to_disks)
         });
         let operation = format!("reading what workspace {bot} has written");
+        reading
+            .await
+            .map_err(|panicked| RuntimeError::other(operation, panicked))
+    }
+
+    /// What a workspace holds open that no count of its layers finds.
+    pub(super) async fn nameless(&self, bot: &BotId) -> Result<u64> {
+        let running = self.records.get(bot).ok_or_else(|| not_running(bot))?;
+        let reading = tokio::task::spawn_blocking(move || nameless::bytes_of(&cgroup::processes(&running.cgroup)));
+        let operation = format!("reading what workspace {bot} holds open");
         reading
             .await
             .map_err(|panicked| RuntimeError::other(operation, panicked))

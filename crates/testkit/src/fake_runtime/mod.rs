@@ -53,6 +53,8 @@ struct Bot {
     argv: Option<Vec<String>>,
     /// Bytes it is said to have written, and how many more at each look.
     written: (u64, u64),
+    /// Bytes it is said to hold in files without a name.
+    nameless: u64,
     /// How often it is said to have been refused a process.
     refused_processes: u64,
     /// What the server is shown in the place of the bridge.
@@ -122,6 +124,16 @@ impl FakeRuntime {
     /// From now on this workspace has written so many bytes more at each look, whether they can be found or not.
     pub fn write_on(&self, bot: &BotId, bytes_per_look: u64) {
         self.lock().entry(bot.clone()).or_default().written.1 = bytes_per_look;
+    }
+
+    /// This workspace has written so many bytes in all until now.
+    pub fn written_in_all(&self, bot: &BotId, bytes: u64) {
+        self.lock().entry(bot.clone()).or_default().written.0 = bytes;
+    }
+
+    /// From now on this workspace holds so many bytes in files that have no name any more.
+    pub fn hold_nameless(&self, bot: &BotId, bytes: u64) {
+        self.lock().entry(bot.clone()).or_default().nameless = bytes;
     }
 
     /// From now on it is a backend that gives no devices.

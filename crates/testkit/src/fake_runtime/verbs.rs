@@ -245,6 +245,12 @@ impl Runtime for FakeRuntime {
         Ok(written.0)
     }
 
+    async fn nameless_bytes(&self, bot: &BotId) -> Result<u64> {
+        let bots = self.lock();
+        let running = bots.get(bot).filter(|state| task_state(state) == TaskState::Running);
+        running.map(|state| state.nameless).ok_or_else(|| not_found(bot))
+    }
+
     async fn refused_processes(&self, bot: &BotId) -> Result<u64> {
         let bots = self.lock();
         let running = bots.get(bot).filter(|state| task_state(state) == TaskState::Running);
