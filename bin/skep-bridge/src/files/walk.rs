@@ -15,6 +15,9 @@ use skep_bridge_protocol::workspace::FileInfo;
 
 use super::info;
 
+/// So many names are put in order at first.
+const FIRST_SORTED: usize = 4096;
+
 #[derive(Default)]
 pub(crate) struct Walk<'a> {
     pub(crate) recursive: bool,
@@ -166,35 +169,24 @@ struct Level {
 
 impl Level {
     fn read(directory: OwnedFd, prefix: Vec<u8>, after: &[u8]) -> io::Result<Self> {
-        let mut names = Names::read(&directory)?;
-        names.sort();
-        if after.is_empty() {
-            return Ok(Self {
-                directory,
-                prefix,
-                names,
-                next: 0,
-                resume: None,
-            });
-        }
         let (first, rest) = match after.iter().position(|&byte| byte == b'/') {
             Some(slash) => (&after[..slash], Some(after[slash + 1..].to_vec())),
             None => (after, None),
         };
-        let next = names
-            .places
-            .partition_point(|place| names.name(*place).to_bytes() < first);
         Ok(Self {
+            names: Names::read(&directory, first)?,
             directory,
             prefix,
-            next,
-            resume: Some((first.to_vec(), rest)),
-            names,
+            next: 0,
+            resume: (!after.is_empty()).then(|| (first.to_vec(), rest)),
         })
     }
 
     /// The next name, whether it is a directory, and (for the one that `after` begins with) what comes after below it.
     fn next(&mut self) -> Option<(std::ffi::CString, bool, Option<Vec<u8>>)> {
+        if self.next == self.names.sorted {
+            self.names.sort_more();
+        }
         let place = *self.names.places.get(self.next)?;
         self.next += 1;
         let name = self.names.name(place).to_owned();
@@ -231,18 +223,22 @@ struct Place {
 struct Names {
     bytes: Vec<u8>,
     places: Vec<Place>,
+    /// The first so many places are in order, and before all others.
+    sorted: usize,
 }
 
 impl Names {
-    fn read(directory: &OwnedFd) -> io::Result<Self> {
+    /// Those that come not before `first`.
+    fn read(directory: &OwnedFd, first: &[u8]) -> io::Result<Self> {
         let mut names = Self {
             bytes: Vec::new(),
             places: Vec::new(),
+            sorted: 0,
         };
         for entry in Dir::read_from(directory)? {
             let entry = entry?;
             let name = entry.file_name().to_bytes_with_nul();
-            if name == b".\0" || name == b"..\0" {
+            if name == b".\0" || name == b"..\0" || entry.file_name().to_bytes() < first {
                 continue;
             }
             let kind = match entry.file_type() {
@@ -259,10 +255,17 @@ impl Names {
         Ok(names)
     }
 
-    fn sort(&mut self) {
+    /// Puts as many more in order as there are already: a page of a large directory sorts little more than it shows.
+    fn sort_more(&mut self) {
         let bytes = &self.bytes;
-        self.places
-            .sort_unstable_by(|left, right| compare(&bytes[left.start..], &bytes[right.start..]));
+        let by_name = |left: &Place, right: &Place| compare(&bytes[left.start..], &bytes[right.start..]);
+        let rest = &mut self.places[self.sorted..];
+        let count = self.sorted.max(FIRST_SORTED).min(rest.len());
+        if count < rest.len() {
+            rest.select_nth_unstable_by(count, by_name);
+        }
+        rest[..count].sort_unstable_by(by_name);
+        self.sorted += count;
     }
 
     fn name(&self, place: Place) -> &CStr {
@@ -294,7 +297,7 @@ pub(super) fn open_below(directory: &OwnedFd, name: &CStr) -> io::Result<Option<
 
 fn count_below(directory: &OwnedFd) -> io::Result<u64> {
     let mut count = 0;
-    let mut open = vec![(directory.try_clone()?, Names::read(directory)?)];
+    let mut open = vec![(directory.try_clone()?, Names::read(directory, b"")?)];
     while let Some((directory, names)) = open.last_mut() {
         let Some(place) = names.places.pop() else {
             open.pop();
@@ -308,7 +311,7 @@ fn count_below(directory: &OwnedFd) -> io::Result<u64> {
             kind => kind == Kind::Directory,
         };
         if is_directory && let Some(opened) = open_below(directory, name)? {
-            let names = Names::read(&opened)?;
+            let names = Names::read(&opened, b"")?;
             open.push((opened, names));
         }
     }
@@ -355,6 +358,27 @@ mod tests {
             ..options
         };
         assert_eq!(listed(tree.path(), &options, 99), ["b", "link", "z"]);
+    }
+
+    #[test]
+    fn more_names_than_are_put_in_order_at_once_are_sorted_from_any_of_them() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut names: Vec<String> = (0..FIRST_SORTED * 3).map(|number| number.to_string()).collect();
+        for name in &names {
+            fs::write(directory.path().join(name), b"").expect("a file");
+        }
+        names.sort_unstable();
+        for start in [0, 1, FIRST_SORTED, FIRST_SORTED * 2 + 1, names.len() - 1] {
+            let after = names[..start].last().cloned().unwrap_or_default();
+            let options = Walk {
+                after: after.as_bytes(),
+                ..Walk::default()
+            };
+            assert!(
+                listed(directory.path(), &options, 0) == names[start..],
+                "after {after:?}"
+            );
+        }
     }
 
     #[test]

@@ -11,6 +11,9 @@ use crate::client::{Client, find_bot};
 use crate::failure::{Failure, Result};
 use crate::output::{self, Column, text};
 
+/// The workspace reads all names of the directory for each page: few large ones.
+const PAGE_LENGTH: &str = "10000";
+
 const COLUMNS: &[Column] = &[
     Column {
         title: "MODE",
@@ -94,7 +97,7 @@ async fn list(client: &Client, form: OutputForm, at: &At) -> Result<()> {
     let mut entries = Vec::new();
     let mut cursor = String::new();
     loop {
-        let mut query = vec![("path", path.clone()), ("limit", "1000".to_owned())];
+        let mut query = vec![("path", path.clone()), ("limit", PAGE_LENGTH.to_owned())];
         if !cursor.is_empty() {
             query.push(("cursor", cursor.clone()));
         }
