@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::serve::ListenerExt;
 use skep_core::bridge::BridgePool;
 use skep_core::{ImagePullPolicy, Settings, Skep};
 use skep_names::ImageReference;
@@ -135,6 +136,12 @@ impl RunningServer {
         })?;
         let service = http::router(app.clone())?.into_make_service_with_connect_info::<SocketAddr>();
         let stopped = stop_accepting.clone().cancelled_owned();
+        // Else a small piece of a stream or a terminal would wait for the one before to be acknowledged: 40 ms.
+        let listener = listener.tap_io(|connection| {
+            if let Err(error) = connection.set_nodelay(true) {
+                tracing::debug!(%error, "a connection sends its small pieces late");
+            }
+        });
         let serving = axum::serve(listener, service).with_graceful_shutdown(stopped);
         Ok(Self {
             listening: tokio::spawn(async move { serving.await }),

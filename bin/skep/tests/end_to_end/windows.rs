@@ -224,6 +224,30 @@ async fn a_terminal_with_traffic_lives_on() {
     println!("two terminals lived {:?} with {line} lines typed", begun.elapsed());
 }
 
+/// A connection that waits for an answer to what it sent before shows the second piece 40 ms late.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_piece_of_output_does_not_wait_for_the_one_before_to_be_acknowledged() {
+    const HELD_BACK: Duration = Duration::from_millis(36);
+    let skep = Installation::start(OciRuntime::Found).await;
+    let bot = skep.client.workspace("pieces", None).await;
+    let mut window = Window::open(&skep, &bot, "").await;
+    let mut least = Duration::MAX;
+    // One is enough, and the machine may have other work.
+    for _ in 0..100 {
+        if least < HELD_BACK {
+            break;
+        }
+        let typed = Instant::now();
+        // What was typed is shown at once, and is not answered: the client has nothing to say.
+        window.type_line("sleep 0.005; echo sh''own").await;
+        window.until_shown("shown\r\n").await;
+        least = least.min(typed.elapsed());
+        window.until_shown("# ").await;
+    }
+    println!("output that follows its echo after 5 ms is shown {least:?} after the key at least");
+    assert!(least < HELD_BACK, "it was shown {least:?} after the key");
+}
+
 /// In each tenth terminal there is output; of a hundred one is not read meanwhile.
 #[tokio::test(flavor = "multi_thread")]
 async fn many_terminals_lose_no_byte_and_a_stalled_reader_holds_up_nobody() {
