@@ -6,7 +6,12 @@ use bytes::Bytes;
 use hyper_util::rt::TokioIo;
 use skep_bridge_protocol::workspace::exec_event::Event;
 use skep_bridge_protocol::workspace::workspace_client::WorkspaceClient;
-use skep_bridge_protocol::workspace::{ReadRequest, StartExecRequest, WriteChunk, WriteHeader};
+use skep_bridge_protocol::workspace::{
+    ExecEvent, ExecStdinChunk, ReadRequest, StartExecRequest, WriteChunk, WriteHeader,
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use crate::Result;
@@ -48,6 +53,25 @@ impl Bridge {
         Err("an exec ended without an exit".into())
     }
 
+    /// A process with a terminal, which ends with what this gives.
+    pub(crate) async fn terminal(&self, id: String, argv: &[&str]) -> Result<BridgeTerminal> {
+        let wanted = StartExecRequest {
+            exec_id: id.clone(),
+            argv: argv.iter().map(|word| word.as_bytes().to_vec()).collect(),
+            pty: true,
+            stdin: true,
+            end_with_stream: true,
+            wait_for_reader: true,
+            ..Default::default()
+        };
+        let events = self.0.clone().run_exec(wanted).await?.into_inner();
+        let (keys, typed) = mpsc::channel(1);
+        let mut client = self.0.clone();
+        // It ends with the sender, or with the process: what it says then is of no use.
+        tokio::spawn(async move { client.exec_stdin(ReceiverStream::new(typed)).await.map(drop) });
+        Ok(BridgeTerminal { id, keys, events })
+    }
+
     /// Reads a file to its end; how many bytes it had.
     pub(crate) async fn read(&self, path: &str) -> Result<u64> {
         let wanted = ReadRequest {
@@ -82,6 +106,37 @@ impl Bridge {
         };
         let chunks = std::iter::once(header).chain(data).chain(std::iter::once(last));
         self.0.clone().write(futures::stream::iter(chunks)).await?;
+        Ok(())
+    }
+}
+
+/// A terminal by the bridge's own calls.
+pub(crate) struct BridgeTerminal {
+    id: String,
+    keys: mpsc::Sender<ExecStdinChunk>,
+    events: Streaming<ExecEvent>,
+}
+
+impl BridgeTerminal {
+    pub(crate) async fn type_keys(&self, keys: &'static [u8]) -> Result<()> {
+        let chunk = ExecStdinChunk {
+            exec_id: self.id.clone(),
+            data: Bytes::from_static(keys),
+            eof: false,
+        };
+        Ok(self.keys.send(chunk).await?)
+    }
+
+    pub(crate) async fn until_shown(&mut self, text: &[u8]) -> Result<()> {
+        let mut shown = Vec::new();
+        while !shown.ends_with(text) {
+            let event = self.events.message().await?.ok_or("a terminal ended")?;
+            match event.event {
+                Some(Event::Stdout(piece)) => shown.extend_from_slice(&piece.data),
+                Some(Event::Started(_)) => {}
+                other => return Err(format!("a terminal answered {other:?}").into()),
+            }
+        }
         Ok(())
     }
 }

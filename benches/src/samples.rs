@@ -20,10 +20,19 @@ impl Samples {
         result
     }
 
+    pub(crate) fn extend(&mut self, others: Self) {
+        self.0.extend(others.0);
+    }
+
     pub(crate) fn median(&self) -> f64 {
+        self.percentile(50)
+    }
+
+    /// So many of a hundred took at most this.
+    pub(crate) fn percentile(&self, of_a_hundred: usize) -> f64 {
         let mut sorted = self.0.clone();
         sorted.sort_by(f64::total_cmp);
-        sorted[sorted.len() / 2]
+        sorted[sorted.len() * of_a_hundred / 100]
     }
 
     fn least(&self) -> f64 {

@@ -12,6 +12,8 @@ use skep_testkit::ContainerdServer;
 use skep_testkit::images::{Image, busybox_image, http_client};
 use skep_testkit::registry::Registry;
 use tempfile::TempDir;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::handshake::client::Request as SocketRequest;
 
 use crate::Result;
 
@@ -164,6 +166,15 @@ impl Server {
             .request(method, format!("{}{path}", self.address))
             .bearer_auth(&self.token)
             .timeout(Duration::from_secs(300))
+    }
+
+    /// What opens a WebSocket.
+    pub(crate) fn socket_request(&self, path: &str) -> Result<SocketRequest> {
+        let url = format!("{}{path}", self.address).replace("http://", "ws://");
+        let mut request = url.into_client_request()?;
+        let key = format!("Bearer {}", self.token).parse()?;
+        request.headers_mut().insert("authorization", key);
+        Ok(request)
     }
 
     /// Sends and expects a success.

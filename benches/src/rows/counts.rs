@@ -14,6 +14,10 @@ const COUNTS: [usize; 3] = [10, 100, 500];
 /// At each count the rate of making is that of the last so many at most.
 const BATCH: usize = 100;
 const ROUNDS: usize = 50;
+/// Workspaces whose metrics are asked for ten times a second, for so long.
+const POLLED: usize = 200;
+const POLLS: usize = 100;
+const POLL_EVERY: Duration = Duration::from_millis(100);
 /// A server at rest, events of the last creates aside.
 const CALM_DOWN: Duration = Duration::from_secs(3);
 const IDLE: Duration = Duration::from_secs(20);
@@ -38,6 +42,7 @@ pub(crate) async fn measure(stage: &Stage) -> Result<Vec<Row>> {
         rows.extend(answers(&server, &bots).await?);
         rows.extend(costs(&server, count).await?);
     }
+    rows.push(polled(&server, &bots[..POLLED]).await?);
     rows.extend(rates_beside(&rates));
     rows.extend(bridge(&server, &bots[0])?);
     all(&bots, |bot| server.remove(bot)).await?;
@@ -72,6 +77,10 @@ async fn answers(server: &Server, bots: &[String]) -> Result<Vec<Row>> {
             format!("info, {count} workspaces"),
             format!("/bots/{}/container", bots[count / 2]),
         ),
+        (
+            format!("metrics, {count} workspaces"),
+            format!("/bots/{}/container/metrics", bots[count / 2]),
+        ),
     ];
     for (what, path) in wanted {
         let mut samples = Samples::default();
@@ -81,6 +90,33 @@ async fn answers(server: &Server, bots: &[String]) -> Result<Vec<Row>> {
         rows.push(Row::alone(what, "ms", samples.median(), Goal::AtMost(10.0)));
     }
     Ok(rows)
+}
+
+async fn polled(server: &Server, bots: &[String]) -> Result<Row> {
+    let polls = bots.iter().enumerate().map(|(number, bot)| {
+        // Not all at the same moment, as pollers that know nothing of each other.
+        let first = Instant::now() + POLL_EVERY * number as u32 / POLLED as u32;
+        poll(server, bot, first)
+    });
+    let mut all = Samples::default();
+    for samples in futures::future::try_join_all(polls).await? {
+        all.extend(samples);
+    }
+    let what = format!("metrics of {POLLED} ten times a second, of a hundred 99 within");
+    Ok(Row::alone(what, "ms", all.percentile(99), Goal::AtMost(50.0)))
+}
+
+/// Each call counts from when it was due: one that is held up by the one before is late too.
+async fn poll(server: &Server, bot: &str, first: Instant) -> Result<Samples> {
+    let path = format!("/bots/{bot}/container/metrics");
+    let mut ticks = tokio::time::interval_at(first.into(), POLL_EVERY);
+    let mut samples = Samples::default();
+    for _ in 0..POLLS {
+        let due = ticks.tick().await;
+        server.call(Method::GET, &path, None).await?;
+        samples.add(due.elapsed());
+    }
+    Ok(samples)
 }
 
 async fn costs(server: &Server, count: usize) -> Result<Vec<Row>> {

@@ -6,6 +6,7 @@ mod data;
 mod files;
 mod images;
 mod server;
+mod terminal;
 mod versions;
 mod workspaces;
 
@@ -23,6 +24,7 @@ pub(crate) const ROWS: &[(&str, Measure)] = &[
     ("create", |stage| Box::pin(workspaces::create(stage))),
     ("exec", |stage| Box::pin(commands::measure(stage))),
     ("files", |stage| Box::pin(files::measure(stage))),
+    ("terminal", |stage| Box::pin(terminal::measure(stage))),
     ("versions", |stage| Box::pin(versions::measure(stage))),
     ("data", |stage| Box::pin(data::measure(stage))),
     ("pull", |stage| Box::pin(images::measure(stage))),
