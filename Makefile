@@ -4,7 +4,7 @@ SHELL := /bin/bash
 CARGO ?= cargo
 SKEP := target/release/skep
 
-.PHONY: help up down build test check fmt bench soak-kill soak-disk soak-kills soak-power soak-deletes soak-two-servers soak-away soak-versions soak-import soak-histories soak-fuzz soak-neighbours soak-terminal soak-terminal-hour soak-terminals soak-detached soak-files
+.PHONY: help up down build test check fmt bench soak-kill soak-disk soak-kills soak-power soak-deletes soak-two-servers soak-away soak-versions soak-import soak-histories soak-fuzz soak-neighbours soak-terminal soak-terminal-hour soak-terminals soak-detached soak-files soak-metrics
 
 help:
 	@echo 'make up      install what is missing, build, start a server with a first workspace'
@@ -52,7 +52,8 @@ soak-terminal-hour: export SKEP_TERMINAL_SECONDS := 3600
 soak-terminals: SOAK := windows::many
 soak-detached: SOAK := detached::
 soak-files: SOAK := files::
-soak-kills soak-power soak-deletes soak-two-servers soak-away soak-versions soak-import soak-neighbours soak-terminal soak-terminal-hour soak-terminals soak-detached soak-files:
+soak-metrics: SOAK := metrics::
+soak-kills soak-power soak-deletes soak-two-servers soak-away soak-versions soak-import soak-neighbours soak-terminal soak-terminal-hour soak-terminals soak-detached soak-files soak-metrics:
 	scripts/install test
 	SKEP_SOAK=1 $(CARGO) test --locked --workspace --test end_to_end -- --nocapture --test-threads 1 $(SOAK)
 

@@ -149,7 +149,7 @@ async fn gibibytes_up_down_and_by_range_leave_the_servers_memory_flat() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_large_directory_is_listed_by_pages_with_each_name_once() {
-    let count = amount(20_000, 1_000_000);
+    let (count, page_length) = (amount(20_000, 1_000_000), amount(1000, 10_000));
     let skep = Installation::start(OciRuntime::Found).await;
     let bot = skep.client.workspace("pages", None).await;
     let make = format!("mkdir /data/many && cd /data/many && seq {count} | sed 's/^/file-/' | xargs -n 1000 touch");
@@ -160,12 +160,12 @@ async fn a_large_directory_is_listed_by_pages_with_each_name_once() {
     let (mut names, mut pages, mut cursor) = (Vec::with_capacity(count), 0, String::new());
     loop {
         let asked = Instant::now();
-        let path = format!("/bots/{bot}/container/fs/list?path=/data/many&limit=1000{cursor}");
+        let path = format!("/bots/{bot}/container/fs/list?path=/data/many&limit={page_length}{cursor}");
         let page = skep.client.good(Method::GET, &path, None).await;
         slowest = slowest.max(asked.elapsed());
         pages += 1;
         let entries = page["entries"].as_array().expect("a page has entries");
-        assert!(entries.len() <= 1000, "{} entries", entries.len());
+        assert!(entries.len() <= page_length, "{} entries", entries.len());
         names.extend(entries.iter().map(|entry| field(entry, "name").to_owned()));
         match page["next_cursor"].as_str() {
             Some(next) => cursor = format!("&cursor={next}"),

@@ -17,6 +17,7 @@ mod legacy;
 mod lifecycle;
 mod load;
 mod logs;
+mod metrics;
 mod model;
 mod model_versions;
 mod neighbours;
