@@ -25,6 +25,20 @@ const LOOKS_TO_ASK: u32 = 5;
 const DEEDS: [&str; 2] = [OUT_OF_MEMORY, REFUSED_PROCESSES];
 const MOST_DEEDS: u32 = 256;
 
+/// Of each of [`DEEDS`], the last one that was told. They are asked for one after the other, and one of the first may come
+/// in between, with a smaller number than one of the second.
+#[derive(Debug, Clone, Copy, Default)]
+struct Told([i64; DEEDS.len()]);
+
+impl Told {
+    fn note(&mut self, deeds: &[LifecycleEventRow]) {
+        for (last, event) in self.0.iter_mut().zip(DEEDS) {
+            let of_it = deeds.iter().filter(|deed| deed.event_type == event);
+            *last = of_it.map(|deed| deed.seq).fold(*last, i64::max);
+        }
+    }
+}
+
 impl Skep {
     /// The last lines of a workspace's log (`None`: all that is kept), whether it runs or not. The text is a
     /// tenant's, made harmless for a terminal.
@@ -35,7 +49,7 @@ impl Skep {
         let since = self.workspace_of_log(bot).await?;
         let places = self.runtime().log_places(bot);
         let text = read_blocking(move || places.read()).await?;
-        let deeds = self.deeds(bot, 0, since).await?;
+        let deeds = self.deeds(bot, Told::default(), since).await?;
         Ok(last_lines(merge(&text, &deeds), tail))
     }
 
@@ -52,12 +66,14 @@ impl Skep {
         let since = self.workspace_of_log(bot).await?;
         let places = self.runtime().log_places(bot);
         let (text, follower) = read_blocking(move || LogFollower::begin(places)).await?;
-        let deeds = self.deeds(bot, 0, since).await?;
+        let deeds = self.deeds(bot, Told::default(), since).await?;
+        let mut told = Told::default();
+        told.note(&deeds);
         let following = Following {
             skep: self.clone(),
             bot: bot.clone(),
             since,
-            last_deed: deeds.last().map_or(0, |deed| deed.seq),
+            told,
             follower: Some(follower),
             looks: 0,
             ended: false,
@@ -73,9 +89,10 @@ impl Skep {
         Ok(self.store().container(bot).await?.map(|row| row.created_at))
     }
 
-    async fn deeds(&self, bot: &BotId, after: i64, since: Option<DateTime<Utc>>) -> Result<Vec<LifecycleEventRow>> {
+    /// Those that were not told yet, in their order.
+    async fn deeds(&self, bot: &BotId, told: Told, since: Option<DateTime<Utc>>) -> Result<Vec<LifecycleEventRow>> {
         let mut deeds = Vec::new();
-        for event in DEEDS {
+        for (event, after) in DEEDS.into_iter().zip(told.0) {
             deeds.extend(self.store().lifecycle_events_of(bot, event, after, MOST_DEEDS).await?);
         }
         deeds.sort_by_key(|deed| deed.seq);
@@ -88,7 +105,7 @@ struct Following {
     skep: Skep,
     bot: BotId,
     since: Option<DateTime<Utc>>,
-    last_deed: i64,
+    told: Told,
     /// Always there between two looks.
     follower: Option<LogFollower>,
     looks: u32,
@@ -112,8 +129,8 @@ impl Following {
             if self.looks.is_multiple_of(LOOKS_TO_ASK) {
                 // Before the last look at the files: what was written before the end is told.
                 self.ended = self.is_gone().await?;
-                deeds = self.skep.deeds(&self.bot, self.last_deed, self.since).await?;
-                self.last_deed = deeds.last().map_or(self.last_deed, |deed| deed.seq);
+                deeds = self.skep.deeds(&self.bot, self.told, self.since).await?;
+                self.told.note(&deeds);
             }
             let text = merge(&self.look().await?, &deeds);
             if !text.is_empty() {
@@ -226,6 +243,17 @@ mod tests {
              2026-01-01T00:00:04.000Z kernel: a process was killed for want of memory\n"
         );
         assert_eq!(merge(text, &[]), text);
+    }
+
+    #[test]
+    fn a_kill_that_comes_while_refusals_are_asked_for_is_told_at_the_next_look() {
+        let (mut told, mut refused) = (Told::default(), deed("2026-01-01T00:00:02Z"));
+        refused.event_type = REFUSED_PROCESSES.to_owned();
+        refused.seq = 11;
+        told.note(&[refused]);
+        let after = |event| DEEDS.into_iter().zip(told.0).find(|one| one.0 == event).unwrap().1;
+        assert_eq!(after(REFUSED_PROCESSES), 11);
+        assert_eq!(after(OUT_OF_MEMORY), 0, "number 10 is not seen yet");
     }
 
     #[test]
