@@ -171,6 +171,23 @@ async fn the_next_server_knows_of_one_over_its_limit_also_while_that_is_stopped(
     world.stop(&bot).await.unwrap();
     world.restart_within(LIMIT).await;
     until_info(&world, &bot, |info| info.storage_over_limit && !info.task_running).await;
+    // It is no news, and what changed between two servers is.
+    limit(&world, &bot, 2).await;
+    let events = async |event| {
+        world
+            .skep
+            .store()
+            .lifecycle_events_of(&bot, event, 0, 9)
+            .await
+            .unwrap()
+            .len()
+    };
+    until_state(&world, &bot, |state| state.storage_over_limit).await;
+    assert_eq!(events("storage_over_limit").await, 1);
+    assert_eq!(events("storage_within_limit").await, 0);
+    limit(&world, &bot, 1 << 40).await;
+    until_state(&world, &bot, |state| !state.storage_over_limit).await;
+    assert_eq!(events("storage_within_limit").await, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

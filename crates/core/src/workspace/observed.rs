@@ -18,7 +18,8 @@ struct One {
     state: State,
     desired: Option<Desired>,
     deaths: Deaths,
-    storage_over_limit: bool,
+    /// `None`: it was not counted by this server yet.
+    storage_over_limit: Option<bool>,
     shown: watch::Sender<WorkspaceState>,
 }
 
@@ -50,13 +51,13 @@ impl One {
             state: State::Absent,
             desired: None,
             deaths: Deaths::none(deaths_cleared_after),
-            storage_over_limit: false,
+            storage_over_limit: None,
             shown: watch::Sender::new(shown(&State::Absent, None, false)),
         }
     }
 
     fn publish(&self) {
-        let new = shown(&self.state, self.desired, self.storage_over_limit);
+        let new = shown(&self.state, self.desired, self.storage_over_limit == Some(true));
         self.shown.send_if_modified(|old| {
             let same = WorkspaceState {
                 at: new.at,
@@ -110,7 +111,9 @@ impl Observations {
         let mut bots = self.lock();
         let one = self.one(&mut bots, bot);
         one.state = next(&one.state, event);
-        one.storage_over_limit &= *event != Event::Removed;
+        if *event == Event::Removed {
+            one.storage_over_limit = None;
+        }
         if *event == Event::Answered {
             one.deaths.answered(now);
         }
@@ -138,22 +141,23 @@ impl Observations {
         one.publish();
     }
 
-    /// Whether it holds more than it may. True: that is news.
+    /// Whether it holds more than it may. True: that is news to this server.
     pub(crate) fn storage(&self, bot: &BotId, is_over_limit: bool) -> bool {
         let mut bots = self.lock();
         if !is_over_limit && !bots.contains_key(bot) {
             return false;
         }
         let one = self.one(&mut bots, bot);
-        let is_news = one.storage_over_limit != is_over_limit;
-        one.storage_over_limit = is_over_limit;
+        let is_news = one.storage_over_limit.replace(is_over_limit) != Some(is_over_limit);
         one.publish();
         is_news
     }
 
     /// It holds more than it may, as it was counted last.
     pub(crate) fn is_over_limit(&self, bot: &BotId) -> bool {
-        self.lock().get(bot).is_some_and(|one| one.storage_over_limit)
+        self.lock()
+            .get(bot)
+            .is_some_and(|one| one.storage_over_limit == Some(true))
     }
 
     /// It is known to run.

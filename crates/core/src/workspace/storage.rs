@@ -11,6 +11,8 @@ use crate::error::{Error, Result};
 use crate::files::RoomyBridge;
 use crate::skep::Skep;
 
+const OVER_LIMIT: &str = "storage_over_limit";
+const WITHIN_LIMIT: &str = "storage_within_limit";
 /// A workspace can cross its limit as often as it likes.
 const CROSSINGS: EventLimits = EventLimits {
     kept: 256,
@@ -86,18 +88,35 @@ impl Skep {
     pub(crate) async fn show_storage(&self, bot: &BotId) -> Result<()> {
         let row = self.store().container(bot).await?;
         let over_by = row.as_ref().map_or(0, |row| self.storage_over_by(row));
-        if !self.observations().storage(bot, over_by > 0) || row.is_none() {
+        let is_news = self.observations().storage(bot, over_by > 0);
+        let Some(row) = row.filter(|_| is_news) else {
+            return Ok(());
+        };
+        // A server before this one may have written it down.
+        if self.was_over_limit(&row).await? == (over_by > 0) {
             return Ok(());
         }
         let (event, payload) = match over_by {
-            0 => ("storage_within_limit", json!({})),
-            over_by => ("storage_over_limit", json!({ "over_by_bytes": over_by })),
+            0 => (WITHIN_LIMIT, json!({})),
+            over_by => (OVER_LIMIT, json!({ "over_by_bytes": over_by })),
         };
         tracing::info!(%bot, over_by, event, "a workspace crossed its limit of storage");
         self.store()
             .insert_limited_lifecycle_event(bot, (event, &payload), CROSSINGS)
             .await?;
         Ok(())
+    }
+
+    /// As it was written down last of this very workspace.
+    async fn was_over_limit(&self, row: &ContainerRow) -> Result<bool> {
+        Ok(self.newest_of(row, OVER_LIMIT).await? > self.newest_of(row, WITHIN_LIMIT).await?)
+    }
+
+    /// The number of its newest event of a kind.
+    async fn newest_of(&self, row: &ContainerRow, event: &str) -> Result<Option<i64>> {
+        let found = self.store().lifecycle_events_of(&row.bot_id, event, 0, 1).await?;
+        let of_it = found.into_iter().find(|event| event.created_at >= row.created_at);
+        Ok(of_it.map(|event| event.seq))
     }
 
     /// Has all that have a limit counted, also those that do not run: a server knows nothing of them at first.
