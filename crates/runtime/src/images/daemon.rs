@@ -20,6 +20,9 @@ use super::LABEL_IMAGE;
 use super::manifest::{Descriptor, Digest};
 use crate::{Result, RuntimeError};
 
+/// A container's record with its specification is some 15 KiB; without this 300 of them were too many.
+const CONTAINERS_LIMIT: usize = 64 << 20;
+
 /// containerd answers these from memory or its database.
 const SMALL_CALL_LIMIT: Duration = Duration::from_secs(60);
 /// A layer of many gigabytes on a slow disk.
@@ -240,6 +243,7 @@ impl Daemon {
         let filters = images.iter().map(|name| format!("image=={name:?}")).collect();
         let message = services::ListContainersRequest { filters };
         let listed = ContainersClient::new(self.channel.clone())
+            .max_decoding_message_size(CONTAINERS_LIMIT)
             .list(self.request(message))
             .await;
         let listed = listed.map_err(|status| failed("list containers", status))?;
