@@ -19,8 +19,7 @@ use tokio_util::task::TaskTracker;
 use crate::app::{App, Parts};
 use crate::audit::AuditTrail;
 use crate::auth::{
-    Auth, BootstrapError, FirstAdmin, PasswordError, ensure_admin_key, ensure_first_admin, keep_secret_file,
-    random_secret,
+    Auth, BootstrapError, FirstAdmin, ensure_admin_key, ensure_first_admin, keep_secret_file, random_secret,
 };
 use crate::config::{Config, PullPolicy};
 use crate::http;
@@ -43,9 +42,6 @@ pub enum StartError {
     /// The first user or the admin key could not be made.
     #[error("preparing the first sign-in")]
     Bootstrap(#[from] BootstrapError),
-    /// Passwords cannot be hashed here.
-    #[error("preparing sign-ins")]
-    Passwords(#[from] PasswordError),
     /// The rules could not take up their work.
     #[error("taking up the work")]
     Core(#[from] skep_core::Error),
@@ -109,7 +105,7 @@ impl RunningServer {
             .release_idempotent_of_before()
             .await
             .map_err(skep_core::Error::from)?;
-        let auth = Auth::new(&token_secret(&config, &data_root)?, config.auth.jwt_expires_in)?;
+        let auth = Auth::new(&token_secret(&config, &data_root)?, config.auth.jwt_expires_in);
         let first_admin = ensure_first_admin(&store, &auth.passwords, &config).await?;
         let admin_key = data_root.path().join("admin.key");
         ensure_admin_key(&store, &admin_key).await?;
