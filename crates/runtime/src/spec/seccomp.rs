@@ -47,12 +47,8 @@ pub(super) fn filter() -> Value {
         }),
         // Its flags are in memory, where no filter can look; with ENOSYS every C library falls back to clone.
         json!({ "names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": ENOSYS }),
-        json!({
-            "names": ["socket"],
-            "action": "SCMP_ACT_ALLOW",
-            "args": [{ "index": 0, "value": AF_VSOCK, "op": "SCMP_CMP_NE" }],
-        }),
     ];
+    rules.extend(socket_rules());
     rules.extend(space_rules());
     rules.extend(PERSONALITIES.map(|personality| {
         json!({
@@ -66,6 +62,18 @@ pub(super) fn filter() -> Value {
         "defaultErrnoRet": EPERM,
         "architectures": [architecture()],
         "syscalls": rules,
+    })
+}
+
+/// Any family that differs from the refused one in a bit that the kernel looks at.
+fn socket_rules() -> impl Iterator<Item = Value> {
+    let bits = (0..u64::BITS).map(|bit| 1_u64 << bit).filter(|bit| INT & bit != 0);
+    bits.map(|bit| {
+        json!({
+            "names": ["socket"],
+            "action": "SCMP_ACT_ALLOW",
+            "args": [{ "index": 0, "value": bit, "valueTwo": !AF_VSOCK & bit, "op": "SCMP_CMP_MASKED_EQ" }],
+        })
     })
 }
 
@@ -235,8 +243,9 @@ mod tests {
         }
     }
 
-    /// What a call with that second argument is answered: 0 when it is let through.
+    /// What a call with that argument, the first of `socket` and else the second, is answered: 0 when it is let through.
     fn answer(name: &str, argument: u64) -> u64 {
+        let index = u32::from(name != "socket");
         let filter = filter();
         let rules = filter["syscalls"].as_array().unwrap().iter();
         let of_it = rules.filter(|rule| rule["names"].as_array().unwrap().contains(&json!(name)));
@@ -244,7 +253,7 @@ mod tests {
             let compared = &rule["args"][0];
             assert_eq!(
                 (&compared["index"], &compared["op"]),
-                (&json!(1), &json!("SCMP_CMP_MASKED_EQ"))
+                (&json!(index), &json!("SCMP_CMP_MASKED_EQ"))
             );
             argument & compared["value"].as_u64().unwrap() == compared["valueTwo"].as_u64().unwrap()
         });
@@ -289,6 +298,17 @@ mod tests {
             0x401C_5820,
         ] {
             assert_eq!(answer("ioctl", harmless), 0, "{harmless:x}");
+        }
+    }
+
+    #[test]
+    fn no_spelling_of_a_socket_to_the_hypervisor_is_let_through() {
+        for refused in [AF_VSOCK, AF_VSOCK | 1 << 32, AF_VSOCK | 1 << 63] {
+            assert_eq!(answer("socket", refused), u64::from(EPERM), "{refused:x}");
+        }
+        // Unix, the Internet's two, netlink.
+        for family in [1, 2, 10, 16] {
+            assert_eq!(answer("socket", family), 0, "{family}");
         }
     }
 

@@ -65,6 +65,7 @@ int main(void) {
     call("swapon", SYS_swapon, 0, 0, 0, 0, 0);
     call("quotactl", SYS_quotactl, 0, 0, 0, 0, 0);
     call("socket to the hypervisor", SYS_socket, AF_VSOCK, SOCK_STREAM, 0, 0, 0);
+    call("the same, spelled otherwise", SYS_socket, AF_VSOCK | 1L << 32, SOCK_STREAM, 0, 0, 0);
     call("personality of another system", SYS_personality, 0x0400000, 0, 0, 0, 0);
     call("space without a byte", SYS_fallocate, -1, 0, 0, 1, 0);
     call("space beyond the end", SYS_fallocate, -1, 1, 0, 1, 0);
