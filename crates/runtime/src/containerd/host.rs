@@ -11,7 +11,7 @@ use super::records::{Records, Running};
 use super::turns::Turn;
 use super::{ContainerdRuntime, daemon};
 use crate::failpoint;
-use crate::isolation::{self, HostError, HostPaths, IdBlock, Layers, Tried};
+use crate::isolation::{self, HostError, HostPaths, IdBlock, Layers, Tried, WHOLE_LAYERS};
 use crate::network::{NetworkError, RulesCheck};
 use crate::{Result, RuntimeError, TaskState, cgroup, freezer};
 
@@ -91,6 +91,9 @@ impl ContainerdRuntime {
         let Some(ids) = running.ids else {
             for mount in &mut mounts {
                 mount.options.extend(["nosuid".to_owned(), "nodev".to_owned()]);
+                if mount.r#type == "overlay" {
+                    mount.options.extend(WHOLE_LAYERS.map(str::to_owned));
+                }
             }
             return Ok(mounts);
         };

@@ -15,8 +15,9 @@ use rustix::io::Errno;
 use super::upper::{accessed, modified};
 
 const OPAQUE: &CStr = c"trusted.overlay.opaque";
+const METACOPY: &CStr = c"trusted.overlay.metacopy";
 /// Attributes of overlayfs under which a layer cannot be taken apart from those below it.
-const BOUND: [&[u8]; 2] = [b"trusted.overlay.redirect", b"trusted.overlay.metacopy"];
+const BOUND: [&CStr; 2] = [c"trusted.overlay.redirect", METACOPY];
 /// The largest list of attributes, and the largest attribute, that Linux has.
 const ATTRIBUTE_BYTES: usize = 64 << 10;
 
@@ -65,7 +66,29 @@ fn put(source: &OwnedFd, name: &CStr, stat: &Stat, target: &OwnedFd) -> io::Resu
         let hidden = rustix::fs::mknodat(target, name, FileType::CharacterDevice, Mode::empty(), 0);
         return Ok(hidden?);
     }
+    if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
+        has_its_content(source, name)?;
+    }
     Ok(rustix::fs::linkat(source, name, target, name, AtFlags::empty())?)
+}
+
+/// A layer may have a file's attributes alone, when it was mounted by others: its content is in the layer below, and the
+/// link would be an empty file.
+fn has_its_content(directory: &OwnedFd, name: &CStr) -> io::Result<()> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(directory, name, flags, Mode::empty())?;
+    match rustix::fs::fgetxattr(&file, METACOPY, &mut [0; 64]) {
+        Err(Errno::NODATA) => Ok(()),
+        Ok(_) | Err(Errno::RANGE) => Err(depends_on_the_one_below()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn depends_on_the_one_below() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::Unsupported,
+        "a layer depends on the one below it by a redirection",
+    )
 }
 
 /// A directory joins one that is there; over anything else it hides what is further below.
@@ -140,11 +163,8 @@ fn copy_attributes(source: &OwnedFd, target: &OwnedFd) -> io::Result<()> {
         rustix::fs::fremovexattr(target, &name)?;
     }
     for (name, value) in attributes(source)? {
-        if BOUND.contains(&name.to_bytes()) {
-            return Err(io::Error::new(
-                io::ErrorKind::Unsupported,
-                "a layer depends on the one below it by a redirection",
-            ));
+        if BOUND.contains(&name.as_c_str()) {
+            return Err(depends_on_the_one_below());
         }
         rustix::fs::fsetxattr(target, &name, &value, XattrFlags::empty())?;
     }
@@ -322,6 +342,17 @@ mod tests {
         rm g/dangling; mkdir g/dangling; echo in > g/dangling/in; touch -d @9 a/b/two";
     const THIRD: &str = "rm e; mkdir e; echo back > e/back; rm -r a/b; mkdir a/b; echo over > d/new; rm g/fifo; \
         echo plain > g/fifo; mkdir -p deep/er; chmod 1777 .";
+
+    #[test]
+    fn a_file_whose_content_is_in_the_layer_below_is_not_taken_for_an_empty_one() {
+        let mut stack = Stack::new();
+        stack.write("echo content > file");
+        stack.write("chmod 600 file");
+        let upper = stack.layers.last().unwrap().join("file");
+        rustix::fs::setxattr(&upper, METACOPY, b"", XattrFlags::empty()).unwrap();
+        let refused = merge(&stack.layers[1..], &stack.directory("merged")).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::Unsupported);
+    }
 
     #[test]
     fn merged_layers_look_the_same_as_they_did_one_on_the_other() {

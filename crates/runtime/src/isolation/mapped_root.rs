@@ -17,6 +17,10 @@ use skep_names::BotId;
 use super::{HostPaths, IdBlock, Result, Tried, make_directory, mount_table, remove_directory, unmount_all};
 use crate::system_calls;
 
+/// Options of an overlay that writes whole files and directories into its layer, whatever the kernel does by itself: a
+/// layer that only points to names and contents of the one below could not be taken apart from it.
+pub(crate) const WHOLE_LAYERS: [&str; 2] = ["redirect_dir=off", "metacopy=off"];
+
 /// What a layer consists of, all of it below one directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Layers {
@@ -83,7 +87,12 @@ impl Layers {
             lower,
             upper,
             work: relative(value("workdir=")?)?,
-            options: options.iter().filter(|option| !is_directory(option)).cloned().collect(),
+            options: options
+                .iter()
+                .filter(|option| !is_directory(option))
+                .cloned()
+                .chain(WHOLE_LAYERS.map(str::to_owned))
+                .collect(),
         };
         Some(Self { directory, stack })
     }
@@ -290,7 +299,7 @@ mod tests {
         let options = layers.unwrap().overlay_options();
         assert_eq!(
             options.as_deref(),
-            Some("index=off,lowerdir=m/7/fs:m/3/fs,upperdir=m/9/fs,workdir=m/9/work")
+            Some("index=off,redirect_dir=off,metacopy=off,lowerdir=m/7/fs:m/3/fs,upperdir=m/9/fs,workdir=m/9/work")
         );
     }
 

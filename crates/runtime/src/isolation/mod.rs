@@ -23,7 +23,7 @@ pub(crate) use device_nodes::{
     NODE_MOUNT_OPTIONS, make as make_device_nodes, place_of as place_of_device_node, release as release_device_nodes,
 };
 pub(crate) use ids::IdBlock;
-pub(crate) use mapped_root::{Layers, mount as mount_root, refuse_second_mount, unmount as unmount_root};
+pub(crate) use mapped_root::{Layers, WHOLE_LAYERS, mount as mount_root, refuse_second_mount, unmount as unmount_root};
 pub(crate) use namespaces::{make as make_namespaces, remove as remove_namespaces};
 pub(crate) use probe::probe as probe_user_namespaces;
 pub(crate) use socket_directory::{mount as mount_socket_directory, unmount as unmount_socket_directory};
