@@ -159,6 +159,8 @@ pub struct Instance {
     /// What is in force, or while it does not run, what the next start puts in force. `None`: this cannot be
     /// told, as of a task that another server started and left no record of.
     pub isolation: Option<Isolation>,
+    /// Of a legacy container, the directory of the host that is its `/data`, when it has one.
+    pub legacy_data: Option<PathBuf>,
 }
 
 /// Something that happened without being asked for.

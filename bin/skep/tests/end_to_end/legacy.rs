@@ -223,6 +223,32 @@ async fn terminal(skep: &Installation, bot: &str, line: &str) -> String {
     }
 }
 
+/// Its data is where nothing of ours is kept: a backup of what is found in our own places would not be its data.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_legacy_container_whose_data_is_elsewhere_is_not_deleted_as_if_it_were_kept() {
+    let skep = Installation::start(OciRuntime::Found).await;
+    let bot = skep.client.bot("of elsewhere").await;
+    let elsewhere = tempfile::tempdir().expect("a directory can be made");
+    std::fs::write(elsewhere.path().join("file"), "its own").expect("a file can be written");
+    let container = format!("mcp-{bot}");
+    make_legacy_container(&skep, &container, elsewhere.path(), &["/bin/sleep", "1000"]);
+    let path = format!("/bots/{bot}/container");
+    let in_our_place = skep.data_root().join("bots").join(&bot);
+    for is_there in [false, true] {
+        if is_there {
+            std::fs::create_dir_all(&in_our_place).expect("a directory can be made");
+        }
+        let kept = skep.client.request(Method::DELETE, &format!("{path}?preserve_data=true"));
+        let kept = kept.send().await.expect("an answer");
+        assert_eq!(kept.status(), StatusCode::CONFLICT, "{:?}", kept.text().await);
+        let listed = skep.ctr(&["containers", "ls", "-q"]);
+        assert!(String::from_utf8_lossy(&listed.stdout).contains(&container));
+    }
+    skep.client.good(Method::DELETE, &path, None).await;
+    let file = std::fs::read_to_string(elsewhere.path().join("file"));
+    assert_eq!(file.expect("it is there"), "its own");
+}
+
 /// A file that both kinds of bridges read.
 async fn read(skep: &Installation, bot: &str) -> String {
     let path = format!("/bots/{bot}/container/fs/read?path=/data/file");

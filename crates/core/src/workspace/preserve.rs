@@ -1,11 +1,14 @@
 //! Keeping a workspace's data before it is deleted. Whatever fails before the backup is whole aborts the delete,
 //! and what ran runs again.
 
+use std::path::{Path, PathBuf};
+
 use serde_json::Value;
 use skep_names::is_legacy;
 use skep_runtime::TaskState;
 use skep_runtime::layer_access::DataPlace;
 
+use super::remains::Remains;
 use super::request::DeleteData;
 use super::work::Work;
 use crate::error::{Error, Result};
@@ -22,6 +25,16 @@ impl Work {
     pub(super) async fn preserve(&self) -> Result<()> {
         if self.noted(PRESERVED).is_some() {
             return Ok(());
+        }
+        match self.skep().remains(self.bot()).await? {
+            // Half of a restored backup, which is kept itself; or what the removal left of something that is kept.
+            Some(Remains::OfCreate | Remains::OfRemoval { data_is_kept: true }) => return Ok(()),
+            Some(Remains::OfRemoval { data_is_kept: false }) => {
+                return Err(Error::Conflict(
+                    "the workspace was deleted half-way, so that its data is not whole and cannot be kept".to_owned(),
+                ));
+            }
+            None => {}
         }
         let Some(place) = self.place_of_data().await? else {
             return Ok(());
@@ -44,16 +57,28 @@ impl Work {
             if !is_legacy(&instance.container_id) {
                 return Ok(Some(DataPlace::Workspace(self.bot().clone())));
             }
-            let directory = self.skep().legacy_directory(self.bot()).await?;
-            if directory.is_some() {
-                self.note(OF_LEGACY, true);
-            }
-            return Ok(directory.map(DataPlace::Directory));
+            return Ok(Some(self.place_of_legacy_data(instance.legacy_data).await?));
         }
         match self.runtime().bots_with_layers().await?.contains(self.bot()) {
             true => Ok(Some(DataPlace::Workspace(self.bot().clone()))),
             false => Ok(None),
         }
+    }
+
+    /// Where the legacy container has its data, if that is where such data is kept: else it is nothing of ours.
+    async fn place_of_legacy_data(&self, bound: Option<PathBuf>) -> Result<DataPlace> {
+        let directory = self.skep().legacy_directory(self.bot()).await?;
+        let is_it = |directory: &PathBuf| bound.as_deref().is_some_and(|bound| is_same_place(bound, directory));
+        let Some(directory) = directory.filter(is_it) else {
+            tracing::warn!(bot = %self.bot(), ?bound, "the data of a legacy container is not below the data root");
+            return Err(Error::Conflict(
+                "the data of this legacy container is not in the directory of its bot below the data root, so that it \
+                 cannot be kept"
+                    .to_owned(),
+            ));
+        };
+        self.note(OF_LEGACY, true);
+        Ok(DataPlace::Directory(directory))
     }
 
     /// The first try's look counts: later ones find it stopped.
@@ -110,5 +135,13 @@ impl Work {
                 }
             }
         }
+    }
+}
+
+/// Whatever links lead there.
+fn is_same_place(one: &Path, other: &Path) -> bool {
+    match (one.canonicalize(), other.canonicalize()) {
+        (Ok(one), Ok(other)) => one == other,
+        _ => false,
     }
 }

@@ -18,6 +18,7 @@ use tonic::Code;
 use super::client::{collect, failed, optional};
 use super::devices::device_names;
 use super::layer::Layer;
+use super::legacy::legacy_data;
 use super::records::Running;
 use super::{ContainerdRuntime, devices};
 use crate::images::UnpackedImage;
@@ -277,6 +278,7 @@ impl ContainerdRuntime {
             updated_at: time(container.updated_at),
             started_at: running.as_ref().map(|running| running.started_at),
             isolation,
+            legacy_data: legacy_data(container),
         }
     }
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use containerd_client::services::v1::Container;
 use prost_types::Any;
 use serde_json::Value;
-use skep_names::{BotId, is_legacy};
+use skep_names::{BotId, DATA_DIRECTORY_INSIDE, is_legacy};
 
 use super::container::{Starting, as_any, stored_environment};
 use super::host::network_failed;
@@ -151,6 +151,20 @@ fn keep_what_is_its_own(ours: &mut Value, stored: &Value) {
 
 fn exists(path: &str) -> bool {
     Path::new(path).exists()
+}
+
+/// What is bound at `/data`, as its specification says.
+pub(super) fn legacy_data(container: &Container) -> Option<PathBuf> {
+    if !is_legacy(&container.id) {
+        return None;
+    }
+    let stored: Value = serde_json::from_slice(&container.spec.as_ref()?.value).ok()?;
+    let mounts = stored["mounts"].as_array()?.iter();
+    // The last one covers the others.
+    let at_data = mounts
+        .rev()
+        .find(|mount| mount["destination"] == DATA_DIRECTORY_INSIDE)?;
+    (at_data["type"] == "bind").then(|| at_data["source"].as_str().map(PathBuf::from))?
 }
 
 /// An absolute path: one of systemd's form is not looked for.

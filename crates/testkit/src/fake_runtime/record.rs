@@ -47,6 +47,7 @@ impl Record {
             updated_at: self.updated_at,
             started_at: self.started_at.filter(|_| task == TaskState::Running),
             isolation: Some(isolation()),
+            legacy_data: None,
         }
     }
 }
