@@ -10,6 +10,8 @@ pub enum Patience {
     Queue,
     /// Is refused with `operation_in_progress` (`Prefer: wait=0`).
     Refuse,
+    /// Is refused likewise, a removal too, which else comes before all others: nobody asked for it just now.
+    GiveWay,
 }
 
 /// The caller of a rule, as far as a rule depends on him.

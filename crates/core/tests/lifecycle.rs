@@ -8,7 +8,7 @@ use futures::StreamExt;
 use harness::{LIMIT, World, admin, until};
 use skep_core::{BotStatus, Code, CreateBot, DeleteData, Desired, WhenStopped, WorkspaceStatus};
 use skep_names::BotId;
-use skep_runtime::{Runtime, RuntimeError};
+use skep_runtime::{Runtime, RuntimeError, TaskState};
 use skep_testkit::fake_runtime::Verb;
 
 async fn until_running(world: &World, bot: &BotId) {
@@ -407,4 +407,23 @@ async fn a_connection_to_a_bridge_is_shared_and_outlives_no_stop_and_start() {
         }
         assert_eq!(world.runtime.connections_to_the_reference(&bot), starts);
     }
+}
+
+#[tokio::test]
+async fn a_start_that_fails_ends_nothing_that_ran_before_it() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    world.write(&bot, "/data/marker", "before").await;
+    let began = world.runtime.inspect(&bot).await.unwrap().unwrap().started_at;
+    let no_network = || RuntimeError::other("checking the network", std::io::Error::other("skep0 is down"));
+    world.runtime.faults().fail_next(Verb::Start, no_network());
+    world.start(&bot).await.unwrap_err();
+    world.runtime.faults().fail_next(Verb::Start, no_network());
+    world.create(&bot).await.outcome().await.unwrap_err();
+    let instance = world.runtime.inspect(&bot).await.unwrap().unwrap();
+    assert_eq!((instance.task, instance.started_at), (TaskState::Running, began));
+    let info = world.skep.workspace_info(&bot).await.unwrap();
+    assert_eq!(info.status, WorkspaceStatus::Running);
+    world.start(&bot).await.unwrap();
+    assert_eq!(world.read(&bot, "/data/marker").await, "before");
 }

@@ -180,6 +180,22 @@ async fn what_a_delete_left_that_failed_half_way_is_never_started() {
 }
 
 #[tokio::test]
+async fn of_what_a_delete_left_that_failed_half_way_nothing_is_made_or_kept() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    fail_a_delete(&world, &bot).await;
+    world.runtime.forget_container(&bot);
+    let created = world.create(&bot).await.outcome().await;
+    assert_eq!(created.unwrap_err().code(), Code::Conflict);
+    let kept = world.skep.delete_workspace(&bot, DeleteData::Preserve, &admin()).await;
+    assert_eq!(kept.unwrap().outcome().await.unwrap_err().code(), Code::Conflict);
+    assert!(world.skep.backups(&bot).await.unwrap().is_empty());
+    let deleted = world.skep.delete_workspace(&bot, DeleteData::Remove, &admin()).await;
+    deleted.unwrap().outcome().await.unwrap();
+    until_nothing_is_left(&world, &bot).await;
+}
+
+#[tokio::test]
 async fn a_delete_that_lost_its_runtime_after_its_data_was_kept_is_finished() {
     let world = World::new().await;
     let bot = world.running_bot().await;

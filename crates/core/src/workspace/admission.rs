@@ -60,6 +60,9 @@ pub(crate) fn admit(present: &[Present], running: bool, asked: &Asked) -> Decisi
             _ => Decision::Refuse(Refusal::Removing(removal.id.clone())),
         };
     }
+    if let (Patience::GiveWay, Some(first)) = (asked.patience, present.first()) {
+        return Decision::Refuse(Refusal::InProgress(first.id.clone()));
+    }
     if asked.kind.removes() {
         let last = present
             .last()
@@ -143,7 +146,7 @@ mod tests {
 
     #[test]
     fn the_table_of_decisions() {
-        use Patience::{Queue, Refuse};
+        use Patience::{GiveWay, Queue, Refuse};
         let overtake = |ids: &[&str]| Decision::Overtake {
             cancelled: ids.iter().map(|id| (*id).to_owned()).collect(),
         };
@@ -161,6 +164,9 @@ mod tests {
             (&[Restart], Restart, Queue, Decision::Enqueue),
             (&[Start, Stop], Delete, Queue, overtake(&["0", "1"])),
             (&[Start, Stop], Delete, Refuse, overtake(&["0", "1"])),
+            (&[], Delete, GiveWay, overtake(&[])),
+            (&[Create], Delete, GiveWay, refuse("0")),
+            (&[Start], Start, GiveWay, refuse("0")),
             (&[Delete], Delete, Queue, join("0")),
             (&[Delete, Create], Delete, Queue, overtake(&["1"])),
             (&[Delete, Create], DeleteBot, Queue, overtake(&["1"])),

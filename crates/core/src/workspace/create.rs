@@ -7,6 +7,7 @@ use skep_store::{BotStatus, ContainerRow, ContainerStatus, Desired, LimitsColumn
 
 use super::limits::{to_column, to_runtime};
 use super::plan::parse_image;
+use super::remains::Remains;
 use super::request::CreatePlan;
 use super::state::Event;
 use super::work::Work;
@@ -29,11 +30,8 @@ impl Work {
     /// The work of `create`.
     pub(crate) async fn create(&self, plan: &CreatePlan) -> Result<Outcome> {
         // A container that nobody recorded is a workspace that exists, unless this very create made it.
-        if self.row().await?.is_none()
-            && self.noted(HAD_LAYER).is_none()
-            && self.runtime().inspect(self.bot()).await?.is_some()
-        {
-            self.step("adopt", self.adopt(Desired::Running)).await?;
+        if self.row().await?.is_none() && self.noted(HAD_LAYER).is_none() {
+            self.step("adopt", self.adopt_what_is_there()).await?;
         }
         let row = match self.row_to_keep().await? {
             Some(row) => self.keep(plan, &row).await?,
@@ -43,6 +41,16 @@ impl Work {
         self.show_set_up().await?;
         self.bot_is_ready().await?;
         Ok(Outcome::Workspace(self.completed(&row).await?))
+    }
+
+    async fn adopt_what_is_there(&self) -> Result<()> {
+        if self.skep().remains(self.bot()).await? == Some(Remains::OfCreate) {
+            self.runtime().remove(self.bot()).await?;
+        }
+        match self.runtime().inspect(self.bot()).await? {
+            Some(_) => self.adopt(Desired::Running).await,
+            None => Ok(()),
+        }
     }
 
     /// The record of a workspace that is there, or that nothing is kept of elsewhere. One whose layer is gone while

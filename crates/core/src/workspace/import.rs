@@ -1,8 +1,8 @@
 //! The work of `import`: an archive that a client sent, received and checked whole before, goes into `/data`.
 
 use futures::{StreamExt, TryStreamExt};
-use serde_json::json;
-use skep_runtime::layer_access::{Applied, Apply, ArchiveStream, Trust};
+use serde_json::{Value, json};
+use skep_runtime::layer_access::{Apply, ArchiveStream, Trust};
 use skep_store::ContainerRow;
 
 use super::request::ImportPlan;
@@ -24,7 +24,8 @@ impl Work {
             trust: Trust::Strangers,
         };
         let put = self.change_data(&row, self.received(plan), apply).await?;
-        self.is_in_place(&row, &put).await;
+        let noted = json!({ "entries": put.entries, "bytes": put.bytes });
+        self.is_in_place(&row, ("import", &noted)).await;
         Ok(Outcome::Imported(Imported {
             entries: put.entries,
             bytes: put.bytes,
@@ -36,15 +37,14 @@ impl Work {
 
     /// All of the archive is in `/data`: whatever fails from here on, an answer that it failed would not be true. That
     /// the workspace does not come back is told by its checks.
-    async fn is_in_place(&self, row: &ContainerRow, put: &Applied) {
-        let noted = json!({ "entries": put.entries, "bytes": put.bytes });
-        if let Err(error) = self.lived("import", &noted).await {
-            tracing::warn!(bot = %self.bot(), error = error.with_causes(), "an import is missing in the history");
+    pub(super) async fn is_in_place(&self, row: &ContainerRow, (event, noted): (&str, &Value)) {
+        if let Err(error) = self.lived(event, noted).await {
+            tracing::warn!(bot = %self.bot(), event, error = error.with_causes(), "missing in the history");
         }
         let Err(error) = self.come_back(row).await else {
             return;
         };
-        tracing::warn!(bot = %self.bot(), error = error.with_causes(), "not running after an import");
+        tracing::warn!(bot = %self.bot(), error = error.with_causes(), "not running with its new data");
         if let Err(error) = self.note_not_running(&error).await {
             tracing::warn!(bot = %self.bot(), error = error.with_causes(), "left to reconcile");
         }

@@ -114,7 +114,9 @@ impl Skep {
         });
         let is_to_be_finished = match mend {
             Mend::Rebuild | Mend::LeaveMissing => self.remains(bot).await?.is_some(),
-            Mend::Start | Mend::PutBack if instance.is_none() => self.remains(bot).await? == Some(Remains::OfRemoval),
+            Mend::Start | Mend::PutBack if instance.is_none() => {
+                matches!(self.remains(bot).await?, Some(Remains::OfRemoval { .. }))
+            }
             _ => false,
         };
         match mend {
@@ -136,7 +138,7 @@ impl Skep {
     /// As the server's own wish, which gives way to everybody's.
     async fn have_done(&self, bot: &BotId, request: Request) -> Result<()> {
         let requester = Requester {
-            patience: Patience::Refuse,
+            patience: Patience::GiveWay,
             ..Requester::server()
         };
         match self.submit(bot, request, &requester).await {

@@ -6,6 +6,7 @@ use skep_names::BotId;
 use skep_store::{OperationRow, OperationState};
 
 use super::create::HAD_LAYER;
+use super::preserve::PRESERVED;
 use super::request::DeleteData;
 use super::work::BEGUN;
 use crate::error::Result;
@@ -22,7 +23,10 @@ pub(crate) enum Remains {
     OfCreate,
     /// Of a removal that failed after it had begun. Layers go after the container, the newest first: what is left of
     /// them is not what the workspace was.
-    OfRemoval,
+    OfRemoval {
+        /// Its data was kept before.
+        data_is_kept: bool,
+    },
 }
 
 impl Skep {
@@ -45,18 +49,27 @@ impl Skep {
     }
 }
 
-/// `None`: it neither makes nor removes a workspace, nor shows that there was one.
+/// `None`: it neither makes nor removes a workspace, nor shows that there was one; or it is under way, which may be the
+/// very one that asks.
 fn left_by(operation: &OperationRow) -> Option<Option<Remains>> {
     let failed = matches!(operation.state, OperationState::Failed | OperationState::Cancelled);
+    if !failed && operation.state != OperationState::Succeeded {
+        return None;
+    }
     let is = |kind: OperationKind| operation.kind == kind.as_str();
     if is(OperationKind::Create) {
-        // What was there before this create may hold data.
+        // What was there before this create may hold data; one that failed does not tell what it is.
         let began_with_nothing = operation.notes.get(HAD_LAYER) == Some(&Value::Bool(false));
-        return Some((failed && began_with_nothing).then_some(Remains::OfCreate));
+        return match (failed, began_with_nothing) {
+            (true, true) => Some(Some(Remains::OfCreate)),
+            (true, false) => None,
+            (false, _) => Some(None),
+        };
     }
     if is(OperationKind::Delete) || is(OperationKind::DeleteBot) {
         let has_begun = operation.notes.get(BEGUN).is_some();
-        return Some((failed && has_begun).then_some(Remains::OfRemoval));
+        let data_is_kept = operation.notes.get(PRESERVED).is_some();
+        return Some((failed && has_begun).then_some(Remains::OfRemoval { data_is_kept }));
     }
     // None of these succeeds without a whole workspace; a stop or new limits do.
     let shows_a_workspace = [

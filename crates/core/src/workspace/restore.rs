@@ -67,9 +67,8 @@ impl Work {
             self.change_data(&row, async { Ok(archive) }, apply).await?;
             self.note(CHANGED, true);
         }
-        self.step("note", self.lived("restore", &json!({ "backup": request.name })))
-            .await?;
-        self.come_back(&row).await?;
+        self.is_in_place(&row, ("restore", &json!({ "backup": request.name })))
+            .await;
         self.release_put_back().await?;
         Ok(Outcome::Done)
     }

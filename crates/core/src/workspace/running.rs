@@ -18,6 +18,8 @@ use super::work::Work;
 use crate::error::{Error, Result};
 use crate::operations::Outcome;
 
+/// Note: this operation started the processes; what ran before it is not its to end.
+const STARTED: &str = "started";
 /// How long a bridge may take to answer after its process was started.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 /// Between two looks at a process whose bridge has not answered.
@@ -148,8 +150,14 @@ impl Work {
         self.name_what_is_there(row).await
     }
 
-    /// Makes a row for a container or a layer of this bot that the runtime has and the store does not.
+    /// Makes a row for a container or a layer of this bot that the runtime has and the store does not. What an operation
+    /// left that failed half-way is no workspace: that of a create is removed, that of a removal refused.
     pub(crate) async fn adopt(&self, desired: Desired) -> Result<()> {
+        match self.skep().remains(self.bot()).await? {
+            Some(Remains::OfCreate) => self.runtime().remove(self.bot()).await?,
+            Some(Remains::OfRemoval { .. }) => return Err(half_removed()),
+            None => {}
+        }
         let instance = match self.runtime().inspect(self.bot()).await? {
             Some(instance) => instance,
             None => self.container_on_a_layer_alone().await?,
@@ -209,10 +217,8 @@ impl Work {
             return Ok(());
         }
         let has_layer = self.runtime().bots_with_layers().await?.contains(self.bot());
-        if has_layer && self.skep().remains(self.bot()).await? == Some(Remains::OfRemoval) {
-            return Err(Error::Conflict(
-                "the workspace was deleted half-way: delete it once more".to_owned(),
-            ));
+        if has_layer && matches!(self.skep().remains(self.bot()).await?, Some(Remains::OfRemoval { .. })) {
+            return Err(half_removed());
         }
         if !has_layer && self.skep().has_preserved_data(self.bot()).await? {
             return Err(Error::Conflict(
@@ -271,7 +277,11 @@ impl Work {
         if task != Some(TaskState::Running) {
             self.skep().bridges().evict(self.bot());
         }
-        self.runtime().start(self.bot(), limits).await.map_err(not_started)
+        let started = self.runtime().start(self.bot(), limits).await.map_err(not_started)?;
+        if !started.already_running {
+            self.note(STARTED, true);
+        }
+        Ok(started)
     }
 
     /// Returns when the bridge answers; at once with the reason when its process ends instead.
@@ -321,11 +331,15 @@ impl Work {
         stopped
     }
 
-    /// After a start that came to nothing: no half of it stays, and the reason is kept. What cannot be known while
-    /// the runtime or the store is away is left as it is, for reconcile, and has no answer.
+    /// After a start that came to nothing: no half of it stays, and the reason is kept. One that ran before, and runs,
+    /// goes on running: its network or its bridge may be back in a moment. What cannot be known while the runtime or the
+    /// store is away is left as it is, for reconcile, and has no answer.
     pub(crate) async fn note_not_running(&self, error: &Error) -> Result<Option<Retry>> {
         use crate::Code::{OperationCancelled, RuntimeUnavailable, StoreUnavailable};
         if matches!(error.code(), OperationCancelled | RuntimeUnavailable | StoreUnavailable) {
+            return Ok(None);
+        }
+        if self.noted(STARTED).is_none() && self.has_run_before().await? {
             return Ok(None);
         }
         let why = error.to_string();
@@ -343,6 +357,16 @@ impl Work {
         Ok(Some(retry))
     }
 
+    /// Whether it is recorded as running and has a process.
+    async fn has_run_before(&self) -> Result<bool> {
+        let recorded = self
+            .row()
+            .await?
+            .is_some_and(|row| row.status == ContainerStatus::Running);
+        let instance = self.runtime().inspect(self.bot()).await?;
+        Ok(recorded && instance.is_some_and(|instance| instance.task == TaskState::Running))
+    }
+
     /// Writes a change of the workspace down, for its history.
     pub(crate) async fn lived(&self, event: &str, payload: &Value) -> Result<()> {
         let container = container_id_for(self.bot());
@@ -351,6 +375,10 @@ impl Work {
             .insert_lifecycle_event(self.bot(), &container, event, payload)
             .await?)
     }
+}
+
+fn half_removed() -> Error {
+    Error::Conflict("the workspace was deleted half-way: delete it once more".to_owned())
 }
 
 /// What a start came to nothing by is told as that, with the code that names it: an image or a tenant can make a
