@@ -1,8 +1,10 @@
 //! Processes that callers start: how they start, what is kept of them, how they end. Nothing here knows gRPC streams.
 
+mod disk_use;
 mod end;
 mod output;
 mod output_log;
+mod pipes;
 mod process;
 mod record;
 mod registry;
@@ -13,6 +15,7 @@ mod users;
 
 pub(crate) use end::processes;
 pub(crate) use output::{Next, Reader, Which};
+pub(crate) use pipes::Pace;
 pub(crate) use process::{FirstInput, Holder, Process, Watch};
 pub(crate) use registry::{Exec, Found, Registry, Request, add_outcome};
 pub(crate) use sessions::Sessions;

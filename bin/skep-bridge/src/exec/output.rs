@@ -1,11 +1,12 @@
 //! Both streams of one process and its end, as readers see them.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use super::output_log::{OutputLog, Piece, read_segment};
+use super::output_log::{LAG_AFTER_END_BYTES, OutputLog, Piece, READER_LAG_BYTES, read_segment};
 use crate::reaper::Ended;
 
 #[derive(Clone, Copy, Debug)]
@@ -26,6 +27,8 @@ pub(crate) enum Which {
 pub(crate) struct Output {
     logs: [OutputLog; 2],
     outcome: Mutex<Option<Outcome>>,
+    /// The process is over, and what it wrote may still be on its way here.
+    is_over: AtomicBool,
     changed: watch::Sender<()>,
 }
 
@@ -39,6 +42,7 @@ impl Output {
     pub(crate) fn new(logs: [OutputLog; 2], outcome: Option<Outcome>) -> Self {
         Self {
             logs,
+            is_over: AtomicBool::new(outcome.is_some()),
             outcome: Mutex::new(outcome),
             changed: watch::Sender::new(()),
         }
@@ -55,6 +59,20 @@ impl Output {
     pub(crate) fn set_outcome(&self, outcome: Outcome) {
         *self.outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
         self.tell_readers();
+    }
+
+    /// Lets in what the process left in its pipes, however far its readers are behind.
+    pub(crate) fn tell_over(&self) {
+        self.is_over.store(true, Ordering::Relaxed);
+        self.tell_readers();
+    }
+
+    /// How far a process that waits for its readers may be ahead of them.
+    pub(crate) fn allowed_lag(&self) -> u64 {
+        match self.is_over.load(Ordering::Relaxed) {
+            true => READER_LAG_BYTES + LAG_AFTER_END_BYTES,
+            false => READER_LAG_BYTES,
+        }
     }
 
     pub(crate) fn tell_readers(&self) {
@@ -101,18 +119,25 @@ impl Reader {
         let limits = output
             .outcome()
             .map(|_| [0, 1].map(|which: usize| output.logs[which].end()));
-        let registered =
-            [0, 1].map(|which: usize| positions[which].map(|position| output.logs[which].add_reader(position)));
         Self {
             output,
             changes,
             positions,
             limits,
-            registered,
+            registered: [None, None],
             follow,
             finished: false,
             turn: 0,
         }
+    }
+
+    /// A process that waits for its readers waits for this one.
+    #[must_use]
+    pub(crate) fn waited_for(mut self) -> Self {
+        for (which, position) in self.positions.into_iter().enumerate() {
+            self.registered[which] = position.map(|position| self.output.logs[which].add_reader(position));
+        }
+        self
     }
 
     /// `None`: all that was asked for has been given.

@@ -8,19 +8,24 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
+use super::disk_use::DiskUse;
 use crate::log;
 
 /// What outgrows this goes to disk.
 const MEMORY_BYTES: u64 = 128 * 1024;
-/// How far a process may be ahead of its slowest reader when it waits for readers.
+/// How far a process may be ahead of its fastest reader when it waits for readers.
 pub(crate) const READER_LAG_BYTES: u64 = 256 * 1024;
+/// And how much further when it has ended: as much as a pipe may hold, so that all it wrote is taken in, however slowly
+/// it is read.
+pub(crate) const LAG_AFTER_END_BYTES: u64 = 1024 * 1024;
 /// Kept in memory at most where there is no disk part: a reader that is waited for never loses a byte.
-const MEMORY_ONLY_BYTES: u64 = 2 * READER_LAG_BYTES;
+const MEMORY_ONLY_BYTES: u64 = 2 * READER_LAG_BYTES + LAG_AFTER_END_BYTES;
+/// The same where there is one that cannot be written.
+const UNWRITTEN_BYTES: u64 = 2 * READER_LAG_BYTES;
 /// One read hands out at most this much.
 const READ_BYTES: u64 = 256 * 1024;
 
@@ -31,9 +36,8 @@ pub(crate) struct LogPolicy {
     pub(crate) spill: Option<(PathBuf, &'static str)>,
     /// Kept at most, in bytes.
     pub(crate) keep_bytes: u64,
-    /// The bytes that all logs hold on disk together, and their limit.
-    pub(crate) on_disk: Arc<AtomicU64>,
-    pub(crate) on_disk_limit: u64,
+    /// What all logs hold on disk together.
+    pub(crate) disk: Arc<DiskUse>,
 }
 
 pub(crate) struct OutputLog {
@@ -47,6 +51,7 @@ struct State {
     memory: VecDeque<Bytes>,
     memory_start: u64,
     segments: VecDeque<Segment>,
+    /// Where those are that the process waits for.
     readers: HashMap<u64, u64>,
     next_reader: u64,
     spill_failed: bool,
@@ -130,7 +135,8 @@ impl OutputLog {
         let limit = match (&self.policy.spill, state.spill_failed) {
             (Some(_), false) => return,
             // A full disk must not make the bridge grow: what cannot be spilled is dropped, and so counted.
-            _ => self.policy.keep_bytes.clamp(1, MEMORY_ONLY_BYTES),
+            (Some(_), true) => self.policy.keep_bytes.clamp(1, UNWRITTEN_BYTES),
+            (None, _) => self.policy.keep_bytes.clamp(1, MEMORY_ONLY_BYTES),
         };
         state.drop_memory_beyond(limit);
     }
@@ -193,7 +199,7 @@ impl OutputLog {
         let mut dropped = Vec::new();
         {
             let mut state = self.state();
-            let on_disk = self.policy.on_disk.fetch_add(length, Ordering::Relaxed) + length;
+            let mut over = self.policy.disk.grow(length);
             let grown = Segment {
                 length: segment.length + length,
                 ..segment
@@ -204,15 +210,14 @@ impl OutputLog {
             }
             state.memory.drain(..pieces);
             state.memory_start += length;
-            let mut over = on_disk.saturating_sub(self.policy.on_disk_limit);
-            while state.segments.len() > 1 && (state.end - state.oldest() > self.policy.keep_bytes || over > 0) {
+            while state.may_drop_oldest() && (state.end - state.oldest() > self.policy.keep_bytes || over > 0) {
                 let oldest = state.segments.pop_front();
                 over = over.saturating_sub(oldest.as_ref().map_or(0, |oldest| oldest.length));
                 dropped.extend(oldest);
             }
         }
         for segment in dropped {
-            self.policy.on_disk.fetch_sub(segment.length, Ordering::Relaxed);
+            self.policy.disk.shrink(segment.length);
             if let Err(error) = fs::remove_file(&segment.path) {
                 log::tell!("remove {}: {error}", segment.path.display());
             }
@@ -224,18 +229,18 @@ impl OutputLog {
         let mut state = self.state();
         // What is on disk no longer joins what memory will keep: the oldest goes first, as ever.
         for segment in state.segments.drain(..) {
-            self.policy.on_disk.fetch_sub(segment.length, Ordering::Relaxed);
+            self.policy.disk.shrink(segment.length);
             drop(fs::remove_file(segment.path));
         }
         state.spill_failed = true;
-        let limit = self.policy.keep_bytes.clamp(1, MEMORY_ONLY_BYTES);
+        let limit = self.policy.keep_bytes.clamp(1, UNWRITTEN_BYTES);
         state.drop_memory_beyond(limit);
     }
 
     /// Lets go of what is on disk, whose files are removed with their directory.
     pub(crate) fn forget(&self) {
         let freed: u64 = self.state().segments.drain(..).map(|segment| segment.length).sum();
-        self.policy.on_disk.fetch_sub(freed, Ordering::Relaxed);
+        self.policy.disk.shrink(freed);
     }
 
     /// The next piece at `offset`, or at the oldest kept if that is later.
@@ -280,21 +285,32 @@ impl OutputLog {
         self.state().readers.remove(&id);
     }
 
-    /// How far the slowest reader is behind; 0 without readers: nobody is waited for then.
+    /// How far the fastest reader is behind; 0 without readers: nobody is waited for then. A slower one reads what is on
+    /// disk: it must not hold up those who read.
     pub(crate) fn reader_lag(&self) -> u64 {
         let state = self.state();
         state
-            .readers
-            .values()
-            .map(|&position| state.end.saturating_sub(position))
-            .max()
-            .unwrap_or(0)
+            .fastest_reader()
+            .map_or(0, |position| state.end.saturating_sub(position))
     }
 }
 
 impl State {
     fn oldest(&self) -> u64 {
         self.segments.front().map_or(self.memory_start, |segment| segment.start)
+    }
+
+    fn fastest_reader(&self) -> Option<u64> {
+        self.readers.values().copied().max()
+    }
+
+    /// The newest segment stays, and so does what nobody of those has read whom the process waits for.
+    fn may_drop_oldest(&self) -> bool {
+        let Some(oldest) = self.segments.front().filter(|_| self.segments.len() > 1) else {
+            return false;
+        };
+        self.fastest_reader()
+            .is_none_or(|position| oldest.start + oldest.length <= position)
     }
 
     fn in_memory(&self) -> u64 {
@@ -368,8 +384,7 @@ mod tests {
         LogPolicy {
             spill: Some((directory.join("exec"), "stdout")),
             keep_bytes,
-            on_disk: Arc::default(),
-            on_disk_limit: u64::MAX,
+            disk: Arc::new(DiskUse::new(u64::MAX)),
         }
     }
 
@@ -429,7 +444,7 @@ mod tests {
         let on_disk: u64 = files
             .map(|file| file.expect("a file").metadata().expect("its size").len())
             .sum();
-        assert_eq!(on_disk, policy.on_disk.load(Ordering::Relaxed));
+        assert_eq!(on_disk, policy.disk.all());
     }
 
     #[test]
@@ -438,9 +453,9 @@ mod tests {
         let policy = policy(directory.path(), 64 << 20);
         let log = OutputLog::new(policy.clone());
         write(&log, 0, 50_000);
-        assert!(policy.on_disk.load(Ordering::Relaxed) > 0);
+        assert!(policy.disk.all() > 0);
         log.forget();
-        assert_eq!(policy.on_disk.load(Ordering::Relaxed), 0);
+        assert_eq!(policy.disk.all(), 0);
     }
 
     #[test]
@@ -458,8 +473,7 @@ mod tests {
         let policy = LogPolicy {
             spill: None,
             keep_bytes: 1000,
-            on_disk: Arc::default(),
-            on_disk_limit: 0,
+            disk: Arc::new(DiskUse::new(0)),
         };
         let log = OutputLog::new(policy);
         write(&log, 0, 1000);
@@ -474,6 +488,38 @@ mod tests {
         let log = OutputLog::new(policy(directory.path(), 64 << 20));
         write(&log, 0, 200_000);
         assert_eq!(log.end(), 1_600_000);
-        assert_eq!(log.end() - log.oldest(), MEMORY_ONLY_BYTES);
+        assert_eq!(log.end() - log.oldest(), UNWRITTEN_BYTES);
+    }
+
+    #[test]
+    fn what_the_fastest_reader_has_not_read_is_kept_beyond_all_limits() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let log = OutputLog::new(policy(directory.path(), 64 << 10));
+        let slow = log.add_reader(0);
+        write(&log, 0, 100_000);
+        assert_eq!((log.oldest(), log.reader_lag()), (0, 800_000));
+        let fast = log.add_reader(600_000);
+        assert_eq!(log.reader_lag(), 200_000, "the fastest is the one that is waited for");
+        write(&log, 100_000, 150_000);
+        assert!(log.oldest() > 0 && log.oldest() <= 600_000, "{}", log.oldest());
+        log.remove_reader(slow);
+        log.remove_reader(fast);
+        assert_eq!(log.reader_lag(), 0);
+    }
+
+    #[test]
+    fn a_running_process_keeps_its_log_while_there_is_one_of_an_ended_process_to_drop() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let disk = Arc::new(DiskUse::new(1 << 20));
+        disk.keep_ended(1 << 20, 1 << 20);
+        let log = OutputLog::new(LogPolicy {
+            disk: Arc::clone(&disk),
+            ..policy(directory.path(), 4 << 20)
+        });
+        write(&log, 0, 100_000);
+        assert_eq!(log.oldest(), 0);
+        disk.drop_ended(1 << 20);
+        write(&log, 100_000, 300_000);
+        assert!(log.oldest() > 0 && disk.all() <= 1 << 20, "{}", disk.all());
     }
 }

@@ -1,6 +1,5 @@
-//! One running process: what reads its output, feeds its input, watches its time and tells its end.
+//! One running process: what watches its time and tells its end.
 
-use std::cell::RefCell;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -8,7 +7,6 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use rustix::io::Errno;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -17,21 +15,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::end::Target;
 use super::output::{Outcome, Output, Which};
-use super::output_log::READER_LAG_BYTES;
-use super::start::{self, Ends, Started};
+use super::pipes::{self, Input, Pace};
+use super::start::{self, Started};
 use crate::log;
 use crate::reaper::Ended;
-use crate::system;
 
-const PIECE_BYTES: usize = 64 * 1024;
 /// How long children that keep the output open may delay the exit.
 const DRAIN: Duration = Duration::from_secs(1);
-const END_OF_TRANSMISSION: u8 = 4;
-
-thread_local! {
-    // One for all: no await lies between a read and the copy out of it.
-    static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; PIECE_BYTES]);
-}
 
 pub(crate) struct Process {
     pub(crate) pid: u32,
@@ -41,6 +31,7 @@ pub(crate) struct Process {
     terminal: Option<Arc<AsyncFd<OwnedFd>>>,
     stdin: Option<mpsc::Sender<Input>>,
     end_requested: CancellationToken,
+    pace: Pace,
     /// Streams that keep a process alive which ends with them, and how many there ever were.
     holders: AtomicU32,
     holders_ever: AtomicU64,
@@ -52,7 +43,7 @@ pub(crate) struct Process {
 #[derive(Clone, Copy)]
 pub(crate) struct Watch {
     pub(crate) timeout: Option<Duration>,
-    pub(crate) wait_for_reader: bool,
+    pub(crate) pace: Pace,
     /// The process ends so long after the last stream that shows it is gone; none: it goes on.
     pub(crate) outlives_stream: Option<Duration>,
 }
@@ -61,12 +52,6 @@ pub(crate) struct Watch {
 pub(crate) struct FirstInput {
     pub(crate) data: Bytes,
     pub(crate) more: bool,
-}
-
-struct Input {
-    data: Bytes,
-    end: bool,
-    done: oneshot::Sender<io::Result<()>>,
 }
 
 /// Below zero where the clock is before 1970; the nearest that the wire can tell before 1677 and after 2262.
@@ -93,7 +78,7 @@ impl Process {
     ) -> io::Result<(Arc<Self>, impl Future<Output = ()> + Send + 'static)> {
         let Started { pid, ended, ends } = started;
         let mut work = JoinSet::new();
-        let (stdin, terminal) = attach(ends, &output, watch, first, &mut work)?;
+        let (stdin, terminal) = pipes::attach(ends, &output, (watch.pace, first), &mut work)?;
         let target = if terminal.is_some() {
             Target::Session(pid)
         } else {
@@ -107,6 +92,7 @@ impl Process {
             terminal,
             stdin,
             end_requested: CancellationToken::new(),
+            pace: watch.pace,
             holders: AtomicU32::new(0),
             holders_ever: AtomicU64::new(0),
             outlives_stream: watch.outlives_stream.unwrap_or_default(),
@@ -138,6 +124,8 @@ impl Process {
             log::tell!("the reaper lost process {}", self.pid);
             return;
         };
+        // A pump that waits for its reader reads nothing, and what is in the pipe was written before the end.
+        self.output.tell_over();
         let drained = async { while work.join_next().await.is_some() {} };
         // Children that keep the output open go on being read below.
         let all_read = timeout(DRAIN, drained).await.is_ok();
@@ -195,6 +183,10 @@ impl Process {
         start::set_size(terminal.get_ref(), cols, rows)
     }
 
+    pub(crate) fn waits_for_reader(&self) -> bool {
+        self.pace == Pace::OfReader
+    }
+
     pub(crate) fn has_terminal(&self) -> bool {
         self.terminal.is_some()
     }
@@ -238,172 +230,6 @@ impl Drop for Holder {
                 .spawn(async move { process.end_unless_shown_again(shown_until_now).await });
         }
     }
-}
-
-type Attached = (Option<mpsc::Sender<Input>>, Option<Arc<AsyncFd<OwnedFd>>>);
-
-fn attach(
-    ends: Ends,
-    output: &Arc<Output>,
-    watch: Watch,
-    first: FirstInput,
-    work: &mut JoinSet<()>,
-) -> io::Result<Attached> {
-    let mut pump = |which, source| {
-        work.spawn(
-            Pump {
-                source,
-                output: Arc::clone(output),
-                which,
-                wait_for_reader: watch.wait_for_reader,
-            }
-            .run(),
-        );
-    };
-    match ends {
-        Ends::Pipes { stdin, stdout, stderr } => {
-            pump(Which::Stdout, Arc::new(system::watch_descriptor(stdout)?));
-            pump(Which::Stderr, Arc::new(system::watch_descriptor(stderr)?));
-            let stdin = match stdin {
-                Some(stdin) => Some(feed(Arc::new(system::watch_descriptor(stdin)?), None, first, output)),
-                None => None,
-            };
-            Ok((stdin, None))
-        }
-        Ends::Terminal { master } => {
-            let master = Arc::new(system::watch_descriptor(master)?);
-            pump(Which::Stdout, Arc::clone(&master));
-            let stdin = feed(Arc::clone(&master), Some(END_OF_TRANSMISSION), first, output);
-            Ok((Some(stdin), Some(master)))
-        }
-    }
-}
-
-struct Pump {
-    source: Arc<AsyncFd<OwnedFd>>,
-    output: Arc<Output>,
-    which: Which,
-    wait_for_reader: bool,
-}
-
-impl Pump {
-    async fn run(self) {
-        let log = self.output.log(self.which);
-        loop {
-            if self.wait_for_reader {
-                self.wait_for_room().await;
-            }
-            match read_piece(&self.source).await {
-                Ok(piece) if piece.is_empty() => break,
-                Ok(piece) => log.append(piece),
-                Err(error) => {
-                    log::tell!("read output: {error}");
-                    break;
-                }
-            }
-            self.output.tell_readers();
-            if log.needs_spill() {
-                let (output, which) = (Arc::clone(&self.output), self.which);
-                if let Err(error) = tokio::task::spawn_blocking(move || output.log(which).spill()).await {
-                    log::tell!("keep output: {error}");
-                }
-            }
-        }
-    }
-
-    async fn wait_for_room(&self) {
-        let mut changes = self.output.changes();
-        loop {
-            changes.borrow_and_update();
-            if self.output.log(self.which).reader_lag() < READER_LAG_BYTES || changes.changed().await.is_err() {
-                return;
-            }
-        }
-    }
-}
-
-/// The next bytes; empty at the end.
-async fn read_piece(source: &AsyncFd<OwnedFd>) -> io::Result<Bytes> {
-    loop {
-        let mut ready = source.readable().await?;
-        let read = ready.try_io(|source| {
-            SCRATCH.with_borrow_mut(|scratch| {
-                let length = rustix::io::retry_on_intr(|| rustix::io::read(source, &mut scratch[..]))?;
-                Ok(Bytes::copy_from_slice(&scratch[..length]))
-            })
-        });
-        match read {
-            // A terminal whose last process has gone says EIO.
-            Ok(Err(error)) if Errno::from_io_error(&error) == Some(Errno::IO) => return Ok(Bytes::new()),
-            Ok(result) => return result,
-            Err(_would_block) => {}
-        }
-    }
-}
-
-/// Starts the one that writes to stdin: the initial data first, then what is sent to it.
-fn feed(
-    sink: Arc<AsyncFd<OwnedFd>>,
-    end_byte: Option<u8>,
-    first: FirstInput,
-    output: &Arc<Output>,
-) -> mpsc::Sender<Input> {
-    let (sender, mut inputs) = mpsc::channel::<Input>(1);
-    let output = Arc::clone(output);
-    // Owned by the process: it ends when the process does, or when its last sender is gone.
-    tokio::spawn(async move {
-        let write_all = async {
-            if !first.data.is_empty() {
-                write_piece(&sink, &first.data).await?;
-            }
-            if !first.more {
-                return end_input(&sink, end_byte).await;
-            }
-            while let Some(input) = inputs.recv().await {
-                let mut result = write_piece(&sink, &input.data).await;
-                let end = input.end || result.is_err();
-                if result.is_ok() && input.end {
-                    result = end_input(&sink, end_byte).await;
-                }
-                // Whoever sent it may have gone meanwhile.
-                drop(input.done.send(result));
-                if end && end_byte.is_none() {
-                    break;
-                }
-            }
-            Ok(())
-        };
-        tokio::select! {
-            result = write_all => match result {
-                // A process need not read what it is given.
-                Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-                    log::tell!("write to stdin: {error}");
-                }
-                _ => {}
-            },
-            _ = output.exited() => {}
-        }
-        // Dropping the sink closes a pipe.
-    });
-    sender
-}
-
-async fn end_input(sink: &AsyncFd<OwnedFd>, end_byte: Option<u8>) -> io::Result<()> {
-    match end_byte {
-        Some(byte) => write_piece(sink, &[byte]).await,
-        None => Ok(()),
-    }
-}
-
-async fn write_piece(sink: &AsyncFd<OwnedFd>, mut data: &[u8]) -> io::Result<()> {
-    while !data.is_empty() {
-        let mut ready = sink.writable().await?;
-        match ready.try_io(|sink| Ok(rustix::io::retry_on_intr(|| rustix::io::write(sink, data))?)) {
-            Ok(written) => data = &data[written?..],
-            Err(_would_block) => {}
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, hash_map};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -13,10 +13,11 @@ use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 use tonic::Status;
 
+use super::disk_use::DiskUse;
 use super::end::Target;
 use super::output::{Outcome, Output, Which};
 use super::output_log::{LogPolicy, OutputLog};
-use super::process::{FirstInput, Process, Watch};
+use super::process::{FirstInput, Holder, Process, Watch};
 use super::record;
 use super::start::{self, Program};
 use super::stored::{self, Stored};
@@ -41,12 +42,15 @@ pub(crate) struct Request {
     pub(crate) first: FirstInput,
     /// 0: the default.
     pub(crate) log_bytes: u64,
+    /// How long it is known after its end; 0: a day.
+    pub(crate) keep_milliseconds: u64,
 }
 
 pub(crate) struct Exec {
     pub(crate) id: String,
     command: String,
     argv: Vec<Vec<u8>>,
+    keep_milliseconds: u64,
     pub(crate) process: Arc<Process>,
     ends_with_stream: bool,
     removed: AtomicBool,
@@ -71,7 +75,7 @@ pub(crate) struct Registry {
     pub(crate) tasks: TaskTracker,
     entries: Mutex<HashMap<String, Entry>>,
     running: Mutex<HashMap<u32, Target>>,
-    on_disk: Arc<AtomicU64>,
+    disk: Arc<DiskUse>,
     /// False until what an earlier bridge left has been read.
     loaded: watch::Sender<bool>,
     changed: watch::Sender<()>,
@@ -92,7 +96,7 @@ impl Registry {
             tasks: TaskTracker::new(),
             entries: Mutex::default(),
             running: Mutex::default(),
-            on_disk: Arc::default(),
+            disk: Arc::new(DiskUse::new(stored::MOST_BYTES)),
             loaded: watch::Sender::new(false),
             changed: watch::Sender::new(()),
             closing: AtomicBool::new(false),
@@ -103,7 +107,8 @@ impl Registry {
         self.directory.join(id)
     }
 
-    /// Reads what an earlier bridge left, then drops what is too old or too much now and every ten minutes.
+    /// Reads what an earlier bridge left, then drops what is too old or too much: now, every ten minutes, and when running
+    /// processes need the room.
     pub(crate) async fn keep_store(self: Arc<Self>) {
         let directory = self.directory.clone();
         match tokio::task::spawn_blocking(move || stored::load(&directory)).await {
@@ -113,7 +118,10 @@ impl Registry {
         self.loaded.send_replace(true);
         loop {
             self.prune().await;
-            tokio::time::sleep(Duration::from_secs(600)).await;
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_secs(600)) => {}
+                () = self.disk.too_much() => {}
+            }
         }
     }
 
@@ -122,7 +130,7 @@ impl Registry {
         for (id, stored) in found {
             // One that was started meanwhile under the same id is the newer truth.
             if let hash_map::Entry::Vacant(vacant) = entries.entry(id) {
-                self.on_disk.fetch_add(stored.bytes, Ordering::Relaxed);
+                self.disk.keep_ended(stored.bytes, stored.bytes);
                 vacant.insert(Entry::Stored(stored));
             }
         }
@@ -134,13 +142,42 @@ impl Registry {
     /// InvalidArgument for a bad id or no command, FailedPrecondition for what cannot be started, Unavailable while
     /// the bridge ends.
     pub(crate) async fn start(self: &Arc<Self>, request: Request) -> Result<Found, Status> {
+        Ok(self.begin(request, |_| ()).await?.0)
+    }
+
+    /// As [`Registry::start`], held from its first moment if it ends with its streams: also when whoever asked is gone by
+    /// then, and nobody ever takes the answer.
+    pub(crate) async fn open(self: &Arc<Self>, request: Request) -> Result<(Found, Option<Holder>), Status> {
+        let tasks = self.tasks.clone();
+        let (found, holder) = self.begin(request, move |exec| exec.hold(tasks)).await?;
+        let holder = match holder {
+            Some(holder) => holder,
+            None => self.hold(&found),
+        };
+        Ok((found, holder))
+    }
+
+    /// Keeps one that ends with its streams from ending.
+    pub(crate) fn hold(&self, found: &Found) -> Option<Holder> {
+        match found {
+            Found::Live(exec) => exec.hold(self.tasks.clone()),
+            Found::Stored(_) => None,
+        }
+    }
+
+    /// With what is taken of it, by the task that starts it, if it is new.
+    async fn begin<T: Send + 'static>(
+        self: &Arc<Self>,
+        request: Request,
+        take: impl FnOnce(&Arc<Exec>) -> T + Send + 'static,
+    ) -> Result<(Found, Option<T>), Status> {
         if self.closing.load(Ordering::Relaxed) {
             return Err(Status::unavailable("the workspace is stopping"));
         }
         if let Some(id) = &request.id {
             check_id("exec_id", id)?;
             if let Some(found) = self.reserve(id).await {
-                return Ok(found);
+                return Ok((found, None));
             }
         }
         let registry = Arc::clone(self);
@@ -156,9 +193,12 @@ impl Registry {
                 }
             }
             registry.changed.send_replace(());
-            result
+            result.map(|exec| {
+                let taken = take(&exec);
+                (Found::Live(exec), Some(taken))
+            })
         });
-        started.await.map_err(|_| failure::worker_gone())?.map(Found::Live)
+        started.await.map_err(|_| failure::worker_gone())?
     }
 
     /// `None`: the id was free and is now reserved.
@@ -204,6 +244,7 @@ impl Registry {
             id: request.id.clone().unwrap_or_default(),
             command: request.command,
             argv: program.argv,
+            keep_milliseconds: request.keep_milliseconds,
             process,
             ends_with_stream: request.watch.outlives_stream.is_some(),
             removed: AtomicBool::new(false),
@@ -225,8 +266,7 @@ impl Registry {
             OutputLog::new(LogPolicy {
                 spill: id.map(|id| (self.directory_of(id), name)),
                 keep_bytes,
-                on_disk: Arc::clone(&self.on_disk),
-                on_disk_limit: stored::MOST_BYTES,
+                disk: Arc::clone(&self.disk),
             })
         })
     }
@@ -284,13 +324,9 @@ impl Registry {
     async fn store(&self, exec: Arc<Exec>) {
         let written = self.write_record(&exec).await;
         if exec.removed.load(Ordering::Relaxed) {
-            for which in [Which::Stdout, Which::Stderr] {
-                exec.process.output.log(which).forget();
-            }
-            return stored::remove(self.directory_of(&exec.id)).await;
+            return self.forget(&exec).await;
         }
         let Some(written) = written else { return };
-        self.on_disk.fetch_add(written, Ordering::Relaxed);
         let kept = [Which::Stdout, Which::Stderr].map(|which| exec.process.output.log(which).on_disk());
         let finished = exec
             .process
@@ -300,17 +336,34 @@ impl Registry {
         let stored = Stored {
             started_unix_nanos: exec.process.started_unix_nanos,
             finished_unix_nanos: finished,
+            keep: stored::keep_of(exec.keep_milliseconds),
             bytes: written + kept[0] + kept[1],
         };
         let known = {
             let mut entries = lock(&self.entries);
-            entries.insert(exec.id.clone(), Entry::Stored(stored));
-            entries.len()
+            // Looked at under the lock: who removes it says so before he takes the entry.
+            let known = !exec.removed.load(Ordering::Relaxed);
+            known.then(|| {
+                self.disk.keep_ended(stored.bytes, written);
+                entries.insert(exec.id.clone(), Entry::Stored(stored));
+                entries.len()
+            })
+        };
+        let Some(known) = known else {
+            return self.forget(&exec).await;
         };
         // Age is looked at by the clock alone: looking at thousands here would make each process wait.
-        if known > stored::MOST_EXECS || self.on_disk.load(Ordering::Relaxed) > stored::MOST_BYTES {
+        if known > stored::MOST_EXECS || self.disk.is_too_much() {
             self.prune().await;
         }
+    }
+
+    /// Of one that was removed while it ran: what it holds on disk.
+    async fn forget(&self, exec: &Exec) {
+        for which in [Which::Stdout, Which::Stderr] {
+            exec.process.output.log(which).forget();
+        }
+        stored::remove(self.directory_of(&exec.id)).await;
     }
 
     async fn prune(&self) {
@@ -320,11 +373,10 @@ impl Registry {
                 Entry::Stored(stored) => Some((id, *stored)),
                 _ => None,
             });
-            let on_disk = self.on_disk.load(Ordering::Relaxed);
-            let dropped = stored::too_many(stored, entries.len(), on_disk);
+            let dropped = stored::too_many(stored, entries.len(), self.disk.all());
             for (id, stored) in &dropped {
                 entries.remove(id);
-                self.on_disk.fetch_sub(stored.bytes, Ordering::Relaxed);
+                self.disk.drop_ended(stored.bytes);
             }
             dropped
         };
@@ -350,12 +402,17 @@ impl Registry {
         Err(Status::not_found(format!("no exec {id}")))
     }
 
-    /// It has run, and does no more.
+    /// It runs, is being started, or has run.
+    pub(crate) fn is_known(&self, id: &str) -> bool {
+        lock(&self.entries).contains_key(id)
+    }
+
+    /// It has run, and does no more; or it is known no more.
     pub(crate) fn is_over(&self, id: &str) -> bool {
         match lock(&self.entries).get(id) {
             Some(Entry::Live(exec)) => exec.process.output.outcome().is_some(),
-            Some(Entry::Stored(_)) => true,
-            Some(Entry::Starting) | None => false,
+            Some(Entry::Stored(_)) | None => true,
+            Some(Entry::Starting) => false,
         }
     }
 
@@ -413,13 +470,12 @@ impl Registry {
             Found::Live(exec) => {
                 exec.removed.store(true, Ordering::Relaxed);
                 exec.process.end().await;
-                lock(&self.entries).remove(id);
             }
-            Found::Stored(_) => {
-                if let Some(Entry::Stored(stored)) = lock(&self.entries).remove(id) {
-                    self.on_disk.fetch_sub(stored.bytes, Ordering::Relaxed);
-                }
-            }
+            Found::Stored(_) => {}
+        }
+        // Also one that ended by itself, and was put on disk, in the same moment.
+        if let Some(Entry::Stored(stored)) = lock(&self.entries).remove(id) {
+            self.disk.drop_ended(stored.bytes);
         }
         stored::remove(self.directory_of(id)).await;
         Ok(())
@@ -438,8 +494,9 @@ impl Registry {
 }
 
 impl Exec {
-    pub(crate) fn ends_with_stream(&self) -> bool {
+    fn hold(&self, tasks: TaskTracker) -> Option<Holder> {
         self.ends_with_stream
+            .then(|| Holder::new(Arc::clone(&self.process), tasks))
     }
 
     /// As it is called in the log.
@@ -477,6 +534,7 @@ impl Exec {
             pty: self.process.has_terminal(),
             command: self.command.clone(),
             argv: self.argv.clone(),
+            keep_milliseconds: self.keep_milliseconds,
             ..ExecStatus::default()
         };
         if let Some(outcome) = output.outcome() {

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tonic::Status;
 
+use super::process::Holder;
 use super::registry::{Found, Registry, Request, check_id};
 
 /// Which process has which name.
@@ -15,8 +16,13 @@ impl Sessions {
     /// The process of that name, or the one that is asked for when none of that name runs.
     ///
     /// # Errors
-    /// InvalidArgument for a bad name or no id; else as [`Registry::start`].
-    pub(crate) async fn open(&self, registry: &Arc<Registry>, name: &str, request: Request) -> Result<Found, Status> {
+    /// InvalidArgument for a bad name or no id; else as [`Registry::open`].
+    pub(crate) async fn open(
+        &self,
+        registry: &Arc<Registry>,
+        name: &str,
+        request: Request,
+    ) -> Result<(Found, Option<Holder>), Status> {
         check_id("name", name)?;
         let new = request.id.clone();
         let new = new.ok_or_else(|| Status::invalid_argument("exec_id is required"))?;
@@ -26,19 +32,22 @@ impl Sessions {
             ..request
         };
         // Whoever comes second, with the first one not even started, starts it under the same id or finds it.
-        let found = registry.start(own).await;
-        found.inspect_err(|_| self.forget(name, &id))
+        let found = registry.open(own).await;
+        found.inspect_err(|_| self.forget(registry, name, &id))
     }
 
     fn id_of(&self, registry: &Registry, name: &str, new: String) -> String {
         let mut ids = self.ids();
+        // An id given here is the registry's before anything else runs: the bridge has one event loop, and `open` does not
+        // wait until it has reserved it.
         ids.retain(|_, id| !registry.is_over(id));
         ids.entry(name.to_owned()).or_insert(new).clone()
     }
 
-    fn forget(&self, name: &str, id: &str) {
+    /// Unless another one starts it under that id by now.
+    fn forget(&self, registry: &Registry, name: &str, id: &str) {
         let mut ids = self.ids();
-        if ids.get(name).is_some_and(|known| known == id) {
+        if ids.get(name).is_some_and(|known| known == id) && !registry.is_known(id) {
             ids.remove(name);
         }
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use skep_bridge_protocol::workspace::ExecStatus;
 
+use super::disk_use::DiskUse;
 use super::output::{Outcome, Output};
 use super::output_log::{LogPolicy, OutputLog};
 use super::process::unix_nanos;
@@ -18,14 +19,24 @@ use crate::reaper::Ended;
 /// How much is kept of ended processes: whichever limit is met first drops the oldest end.
 pub(crate) const MOST_BYTES: u64 = 1024 * 1024 * 1024;
 pub(crate) const MOST_EXECS: usize = 20_000;
-const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+const KEEP_DEFAULT: Duration = Duration::from_secs(24 * 60 * 60);
 
 #[derive(Clone, Copy)]
 pub(crate) struct Stored {
     pub(crate) started_unix_nanos: i64,
     pub(crate) finished_unix_nanos: i64,
+    /// After its end.
+    pub(crate) keep: Duration,
     /// On disk, its record included.
     pub(crate) bytes: u64,
+}
+
+/// How long is asked for; 0: no time of its own.
+pub(crate) fn keep_of(milliseconds: u64) -> Duration {
+    match milliseconds {
+        0 => KEEP_DEFAULT,
+        asked => Duration::from_millis(asked),
+    }
 }
 
 /// Which ones are to go: too old, or the oldest ends of too many or too much.
@@ -34,23 +45,29 @@ pub(crate) fn too_many<'a>(
     known: usize,
     on_disk: u64,
 ) -> Vec<(String, Stored)> {
-    let oldest_allowed = unix_nanos() - LONGEST.as_nanos() as i64;
-    let too_old = |stored: &Stored| stored.finished_unix_nanos < oldest_allowed;
+    let now = unix_nanos();
+    let too_old = |stored: &Stored| {
+        let age = now.saturating_sub(stored.finished_unix_nanos);
+        u128::try_from(age).is_ok_and(|age| age > stored.keep.as_nanos())
+    };
     if known <= MOST_EXECS && on_disk <= MOST_BYTES {
         let old = stored.filter(|(_, stored)| too_old(stored));
         return old.map(|(id, stored)| (id.clone(), stored)).collect();
     }
     let mut by_age: Vec<(&String, Stored)> = stored.collect();
     by_age.sort_by_key(|(_, stored)| stored.finished_unix_nanos);
-    // A tenth more than needed, so that the next end does not sort again.
+    // More than needed, so that the next end, or the next piece of output, does not sort again.
     let mut spare = (known.saturating_sub(MOST_EXECS), on_disk.saturating_sub(MOST_BYTES));
     if spare.0 > 0 {
         spare.0 = spare.0.max(100);
     }
+    if spare.1 > 0 {
+        spare.1 += MOST_BYTES / 64;
+    }
     let mut dropped = Vec::new();
     for (id, stored) in by_age {
         if !too_old(&stored) && spare == (0, 0) {
-            break;
+            continue;
         }
         spare = (spare.0.saturating_sub(1), spare.1.saturating_sub(stored.bytes));
         dropped.push((id.clone(), stored));
@@ -88,6 +105,7 @@ fn load_one(directory: &Path) -> io::Result<Stored> {
     Ok(Stored {
         started_unix_nanos: status.started_unix_nanos,
         finished_unix_nanos: status.finished_unix_nanos,
+        keep: keep_of(status.keep_milliseconds),
         bytes: record::size(directory)?,
     })
 }
@@ -107,8 +125,7 @@ pub(crate) fn open(directory: &Path) -> io::Result<(Output, ExecStatus)> {
     let policy = |name| LogPolicy {
         spill: Some((directory.to_path_buf(), name)),
         keep_bytes: u64::MAX,
-        on_disk: Arc::default(),
-        on_disk_limit: u64::MAX,
+        disk: Arc::new(DiskUse::new(u64::MAX)),
     };
     let logs = [
         OutputLog::stored(policy("stdout"), status.stdout_bytes, stdout)?,
@@ -148,6 +165,7 @@ mod tests {
         let stored = |&seconds: &i64| Stored {
             started_unix_nanos: 0,
             finished_unix_nanos: unix_nanos() - seconds * 1_000_000_000,
+            keep: keep_of(0),
             bytes: 400 << 20,
         };
         ends_seconds_ago
@@ -166,6 +184,16 @@ mod tests {
     #[test]
     fn what_is_older_than_a_day_goes() {
         assert_eq!(dropped(&kept(&[10, 90_000]), 2), ["1"]);
+    }
+
+    #[test]
+    fn each_is_kept_as_long_as_it_was_asked_for() {
+        let mut stored = kept(&[3_700, 3_500, 90_000]);
+        for (number, keep) in [(0, 3_600_000), (1, 3_600_000), (2, 3 * 86_400_000)] {
+            stored[number].1.keep = keep_of(keep);
+            stored[number].1.bytes = 0;
+        }
+        assert_eq!(dropped(&stored, 3), ["0"]);
     }
 
     #[test]

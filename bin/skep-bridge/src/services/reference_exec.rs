@@ -10,7 +10,7 @@ use skep_bridge_protocol::bridgepb::{ExecInput, ExecOutput};
 use tonic::{Response, Status, Streaming};
 
 use super::streams::ResponseStream;
-use crate::exec::{FirstInput, Found, Holder, Next, Process, Program, Reader, Registry, Request, Watch, Which};
+use crate::exec::{FirstInput, Found, Holder, Next, Pace, Process, Program, Reader, Registry, Request, Watch, Which};
 use crate::log;
 use crate::paths;
 
@@ -26,13 +26,12 @@ pub(super) async fn exec(
         .message()
         .await?
         .ok_or_else(|| Status::invalid_argument("command is required"))?;
-    let is_terminal = first.pty;
-    let Found::Live(exec) = registry.start(request_of(first)?).await? else {
+    // A terminal is held: it ends with its stream.
+    let (Found::Live(exec), holder) = registry.open(request_of(first)?).await? else {
         return Err(Status::internal("an exec without an id was found on disk"));
     };
     let process = Arc::clone(&exec.process);
-    let holder = is_terminal.then(|| Holder::new(Arc::clone(&process), registry.tasks.clone()));
-    let reader = Reader::new(Arc::clone(&process.output), [Some(0), Some(0)], true);
+    let reader = Reader::new(Arc::clone(&process.output), [Some(0), Some(0)], true).waited_for();
     registry.tasks.spawn(feed(process, inputs));
     let state = Output {
         reader,
@@ -83,7 +82,7 @@ fn request_of(first: ExecInput) -> Result<Request, Status> {
         program,
         watch: Watch {
             timeout,
-            wait_for_reader: true,
+            pace: Pace::OfReader,
             outlives_stream: first.pty.then_some(Duration::ZERO),
         },
         first: FirstInput {
@@ -91,6 +90,7 @@ fn request_of(first: ExecInput) -> Result<Request, Status> {
             more: true,
         },
         log_bytes: 0,
+        keep_milliseconds: 0,
     })
 }
 

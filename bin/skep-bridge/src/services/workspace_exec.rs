@@ -16,7 +16,8 @@ use tonic::{Status, Streaming};
 use super::reference_exec::dimension;
 use super::streams::ResponseStream;
 use crate::exec::{
-    Exec, FirstInput, Found, Holder, Next, Program, Reader, Registry, Request, Sessions, Watch, Which, add_outcome,
+    Exec, FirstInput, Found, Holder, Next, Pace, Program, Reader, Registry, Request, Sessions, Watch, Which,
+    add_outcome,
 };
 use crate::failure;
 use crate::paths;
@@ -40,11 +41,9 @@ pub(super) async fn open_session(
         .ok_or_else(|| Status::invalid_argument("exec is required"))?;
     let mut exec = request_of(exec)?;
     exec.watch.outlives_stream = Some(Duration::from_millis(request.keep_milliseconds));
-    let found = sessions.open(registry, &request.name, exec).await?;
-    if let Found::Live(exec) = &found {
-        // Its time without a stream begins now: the caller may never come for its output.
-        drop(Holder::new(Arc::clone(&exec.process), registry.tasks.clone()));
-    }
+    let (found, holder) = sessions.open(registry, &request.name, exec).await?;
+    // Its time without a stream begins now: the caller may never come for its output.
+    drop(holder);
     registry.status(&found).await
 }
 
@@ -52,8 +51,7 @@ pub(super) async fn run(
     registry: &Arc<Registry>,
     request: StartExecRequest,
 ) -> Result<ResponseStream<ExecEvent>, Status> {
-    let end_with_stream = request.end_with_stream;
-    let found = registry.start(request_of(request)?).await?;
+    let (found, holder) = registry.open(request_of(request)?).await?;
     events(
         registry,
         &found,
@@ -61,7 +59,7 @@ pub(super) async fn run(
         Show {
             follow: true,
             started: true,
-            end_with_stream,
+            holder,
         },
     )
     .await
@@ -72,7 +70,6 @@ pub(super) async fn output(
     request: ExecOutputRequest,
 ) -> Result<ResponseStream<ExecEvent>, Status> {
     let found = registry.find(&request.exec_id).await?;
-    let end_with_stream = matches!(&found, Found::Live(exec) if exec.ends_with_stream());
     let positions = [
         request.stdout.then_some(request.stdout_offset),
         request.stderr.then_some(request.stderr_offset),
@@ -84,7 +81,7 @@ pub(super) async fn output(
         Show {
             follow: request.follow,
             started: false,
-            end_with_stream,
+            holder: registry.hold(&found),
         },
     )
     .await
@@ -93,7 +90,7 @@ pub(super) async fn output(
 struct Show {
     follow: bool,
     started: bool,
-    end_with_stream: bool,
+    holder: Option<Holder>,
 }
 
 struct Events {
@@ -116,22 +113,24 @@ async fn events(
     show: Show,
 ) -> Result<ResponseStream<ExecEvent>, Status> {
     let (output, status) = registry.output(found).await?;
-    let holder = match found {
-        Found::Live(exec) if show.end_with_stream => {
-            Some(Holder::new(Arc::clone(&exec.process), registry.tasks.clone()))
-        }
-        _ => None,
-    };
     let started = show.started.then(|| status.clone());
     let source = match found {
         Found::Live(exec) => Source::Live(Arc::clone(exec)),
         Found::Stored(_) => Source::Stored(status),
     };
+    let mut reader = Reader::new(output, positions, show.follow);
+    // Who looks at the log of a process that others follow takes what there is: nobody is held up by him.
+    if let Found::Live(exec) = found
+        && exec.process.waits_for_reader()
+        && (show.started || show.holder.is_some())
+    {
+        reader = reader.waited_for();
+    }
     let state = Events {
-        reader: Reader::new(output, positions, show.follow),
+        reader,
         started,
         found: source,
-        _holder: holder,
+        _holder: show.holder,
     };
     Ok(Box::pin(stream::unfold(state, async |mut state| {
         let event = state.next().await?;
@@ -200,7 +199,10 @@ fn request_of(request: StartExecRequest) -> Result<Request, Status> {
         program,
         watch: Watch {
             timeout,
-            wait_for_reader: request.wait_for_reader,
+            pace: match request.wait_for_reader {
+                true => Pace::OfReader,
+                false => Pace::Own,
+            },
             outlives_stream: request.end_with_stream.then_some(Duration::ZERO),
         },
         // A terminal's keyboard stays there: its end is a keystroke like any other.
@@ -209,6 +211,7 @@ fn request_of(request: StartExecRequest) -> Result<Request, Status> {
             more: request.stdin || request.pty,
         },
         log_bytes: request.log_bytes,
+        keep_milliseconds: request.keep_milliseconds,
     })
 }
 

@@ -1,6 +1,7 @@
 //! The bridge as it is shipped, tried over the wire: each sentence of its contract.
 
 mod calls;
+mod followed_execs;
 mod log;
 mod many_execs;
 mod our_execs;

@@ -14,9 +14,9 @@ use tonic::{Code, Status, Streaming};
 use crate::calls::{LIMIT, until};
 use crate::workspace::{Layout, Workspace};
 
-type Client = WorkspaceClient<Channel>;
+pub(crate) type Client = WorkspaceClient<Channel>;
 
-fn shell(id: &str, command: &str) -> StartExecRequest {
+pub(crate) fn shell(id: &str, command: &str) -> StartExecRequest {
     let argv = ["/bin/sh", "-c", command].map(|part| part.as_bytes().to_vec()).to_vec();
     StartExecRequest {
         exec_id: id.into(),
@@ -27,16 +27,16 @@ fn shell(id: &str, command: &str) -> StartExecRequest {
 }
 
 #[derive(Default)]
-struct Seen {
-    started: Option<ExecStatus>,
-    stdout: Vec<u8>,
-    stderr: Vec<u8>,
-    first_stdout_offset: Option<u64>,
-    exit: Option<ExecStatus>,
+pub(crate) struct Seen {
+    pub(crate) started: Option<ExecStatus>,
+    pub(crate) stdout: Vec<u8>,
+    pub(crate) stderr: Vec<u8>,
+    pub(crate) first_stdout_offset: Option<u64>,
+    pub(crate) exit: Option<ExecStatus>,
 }
 
 impl Seen {
-    fn exit(&self) -> &ExecStatus {
+    pub(crate) fn exit(&self) -> &ExecStatus {
         self.exit.as_ref().expect("an exit event")
     }
 
@@ -45,7 +45,7 @@ impl Seen {
     }
 }
 
-async fn collect(mut stream: Streaming<ExecEvent>) -> Result<Seen, Status> {
+pub(crate) async fn collect(mut stream: Streaming<ExecEvent>) -> Result<Seen, Status> {
     let mut seen = Seen::default();
     while let Some(event) = timeout(LIMIT, stream.message()).await.expect("an event in time")? {
         assert!(seen.exit.is_none(), "nothing comes after exit");
@@ -63,11 +63,11 @@ async fn collect(mut stream: Streaming<ExecEvent>) -> Result<Seen, Status> {
     Ok(seen)
 }
 
-async fn run(client: &mut Client, request: StartExecRequest) -> Result<Seen, Status> {
+pub(crate) async fn run(client: &mut Client, request: StartExecRequest) -> Result<Seen, Status> {
     collect(client.run_exec(request).await?.into_inner()).await
 }
 
-async fn output(client: &mut Client, id: &str, stdout_offset: u64, follow: bool) -> Seen {
+pub(crate) async fn output(client: &mut Client, id: &str, stdout_offset: u64, follow: bool) -> Seen {
     let request = ExecOutputRequest {
         exec_id: id.into(),
         stdout_offset,
@@ -81,7 +81,7 @@ async fn output(client: &mut Client, id: &str, stdout_offset: u64, follow: bool)
         .expect("to its end")
 }
 
-async fn status(client: &mut Client, id: &str) -> Result<ExecStatus, Status> {
+pub(crate) async fn status(client: &mut Client, id: &str) -> Result<ExecStatus, Status> {
     client
         .get_exec(ExecId { exec_id: id.into() })
         .await

@@ -95,6 +95,21 @@ async fn a_process_that_is_said_to_write_for_ever_is_given_up_and_not_held() {
 }
 
 #[tokio::test]
+async fn the_time_in_which_nobody_reads_a_process_is_not_the_bridges() {
+    let impostor = impostor(|_| endless_output()).await;
+    let id = ExecId::parse("id").expect("an id");
+    let request = ExecRequest::of(Program::Command("true".to_owned()));
+    let events = exec::run(&impostor.bridge, &id, request).await.expect("it says so");
+    let limit = Duration::from_secs(1);
+    let mut events = events.within(Some(limit));
+    let begun = Instant::now();
+    while begun.elapsed() < 2 * limit {
+        assert!(matches!(events.next().await, Ok(Some(_))));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test]
 async fn streams_that_nobody_reads_hold_no_more_than_their_windows() {
     let impostor = impostor(|_| endless_output()).await;
     let before = resident_bytes();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use skep_bridge_protocol::workspace::{ExecEvent as WireEvent, exec_event::Event};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout};
 use tonic::{Status, Streaming};
 
 use super::text::{TextPiece, whole};
@@ -44,7 +44,8 @@ pub struct ExecEvents {
     id: ExecId,
     ended: bool,
     next: [u64; 2],
-    deadline: Option<Instant>,
+    /// How long the bridge may still be waited for.
+    left: Option<Duration>,
 }
 
 impl ExecEvents {
@@ -54,14 +55,15 @@ impl ExecEvents {
             id,
             ended: false,
             next: [0, 0],
-            deadline: None,
+            left: None,
         }
     }
 
-    /// Gives up when the end has not been told by then. A time beyond what the clock can count is no limit.
+    /// Gives up when the bridge was waited for so long in all: the time in which nobody asks for the next event is the
+    /// reader's own, and does not count.
     #[must_use]
     pub(crate) fn within(mut self, limit: Option<Duration>) -> Self {
-        self.deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
+        self.left = limit;
         self
     }
 
@@ -74,13 +76,7 @@ impl ExecEvents {
         if self.ended {
             return Ok(None);
         }
-        let event = match self.deadline {
-            Some(deadline) => timeout_at(deadline, self.events.message())
-                .await
-                .unwrap_or_else(|_| Err(Status::deadline_exceeded(""))),
-            None => self.events.message().await,
-        };
-        let event = event.inspect_err(|_| self.ended = true)?;
+        let event = self.receive().await.inspect_err(|_| self.ended = true)?;
         let Some(event) = event else {
             self.ended = true;
             return Ok(None);
@@ -101,6 +97,23 @@ impl ExecEvents {
             }
             None => Err(BridgeError::Untrustworthy("an event that is none".to_owned())),
         }
+    }
+
+    async fn receive(&mut self) -> Result<Option<WireEvent>, Status> {
+        let Some(left) = self.left else {
+            return self.events.message().await;
+        };
+        let too_late = || Err(Status::deadline_exceeded(""));
+        // One that always has something to say must be given up too.
+        if left.is_zero() {
+            return too_late();
+        }
+        let begun = Instant::now();
+        let event = timeout(left, self.events.message())
+            .await
+            .unwrap_or_else(|_| too_late());
+        self.left = Some(left.saturating_sub(begun.elapsed()));
+        event
     }
 
     fn output(&mut self, stream: OutputStream, offset: u64, data: Bytes) -> BridgeResult<ExecEvent> {

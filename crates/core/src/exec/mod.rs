@@ -23,13 +23,15 @@ use tokio_stream::wrappers::ReceiverStream;
 use crate::bridge::{Bridge, BridgeError, BridgeResult, NEXT_PIECE_WITHIN, SMALL_WITHIN};
 
 pub use events::{CollectedOutput, ExecEvent, ExecEvents, ExecOutcome, OutputStream, collect};
-pub use request::{ExecRequest, ExecStdin, LONGEST_TIMEOUT, Program, TerminalSize, WhenStreamEnds};
+pub use request::{ExecRequest, ExecStdin, LONGEST_TIMEOUT, LogLimits, Program, TerminalSize, WhenStreamEnds};
 pub use signal::signal_number;
 pub use status::{ExecEnd, ExecStatus};
 pub use text::{TextPiece, TextPieces};
 
-/// The most processes a bridge remembers.
-const MOST_EXECS: usize = 20_000;
+/// The most processes that a bridge is believed to know. It remembers 20,000 and those that run.
+const MOST_EXECS: usize = 65_536;
+/// The first generation of bridges that gives a slow reader also what a process wrote just before its end.
+const WAITS_WHOLLY_SINCE: u32 = 7;
 /// How long the end of a process whose time is over may take to be told. A bridge of ours needs 3 s for it.
 const END_WITHIN: Duration = Duration::from_secs(30);
 /// How long a process may leave its input unread before a caller who writes to it is told.
@@ -65,14 +67,18 @@ impl ExecId {
     }
 }
 
-/// Starts a process and follows it: the first event is its start, the last one its end.
+/// Starts a process and follows it: the first event is its start, the last one its end. It waits for whoever reads the
+/// events slowly.
 ///
 /// # Errors
 /// `NotStarted` when it cannot be started at all, `InvalidArgument`, `Unreachable`.
 pub async fn run(bridge: &Bridge, id: &ExecId, request: ExecRequest) -> BridgeResult<ExecEvents> {
     let mut client = bridge.workspace();
     let limit = request.timeout.map(|limit| limit.saturating_add(END_WITHIN));
-    let events = Bridge::answer(SMALL_WITHIN, client.run_exec(request.into_wire(id))).await?;
+    let mut wire = request.into_wire(id);
+    // Whoever follows it wants every byte. Gone, he holds up nobody.
+    wire.wait_for_reader |= bridge.generation() >= WAITS_WHOLLY_SINCE;
+    let events = Bridge::answer(SMALL_WITHIN, client.run_exec(wire)).await?;
     Ok(ExecEvents::new(events, id.clone()).within(limit))
 }
 

@@ -57,6 +57,15 @@ pub enum WhenStreamEnds {
     Ends,
 }
 
+/// How much is kept of what a process wrote, and for how long after its end.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LogLimits {
+    /// Bytes of each output, the oldest dropped; 0: the bridge's default.
+    pub bytes: u64,
+    /// `None`: the bridge's default, a day. Bridges before generation 7 know no other.
+    pub keep: Option<Duration>,
+}
+
 /// A process to be started.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExecRequest {
@@ -74,8 +83,8 @@ pub struct ExecRequest {
     pub terminal: Option<TerminalSize>,
     /// Name, uid, `name:group` or `uid:gid`; `None`: root.
     pub user: Option<String>,
-    /// Bytes of each output that are kept, the oldest dropped; 0: the bridge's default.
-    pub log_bytes: u64,
+    /// What is kept of it.
+    pub log: LogLimits,
     /// What a lost stream means.
     pub when_stream_ends: WhenStreamEnds,
 }
@@ -91,7 +100,7 @@ impl ExecRequest {
             timeout: None,
             terminal: None,
             user: None,
-            log_bytes: 0,
+            log: LogLimits::default(),
             when_stream_ends: WhenStreamEnds::GoesOn,
         }
     }
@@ -160,16 +169,17 @@ impl ExecRequest {
             rows: u32::from(size.rows),
             user: self.user.unwrap_or_default(),
             stdin,
-            log_bytes: self.log_bytes,
+            log_bytes: self.log.bytes,
             end_with_stream: ends,
             command,
             stdin_data,
             wait_for_reader: ends,
+            keep_milliseconds: self.log.keep.map_or(0, milliseconds),
         }
     }
 }
 
-/// Never 0, which would mean no limit.
+/// Never 0, which would mean no limit, or the default one.
 fn milliseconds(timeout: Duration) -> u64 {
     u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX).max(1)
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::bridge::{Bridge, BridgeError, BridgeResult};
 use crate::exec::{
-    self, ExecEvents, ExecId, ExecRequest, ExecStdin, OutputRange, Program, TerminalSize, WhenStreamEnds,
+    self, ExecEvents, ExecId, ExecRequest, ExecStdin, LogLimits, OutputRange, Program, TerminalSize, WhenStreamEnds,
 };
 
 /// The largest size either way; more is cut to it.
@@ -37,6 +37,15 @@ impl SessionName {
     }
 }
 
+/// A shell to be started.
+#[derive(Debug, Clone, Copy)]
+pub struct ShellRequest {
+    /// Its terminal's size.
+    pub size: TerminalSize,
+    /// What is kept of it.
+    pub log: LogLimits,
+}
+
 /// A terminal that a window is open on.
 pub struct Terminal {
     /// The process behind it.
@@ -62,17 +71,18 @@ pub fn size(cols: Option<u32>, rows: Option<u32>) -> TerminalSize {
 ///
 /// # Errors
 /// `NotStarted`, `Unreachable`.
-pub async fn open(bridge: &Bridge, size: TerminalSize) -> BridgeResult<Terminal> {
+pub async fn open(bridge: &Bridge, wanted: ShellRequest) -> BridgeResult<Terminal> {
     let id = ExecId::random();
-    let events = exec::run(bridge, &id, shell(bridge, size).await?).await?;
+    let events = exec::run(bridge, &id, shell(bridge, wanted).await?).await?;
     Ok(Terminal { id, events })
 }
 
-async fn shell(bridge: &Bridge, size: TerminalSize) -> BridgeResult<ExecRequest> {
+async fn shell(bridge: &Bridge, wanted: ShellRequest) -> BridgeResult<ExecRequest> {
     let shell = exec::shell(bridge).await?;
     Ok(ExecRequest {
         stdin: ExecStdin::Open(bytes::Bytes::new()),
-        terminal: Some(size),
+        terminal: Some(wanted.size),
+        log: wanted.log,
         when_stream_ends: WhenStreamEnds::Ends,
         env: vec![("TERM".to_owned(), "xterm-256color".to_owned())],
         ..ExecRequest::of(Program::Argv(vec![shell]))
@@ -100,13 +110,13 @@ pub fn check_sessions(bridge: &Bridge) -> BridgeResult<()> {
 pub async fn open_session(
     bridge: &Bridge,
     name: &SessionName,
-    size: TerminalSize,
+    wanted: ShellRequest,
     keep: Duration,
 ) -> BridgeResult<Terminal> {
-    let status = exec::open_session(bridge, &name.0, shell(bridge, size).await?, keep).await?;
+    let status = exec::open_session(bridge, &name.0, shell(bridge, wanted).await?, keep).await?;
     let shown_from = status.stdout_bytes.saturating_sub(REPLAYED_BYTES);
     let terminal = attach(bridge, status.id, shown_from).await?;
-    match exec::resize(bridge, &terminal.id, size).await {
+    match exec::resize(bridge, &terminal.id, wanted.size).await {
         // One that has ended by now still shows its output.
         Ok(()) | Err(BridgeError::Conflict(_)) => Ok(terminal),
         Err(error) => Err(error),

@@ -274,6 +274,38 @@ async fn an_offset_that_is_no_longer_kept_begins_at_the_oldest_and_says_so() {
 }
 
 #[tokio::test]
+async fn a_stream_that_is_read_slowly_is_whole_whatever_the_log_keeps() {
+    let server = TestServer::with(&[("exec.log_bytes", "64KiB")]).await;
+    let bot = server.bot_with_workspace().await;
+    let workspace = Workspace { server, bot };
+    let call = workspace.server.call("POST", &workspace.path("/exec"));
+    let call = call.header("accept", "text/event-stream");
+    let mut response = call.json(&json!({"command": "seq 1 2000000"})).open().await;
+    let (mut unread, mut at, mut pieces, mut exit) = (Vec::new(), 0, 0, None);
+    while let Some(piece) = response.chunk().await.unwrap() {
+        unread.extend_from_slice(&piece);
+        pieces += 1;
+        if pieces < 50 {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+        while let Some(end) = unread.windows(2).position(|two| two == b"\n\n") {
+            let event: Vec<u8> = unread.drain(..end + 2).collect();
+            let Some(data) = event.strip_prefix(b"data:") else {
+                continue;
+            };
+            let event: Value = serde_json::from_slice(data).unwrap();
+            if event["type"] == "stdout" {
+                assert_eq!(event["offset"], at, "a gap");
+                at += event["data"].as_str().unwrap().len();
+            } else if event["type"] != "start" {
+                exit = Some(event);
+            }
+        }
+    }
+    assert_eq!((at, &exit.unwrap()["exit_code"]), (14_888_896, &json!(0)));
+}
+
+#[tokio::test]
 async fn processes_are_told_where_skills_are_looked_for() {
     let server = TestServer::start().await;
     let roots = json!({"workspace": {"skill_discovery_roots": ["/srv//skills", "/data/skills", "/srv/skills"]}});

@@ -194,3 +194,66 @@ async fn a_window_that_a_rollback_ends_is_closed_as_restarted() {
     back.expect_status(200);
     assert_eq!(read_close(&mut socket).await, (1012, "workspace restarted".to_owned()));
 }
+
+#[tokio::test]
+async fn what_a_terminal_showed_is_kept_as_far_as_that_of_any_process() {
+    let server = TestServer::with(&[("exec.log_bytes", "64KiB")]).await;
+    let bot = server.bot_with_workspace().await;
+    let workspace = Workspace { server, bot };
+    let mut socket = connect(&workspace, "", None).await.unwrap();
+    type_line(&mut socket, "yes | head -c 1000000; echo end-$((1 + 1))").await;
+    read_until(&mut socket, "end-2\r\n").await;
+    let listed = workspace.get("/exec").await.expect_status(200).json();
+    let id = listed["items"][0]["exec_id"].as_str().unwrap().to_owned();
+    let output = workspace.get(&format!("/exec/{id}/output?offset=0")).await;
+    let from: u64 = output.expect_status(200).header("x-offset").parse().unwrap();
+    assert!(from > 0, "everything was kept");
+}
+
+#[tokio::test]
+async fn a_window_whose_keystrokes_nobody_reads_is_resized_and_closed_at_once() {
+    let workspace = Workspace::start().await;
+    let mut socket = connect(&workspace, "", None).await.unwrap();
+    let seconds = seconds_of_its_own(6);
+    let line = format!("stty raw -echo; echo $$ > shell; echo begun-$((1 + 1)); while :; do sleep {seconds}; done");
+    type_line(&mut socket, &line).await;
+    read_until(&mut socket, "begun-2").await;
+    until_sleepers(&seconds, 1).await;
+    // More frames, and more bytes, than a terminal takes in without a reader.
+    for _ in 0..200 {
+        let keys = vec![b'x'; 4096];
+        socket.send(Message::Binary(keys.into())).await.unwrap();
+    }
+    let size = r#"{"type":"resize","cols":77,"rows":22}"#;
+    socket.send(Message::Text(size.into())).await.unwrap();
+    // The one that the shell sleeps on.
+    let look = "stty size < /proc/$(cat shell)/fd/0";
+    until(async || match workspace.run(look).await {
+        size if size["stdout"] == "22 77\n" => Ok(()),
+        size => Err(size.to_string()),
+    })
+    .await;
+    socket.close(None).await.unwrap();
+    until_sleepers(&seconds, 0).await;
+}
+
+#[tokio::test]
+async fn what_is_pasted_at_once_comes_whole_and_a_larger_frame_is_refused_by_name() {
+    let workspace = Workspace::start().await;
+    let mut socket = connect(&workspace, "", None).await.unwrap();
+    type_line(
+        &mut socket,
+        "stty raw -echo; echo begun-$((1 + 1)); head -c 900000 | wc -c",
+    )
+    .await;
+    read_until(&mut socket, "begun-2").await;
+    let pasted = vec![b'x'; 900_000];
+    socket.send(Message::Binary(pasted.into())).await.unwrap();
+    read_until(&mut socket, "900000").await;
+    let too_large = vec![b'x'; (1 << 20) + 1];
+    socket.send(Message::Binary(too_large.into())).await.unwrap();
+    assert_eq!(
+        read_close(&mut socket).await,
+        (1009, "frames have at most 1 MiB".to_owned())
+    );
+}

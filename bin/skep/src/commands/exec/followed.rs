@@ -104,7 +104,10 @@ async fn follow(client: &Client, at: &str, stream: &str, mut to: impl AsyncWrite
             .headers()
             .get("x-offset")
             .and_then(|value| value.to_str().ok()?.parse().ok());
-        offset = start.unwrap_or(offset);
+        let start: u64 = start.unwrap_or(offset);
+        if start > offset {
+            return Err(super::lost(stream, start - offset));
+        }
         let mut body = answer.bytes_stream();
         let whole = loop {
             match body.next().await {

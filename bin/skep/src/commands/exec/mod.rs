@@ -107,6 +107,13 @@ fn body_of(exec: &ExecArguments) -> Result<Value> {
     Ok(body)
 }
 
+/// Output that the workspace no longer keeps: the end of the command would not tell.
+fn lost(stream: &str, bytes: u64) -> Failure {
+    Failure::Failed(format!(
+        "{bytes} bytes of its {stream} were dropped before they were read"
+    ))
+}
+
 /// The end of a command, as the server tells it, becomes ours.
 fn ended(exit: &Value) -> Result<()> {
     if exit.get("timed_out").and_then(Value::as_bool) == Some(true) {

@@ -22,6 +22,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 pub(super) use interruption::{Watch, restarted};
+pub(super) use wanted::log_limits;
 
 use super::files::{bridge_of, exact_text, refused};
 use crate::app::App;

@@ -21,7 +21,7 @@ use crate::app::App;
 use crate::http::access::{BotAccess, Port};
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::Query;
-use crate::http::socket::{CLOSE_ANSWER_WITHIN, Close, Frames, PING_EVERY, Upgrade, close, send};
+use crate::http::socket::{CLOSE_ANSWER_WITHIN, Close, Frames, PING_EVERY, Upgrade, close, close_of_unreadable, send};
 
 /// The largest piece of data in one frame.
 const LARGEST_DATA_BYTES: usize = 32 * 1024;
@@ -89,15 +89,19 @@ async fn carry(
 ) -> Option<Close> {
     tokio::select! {
         ended = outward(sink, receiver) => ended,
-        () = inward(frames, &sender) => None,
+        ended = inward(frames, &sender) => ended,
     }
 }
 
-/// Until the client is gone. What it sends after its own end, or when the workspace takes no more, is dropped: the
+/// Until there are no more frames: how to close. `None`: the client is gone. What it sends after its own end, or when the workspace takes no more, is dropped: the
 /// other direction tells why.
-async fn inward(frames: &mut SplitStream<WebSocket>, sender: &PortSender) {
+async fn inward(frames: &mut SplitStream<WebSocket>, sender: &PortSender) -> Option<Close> {
     let mut goes_on = true;
-    while let Some(Ok(message)) = frames.next().await {
+    loop {
+        let message = match frames.next().await? {
+            Ok(message) => message,
+            Err(error) => return close_of_unreadable(error),
+        };
         match message {
             Message::Binary(data) if !goes_on => drop(data),
             Message::Binary(data) if data.is_empty() => {
@@ -105,7 +109,7 @@ async fn inward(frames: &mut SplitStream<WebSocket>, sender: &PortSender) {
                 goes_on = false;
             }
             Message::Binary(data) => goes_on = sender.send(data).await,
-            Message::Close(_) => return,
+            Message::Close(_) => return None,
             Message::Text(_) | Message::Ping(_) | Message::Pong(_) => {}
         }
     }

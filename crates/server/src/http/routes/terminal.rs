@@ -8,12 +8,12 @@ use axum::response::Response;
 use serde::Deserialize;
 use skep_api::{ErrorBody, ErrorCode, TerminalInfo};
 use skep_core::exec::{self, ExecId};
-use skep_core::terminal::{self, SessionName};
+use skep_core::terminal::{self, SessionName, ShellRequest};
 use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::exec::Watch;
+use super::exec::{Watch, log_limits};
 use super::files::bridge_of;
 use crate::app::App;
 use crate::http::access::{BotAccess, Operate, Terminal};
@@ -108,6 +108,10 @@ async fn socket(
     if session.is_some() {
         terminal::check_sessions(&bridge).map_err(super::files::refused)?;
     }
+    let shell = ShellRequest {
+        size,
+        log: log_limits(&app.config().exec),
+    };
     let opening = match attached {
         Some(id) => {
             let offset = query.offset.unwrap_or(0);
@@ -117,8 +121,8 @@ async fn socket(
             window::Opening::Attached(Box::new(attached), size)
         }
         None => match session {
-            Some(name) => window::Opening::Session(name, size, app.config().terminal.session_keep),
-            None => window::Opening::Shell(size),
+            Some(name) => window::Opening::Session(name, shell, app.config().terminal.session_keep),
+            None => window::Opening::Shell(shell),
         },
     };
     let watch = Watch::begin(&app, access.bot_id());

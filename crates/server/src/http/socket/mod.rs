@@ -4,25 +4,24 @@ mod origin;
 
 use std::time::Duration;
 
-use axum::extract::ws::{CloseFrame, Message, WebSocket};
+use axum::extract::ws::{CloseFrame, Message, WebSocket, close_code};
 use axum::extract::{FromRequestParts, WebSocketUpgrade};
 use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
 use futures::SinkExt;
 use futures::stream::SplitSink;
 use tokio::time::timeout;
+use tokio_tungstenite::tungstenite;
 
 use crate::app::App;
 use crate::http::error::ApiError;
 
-/// The largest frame either way, in bytes.
-const LARGEST_FRAME_BYTES: usize = 64 * 1024;
+/// The largest frame that is taken in, in bytes: a page sends what is pasted as one. None that is sent is over 64 KiB.
+const LARGEST_FRAME_BYTES: usize = 1024 * 1024;
 /// Between two pings.
 pub(super) const PING_EVERY: Duration = Duration::from_secs(30);
-/// How long a client has to answer the close frame.
+/// How long a client has to take the close frame, and then to answer it.
 pub(super) const CLOSE_ANSWER_WITHIN: Duration = Duration::from_secs(2);
-/// How long a client may leave a frame unread before its socket is given up.
-const SEND_WITHIN: Duration = Duration::from_secs(120);
 /// The longest reason a close frame holds, in bytes.
 const LONGEST_REASON: usize = 120;
 
@@ -70,11 +69,21 @@ impl Upgrade {
 /// The client is gone.
 pub(super) struct Gone;
 
-/// Writes one frame.
+/// Writes one frame. A client may leave it unread for as long as it likes: a suspended one comes back, and one that is
+/// gone is found out by the connection, which has something to send at each ping.
 pub(super) async fn send(frames: &mut Frames, message: Message) -> Result<(), Gone> {
-    match timeout(SEND_WITHIN, frames.send(message)).await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(_)) | Err(_) => Err(Gone),
+    frames.send(message).await.map_err(|_| Gone)
+}
+
+/// How to close a socket whose frames can no longer be read, unless its client is gone.
+pub(super) fn close_of_unreadable(error: axum::Error) -> Option<Close> {
+    let error = error.into_inner().downcast::<tungstenite::Error>().ok()?;
+    match *error {
+        tungstenite::Error::Capacity(_) => Some((close_code::SIZE, "frames have at most 1 MiB".to_owned())),
+        tungstenite::Error::Protocol(_) | tungstenite::Error::Utf8(_) => {
+            Some((close_code::PROTOCOL, "this is no WebSocket frame".to_owned()))
+        }
+        _ => None,
     }
 }
 
@@ -85,7 +94,8 @@ pub(super) async fn close(frames: &mut Frames, (code, mut reason): Close) {
         code,
         reason: reason.into(),
     };
-    if send(frames, Message::Close(Some(frame))).await.is_err() {
+    let sent = timeout(CLOSE_ANSWER_WITHIN, send(frames, Message::Close(Some(frame)))).await;
+    if !matches!(sent, Ok(Ok(()))) {
         tracing::debug!("a socket's client was gone before its close frame");
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use skep_api::{ExecRequest as Asked, StdinRequest};
-use skep_core::exec::{ExecRequest, ExecStdin, LONGEST_TIMEOUT, Program, WhenStreamEnds};
+use skep_core::exec::{ExecRequest, ExecStdin, LONGEST_TIMEOUT, LogLimits, Program, WhenStreamEnds};
 use skep_core::terminal;
 
 use super::super::files::refused;
@@ -41,11 +41,18 @@ pub(super) fn request(asked: Asked, config: &ExecConfig) -> ApiResult<ExecReques
         timeout,
         terminal: asked.pty.then(|| terminal::size(asked.cols, asked.rows)),
         user: asked.user.filter(|user| !user.is_empty()),
-        log_bytes: config.log_bytes,
+        log: log_limits(config),
         when_stream_ends: WhenStreamEnds::GoesOn,
     };
     request.check().map_err(refused)?;
     Ok(request)
+}
+
+pub(in crate::http::routes) fn log_limits(config: &ExecConfig) -> LogLimits {
+    LogLimits {
+        bytes: config.log_bytes,
+        keep: Some(config.keep),
+    }
 }
 
 /// 0 means none.

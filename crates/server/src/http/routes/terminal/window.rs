@@ -1,37 +1,40 @@
 //! A window on a terminal: frames of the socket to keystrokes, output to frames.
 //!
 //! Two halves that never wait for each other: a client that does not read stops its own shell (the output is not
-//! taken from the bridge), and still can close; a process that does not read its keystrokes still shows its output.
+//! taken from the bridge), and still can close; a process that does not read its keystrokes still shows its output, and
+//! up to 1 MiB of them is taken in, so that a size or a close behind them is seen.
 
 use std::ops::ControlFlow;
 use std::time::Duration;
 
 use axum::extract::ws::{Message, WebSocket, close_code};
 use bytes::Bytes;
-use futures::StreamExt;
 use futures::stream::SplitStream;
+use futures::{FutureExt, StreamExt, TryStreamExt};
 use skep_api::TerminalMessage;
 use skep_core::bridge::{Bridge, BridgeError};
 use skep_core::exec::{self, ExecEvent, ExecEvents, ExecId, InputEnd, TerminalSize};
-use skep_core::terminal::{self, SessionName, Terminal};
-use tokio::sync::mpsc;
+use skep_core::terminal::{self, SessionName, ShellRequest, Terminal};
+use tokio::io::{AsyncWriteExt, DuplexStream};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
-use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::io::ReaderStream;
 
 use crate::http::routes::exec::Watch;
-use crate::http::socket::{CLOSE_ANSWER_WITHIN, Close, Frames, PING_EVERY, close, send};
+use crate::http::socket::{CLOSE_ANSWER_WITHIN, Close, Frames, PING_EVERY, close, close_of_unreadable, send};
 
-/// Frames of keystrokes that wait for a process that reads slowly.
-const WAITING_KEYSTROKES: usize = 64;
+/// Bytes of keystrokes that wait for a process that reads slowly.
+const WAITING_KEYSTROKES: usize = 1024 * 1024;
+/// The largest piece of keystrokes in one message to the bridge.
+const LARGEST_INPUT_BYTES: usize = 64 * 1024;
 /// The largest piece of output in one frame.
 const LARGEST_OUTPUT_BYTES: usize = 32 * 1024;
 
 /// What the window is opened on.
 pub(super) enum Opening {
-    /// The workspace's shell, of this size.
-    Shell(TerminalSize),
-    /// The shell of that name, of this size; it outlives the window for so long.
-    Session(SessionName, TerminalSize, Duration),
+    /// The workspace's shell.
+    Shell(ShellRequest),
+    /// The shell of that name; it outlives the window for so long.
+    Session(SessionName, ShellRequest, Duration),
     /// A process that runs, made this size.
     Attached(Box<Terminal>, TerminalSize),
 }
@@ -48,21 +51,22 @@ pub(super) async fn serve(
         Ok(terminal) => terminal,
         Err(()) => return close(&mut sink, (close_code::ERROR, "exec failed".to_owned())).await,
     };
-    let (keystrokes, typed) = mpsc::channel::<Bytes>(WAITING_KEYSTROKES);
+    let (keystrokes, typed) = tokio::io::duplex(WAITING_KEYSTROKES);
+    let (size, sizes) = tokio::sync::watch::channel(None);
     let (activity, mut active) = tokio::sync::watch::channel(Instant::now());
     let id = terminal.id.clone();
     let reading = Reading {
         frames,
         keystrokes,
         activity,
-        bridge: bridge.clone(),
-        id: id.clone(),
+        size,
     };
-    let mut reading = std::pin::pin!(reading.read());
+    let mut reading = std::pin::pin!(reading.read().fuse());
     let ended = tokio::select! {
         ended = show(&mut sink, terminal.events, &watch) => ended,
-        () = &mut reading => None,
+        ended = &mut reading => ended,
         () = type_into(&bridge, &id, typed) => None,
+        () = resize(&bridge, &id, sizes) => None,
         () = idle(&mut active, idle_timeout) => Some((close_code::AWAY, "idle timeout".to_owned())),
     };
     if let Some(ended) = ended {
@@ -77,8 +81,10 @@ pub(super) async fn serve(
 async fn open(bridge: &Bridge, opening: Opening) -> Result<Terminal, ()> {
     let failed = |error: BridgeError| tracing::debug!(%error, "a terminal could not be opened");
     match opening {
-        Opening::Shell(size) => terminal::open(bridge, size).await.map_err(failed),
-        Opening::Session(name, size, keep) => terminal::open_session(bridge, &name, size, keep).await.map_err(failed),
+        Opening::Shell(wanted) => terminal::open(bridge, wanted).await.map_err(failed),
+        Opening::Session(name, wanted, keep) => terminal::open_session(bridge, &name, wanted, keep)
+            .await
+            .map_err(failed),
         Opening::Attached(terminal, size) => {
             // One that has ended by now still shows its output.
             if let Err(error) = exec::resize(bridge, &terminal.id, size).await {
@@ -130,18 +136,21 @@ async fn show(sink: &mut Frames, mut events: ExecEvents, watch: &Watch) -> Optio
 
 struct Reading {
     frames: SplitStream<WebSocket>,
-    keystrokes: mpsc::Sender<Bytes>,
+    keystrokes: DuplexStream,
     activity: tokio::sync::watch::Sender<Instant>,
-    bridge: Bridge,
-    id: ExecId,
+    size: tokio::sync::watch::Sender<Option<TerminalSize>>,
 }
 
 impl Reading {
-    /// Frames to keystrokes and sizes, until the client is gone.
-    async fn read(mut self) {
-        while let Some(Ok(message)) = self.frames.next().await {
+    /// Frames to keystrokes and sizes, until there are no more: how to close. `None`: the client is gone.
+    async fn read(mut self) -> Option<Close> {
+        loop {
+            let message = match self.frames.next().await? {
+                Ok(message) => message,
+                Err(error) => return close_of_unreadable(error),
+            };
             if self.take(message).await.is_break() {
-                return;
+                return None;
             }
         }
     }
@@ -150,17 +159,14 @@ impl Reading {
         match message {
             Message::Binary(bytes) => {
                 self.activity.send_replace(Instant::now());
-                if self.keystrokes.send(bytes).await.is_err() {
+                if self.keystrokes.write_all(&bytes).await.is_err() {
                     tracing::trace!("keystrokes for a process that takes no more");
                 }
             }
             Message::Text(text) => {
                 self.activity.send_replace(Instant::now());
                 if let Ok(TerminalMessage::Resize { cols, rows }) = serde_json::from_str(&text) {
-                    let size = terminal::size(Some(cols), Some(rows));
-                    if let Err(error) = exec::resize(&self.bridge, &self.id, size).await {
-                        tracing::debug!(%error, "the size of a terminal was not taken");
-                    }
+                    self.size.send_replace(Some(terminal::size(Some(cols), Some(rows))));
                 }
             }
             Message::Close(_) => return ControlFlow::Break(()),
@@ -171,10 +177,24 @@ impl Reading {
 }
 
 /// Keystrokes to the process. When its input is closed the window stays open: what it shows still counts.
-async fn type_into(bridge: &Bridge, id: &ExecId, typed: mpsc::Receiver<Bytes>) {
-    let typed = ReceiverStream::new(typed).map(Ok);
+async fn type_into(bridge: &Bridge, id: &ExecId, typed: DuplexStream) {
+    let typed = ReaderStream::with_capacity(typed, LARGEST_INPUT_BYTES);
+    let typed = typed.map_err(|error| BridgeError::SourceBroken(error.to_string()));
     if let Err(error) = exec::write_stdin(bridge, id, typed, InputEnd::Open).await {
         tracing::debug!(%error, "the input of a terminal is closed");
+    }
+    std::future::pending::<()>().await;
+}
+
+/// Sizes to the process; of those that come while one is on its way the last.
+async fn resize(bridge: &Bridge, id: &ExecId, mut sizes: tokio::sync::watch::Receiver<Option<TerminalSize>>) {
+    while sizes.changed().await.is_ok() {
+        let size = *sizes.borrow_and_update();
+        if let Some(size) = size
+            && let Err(error) = exec::resize(bridge, id, size).await
+        {
+            tracing::debug!(%error, "the size of a terminal was not taken");
+        }
     }
     std::future::pending::<()>().await;
 }
