@@ -531,25 +531,6 @@ async fn a_restore_after_which_the_workspace_does_not_start_has_restored() {
     assert_eq!(world.read(&bot, "/data/file").await, "kept");
 }
 
-/// A create whose restore fails, and whose undo fails too.
-async fn fail_a_create_with_its_undo(world: &World, bot: &BotId) {
-    world.runtime.faults().fail_next(Verb::WriteData, broken());
-    world.runtime.faults().fail_next(Verb::Remove, broken());
-    world.create(bot).await.outcome().await.unwrap_err();
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_a_create_left_that_could_not_be_undone_is_never_taken_for_a_workspace() {
-    let world = World::new().await;
-    let bot = world.running_bot().await;
-    world.write(&bot, "/data/file", "kept").await;
-    preserve(&world, &bot).await.unwrap();
-    fail_a_create_with_its_undo(&world, &bot).await;
-    let made = world.create(&bot).await.outcome().await.unwrap();
-    assert!(matches!(made, Outcome::Workspace(made) if made.data_restored));
-    assert_eq!(world.read(&bot, "/data/file").await, "kept");
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restore_that_a_crash_cuts_off_is_carried_on() {
     let mut world = World::new().await;

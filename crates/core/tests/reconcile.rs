@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use harness::{LIMIT, World, admin, until};
-use skep_core::{Code, DeleteData, Desired, OperationHandle, WhenStopped, WorkspaceStatus};
+use skep_core::{Code, DeleteData, Desired, OperationHandle, Outcome, WhenStopped, WorkspaceStatus};
 use skep_names::{BotId, container_id_for};
-use skep_runtime::{CheckStatus, InstanceSpec, Runtime};
+use skep_runtime::{CheckStatus, InstanceSpec, Runtime, RuntimeError};
 use skep_store::{ContainerStatus, EventLimits, NewContainer};
 use skep_testkit::fake_runtime::{FAKE_IMAGE, Verb};
 
@@ -193,6 +193,24 @@ async fn of_what_a_delete_left_that_failed_half_way_nothing_is_made_or_kept() {
     let deleted = world.skep.delete_workspace(&bot, DeleteData::Remove, &admin()).await;
     deleted.unwrap().outcome().await.unwrap();
     until_nothing_is_left(&world, &bot).await;
+}
+
+/// The restore of a create fails, and its undo.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_create_left_that_could_not_be_undone_is_never_taken_for_a_workspace() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    world.write(&bot, "/data/file", "kept").await;
+    let kept = world.skep.delete_workspace(&bot, DeleteData::Preserve, &admin()).await;
+    kept.unwrap().outcome().await.unwrap();
+    for verb in [Verb::WriteData, Verb::Remove] {
+        let broken = RuntimeError::other("writing", std::io::Error::other("broken"));
+        world.runtime.faults().fail_next(verb, broken);
+    }
+    world.create(&bot).await.outcome().await.unwrap_err();
+    let made = world.create(&bot).await.outcome().await.unwrap();
+    assert!(matches!(made, Outcome::Workspace(made) if made.data_restored));
+    assert_eq!(world.read(&bot, "/data/file").await, "kept");
 }
 
 #[tokio::test]

@@ -238,7 +238,9 @@ async fn a_legacy_container_whose_data_is_elsewhere_is_not_deleted_as_if_it_were
         if is_there {
             std::fs::create_dir_all(&in_our_place).expect("a directory can be made");
         }
-        let kept = skep.client.request(Method::DELETE, &format!("{path}?preserve_data=true"));
+        let kept = skep
+            .client
+            .request(Method::DELETE, &format!("{path}?preserve_data=true"));
         let kept = kept.send().await.expect("an answer");
         assert_eq!(kept.status(), StatusCode::CONFLICT, "{:?}", kept.text().await);
         let listed = skep.ctr(&["containers", "ls", "-q"]);
