@@ -242,12 +242,18 @@ async fn after_failure(stage: &mut Stage, trial: &Trial, name: &str, came: Came)
         match scenario.act {
             // All of the archive is in, which is what is answered, also when the workspace then does not start.
             Act::Import => until(stage, &[&[scenario.to], scenario.after_failure].concat()).await?,
+            // The same, and nothing of it is kept elsewhere any more.
+            _ if scenario.kinds == ["restore"] => until(stage, &[scenario.to, State::Down]).await?,
             _ => until(stage, &[scenario.to]).await?,
         }
         has_succeeded = true;
     } else if !scenario.after_failure.is_empty() || trial.exit == Exit::Containerd {
         let mended = match trial.exit {
             // Those who see that it is back bring up what should run, or take back what was begun.
+            // That it is to run is written before its limits are.
+            Exit::Containerd if scenario.to == State::RunningLimited => {
+                vec![scenario.from, State::Running, scenario.to]
+            }
             Exit::Containerd => vec![scenario.from, scenario.to],
             _ => Vec::new(),
         };
@@ -256,7 +262,12 @@ async fn after_failure(stage: &mut Stage, trial: &Trial, name: &str, came: Came)
     keeps_what_was_written(stage, scenario)?;
     if has_succeeded && scenario.kinds == ["restore"] {
         // What was put back is not kept any more: to ask anew is another request, and refused.
-        return Ok(());
+        let start = Act::Request("POST", "/container/start", "");
+        ask(stage, start, name, &format!("{trial} started"))
+            .await
+            .end(stage)
+            .await?;
+        return until(stage, &[scenario.to]).await;
     }
     repeat(stage, scenario, name, &format!("{trial} again")).await
 }

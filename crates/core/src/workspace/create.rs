@@ -11,6 +11,7 @@ use super::remains::Remains;
 use super::request::CreatePlan;
 use super::state::Event;
 use super::work::Work;
+use crate::Code;
 use crate::bridge::BridgeError;
 use crate::checks::CheckType;
 use crate::error::{Error, Result};
@@ -255,15 +256,21 @@ impl Work {
 
     /// Undoes what this very create made, and says on the bot why it came to nothing.
     pub(crate) async fn undo_create(&self, plan: &CreatePlan, error: &Error) -> Result<()> {
-        let cancelled = matches!(error, Error::OperationCancelled(_));
-        if self.row().await?.is_some() {
+        let is_recorded = self.row().await?.is_some();
+        if is_recorded {
             self.note_not_running(error).await?;
             // It is recorded, so it has run with what was put back, and stays.
             self.release_put_back().await?;
         } else {
             self.undo_make().await?;
         }
-        if !cancelled {
+        // What is recorded is set up: when the runtime is back, reconcile has it as it should be.
+        let is_no_fault = match error.code() {
+            Code::OperationCancelled => true,
+            Code::RuntimeUnavailable => is_recorded,
+            _ => false,
+        };
+        if !is_no_fault {
             self.store()
                 .put_fault(self.bot(), CheckType::ContainerInit.as_str(), &error.to_string())
                 .await?;
