@@ -227,6 +227,8 @@ async fn terminal(skep: &Installation, bot: &str, line: &str) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_legacy_container_whose_data_is_elsewhere_is_not_deleted_as_if_it_were_kept() {
     let skep = Installation::start(OciRuntime::Found).await;
+    // Has the image pulled.
+    skep.client.workspace("of today", None).await;
     let bot = skep.client.bot("of elsewhere").await;
     let elsewhere = tempfile::tempdir().expect("a directory can be made");
     std::fs::write(elsewhere.path().join("file"), "its own").expect("a file can be written");
