@@ -137,21 +137,14 @@ impl Skep {
         })
     }
 
-    /// Removes every stored image that no workspace uses, the default image excepted. Returns what went.
+    /// Removes every stored image that no workspace uses, the default image excepted, and what pulls that failed have
+    /// fetched. A workspace whose container is lost uses its image all the same. Returns what went.
     pub async fn prune_images(&self) -> Result<Vec<ImageRecord>> {
-        let mut removed = Vec::new();
-        for image in self.runtime().images().await? {
-            if image.in_use || image.name == self.settings().default_image {
-                continue;
-            }
-            match self.runtime().remove_image(&image.name).await {
-                Ok(()) => removed.push(image),
-                // It came into use since the listing.
-                Err(RuntimeError::Rejected { .. }) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(removed)
+        let mut kept = vec![self.settings().default_image.clone()];
+        let rows = self.store().containers().await?;
+        // What is no reference is no stored image's name either.
+        kept.extend(rows.iter().filter_map(|row| row.image.parse().ok()));
+        Ok(self.runtime().prune_images(&kept).await?)
     }
 }
 

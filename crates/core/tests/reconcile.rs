@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use harness::{LIMIT, World, admin, until};
-use skep_core::{Code, DeleteData, Desired, OperationHandle, Outcome, WhenStopped, WorkspaceStatus};
+use skep_core::{Code, CreateRequest, DeleteData, Desired, OperationHandle, Outcome, WhenStopped, WorkspaceStatus};
 use skep_names::{BotId, container_id_for};
 use skep_runtime::{CheckStatus, InstanceSpec, Runtime, RuntimeError};
 use skep_store::{ContainerStatus, EventLimits, NewContainer};
@@ -193,6 +193,24 @@ async fn of_what_a_delete_left_that_failed_half_way_nothing_is_made_or_kept() {
     let deleted = world.skep.delete_workspace(&bot, DeleteData::Remove, &admin()).await;
     deleted.unwrap().outcome().await.unwrap();
     until_nothing_is_left(&world, &bot).await;
+}
+
+#[tokio::test]
+async fn the_image_of_a_workspace_whose_container_is_lost_is_not_pruned() {
+    let world = World::with(|settings| settings.default_image = "docker.io/library/other:1".parse().unwrap()).await;
+    let bot = world.bot().await;
+    let request = CreateRequest {
+        image: Some(FAKE_IMAGE.to_owned()),
+        ..CreateRequest::default()
+    };
+    let created = world.skep.create_workspace(&bot, request, &admin()).await.unwrap();
+    created.outcome().await.unwrap();
+    world.stop(&bot).await.unwrap();
+    world.runtime.forget_container(&bot);
+    assert!(world.skep.prune_images().await.unwrap().is_empty());
+    let deleted = world.skep.delete_workspace(&bot, DeleteData::Remove, &admin()).await;
+    deleted.unwrap().outcome().await.unwrap();
+    assert_eq!(world.skep.prune_images().await.unwrap().len(), 1);
 }
 
 /// The restore of a create fails, and its undo.

@@ -78,6 +78,10 @@ pub trait Runtime: Send + Sync + 'static {
     /// Removes an image. `Rejected` while a workspace uses it; a missing one is a success.
     async fn remove_image(&self, reference: &ImageReference) -> Result<()>;
 
+    /// Removes every image that no workspace uses, `kept` excepted, and what pulls that failed have fetched. Returns
+    /// what went; what was removed before a failure stays removed.
+    async fn prune_images(&self, kept: &[ImageReference]) -> Result<Vec<ImageRecord>>;
+
     /// Makes the container and its writable layer. An existing layer of this bot is used as it is,
     /// whatever the image; an existing container is kept.
     async fn create(&self, spec: &InstanceSpec) -> Result<CreateOutcome>;

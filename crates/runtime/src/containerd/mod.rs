@@ -267,6 +267,10 @@ impl Runtime for ContainerdRuntime {
         self.images.remove(reference).await
     }
 
+    async fn prune_images(&self, kept: &[ImageReference]) -> Result<Vec<ImageRecord>> {
+        self.images.prune(kept).await
+    }
+
     async fn create(&self, spec: &InstanceSpec) -> Result<CreateOutcome> {
         let _changing = self.picture.changing(&spec.bot);
         self.create_container(spec).await

@@ -288,17 +288,18 @@ impl ImageStore {
         Ok(())
     }
 
-    /// Removes every image that no container uses, and tells which. What was fetched of images whose pull failed
+    /// Removes every image that no container uses, `kept` excepted, and tells which. What was fetched of images whose pull failed
     /// goes too.
     ///
     /// # Errors
     /// `Unavailable` when containerd does not answer; what was removed before stays removed.
-    pub async fn prune(&self) -> Result<Vec<ImageRecord>> {
+    pub async fn prune(&self, kept: &[ImageReference]) -> Result<Vec<ImageRecord>> {
         for lease in self.inner.interrupted.take_all() {
             leases::end_lease(&self.inner, &lease, false).await;
         }
         let mut removed = Vec::new();
-        for image in self.images().await?.into_iter().filter(|image| !image.in_use) {
+        let is_spare = |image: &ImageRecord| !image.in_use && !kept.contains(&image.name);
+        for image in self.images().await?.into_iter().filter(is_spare) {
             match self.remove(&image.name).await {
                 Ok(()) => removed.push(image),
                 // A workspace was made from it since it was listed.

@@ -46,7 +46,7 @@ async fn what_came_before_a_failure_is_not_fetched_again() {
 async fn what_is_not_gone_on_with_goes_with_a_prune() {
     let (_registry, _proxy, setting, _reference, _layer) = given_up().await;
     assert!(setting.count(&["content", "active"]) > 1, "nothing was kept");
-    setting.store.prune().await.unwrap();
+    setting.store.prune(&[]).await.unwrap();
     setting.assert_nothing_left().await;
 }
 

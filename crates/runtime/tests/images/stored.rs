@@ -23,7 +23,7 @@ async fn images_are_listed_with_their_size_and_removed_with_their_content() {
     setting.store.remove(&named(&one)).await.unwrap();
     assert_eq!(setting.store.image(&named(&one)).await.unwrap(), None);
     setting.assert_complete(&two);
-    let pruned = setting.store.prune().await.unwrap();
+    let pruned = setting.store.prune(&[]).await.unwrap();
     assert_eq!(pruned.len(), 1);
     setting.assert_nothing_left().await;
 }
@@ -42,7 +42,7 @@ async fn an_image_in_use_is_neither_removed_nor_pruned() {
     );
     assert!(setting.store.images().await.unwrap()[0].in_use);
     assert!(setting.store.image(&named(&reference)).await.unwrap().unwrap().in_use);
-    assert_eq!(setting.store.prune().await.unwrap(), []);
+    assert_eq!(setting.store.prune(&[]).await.unwrap(), []);
     setting.ctr(&["containers", "rm", "user-of-it"]);
     setting.store.remove(&named(&reference)).await.unwrap();
     setting.assert_nothing_left().await;

@@ -93,6 +93,17 @@ impl Runtime for FakeRuntime {
         Ok(())
     }
 
+    async fn prune_images(&self, kept: &[ImageReference]) -> Result<Vec<ImageRecord>> {
+        let mut removed = Vec::new();
+        for image in self.images().await? {
+            if !image.in_use && !kept.contains(&image.name) {
+                self.remove_image(&image.name).await?;
+                removed.push(image);
+            }
+        }
+        Ok(removed)
+    }
+
     async fn create(&self, spec: &InstanceSpec) -> Result<CreateOutcome> {
         let _alone = self.alone(&spec.bot).await;
         self.faults().enter(Verb::Create).await?;
