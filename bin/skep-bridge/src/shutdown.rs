@@ -39,12 +39,12 @@ pub(crate) async fn end_processes(registry: &Arc<Registry>) {
 }
 
 async fn end_namespace() {
-    for process in exec::processes() {
+    exec::each_process(|process| {
         // A shell at a terminal ignores SIGTERM. It leads a session that has a terminal.
         if process.pid > 1 && process.terminal != 0 && process.session == process.pid {
             told(system::kill(process.pid, Signal::HUP.as_raw()));
         }
-    }
+    });
     told(system::kill(EVERYBODY, Signal::TERM.as_raw()));
     told(system::kill(EVERYBODY, Signal::CONT.as_raw()));
     let mut pause = Duration::from_millis(1);

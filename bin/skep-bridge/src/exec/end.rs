@@ -14,6 +14,9 @@ const GRACE: Duration = Duration::from_secs(2);
 /// A terminal's processes must be gone within 2 s of its end, the killing included.
 const TERMINAL_GRACE: Duration = Duration::from_millis(1500);
 
+/// How long those are killed anew who fork while they are.
+const KILL_AGAIN_FOR: Duration = Duration::from_millis(400);
+
 /// Whom to end: a process group, or all groups of a session (an interactive shell makes one group per job).
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Target {
@@ -36,7 +39,15 @@ impl Target {
         // A stopped process takes its signals only when it goes on.
         self.signal(Signal::CONT.as_raw());
         if !self.gone_within(grace).await {
-            self.signal(Signal::KILL.as_raw());
+            self.kill_all().await;
+        }
+    }
+
+    /// Again and again: what is forked while the others are looked through is nobody's yet.
+    async fn kill_all(self) {
+        let until = Instant::now() + KILL_AGAIN_FOR;
+        while self.signal(Signal::KILL.as_raw()) && Instant::now() < until {
+            sleep(Duration::from_millis(5)).await;
         }
     }
 
@@ -66,9 +77,11 @@ impl Target {
             Self::Group(group) => signal_group(group, signal),
             Self::Session(session) => {
                 let mut anybody = false;
-                for pid in processes_of_session(session) {
-                    anybody |= system::kill(pid, signal) != Err(Errno::SRCH);
-                }
+                // Each at once: one that forks in a circle is another process by the time all are looked through.
+                each_process(|process| {
+                    let is_one = process.session == session.cast_signed() && process.state != ZOMBIE;
+                    anybody |= is_one && system::kill(process.pid, signal) != Err(Errno::SRCH);
+                });
                 anybody
             }
         }
@@ -79,16 +92,8 @@ fn signal_group(group: u32, signal: i32) -> bool {
     system::kill(-group.cast_signed(), signal) != Err(Errno::SRCH)
 }
 
-/// Processes whose session is `session`, zombies left out: there is nothing to end about those.
-fn processes_of_session(session: u32) -> Vec<i32> {
-    let mut found = Vec::new();
-    for process in processes() {
-        if process.session == session.cast_signed() && process.state != b'Z' {
-            found.push(process.pid);
-        }
-    }
-    found
-}
+/// There is nothing to end about one.
+const ZOMBIE: u8 = b'Z';
 
 pub(crate) struct Process {
     pub(crate) pid: i32,
@@ -98,18 +103,24 @@ pub(crate) struct Process {
     pub(crate) terminal: i32,
 }
 
-/// All processes that `/proc` shows. One that ends while it is read is left out.
-pub(crate) fn processes() -> Vec<Process> {
+/// Gives each process that `/proc` shows, as it is read. One that ends meanwhile is left out.
+pub(crate) fn each_process(mut take: impl FnMut(Process)) {
     let entries = match fs::read_dir("/proc") {
         Ok(entries) => entries,
         Err(error) => {
             log::tell!("read /proc: {error}");
-            return Vec::new();
+            return;
         }
     };
-    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    pids.filter_map(|pid: i32| parse_stat(pid, &fs::read(format!("/proc/{pid}/stat")).ok()?))
-        .collect()
+    for entry in entries.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        let stat = fs::read(format!("/proc/{pid}/stat")).ok();
+        if let Some(process) = stat.and_then(|stat| parse_stat(pid, &stat)) {
+            take(process);
+        }
+    }
 }
 
 /// `pid (name) state ppid pgrp session tty_nr …`; the name may hold anything, brackets and spaces too.

@@ -13,7 +13,7 @@ mod start;
 mod stored;
 mod users;
 
-pub(crate) use end::processes;
+pub(crate) use end::each_process;
 pub(crate) use output::{Next, Reader, Which};
 pub(crate) use pipes::Pace;
 pub(crate) use process::{FirstInput, Holder, Process, Watch};

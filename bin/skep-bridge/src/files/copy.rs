@@ -26,7 +26,7 @@ pub(crate) fn copy(from: &Path, to: &Path) -> io::Result<()> {
     if fs::canonicalize(nearest_existing(to))?.starts_with(fs::canonicalize(from)?) {
         return Err(Errno::INVAL.into());
     }
-    super::make_directory(to, metadata.mode() & 0o7777)?;
+    make_copy_of(&metadata, to)?;
     walk(
         from,
         &Walk {
@@ -37,7 +37,7 @@ pub(crate) fn copy(from: &Path, to: &Path) -> io::Result<()> {
             let relative = Path::new(std::ffi::OsStr::from_bytes(item.relative));
             let (from, to) = (from.join(relative), to.join(relative));
             match fs::symlink_metadata(&from) {
-                Ok(metadata) if metadata.is_dir() => super::make_directory(&to, metadata.mode() & 0o7777)?,
+                Ok(metadata) if metadata.is_dir() => make_copy_of(&metadata, &to)?,
                 Ok(_) => copy_one(&from, &to)?,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
@@ -45,6 +45,17 @@ pub(crate) fn copy(from: &Path, to: &Path) -> io::Result<()> {
             Ok(ControlFlow::Continue(()))
         },
     )
+}
+
+/// A directory of the same mode, whatever the umask says; one that was there keeps its own.
+fn make_copy_of(metadata: &fs::Metadata, to: &Path) -> io::Result<()> {
+    let is_new = matches!(fs::symlink_metadata(to), Err(error) if error.kind() == io::ErrorKind::NotFound);
+    let mode = metadata.mode() & 0o7777;
+    super::make_directory(to, mode)?;
+    if is_new {
+        rustix::fs::chmod(to, Mode::from_raw_mode(mode))?;
+    }
+    Ok(())
 }
 
 fn nearest_existing(path: &Path) -> &Path {
@@ -58,17 +69,27 @@ fn copy_one(from: &Path, to: &Path) -> io::Result<()> {
     match FileType::from_raw_mode(metadata.mode()) {
         FileType::RegularFile => copy_file(from, to, metadata.mode()),
         FileType::Symlink => {
-            match fs::remove_file(to) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
+            make_room(to)?;
             symlink(fs::read_link(from)?, to)
         }
         FileType::Fifo => {
             let mode = Mode::from_raw_mode(metadata.mode() & 0o7777);
-            Ok(rustix::fs::mknodat(CWD, to, FileType::Fifo, mode, 0)?)
+            make_room(to)?;
+            rustix::fs::mknodat(CWD, to, FileType::Fifo, mode, 0)?;
+            Ok(rustix::fs::chmod(to, mode)?)
         }
         _ => Err(Errno::NXIO.into()),
+    }
+}
+
+/// For what is no file: its name is free, and the directories above it are there.
+fn make_room(to: &Path) -> io::Result<()> {
+    if let Some(parent) = to.parent() {
+        super::write::make_parents(parent)?;
+    }
+    match fs::remove_file(to) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 

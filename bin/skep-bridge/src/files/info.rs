@@ -1,5 +1,6 @@
 //! What the API tells about a file.
 
+use std::ffi::CString;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -47,7 +48,9 @@ pub(crate) fn of_entry(directory: BorrowedFd<'_>, name: impl Arg + Copy) -> io::
     let own = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
     let mut info = from_stat(&own);
     if kind(&own) == FileType::Symlink {
-        info.link_target = rustix::fs::readlinkat(directory, name, Vec::new())?.into_bytes();
+        // One that cannot be read, as those of another's process in /proc, must not hide all the others.
+        let link = rustix::fs::readlinkat(directory, name, Vec::new());
+        info.link_target = link.map(CString::into_bytes).unwrap_or_default();
         let target = rustix::fs::statat(directory, name, AtFlags::empty());
         info.target_is_directory = target.is_ok_and(|target| kind(&target) == FileType::Directory);
     }

@@ -32,12 +32,18 @@ pub(crate) fn open_regular(path: &Path, confine_below: Option<&Path>) -> io::Res
 
 fn open_below(root: &Path, path: &Path, flags: OFlags) -> io::Result<File> {
     let below = path.strip_prefix(root).map_err(|_| io::Error::from(Errno::ACCESS))?;
-    let root = rustix::fs::openat(
+    // The directory itself is the tenant's too: as a link it would lead out like any other.
+    let root = rustix::fs::openat2(
         CWD,
         root,
         OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
         Mode::empty(),
-    )?;
+        ResolveFlags::NO_SYMLINKS,
+    );
+    let root = root.map_err(|error| match error {
+        Errno::LOOP => Errno::ACCESS,
+        error => error,
+    })?;
     let below = if below.as_os_str().is_empty() {
         Path::new(".")
     } else {

@@ -213,6 +213,6 @@ fn copy_attributes(target: &Target, file: &File) -> io::Result<()> {
     Ok(())
 }
 
-fn make_parents(directory: &Path) -> io::Result<()> {
+pub(super) fn make_parents(directory: &Path) -> io::Result<()> {
     super::change::make_directory(directory, PARENT_MODE)
 }

@@ -234,3 +234,26 @@ async fn a_shell_whose_opener_is_gone_before_it_has_started_ends_too() {
     run(&mut client, shell("after", "true")).await.expect("ran");
     until("all of them have ended", || workspace.processes().is_empty()).await;
 }
+
+#[tokio::test]
+async fn what_forks_without_an_end_is_gone_with_its_terminal() {
+    let workspace = Workspace::start().await;
+    let mut client = workspace.ours().await;
+    // Each is gone before it can be looked at twice, and its successor is another process.
+    let text = "trap '' HUP TERM; run() { run & }; run; run; echo begun; sleep 1000";
+    let request = StartExecRequest {
+        pty: true,
+        end_with_stream: true,
+        ..shell("runners", text)
+    };
+    let mut stream = client.run_exec(request).await.expect("started").into_inner();
+    let mut seen = Vec::new();
+    while !seen.ends_with(b"begun\r\n") {
+        let event = timeout(LIMIT, stream.message()).await.expect("in time");
+        if let Some(Event::Stdout(data)) = event.expect("no error").expect("an event").event {
+            seen.extend_from_slice(&data.data);
+        }
+    }
+    drop(stream);
+    until("all of them are gone", || workspace.processes().is_empty()).await;
+}

@@ -4,6 +4,7 @@ mod calls;
 mod followed_execs;
 mod log;
 mod many_execs;
+mod odd_files;
 mod our_execs;
 mod our_files;
 mod reference_exec;

@@ -13,7 +13,7 @@ use tonic::{Code, Status};
 
 use crate::workspace::Workspace;
 
-type Client = WorkspaceClient<Channel>;
+pub(crate) type Client = WorkspaceClient<Channel>;
 
 fn reason_of(status: &Status) -> &str {
     status
@@ -22,7 +22,12 @@ fn reason_of(status: &Status) -> &str {
         .map_or("", |word| word.to_str().expect("a word"))
 }
 
-async fn write(client: &mut Client, header: WriteHeader, parts: &[&[u8]], finish: bool) -> Result<WriteResult, Status> {
+pub(crate) async fn write(
+    client: &mut Client,
+    header: WriteHeader,
+    parts: &[&[u8]],
+    finish: bool,
+) -> Result<WriteResult, Status> {
     let mut chunks = vec![WriteChunk {
         header: Some(header),
         ..WriteChunk::default()
@@ -38,7 +43,7 @@ async fn write(client: &mut Client, header: WriteHeader, parts: &[&[u8]], finish
         .map(tonic::Response::into_inner)
 }
 
-fn header(path: &str) -> WriteHeader {
+pub(crate) fn header(path: &str) -> WriteHeader {
     WriteHeader {
         path: path.into(),
         mode: 0o640,
@@ -57,7 +62,7 @@ async fn read(client: &mut Client, request: ReadRequest) -> Result<(FileInfo, Ve
     Ok((info.expect("info comes first"), data))
 }
 
-async fn list(client: &mut Client, request: ListRequest) -> (Vec<FileInfo>, bool) {
+pub(crate) async fn list(client: &mut Client, request: ListRequest) -> (Vec<FileInfo>, bool) {
     let mut stream = client.list(request).await.expect("listed").into_inner();
     let (mut entries, mut truncated) = (Vec::new(), false);
     while let Some(page) = stream.message().await.expect("a page") {
@@ -159,6 +164,15 @@ async fn a_confined_read_follows_no_link_out() {
             Err(error) => assert!(!allowed && error.code() == Code::PermissionDenied, "{path}: {error}"),
         }
     }
+    fs::rename(workspace.path("data/media"), workspace.path("data/kept")).expect("moved");
+    symlink("/", workspace.path("data/media")).expect("a link");
+    let request = ReadRequest {
+        path: "/data/media/data/mediakit/file".into(),
+        confine_below: b"/data/media".to_vec(),
+        ..ReadRequest::default()
+    };
+    let error = read(&mut client, request).await.expect_err("the directory is a link");
+    assert_eq!(error.code(), Code::PermissionDenied, "{error}");
 }
 
 #[tokio::test]

@@ -72,10 +72,7 @@ impl Config {
                 keep: reader.duration("exec", "keep"),
                 max_timeout: reader.duration("exec", "max_timeout"),
             },
-            terminal: TerminalConfig {
-                idle_timeout: reader.duration("terminal", "idle_timeout"),
-                session_keep: reader.duration("terminal", "session_keep"),
-            },
+            terminal: terminal(&reader)?,
             timezone: settings.timezone.clone(),
         })
     }
@@ -119,6 +116,21 @@ fn refuse_what_comes_later(reader: &Reader<'_>) -> Result<(), ConfigError> {
     Ok(())
 }
 
+fn terminal(reader: &Reader<'_>) -> Result<TerminalConfig, ConfigError> {
+    let session_keep = reader.duration("terminal", "session_keep");
+    if session_keep.is_zero() {
+        return Err(ConfigError::Invalid {
+            key: "terminal.session_keep".to_owned(),
+            origin: reader.origin("terminal", "session_keep"),
+            expected: "longer than 0: a session would end before its first window is there".to_owned(),
+        });
+    }
+    Ok(TerminalConfig {
+        idle_timeout: reader.duration("terminal", "idle_timeout"),
+        session_keep,
+    })
+}
+
 /// Reads settled values; the kinds were checked when they were read, so another kind cannot be.
 struct Reader<'a>(&'a Settings);
 
@@ -131,6 +143,11 @@ impl Reader<'_> {
         self.0
             .get(section, name)
             .is_none_or(|setting| setting.origin == Origin::Default)
+    }
+
+    fn origin(&self, section: &'static str, name: &'static str) -> String {
+        let origin = self.0.get(section, name).map(|setting| &setting.origin);
+        origin.unwrap_or(&Origin::Default).to_string()
     }
 
     fn text(&self, section: &'static str, name: &'static str) -> String {

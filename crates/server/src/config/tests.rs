@@ -102,6 +102,7 @@ fn a_value_that_does_not_fit_is_told_with_its_key_and_what_fits() {
         ("[network]\nsubnet = 'ten'", "network.subnet"),
         ("[workspace]\nbackend = 'kubernetes'", "workspace.backend"),
         ("[server]\ntls_cert = '/x'", "server.tls_cert"),
+        ("[terminal]\nsession_keep = '0s'", "terminal.session_keep"),
         ("[server]\nmetrics_addr = '127.0.0.1:9'", "server.metrics_addr"),
         ("[database]\nurl = 'postgres://u@h/d'", "database.url"),
     ] {

@@ -123,3 +123,48 @@ async fn an_aborted_upload_leaves_the_old_file() {
     workspace.until_code("test \"$(ls -A)\" = f", 0).await;
     assert_eq!(workspace.output_of("cat f").await, "old\n");
 }
+
+#[tokio::test]
+async fn what_was_put_aside_goes_also_when_the_caller_hangs_up_after_his_last_byte() {
+    use tokio::io::AsyncWriteExt;
+    let workspace = Workspace::start().await;
+    let content = "x".repeat(24 << 20);
+    let body = format!(
+        "{}{}--cut--\r\n",
+        part("file", Some("a"), &content),
+        part("path", None, "/data/up/a")
+    );
+    let address = workspace.server.url().replace("http://", "");
+    let mut connection = tokio::net::TcpStream::connect(&address).await.unwrap();
+    let head = format!(
+        "POST {}/fs/upload HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {}\r\nContent-Type: {BOUNDARY}\r\nContent-Length: {}\r\n\r\n",
+        workspace.path(""),
+        workspace.server.admin_key(),
+        body.len()
+    );
+    connection.write_all(head.as_bytes()).await.unwrap();
+    connection.write_all(body.as_bytes()).await.unwrap();
+    crate::until(async || match workspace.output_of("ls -A /tmp").await {
+        aside if aside.is_empty() => Err("it is not put aside yet".to_owned()),
+        _ => Ok(()),
+    })
+    .await;
+    drop(connection);
+    crate::until(async || match workspace.output_of("ls -A /tmp").await {
+        aside if aside.is_empty() => Ok(()),
+        aside => Err(aside),
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_second_file_behind_the_path_is_refused_before_it_is_written() {
+    let workspace = Workspace::start().await;
+    let parts = [
+        part("file", Some("a"), "1"),
+        part("path", None, "/data/one"),
+        part("file", Some("b"), "2"),
+    ];
+    form(&workspace, &parts).await.expect_error(400, "invalid_path");
+    assert_eq!(workspace.output_of("ls -A /data /tmp").await, "/data:\n\n/tmp:\n");
+}

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt, StreamExt};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Stdin};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::{Instant, sleep};
+use tokio::time::{interval, sleep, timeout};
 use tokio_tungstenite::tungstenite::protocol::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::CloseFrame;
 
@@ -18,6 +19,8 @@ const OPENING: &str = "opening a terminal";
 /// How long a lost connection to a session is tried again, and how often.
 const CONNECT_AGAIN_WITHIN: Duration = Duration::from_secs(60);
 const CONNECT_AGAIN_EVERY: Duration = Duration::from_millis(500);
+/// How often a terminal without keys tells that somebody watches it.
+const STILL_WATCHED_EVERY: Duration = Duration::from_secs(20);
 /// What Ctrl-C is where keys go through as they are.
 const INTERRUPT: u8 = 3;
 /// Puts a terminal's screen and modes back to their beginning.
@@ -59,22 +62,26 @@ pub(super) async fn attach_to_session(client: &Client, path: impl Fn() -> String
 
 async fn connect_again(client: &Client, path: impl Fn() -> String, keys: &mut Keys, what: String) -> Result<Socket> {
     eprint!("\r\nskep: the connection was lost and is tried again; Ctrl-C gives up\r\n");
-    let deadline = Instant::now() + CONNECT_AGAIN_WITHIN;
-    loop {
-        tokio::select! {
-            () = sleep(CONNECT_AGAIN_EVERY) => {}
-            interrupted = keys.interrupt() => return Err(interrupted.err().unwrap_or_else(|| lost(what))),
-        }
-        match open_socket(client, &path(), OPENING).await {
-            Ok(socket) => {
-                // What it showed comes again.
-                print(RESET).await?;
-                return Ok(socket);
+    let connect = async {
+        loop {
+            sleep(CONNECT_AGAIN_EVERY).await;
+            match open_socket(client, &path(), OPENING).await {
+                Err(Failure::NotReachable { .. } | Failure::Refused { status: 503, .. }) => {}
+                opened => return opened,
             }
-            Err(Failure::NotReachable { .. } | Failure::Refused { status: 503, .. }) if Instant::now() < deadline => {}
-            Err(failure) => return Err(failure),
         }
-    }
+    };
+    // Also one that is accepted and never answered ends by these two.
+    let socket = tokio::select! {
+        opened = timeout(CONNECT_AGAIN_WITHIN, connect) => match opened {
+            Ok(opened) => opened?,
+            Err(_) => return Err(lost(what)),
+        },
+        interrupted = keys.interrupt() => return Err(interrupted.err().unwrap_or_else(|| lost(what))),
+    };
+    // What it showed comes again.
+    print(RESET).await?;
+    Ok(socket)
 }
 
 /// What is typed, over all connections: a read that was begun in one of them is not lost to the next.
@@ -113,33 +120,50 @@ impl Keys {
     }
 }
 
+/// Both ways, neither of which waits for the other: what is pasted may be shown again before all of it is taken.
 async fn talk(socket: Socket, keys: &mut Keys) -> Result<End> {
     let (mut out, mut incoming) = socket.split();
+    tokio::select! {
+        biased;
+        end = show(&mut incoming) => end,
+        end = send_keys(&mut out, keys) => end,
+    }
+}
+
+async fn show(incoming: &mut SplitStream<Socket>) -> Result<End> {
+    loop {
+        match incoming.next().await {
+            Some(Ok(Message::Binary(bytes))) => print(&bytes).await?,
+            Some(Ok(Message::Close(Some(frame)))) => return Ok(end_of(&frame)),
+            Some(Ok(Message::Close(None))) => return Ok(End::Lost("closed without a reason".into())),
+            Some(Ok(_)) => {}
+            Some(Err(error)) => return Ok(End::Lost(error.to_string())),
+            None => return Ok(End::Lost("it ended without a reason".into())),
+        }
+    }
+}
+
+async fn send_keys(out: &mut SplitSink<Socket, Message>, keys: &mut Keys) -> Result<End> {
     let mut resized = signal(SignalKind::window_change())
         .map_err(|error| Failure::local("cannot watch the terminal's size", error))?;
+    let mut watching = interval(STILL_WATCHED_EVERY);
     loop {
+        let only_watches = !keys.are_open;
         let message = tokio::select! {
-            message = incoming.next() => match message {
-                Some(Ok(Message::Binary(bytes))) => {
-                    print(&bytes).await?;
-                    continue;
-                }
-                Some(Ok(Message::Close(Some(frame)))) => return Ok(End::Told(closed(&frame))),
-                Some(Ok(Message::Close(None))) => return Ok(End::Lost("closed without a reason".into())),
-                Some(Ok(_)) => continue,
-                Some(Err(error)) => return Ok(End::Lost(error.to_string())),
-                None => return Ok(End::Lost("it ended without a reason".into())),
-            },
             piece = keys.next() => Message::Binary(piece?.to_vec().into()),
-            _ = resized.recv() => {
-                let (cols, rows) = terminal::size();
-                Message::Text(json!({"type": "resize", "cols": cols, "rows": rows}).to_string().into())
-            }
+            _ = resized.recv() => size_message(),
+            // Nobody types there, and somebody watches: that is not idle.
+            _ = watching.tick(), if only_watches => size_message(),
         };
         if let Err(error) = out.send(message).await {
             return Ok(End::Lost(error.to_string()));
         }
     }
+}
+
+fn size_message() -> Message {
+    let (cols, rows) = terminal::size();
+    Message::Text(json!({"type": "resize", "cols": cols, "rows": rows}).to_string().into())
 }
 
 async fn print(bytes: &[u8]) -> Result<()> {
@@ -153,6 +177,14 @@ async fn print(bytes: &[u8]) -> Result<()> {
 
 fn lost(what: String) -> Failure {
     Failure::Failed(format!("the terminal's connection was lost: {what}"))
+}
+
+/// A bridge that was lost says nothing of the shell, which may still be there.
+fn end_of(frame: &CloseFrame) -> End {
+    match (u16::from(frame.code), frame.reason.as_str()) {
+        (1011, "bridge lost") => End::Lost("bridge lost (1011)".into()),
+        _ => End::Told(closed(frame)),
+    }
 }
 
 /// A close 1000 tells `exit <code>`; every other one is a failure.
@@ -187,5 +219,18 @@ mod tests {
         assert!(matches!(close(1000, "exit 3"), Err(Failure::CommandEnded(3))));
         assert!(matches!(close(1001, "idle timeout"), Err(Failure::Failed(_))));
         assert!(matches!(close(1000, ""), Err(Failure::Failed(_))));
+    }
+
+    #[test]
+    fn only_a_lost_bridge_is_worth_another_try() {
+        let end = |code: u16, reason: &'static str| {
+            end_of(&CloseFrame {
+                code: CloseCode::from(code),
+                reason: reason.into(),
+            })
+        };
+        assert!(matches!(end(1011, "bridge lost"), End::Lost(_)));
+        assert!(matches!(end(1011, "exec failed"), End::Told(Err(_))));
+        assert!(matches!(end(1000, "exit 0"), End::Told(Ok(()))));
     }
 }

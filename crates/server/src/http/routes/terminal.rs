@@ -98,7 +98,10 @@ async fn socket(
     if query.session.is_some() && query.exec_id.is_some() {
         return Err(ApiError::invalid_argument("session and exec_id exclude each other"));
     }
-    let number = |text: &Option<String>| text.as_deref().and_then(|text| text.trim().parse().ok());
+    let number = |text: &Option<String>| {
+        let number: Option<u128> = text.as_deref().and_then(|text| text.trim().parse().ok());
+        number.map(|number| u32::try_from(number).unwrap_or(u32::MAX))
+    };
     let size = terminal::size(number(&query.cols), number(&query.rows));
     let attached = query.exec_id.as_deref().map(ExecId::parse).transpose();
     let attached = attached.map_err(|_| ApiError::invalid_id("exec"))?;

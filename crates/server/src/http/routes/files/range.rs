@@ -39,7 +39,9 @@ pub(super) fn part_of(headers: &HeaderMap, size: u64, etag: Option<&str>) -> Par
     if header(IF_RANGE).is_some_and(|tag| Some(tag) != etag) {
         return Part::Whole;
     }
+    // There is no byte that a range could begin at, and the whole is what was asked for.
     header(RANGE)
+        .filter(|_| size > 0)
         .and_then(|range| parse(range, size))
         .unwrap_or(Part::Whole)
 }
@@ -99,7 +101,7 @@ mod tests {
             ("bytes=-99", 10, some(0, 10)),
             ("bytes=10-", 10, Part::Outside),
             ("bytes=-0", 10, Part::Outside),
-            ("bytes=0-", 0, Part::Outside),
+            ("bytes=0-", 0, Part::Whole),
             ("bytes=18446744073709551615-", 10, Part::Outside),
             ("bytes=5-2", 10, Part::Whole),
             ("bytes=0-1,3-4", 10, Part::Whole),

@@ -75,16 +75,20 @@ async fn upload_form(
         .await
         .map_err(|_| broken_form())?;
     let bridge = roomy_bridge_of(&app, access.bot_id(), query.start).await?;
-    let mut upload = FormUpload {
-        bridge: &bridge,
-        path: None,
-        uploaded: Vec::new(),
-        aside: Vec::new(),
+    let work = async move {
+        let mut upload = FormUpload {
+            bridge: &bridge,
+            path: None,
+            uploaded: Vec::new(),
+            aside: Vec::new(),
+        };
+        let outcome = upload.read(&mut form).await;
+        upload.remove_aside().await;
+        outcome.map(|()| upload.uploaded)
     };
-    let outcome = upload.read(&mut form).await;
-    upload.remove_aside().await;
-    outcome?;
-    answer(upload.uploaded)
+    // A task of its own: a caller that goes away must not leave what was put aside.
+    let uploaded = app.tasks().spawn(work).await.map_err(ApiError::internal)??;
+    answer(uploaded)
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
@@ -208,6 +212,9 @@ impl FormUpload<'_> {
             return Err(ApiError::invalid_body("too many files in one form"));
         }
         if let Some(path) = self.path.clone() {
+            if !path.names_directory() && !self.aside.is_empty() {
+                return Err(several_files());
+            }
             let target = self.target(&path, &name)?;
             let size = write(self.bridge, &target, None, field_bytes(field))
                 .await
@@ -234,10 +241,7 @@ impl FormUpload<'_> {
         if self.uploaded.is_empty() && self.aside.len() <= 1 {
             return Ok(path.clone());
         }
-        Err(ApiError::new(
-            ErrorCode::InvalidPath,
-            "several files need a path that ends in /",
-        ))
+        Err(several_files())
     }
 
     async fn put_in_place(&mut self, index: usize, target: WorkspacePath) -> ApiResult<()> {
@@ -268,6 +272,10 @@ impl FormUpload<'_> {
             }
         }
     }
+}
+
+fn several_files() -> ApiError {
+    ApiError::new(ErrorCode::InvalidPath, "several files need a path that ends in /")
 }
 
 /// The next part; a caller who sends nothing for two minutes has gone.

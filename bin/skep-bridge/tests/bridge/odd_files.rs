@@ -1,0 +1,71 @@
+//! Copies and listings of what is no plain file.
+
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
+
+use skep_bridge_protocol::workspace::*;
+
+use crate::our_execs::{run, shell};
+use crate::our_files::list;
+use crate::workspace::Workspace;
+
+#[tokio::test]
+async fn a_copy_keeps_the_modes_of_directories() {
+    let workspace = Workspace::start().await;
+    let mut client = workspace.ours().await;
+    for (directory, mode) in [("tree", 0o1777), ("tree/group", 0o2775), ("there", 0o700)] {
+        fs::create_dir(workspace.path("data").join(directory)).expect("a directory");
+        let mode = fs::Permissions::from_mode(mode);
+        fs::set_permissions(workspace.path("data").join(directory), mode).expect("a mode");
+    }
+    for to in ["new", "there"] {
+        let request = CopyRequest {
+            from: "tree".into(),
+            to: to.into(),
+        };
+        client.copy(request).await.expect("copied");
+    }
+    let mode = |path: &str| fs::metadata(workspace.path(path)).expect("there").mode() & 0o7777;
+    assert_eq!(
+        (mode("data/new"), mode("data/new/group"), mode("data/there")),
+        (0o1777, 0o2775, 0o700)
+    );
+}
+
+#[tokio::test]
+async fn a_copied_link_or_pipe_makes_its_parents_and_takes_the_place_of_a_file() {
+    let workspace = Workspace::start().await;
+    let mut client = workspace.ours().await;
+    symlink("nowhere", workspace.path("data/link")).expect("a link");
+    run(&mut client, shell("pipe", "mkfifo /data/pipe")).await.expect("ran");
+    fs::write(workspace.path("data/old"), b"old").expect("a file");
+    for (from, to) in [("link", "a/b/link"), ("pipe", "c/d/pipe"), ("pipe", "old")] {
+        let request = CopyRequest {
+            from: from.into(),
+            to: to.into(),
+        };
+        client.copy(request).await.expect("copied");
+    }
+    let kind = |path: &str| fs::symlink_metadata(workspace.path(path)).expect("there").file_type();
+    assert!(kind("data/a/b/link").is_symlink() && kind("data/c/d/pipe").is_fifo() && kind("data/old").is_fifo());
+}
+
+#[tokio::test]
+async fn a_link_that_cannot_be_read_does_not_hide_what_is_beside_it() {
+    let workspace = Workspace::start().await;
+    let mut client = workspace.ours().await;
+    // Its parent never waits for it: what it has ended as has no program any more.
+    let text = "sleep 0 & echo $! > /data/zombie; exec sleep 100";
+    client.start_exec(shell("zombie", text)).await.expect("started");
+    let text = "until grep -q '^State:.Z' /proc/$(cat /data/zombie)/status; do sleep 0.02; done";
+    let waiting = run(&mut client, shell("waiting", text)).await.expect("ran");
+    assert_eq!(waiting.exit().exit_code, 0);
+    let pid = fs::read_to_string(workspace.path("data/zombie")).expect("its number");
+    let request = ListRequest {
+        path: format!("/proc/{}", pid.trim()).into(),
+        ..ListRequest::default()
+    };
+    let (entries, _) = list(&mut client, request).await;
+    let link = entries.iter().find(|entry| entry.name == b"exe").expect("it is listed");
+    assert!(link.link_target.is_empty() && entries.iter().any(|entry| entry.name == b"status"));
+}
