@@ -69,8 +69,10 @@ fn copy_one(from: &Path, to: &Path) -> io::Result<()> {
     match FileType::from_raw_mode(metadata.mode()) {
         FileType::RegularFile => copy_file(from, to, metadata.mode()),
         FileType::Symlink => {
+            // Read first: it may be the very one that gives way.
+            let target = fs::read_link(from)?;
             make_room(to)?;
-            symlink(fs::read_link(from)?, to)
+            symlink(target, to)
         }
         FileType::Fifo => {
             let mode = Mode::from_raw_mode(metadata.mode() & 0o7777);

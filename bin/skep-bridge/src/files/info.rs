@@ -1,6 +1,5 @@
 //! What the API tells about a file.
 
-use std::ffi::CString;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -9,6 +8,7 @@ use std::path::Path;
 
 use chrono::{DateTime, Datelike, SecondsFormat};
 use rustix::fs::{AtFlags, CWD, FileType, Stat};
+use rustix::io::Errno;
 use rustix::path::Arg;
 use skep_bridge_protocol::bridgepb::FileEntry;
 use skep_bridge_protocol::mode_text;
@@ -48,9 +48,12 @@ pub(crate) fn of_entry(directory: BorrowedFd<'_>, name: impl Arg + Copy) -> io::
     let own = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
     let mut info = from_stat(&own);
     if kind(&own) == FileType::Symlink {
-        // One that cannot be read, as those of another's process in /proc, must not hide all the others.
-        let link = rustix::fs::readlinkat(directory, name, Vec::new());
-        info.link_target = link.map(CString::into_bytes).unwrap_or_default();
+        info.link_target = match rustix::fs::readlinkat(directory, name, Vec::new()) {
+            Ok(target) => target.into_bytes(),
+            // As those of another's process in /proc, or of one without a program: it must not hide all the others.
+            Err(Errno::ACCESS | Errno::NOENT) => Vec::new(),
+            Err(error) => return Err(error.into()),
+        };
         let target = rustix::fs::statat(directory, name, AtFlags::empty());
         info.target_is_directory = target.is_ok_and(|target| kind(&target) == FileType::Directory);
     }

@@ -39,13 +39,20 @@ async fn a_copied_link_or_pipe_makes_its_parents_and_takes_the_place_of_a_file()
     symlink("nowhere", workspace.path("data/link")).expect("a link");
     run(&mut client, shell("pipe", "mkfifo /data/pipe")).await.expect("ran");
     fs::write(workspace.path("data/old"), b"old").expect("a file");
-    for (from, to) in [("link", "a/b/link"), ("pipe", "c/d/pipe"), ("pipe", "old")] {
+    for (from, to) in [
+        ("link", "a/b/link"),
+        ("link", "link"),
+        ("pipe", "c/d/pipe"),
+        ("pipe", "old"),
+    ] {
         let request = CopyRequest {
             from: from.into(),
             to: to.into(),
         };
         client.copy(request).await.expect("copied");
     }
+    let itself = fs::read_link(workspace.path("data/link")).expect("still there");
+    assert_eq!(itself.to_str(), Some("nowhere"), "copied onto itself");
     let kind = |path: &str| fs::symlink_metadata(workspace.path(path)).expect("there").file_type();
     assert!(kind("data/a/b/link").is_symlink() && kind("data/c/d/pipe").is_fifo() && kind("data/old").is_fifo());
 }
