@@ -61,8 +61,8 @@ async fn a_copied_link_or_pipe_makes_its_parents_and_takes_the_place_of_a_file()
 async fn a_link_that_cannot_be_read_does_not_hide_what_is_beside_it() {
     let workspace = Workspace::start().await;
     let mut client = workspace.ours().await;
-    // Its parent never waits for it: what it has ended as has no program any more.
-    let text = "sleep 0 & echo $! > /data/zombie; exec sleep 100";
+    // Its parent never waits for it, being no shell any more when it ends: a zombie has no program.
+    let text = "until grep -q ^sleep /proc/$$/cmdline; do :; done & echo $! > /data/zombie; exec sleep 100";
     client.start_exec(shell("zombie", text)).await.expect("started");
     let text = "until grep -q '^State:.Z' /proc/$(cat /data/zombie)/status; do sleep 0.02; done";
     let waiting = run(&mut client, shell("waiting", text)).await.expect("ran");
