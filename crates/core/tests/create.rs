@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use harness::{LIMIT, World, admin, all, failure, kinds, until};
-use skep_core::{Code, CreateRequest, EventBody, LimitsColumn, Outcome, Requester};
+use skep_core::{AskedLimits, Code, CreateRequest, EventBody, Outcome, Requester};
 use skep_names::ImageReference;
 use skep_runtime::{Runtime, RuntimeError};
 use skep_testkit::fake_runtime::{FAKE_IMAGE, FakeLayer, Verb};
@@ -293,9 +293,9 @@ async fn members_may_have_images_of_the_default_registry_only() {
 async fn limits_of_a_create_are_kept_and_applied() {
     let world = World::new().await;
     let bot = world.bot().await;
-    let limits = LimitsColumn {
-        memory_bytes: 64 << 20,
-        ..LimitsColumn::default()
+    let limits = AskedLimits {
+        memory_bytes: Some(64 << 20),
+        ..AskedLimits::default()
     };
     let request = CreateRequest {
         limits: Some(limits),
@@ -307,9 +307,9 @@ async fn limits_of_a_create_are_kept_and_applied() {
     assert_eq!(shown.wanted.memory_bytes, 64 << 20);
     assert_eq!(shown.wanted.pids, 1024);
     assert_eq!(shown.applied, Some(shown.wanted));
-    let more = LimitsColumn {
-        memory_bytes: 128 << 20,
-        ..LimitsColumn::default()
+    let more = AskedLimits {
+        memory_bytes: Some(128 << 20),
+        ..AskedLimits::default()
     };
     let changed = world.skep.set_workspace_limits(&bot, more, &admin()).await.unwrap();
     let Outcome::Limits(report) = changed.outcome().await.unwrap() else {

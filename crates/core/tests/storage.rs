@@ -10,7 +10,7 @@ use harness::{LIMIT, World, admin, until};
 use skep_core::bridge::BridgeError;
 use skep_core::files::{FileWriter, NewFile, WorkspacePath};
 use skep_core::{
-    CheckStatus, CheckType, Code, DeleteData, Desired, LimitsColumn, WhenStopped, WorkspaceInfo, WorkspaceState,
+    AskedLimits, CheckStatus, CheckType, Code, DeleteData, Desired, WhenStopped, WorkspaceInfo, WorkspaceState,
     WorkspaceStatus,
 };
 use skep_names::BotId;
@@ -31,9 +31,9 @@ async fn world() -> World {
 }
 
 async fn limit(world: &World, bot: &BotId, storage_bytes: u64) {
-    let limits = LimitsColumn {
-        storage_bytes,
-        ..LimitsColumn::default()
+    let limits = AskedLimits {
+        storage_bytes: Some(storage_bytes),
+        ..AskedLimits::default()
     };
     let set = world.skep.set_workspace_limits(bot, limits, &admin()).await.unwrap();
     set.outcome().await.unwrap();

@@ -59,7 +59,8 @@ impl Desired {
         }
     }
 
-    fn parse(text: &str) -> Option<Self> {
+    /// The state of that name.
+    pub fn parse(text: &str) -> Option<Self> {
         [Self::Running, Self::Stopped]
             .into_iter()
             .find(|desired| desired.as_str() == text)

@@ -6,9 +6,9 @@ use skep_runtime::{CreateOutcome, ImageRecord, InstanceSpec, LayerOutcome, Runti
 use skep_store::{BotStatus, ContainerRow, ContainerStatus, Desired, LimitsColumn, NewContainer};
 
 use super::limits::{to_column, to_runtime};
-use super::plan::parse_image;
+use super::plan::{check_is_as_asked, parse_image};
 use super::remains::Remains;
-use super::request::CreatePlan;
+use super::request::{Basis, CreatePlan};
 use super::state::Event;
 use super::work::Work;
 use crate::Code;
@@ -30,13 +30,19 @@ const LIMITS: &str = "limits";
 impl Work {
     /// The work of `create`.
     pub(crate) async fn create(&self, plan: &CreatePlan) -> Result<Outcome> {
-        // A container that nobody recorded is a workspace that exists, unless this very create made it.
+        // What nobody recorded, a container or a layer alone, is a workspace that exists, unless this very create made it.
         if self.row().await?.is_none() && self.noted(HAD_LAYER).is_none() {
             self.step("adopt", self.adopt_what_is_there()).await?;
         }
         let row = match self.row_to_keep().await? {
-            Some(row) => self.keep(plan, &row).await?,
-            None => self.make(plan).await?,
+            Some(row) => {
+                self.check_what_is_kept(plan, &row)?;
+                self.keep(plan, &row).await?
+            }
+            None => {
+                self.check_what_is_made(plan)?;
+                self.make(plan).await?
+            }
         };
         self.release_put_back().await?;
         self.show_set_up().await?;
@@ -44,14 +50,40 @@ impl Work {
         Ok(Outcome::Workspace(self.completed(&row).await?))
     }
 
+    /// What it finds may be another workspace than was asked for, unless it made that itself.
+    fn check_what_is_kept(&self, plan: &CreatePlan, row: &ContainerRow) -> Result<()> {
+        match self.noted(HAD_LAYER) {
+            Some(_) => {
+                self.skep().lanes().settle(self.pending());
+                Ok(())
+            }
+            None => check_is_as_asked(plan, row),
+        }
+    }
+
+    /// What was to be kept as it is was removed meanwhile: nobody asked for another one like it, nor whether this
+    /// requester may have it.
+    fn check_what_is_made(&self, plan: &CreatePlan) -> Result<()> {
+        let has_decided = self.noted(HAD_LAYER).or_else(|| self.noted(LIMITS)).is_some();
+        match plan.basis {
+            Basis::WhatIsThere if !has_decided => Err(Error::OperationCancelled(
+                "the removal of the workspace that it was to keep".to_owned(),
+            )),
+            _ => Ok(()),
+        }
+    }
+
     async fn adopt_what_is_there(&self) -> Result<()> {
         if self.skep().remains(self.bot()).await? == Some(Remains::OfCreate) {
             self.runtime().remove(self.bot()).await?;
         }
-        match self.runtime().inspect(self.bot()).await? {
-            Some(_) => self.adopt(Desired::Running).await,
-            None => Ok(()),
+        let is_there = self.runtime().inspect(self.bot()).await?.is_some()
+            || self.runtime().bots_with_layers().await?.contains(self.bot());
+        if is_there {
+            self.note_wanted_before().await?;
+            self.adopt(Desired::Running).await?;
         }
+        Ok(())
     }
 
     /// The record of a workspace that is there, or that nothing is kept of elsewhere. One whose layer is gone while
@@ -84,15 +116,10 @@ impl Work {
         })
         .await?;
         self.tell(EventBody::Creating).await?;
-        self.step("wanted", self.want(Desired::Running)).await?;
-        if let Some(limits) = &plan.limits {
-            self.step("limits", async {
-                self.store()
-                    .set_container_limits(self.bot(), limits, row.limits_applied.as_ref())
-                    .await?;
-                self.apply_limits(limits).await
-            })
-            .await?;
+        self.begin_to_want(Desired::Running).await?;
+        if let Some(asked) = plan.limits {
+            self.note_limits(row)?;
+            self.step("limits", self.set_limits(asked)).await?;
         }
         let row = self.row().await?.ok_or(Error::ContainerNotFound)?;
         self.bring_up(&row).await.map_err(|error| error.at(START))?;
@@ -125,6 +152,8 @@ impl Work {
         if is_ours {
             self.has_data_directory().await.map_err(|error| error.at(START))?;
         }
+        // From here on it is a workspace that others may use: whoever cancels it comes too late.
+        self.skep().lanes().settle(self.pending());
         let row = self
             .step("record", self.record(plan, &made, (record, limits, applied)))
             .await?;
@@ -133,10 +162,10 @@ impl Work {
         Ok(row)
     }
 
-    /// Those asked for, else those of the workspace whose layer was gone.
+    /// Those asked for, where nothing is asked those of the workspace whose layer was gone.
     fn limits(&self, plan: &CreatePlan) -> LimitsColumn {
         let noted = self.noted(LIMITS).and_then(|noted| serde_json::from_value(noted).ok());
-        plan.limits.or(noted).unwrap_or_default()
+        plan.limits.unwrap_or_default().onto(noted.unwrap_or_default())
     }
 
     /// Once more when the image went after it was seen: somebody removed it, or had containerd collect its content.
@@ -236,7 +265,7 @@ impl Work {
             .put_container(&NewContainer {
                 bot_id: self.bot().clone(),
                 container_id: made.instance.container_id.clone(),
-                image: plan.image.clone(),
+                image: made.instance.image.clone(),
                 image_digest: Some(made.instance.image_digest.clone().unwrap_or(image.digest)),
                 snapshotter: made.instance.snapshotter.clone(),
                 status: ContainerStatus::Running,
@@ -258,7 +287,7 @@ impl Work {
     pub(crate) async fn undo_create(&self, plan: &CreatePlan, error: &Error) -> Result<()> {
         let is_recorded = self.row().await?.is_some();
         if is_recorded {
-            self.note_not_running(error).await?;
+            self.undo_keep(error).await?;
             // It is recorded, so it has run with what was put back, and stays.
             self.release_put_back().await?;
         } else {
@@ -266,7 +295,7 @@ impl Work {
         }
         // What is recorded is set up: when the runtime is back, reconcile has it as it should be.
         let is_no_fault = match error.code() {
-            Code::OperationCancelled => true,
+            Code::OperationCancelled | Code::WorkspaceExists => true,
             Code::RuntimeUnavailable => is_recorded,
             _ => false,
         };
@@ -279,6 +308,13 @@ impl Work {
             self.bot_is_ready().await?;
         }
         Ok(())
+    }
+
+    /// The workspace stays, with the limits it had.
+    async fn undo_keep(&self, error: &Error) -> Result<()> {
+        let limits = self.put_limits_back().await;
+        self.undo_start(error).await?;
+        limits
     }
 
     async fn undo_make(&self) -> Result<()> {

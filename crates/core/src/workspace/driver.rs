@@ -204,7 +204,7 @@ impl Skep {
                 Next::Run(pending) => {
                     self.run(bot, &pending).await;
                     let ended = pending.hub.outcome().await;
-                    is_left_to_reconcile |= ended.is_err_and(|error| waits_for_others(&error));
+                    is_left_to_reconcile |= ended.is_err_and(|error| needs_a_look(&error));
                 }
             }
         }
@@ -457,12 +457,14 @@ impl Work {
                 self.skep().removal_failed(self.bot(), error).await?;
                 restarted
             }
-            Request::Start | Request::Restart { .. } => self.note_not_running(error).await.map(|_| ()),
+            Request::Start | Request::Restart { .. } => self.undo_start(error).await,
+            Request::Stop { .. } => self.undo_stop(error).await,
             Request::Restore(_) | Request::Import(_) => self.undo_change(error).await,
             Request::Snapshot(_) | Request::Rollback { .. } => self.undo_layers(error).await,
             Request::SnapshotDelete { .. } => self.release_what_was_forgotten().await,
+            Request::Limits { .. } => self.put_limits_back().await,
             // A recovery notes each of its tries itself.
-            Request::Recover | Request::Stop { .. } | Request::Limits { .. } => Ok(()),
+            Request::Recover => Ok(()),
         }
     }
 }
@@ -475,10 +477,11 @@ async fn abort<T>(task: &mut tokio::task::JoinHandle<T>) {
     }
 }
 
-/// What came to nothing because somebody did not answer: he may be back before anybody asks again.
-fn waits_for_others(error: &Error) -> bool {
-    use crate::Code::{RuntimeUnavailable, StoreUnavailable};
-    matches!(error.code(), RuntimeUnavailable | StoreUnavailable)
+/// What came to nothing because somebody did not answer, who may be back before anybody asks again; or because it was
+/// cancelled, maybe with the processes down that should run.
+fn needs_a_look(error: &Error) -> bool {
+    use crate::Code::{OperationCancelled, RuntimeUnavailable, StoreUnavailable};
+    matches!(error.code(), OperationCancelled | RuntimeUnavailable | StoreUnavailable)
 }
 
 fn end_event(result: &Result<Outcome>, pending: &Pending) -> EventBody {

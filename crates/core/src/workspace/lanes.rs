@@ -38,6 +38,8 @@ pub(crate) struct Pending {
     /// By what, for the message.
     cancelled_by: OnceLock<String>,
     has_failed: AtomicBool,
+    /// Somebody who cancels it comes too late; what overtakes it does not.
+    is_settled: AtomicBool,
     fingerprint: String,
 }
 
@@ -52,6 +54,7 @@ impl Pending {
             cancel: CancellationToken::new(),
             cancelled_by: OnceLock::new(),
             has_failed: AtomicBool::new(false),
+            is_settled: AtomicBool::new(false),
         }
     }
 
@@ -88,11 +91,14 @@ impl Pending {
     }
 }
 
-/// Equal for requests that ask for the very same. A create is the same when it asks for the same image: limits and
-/// environment of one that joins are those of the one under way.
+/// Equal for requests that ask for the very same. What becomes of preserved data is not compared: a create that comes
+/// after another finds a workspace, to which nothing is put back.
 pub(crate) fn fingerprint(request: &Request) -> String {
     match request {
-        Request::Create(plan) => format!("{}\n{:?}\n{:?}", plan.image, plan.snapshotter, plan.cdi_devices),
+        Request::Create(plan) => {
+            let made_from = (&plan.image, &plan.snapshotter, &plan.cdi_devices, &plan.env);
+            format!("{made_from:?}\n{:?}", plan.limits)
+        }
         other => format!("{other:?}"),
     }
 }
@@ -233,7 +239,14 @@ impl Lanes {
         found.is_none_or(|found| !found.request.overtakes())
     }
 
-    /// Cancels an operation that waits or runs; one that is not there is done already. Returned is what had not
+    /// It can be undone no longer: a cancel that comes after this is too late, and it goes on to its end.
+    pub(crate) fn settle(&self, pending: &Pending) {
+        // Under the lock of `cancel`, so that one of the two is first.
+        let _lanes = self.lock();
+        pending.is_settled.store(true, Ordering::Release);
+    }
+
+    /// Cancels an operation that waits or runs; one that is not there, or is settled, is as good as done. Returned is what had not
     /// begun and is out of the lane now; the caller ends it.
     #[must_use]
     pub(crate) fn cancel(&self, bot: &BotId, id: &str, by: &str) -> Vec<Arc<Pending>> {
@@ -241,7 +254,9 @@ impl Lanes {
         let Some(lane) = lanes.get_mut(bot) else {
             return Vec::new();
         };
-        lane.find(id).inspect(|found| found.cancel(by));
+        lane.find(id)
+            .filter(|found| !found.is_settled.load(Ordering::Acquire))
+            .inspect(|found| found.cancel(by));
         lane.changed.notify_one();
         lane.take_out_cancelled()
     }
@@ -286,18 +301,32 @@ impl Lanes {
             .then(|| running.hub.clone())
     }
 
-    /// A create of that bot that runs or waits.
+    /// A create of that bot that runs or waits. One before a removal is cancelled by it, or goes with it.
     pub(crate) fn create_under_way(&self, bot: &BotId) -> Option<(Arc<Hub>, super::request::CreatePlan)> {
         let lanes = self.lock();
-        let lane = lanes.get(bot)?;
-        let all = lane.running.iter().chain(lane.waiting.iter().map(|one| &one.pending));
-        let mut creates = all
-            .filter(|one| !one.hub.has_ended())
-            .filter_map(|one| match &one.request {
-                Request::Create(plan) => Some((one.hub.clone(), plan.clone())),
-                _ => None,
-            });
-        creates.next()
+        let all: Vec<_> = lanes.get(bot)?.all().filter(|one| !one.is_over()).collect();
+        let removal = all.iter().rposition(|one| one.request.kind().removes());
+        let mut after = all.iter().skip(removal.map_or(0, |removal| removal + 1));
+        after.find_map(|one| match &one.request {
+            Request::Create(plan) => Some((one.hub.clone(), plan.clone())),
+            _ => None,
+        })
+    }
+
+    /// A removal runs or waits: what is there of that bot is as good as gone.
+    pub(crate) fn is_being_removed(&self, bot: &BotId) -> bool {
+        let lanes = self.lock();
+        let all = lanes.get(bot).into_iter().flat_map(Lane::all);
+        let mut under_way = all.filter(|one| !one.is_over());
+        under_way.any(|one| one.request.kind().removes())
+    }
+
+    /// A create has failed or was cancelled and is not undone yet: what nobody recorded may be its own.
+    pub(crate) fn is_a_create_undone(&self, bot: &BotId) -> bool {
+        let lanes = self.lock();
+        let all = lanes.get(bot).into_iter().flat_map(Lane::all);
+        let mut over = all.filter(|one| one.is_over());
+        over.any(|one| matches!(one.request, Request::Create(_)))
     }
 
     /// Something runs or waits for that bot.
@@ -389,5 +418,21 @@ mod tests {
             assert!(lanes.journaled(&bot, "late").is_empty());
             assert!(matches!(lanes.next(&bot), Next::Run(pending) if pending.hub.id() == "late"));
         }
+    }
+
+    #[test]
+    fn whoever_cancels_what_is_settled_comes_too_late_and_a_delete_does_not() {
+        let bot: BotId = "11111111-2222-4333-8444-555555555555".parse().unwrap();
+        let lanes = Lanes::default();
+        let first = run(&lanes, &bot, "first");
+        lanes.settle(&first);
+        assert!(lanes.cancel(&bot, "first", "a request").is_empty());
+        assert!(!first.is_cancelled());
+        let hub = Hub::new("delete".to_owned(), Some(bot.clone()), 1);
+        let data = crate::DeleteData::Remove;
+        let delete = Arc::new(Pending::new(hub, Request::Delete { data }, None, Origin::Asked));
+        lanes.admit(&bot, &delete, Patience::Queue);
+        assert!(lanes.journaled(&bot, "delete").is_empty());
+        assert!(first.is_cancelled());
     }
 }

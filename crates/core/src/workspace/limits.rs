@@ -1,12 +1,15 @@
 //! Limits: what may be asked for, and how they reach a workspace that runs.
 
 use skep_runtime::{Limits, TaskState};
-use skep_store::LimitsColumn;
+use skep_store::{ContainerRow, LimitsColumn};
 
+use super::request::AskedLimits;
 use super::work::Work;
 use crate::error::{Error, Result};
 use crate::operations::{LimitsReport, Outcome};
 
+/// Note: the limits that were wanted before this operation.
+const LIMITS_BEFORE: &str = "limits_before";
 /// Less memory than this does not start a bridge.
 const LEAST_MEMORY: u64 = 16 << 20;
 /// Fewer processes than this do not start a bridge with a shell.
@@ -15,7 +18,9 @@ const LEAST_PIDS: u64 = 16;
 const LEAST_MILLICORES: u64 = 10;
 
 /// What would only fail later is refused now.
-pub(crate) fn check(limits: &LimitsColumn) -> Result<()> {
+pub(crate) fn check(asked: &AskedLimits) -> Result<()> {
+    // What is not said was checked when it was.
+    let limits = asked.onto(LimitsColumn::default());
     let too_small = |name: &str, value: u64, least: u64| {
         if value != 0 && value < least {
             return Err(Error::InvalidArgument(format!("{name} must be 0 or at least {least}")));
@@ -63,9 +68,11 @@ pub(crate) fn in_force(applied: LimitsColumn, effective: &Limits) -> LimitsColum
 
 impl Work {
     /// The work of `limits`: wanted first, then applied.
-    pub(crate) async fn change_limits(&self, limits: LimitsColumn) -> Result<Outcome> {
+    pub(crate) async fn change_limits(&self, asked: AskedLimits) -> Result<Outcome> {
+        let row = self.row().await?.ok_or(Error::ContainerNotFound)?;
+        self.note_limits(&row)?;
+        let limits = asked.onto(row.limits_wanted);
         self.step("wanted", async {
-            let row = self.row().await?.ok_or(Error::ContainerNotFound)?;
             Ok(self
                 .store()
                 .set_container_limits(self.bot(), &limits, row.limits_applied.as_ref())
@@ -79,6 +86,42 @@ impl Work {
             wanted: to_column(&effective),
             applied: applied.map(|applied| in_force(applied, &effective)),
         }))
+    }
+
+    /// Wanted first, then applied; what is not asked for stays.
+    pub(super) async fn set_limits(&self, asked: AskedLimits) -> Result<()> {
+        let row = self.row().await?.ok_or(Error::ContainerNotFound)?;
+        let limits = asked.onto(row.limits_wanted);
+        self.store()
+            .set_container_limits(self.bot(), &limits, row.limits_applied.as_ref())
+            .await?;
+        self.apply_limits(&limits).await.map(drop)
+    }
+
+    /// Notes what was wanted before, for a failure or a cancel. The first try's look counts.
+    pub(super) fn note_limits(&self, row: &ContainerRow) -> Result<()> {
+        if self.noted(LIMITS_BEFORE).is_none() {
+            let before = serde_json::to_value(row.limits_wanted);
+            let before = before.map_err(|error| Error::internal("writing a note", error))?;
+            self.note(LIMITS_BEFORE, before);
+        }
+        Ok(())
+    }
+
+    /// What failed or was cancelled leaves the limits as they were. They are wanted so also when they cannot be applied:
+    /// then they are at the next start.
+    pub(super) async fn put_limits_back(&self) -> Result<()> {
+        let noted = self.noted(LIMITS_BEFORE);
+        let Some(before) = noted.and_then(|noted| serde_json::from_value::<LimitsColumn>(noted).ok()) else {
+            return Ok(());
+        };
+        let Some(row) = self.row().await? else {
+            return Ok(());
+        };
+        self.store()
+            .set_container_limits(self.bot(), &before, row.limits_applied.as_ref())
+            .await?;
+        self.apply_limits(&before).await.map(drop)
     }
 
     /// Applies limits to a task that runs. Returned is what it has, or had when it last ran.
@@ -103,26 +146,42 @@ mod tests {
 
     #[test]
     fn limits_that_start_nothing_are_refused() {
-        assert!(check(&LimitsColumn::default()).is_ok());
+        assert!(check(&AskedLimits::default()).is_ok());
         for limits in [
-            LimitsColumn {
-                memory_bytes: 1,
-                ..LimitsColumn::default()
+            AskedLimits {
+                memory_bytes: Some(1),
+                ..AskedLimits::default()
             },
-            LimitsColumn {
-                pids: 1,
-                ..LimitsColumn::default()
+            AskedLimits {
+                pids: Some(1),
+                ..AskedLimits::default()
             },
-            LimitsColumn {
-                cpu_millicores: 1,
-                ..LimitsColumn::default()
+            AskedLimits {
+                cpu_millicores: Some(1),
+                ..AskedLimits::default()
             },
-            LimitsColumn {
-                storage_bytes: u64::MAX,
-                ..LimitsColumn::default()
+            AskedLimits {
+                storage_bytes: Some(u64::MAX),
+                ..AskedLimits::default()
             },
         ] {
             assert!(check(&limits).is_err(), "{limits:?} was accepted");
         }
+    }
+
+    #[test]
+    fn what_is_not_asked_for_stays() {
+        let kept = LimitsColumn {
+            cpu_millicores: 1500,
+            memory_bytes: 64 << 20,
+            pids: 100,
+            storage_bytes: 7,
+        };
+        assert_eq!(AskedLimits::default().onto(kept), kept);
+        let asked = AskedLimits {
+            pids: Some(0),
+            ..AskedLimits::default()
+        };
+        assert_eq!(asked.onto(kept), LimitsColumn { pids: 0, ..kept });
     }
 }

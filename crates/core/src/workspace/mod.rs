@@ -48,7 +48,7 @@ mod work;
 pub use info::{WorkspaceInfo, WorkspaceState, WorkspaceStatus};
 pub use measured::MeasuredStorage;
 pub use metrics::{LiveMetrics, WorkspaceMetrics};
-pub use request::{CreateRequest, DeleteData, RestoreMode, RestoreRequest, WhenStopped};
+pub use request::{AskedLimits, CreateRequest, DeleteData, RestoreMode, RestoreRequest, WhenStopped};
 
 pub(crate) use interruptions::Interruptions;
 pub(crate) use lanes::Lanes;
@@ -61,7 +61,6 @@ pub(crate) use spare::Spare;
 use std::time::Duration;
 
 use skep_names::BotId;
-use skep_store::LimitsColumn;
 
 use self::request::StopCause;
 use crate::error::{Error, Result};
@@ -185,14 +184,14 @@ impl Skep {
         }
     }
 
-    /// Sets the limits of a workspace (zero: the default) and applies them at once when it runs.
+    /// Sets the limits of a workspace that are asked for and applies them at once when it runs.
     ///
     /// # Errors
     /// [`Error::ContainerNotFound`].
     pub async fn set_workspace_limits(
         &self,
         bot: &BotId,
-        limits: LimitsColumn,
+        limits: AskedLimits,
         requester: &Requester,
     ) -> Result<OperationHandle> {
         limits::check(&limits)?;

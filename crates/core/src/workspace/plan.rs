@@ -8,7 +8,8 @@ use skep_names::{BotId, ImageReference};
 use skep_store::{BotRow, ContainerRow};
 
 use super::limits;
-use super::request::{CreatePlan, CreateRequest};
+use super::remains::Remains;
+use super::request::{AskedLimits, Basis, CreatePlan, CreateRequest, PreservedData};
 use crate::devices::{devices_in, tidy_devices};
 use crate::error::{Error, Result};
 use crate::requester::Requester;
@@ -35,36 +36,12 @@ impl Skep {
     ) -> Result<CreatePlan> {
         let bot_row = self.store().bot(bot).await?.ok_or(Error::BotNotFound)?;
         if let Some((_, under_way)) = self.lanes().create_under_way(bot) {
-            check_request(request)?;
-            differs(
-                request,
-                &under_way.image,
-                &under_way.cdi_devices,
-                under_way.snapshotter.as_deref(),
-            )?;
-            return Ok(under_way);
+            return self.plan_beside(bot, request, under_way).await;
         }
-        if let Some(row) = self.store().container(bot).await? {
-            return self.plan_kept(&row, request);
-        }
-        if let Some(instance) = self.runtime().inspect(bot).await? {
-            check_request(request)?;
-            differs(
-                request,
-                &instance.image,
-                &instance.cdi_devices,
-                Some(&instance.snapshotter),
-            )?;
-            return Ok(CreatePlan {
-                image: instance.image,
-                snapshotter: Some(instance.snapshotter),
-                cdi_devices: instance.cdi_devices,
-                devices_given: false,
-                limits: request.limits,
-                env: BTreeMap::new(),
-                of_new_bot: false,
-                preserved: request.restore_data.into(),
-            });
+        if !self.lanes().is_being_removed(bot)
+            && let Some(plan) = self.plan_with_what_is_there(bot, request).await?
+        {
+            return Ok(plan);
         }
         if request.gpu_devices.is_none() {
             // The bot's metadata are its owner's word, whoever asks.
@@ -75,20 +52,65 @@ impl Skep {
         self.plan_new_workspace(&bot_row.metadata, request, requester).await
     }
 
-    /// A workspace that exists is kept as it is.
-    fn plan_kept(&self, row: &ContainerRow, request: &CreateRequest) -> Result<CreatePlan> {
+    /// Beside a create that is under way, which is joined when it does all that is asked. Limits that it does not set are
+    /// set after it.
+    async fn plan_beside(&self, bot: &BotId, request: &CreateRequest, under_way: CreatePlan) -> Result<CreatePlan> {
         check_request(request)?;
-        differs(request, &row.image, &row.cdi_devices, Some(&row.snapshotter))?;
-        Ok(CreatePlan {
-            image: row.image.clone(),
-            snapshotter: Some(row.snapshotter.clone()),
-            cdi_devices: row.cdi_devices.clone(),
+        differs(request, &Made::of_plan(&under_way))?;
+        let puts_back = under_way.preserved == PreservedData::PutBack;
+        if request.restore_data == Some(false) && puts_back && self.has_preserved_data(bot).await? {
+            return Err(Error::WorkspaceExists(
+                "a create that puts the preserved data back is under way".to_owned(),
+            ));
+        }
+        let asked = request.limits.filter(|asked| *asked != AskedLimits::default());
+        match asked.filter(|asked| Some(*asked) != under_way.limits) {
+            None => Ok(under_way),
+            Some(limits) => Ok(CreatePlan {
+                limits: Some(limits),
+                basis: Basis::WhatIsThere,
+                of_new_bot: false,
+                ..under_way
+            }),
+        }
+    }
+
+    /// A workspace that exists is kept as it is. `None`: there is none.
+    async fn plan_with_what_is_there(&self, bot: &BotId, request: &CreateRequest) -> Result<Option<CreatePlan>> {
+        let made = match self.store().container(bot).await? {
+            Some(row) => Made {
+                image: row.image,
+                snapshotter: Some(row.snapshotter),
+                cdi_devices: row.cdi_devices,
+                env: row.env,
+            },
+            // What a failed create made goes, and is not kept.
+            None if self.lanes().is_a_create_undone(bot) => return Ok(None),
+            None if self.remains(bot).await? == Some(Remains::OfCreate) => return Ok(None),
+            None => match self.runtime().inspect(bot).await? {
+                Some(instance) => Made {
+                    image: instance.image,
+                    snapshotter: Some(instance.snapshotter),
+                    cdi_devices: instance.cdi_devices,
+                    env: BTreeMap::new(),
+                },
+                None => return Ok(None),
+            },
+        };
+        check_request(request)?;
+        differs(request, &made)?;
+        Ok(Some(CreatePlan {
+            image: made.image,
+            snapshotter: made.snapshotter,
+            cdi_devices: made.cdi_devices,
             devices_given: false,
+            image_given: false,
+            basis: Basis::WhatIsThere,
             limits: request.limits,
-            env: row.env.clone(),
+            env: made.env,
             of_new_bot: false,
             preserved: request.restore_data.into(),
-        })
+        }))
     }
 
     /// Decides on a create for a bot without a workspace.
@@ -149,6 +171,8 @@ impl Skep {
             snapshotter: request.snapshotter.clone(),
             cdi_devices: devices,
             devices_given: request.gpu_devices.is_some(),
+            image_given: request.image.as_deref().is_some_and(|image| !image.trim().is_empty()),
+            basis: Basis::Nothing,
             limits: request.limits,
             env: request.env.clone(),
             of_new_bot: false,
@@ -209,8 +233,50 @@ fn check_request(request: &CreateRequest) -> Result<()> {
     }
 }
 
+/// What a workspace was made from, or is being made from.
+struct Made {
+    image: String,
+    /// `None`: the default one.
+    snapshotter: Option<String>,
+    cdi_devices: Vec<String>,
+    env: BTreeMap<String, String>,
+}
+
+impl Made {
+    fn of_plan(plan: &CreatePlan) -> Self {
+        Self {
+            image: plan.image.clone(),
+            snapshotter: plan.snapshotter.clone(),
+            cdi_devices: plan.cdi_devices.clone(),
+            env: plan.env.clone(),
+        }
+    }
+}
+
+/// Refuses a create that was decided on while there was no workspace and finds another one than it was asked for: one
+/// that another create made, that a failed removal left, or of which only the layer was left.
+pub(super) fn check_is_as_asked(plan: &CreatePlan, row: &ContainerRow) -> Result<()> {
+    if plan.basis == Basis::WhatIsThere || plan.of_new_bot {
+        return Ok(());
+    }
+    let asked = CreateRequest {
+        image: plan.image_given.then(|| plan.image.clone()),
+        snapshotter: plan.snapshotter.clone(),
+        gpu_devices: plan.devices_given.then(|| plan.cdi_devices.clone()),
+        env: plan.env.clone(),
+        ..CreateRequest::default()
+    };
+    let made = Made {
+        image: row.image.clone(),
+        snapshotter: Some(row.snapshotter.clone()),
+        cdi_devices: row.cdi_devices.clone(),
+        env: row.env.clone(),
+    };
+    differs(&asked, &made)
+}
+
 /// Refuses what the workspace that exists, or is being made, is not made from.
-fn differs(request: &CreateRequest, image: &str, devices: &[String], snapshotter: Option<&str>) -> Result<()> {
+fn differs(request: &CreateRequest, made: &Made) -> Result<()> {
     let exists = |what: &str| {
         Error::WorkspaceExists(format!(
             "the bot has a workspace with another {what}; delete it with preserve_data=true, then create it anew"
@@ -218,9 +284,10 @@ fn differs(request: &CreateRequest, image: &str, devices: &[String], snapshotter
     };
     if let Some(asked) = request.image.as_deref().filter(|asked| !asked.trim().is_empty()) {
         // A row of another system may hold a short name.
-        let present = image
+        let present = made
+            .image
             .parse::<ImageReference>()
-            .map_or_else(|_| image.to_owned(), |one| one.to_string());
+            .map_or_else(|_| made.image.clone(), |one| one.to_string());
         if parse_image(asked)?.as_str() != present {
             return Err(exists("image"));
         }
@@ -228,11 +295,14 @@ fn differs(request: &CreateRequest, image: &str, devices: &[String], snapshotter
     if request
         .gpu_devices
         .as_ref()
-        .is_some_and(|asked| tidy_devices(asked) != devices)
+        .is_some_and(|asked| tidy_devices(asked) != made.cdi_devices)
     {
         return Err(exists("gpu"));
     }
-    match (&request.snapshotter, snapshotter) {
+    if !request.env.is_empty() && request.env != made.env {
+        return Err(exists("env"));
+    }
+    match (&request.snapshotter, &made.snapshotter) {
         (Some(asked), Some(present)) if asked != present => Err(exists("snapshotter")),
         _ => Ok(()),
     }
@@ -249,7 +319,13 @@ mod tests {
                 image: Some(image.to_owned()),
                 ..CreateRequest::default()
             };
-            differs(&request, "docker.io/library/debian:latest", &[], None)
+            let made = Made {
+                image: "docker.io/library/debian:latest".to_owned(),
+                snapshotter: None,
+                cdi_devices: Vec::new(),
+                env: BTreeMap::new(),
+            };
+            differs(&request, &made)
         };
         assert!(ask("debian").is_ok());
         assert!(ask("docker.io/library/debian").is_ok());

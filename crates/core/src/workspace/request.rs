@@ -20,9 +20,32 @@ pub struct CreateRequest {
     pub gpu_devices: Option<Vec<String>>,
     /// Whether preserved data is put back; not said: yes.
     pub restore_data: Option<bool>,
-    pub limits: Option<LimitsColumn>,
+    pub limits: Option<AskedLimits>,
     /// For every process of the workspace. Values are never logged.
     pub env: BTreeMap<String, String>,
+}
+
+/// Limits as they are asked for; what is not said stays as it is, zero is the configured default.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AskedLimits {
+    /// Thousandths of a core.
+    pub cpu_millicores: Option<u64>,
+    pub memory_bytes: Option<u64>,
+    pub pids: Option<u64>,
+    pub storage_bytes: Option<u64>,
+}
+
+impl AskedLimits {
+    /// The limits of a workspace that has `kept`, when this is done.
+    pub(crate) fn onto(self, kept: LimitsColumn) -> LimitsColumn {
+        LimitsColumn {
+            cpu_millicores: self.cpu_millicores.unwrap_or(kept.cpu_millicores),
+            memory_bytes: self.memory_bytes.unwrap_or(kept.memory_bytes),
+            pids: self.pids.unwrap_or(kept.pids),
+            storage_bytes: self.storage_bytes.unwrap_or(kept.storage_bytes),
+        }
+    }
 }
 
 /// What becomes of the data when a workspace is deleted.
@@ -92,13 +115,30 @@ pub(crate) struct CreatePlan {
     pub(crate) cdi_devices: Vec<String>,
     /// The caller named devices: they are remembered in the bot's metadata.
     pub(crate) devices_given: bool,
-    pub(crate) limits: Option<LimitsColumn>,
+    /// The caller named the image.
+    #[serde(default)]
+    pub(crate) image_given: bool,
+    #[serde(default)]
+    pub(crate) basis: Basis,
+    pub(crate) limits: Option<AskedLimits>,
     pub(crate) env: BTreeMap<String, String>,
     /// It is the first set-up of a new bot, whose status becomes `ready` at its end.
     pub(crate) of_new_bot: bool,
     /// What becomes of preserved data, when the create makes a layer.
     #[serde(default)]
     pub(crate) preserved: PreservedData,
+}
+
+/// What a create was decided on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Basis {
+    /// There was no workspace: all of it is the requester's own choice, and he may have it.
+    #[default]
+    Nothing,
+    /// There was one, or one was being made: image, devices and environment are that one's, and nobody asked whether
+    /// this requester may have them.
+    WhatIsThere,
 }
 
 /// What a create does with data of the bot that is kept outside of its layer.
@@ -181,7 +221,7 @@ pub(crate) enum Request {
     Restore(RestoreRequest),
     Import(ImportPlan),
     Limits {
-        limits: LimitsColumn,
+        limits: AskedLimits,
     },
     Recover,
     DeleteBot {

@@ -20,6 +20,8 @@ use crate::operations::Outcome;
 
 /// Note: this operation started the processes; what ran before it is not its to end.
 const STARTED: &str = "started";
+/// Note: what was wanted of the workspace before this operation.
+const WANTED_BEFORE: &str = "wanted_before";
 /// How long a bridge may take to answer after its process was started.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 /// Between two looks at a process whose bridge has not answered.
@@ -29,14 +31,14 @@ impl Work {
     /// The work of `start`.
     pub(crate) async fn start(&self) -> Result<Outcome> {
         self.skep().observations().forgive(self.bot());
-        let row = self.step("wanted", self.want(Desired::Running)).await?;
+        let row = self.begin_to_want(Desired::Running).await?;
         self.bring_up(&row).await?;
         Ok(Outcome::Done)
     }
 
     /// The work of `stop`.
     pub(crate) async fn stop(&self, grace: Option<Duration>, cause: StopCause) -> Result<Outcome> {
-        self.step("wanted", self.want(Desired::Stopped)).await?;
+        self.begin_to_want(Desired::Stopped).await?;
         self.take_down(grace, cause).await?;
         Ok(Outcome::Done)
     }
@@ -44,7 +46,7 @@ impl Work {
     /// The work of `restart`.
     pub(crate) async fn restart(&self, grace: Option<Duration>) -> Result<Outcome> {
         self.skep().observations().forgive(self.bot());
-        let row = self.step("wanted", self.want(Desired::Running)).await?;
+        let row = self.begin_to_want(Desired::Running).await?;
         self.take_down(grace, StopCause::Asked).await?;
         self.bring_up(&row).await?;
         Ok(Outcome::Done)
@@ -71,15 +73,23 @@ impl Work {
         Ok(Outcome::Done)
     }
 
-    /// A container without a row is wanted as it was found; of a layer alone nobody knows that it should run.
+    /// What a container or a layer without a row is made a workspace of.
     async fn adopt_as_it_is(&self) -> Result<()> {
-        let desired = match self.runtime().inspect(self.bot()).await? {
-            Some(instance) if instance.task == TaskState::Running => Desired::Running,
-            Some(_) => Desired::Stopped,
-            None if self.runtime().bots_with_layers().await?.contains(self.bot()) => Desired::Stopped,
-            None => return Ok(()),
-        };
-        self.adopt(desired).await
+        let is_there = self.runtime().inspect(self.bot()).await?.is_some()
+            || self.runtime().bots_with_layers().await?.contains(self.bot());
+        match is_there {
+            true => self.adopt(self.wanted_as_it_is().await?).await,
+            false => Ok(()),
+        }
+    }
+
+    /// A container without a row is wanted as it was found; of a layer alone nobody knows that it should run.
+    async fn wanted_as_it_is(&self) -> Result<Desired> {
+        let instance = self.runtime().inspect(self.bot()).await?;
+        Ok(match instance.map(|instance| instance.task) {
+            Some(TaskState::Running) => Desired::Running,
+            _ => Desired::Stopped,
+        })
     }
 
     /// A row whose container is gone while another one of the bot is there: that one is the bot's.
@@ -138,6 +148,68 @@ impl Work {
             has_backup: self.skep().has_preserved_data(self.bot()).await?,
             may_try: self.skep().observations().may_try(self.bot()),
         })
+    }
+
+    /// Writes what this operation wants of the workspace, as its step; what was wanted before it is noted first.
+    pub(crate) async fn begin_to_want(&self, desired: Desired) -> Result<ContainerRow> {
+        self.note_wanted_before().await?;
+        self.step("wanted", self.want(desired)).await
+    }
+
+    /// The first try's look counts: later ones find what that one wrote.
+    pub(crate) async fn note_wanted_before(&self) -> Result<()> {
+        if self.noted(WANTED_BEFORE).is_none() {
+            let before = match self.row().await? {
+                Some(row) => row.desired,
+                None => self.wanted_as_it_is().await?,
+            };
+            self.note(WANTED_BEFORE, before.as_str());
+        }
+        Ok(())
+    }
+
+    /// After a cancel: what was wanted before is wanted again, and what was started against that ends. What should run
+    /// and does not is reconcile's.
+    pub(crate) async fn want_as_before(&self) -> Result<()> {
+        let noted = self.noted(WANTED_BEFORE);
+        let Some(before) = noted.as_ref().and_then(Value::as_str).and_then(Desired::parse) else {
+            return Ok(());
+        };
+        if !self.store().set_desired(self.bot(), before).await? {
+            return Ok(());
+        }
+        self.skep().observations().wanted(self.bot(), before);
+        if before == Desired::Running {
+            return Ok(());
+        }
+        self.end_task(Duration::ZERO).await?;
+        let row = self.row().await?;
+        let reason = match row.filter(|row| row.status == ContainerStatus::Stopped) {
+            Some(row) => row.reason,
+            None => {
+                self.store().set_container_stopped(self.bot(), None).await?;
+                None
+            }
+        };
+        let event = Event::ended(reason.as_deref());
+        self.skep().observations().happened(self.bot(), &event);
+        Ok(())
+    }
+
+    /// Of a start, a restart or a create of what is there that came to nothing.
+    pub(crate) async fn undo_start(&self, error: &Error) -> Result<()> {
+        match error {
+            Error::OperationCancelled(_) | Error::WorkspaceExists(_) => self.want_as_before().await,
+            _ => self.note_not_running(error).await.map(drop),
+        }
+    }
+
+    /// Of a stop that came to nothing: one that failed is wanted still.
+    pub(crate) async fn undo_stop(&self, error: &Error) -> Result<()> {
+        match error {
+            Error::OperationCancelled(_) => self.want_as_before().await,
+            _ => Ok(()),
+        }
     }
 
     /// Writes what is wanted, before anything is done about it. A container that has no row gets one.

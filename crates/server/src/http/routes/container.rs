@@ -15,7 +15,7 @@ use skep_api::{
     ContainerInfo, CreateWorkspaceRequest, Desired, ErrorCode, LimitsRequest, LimitsResponse, RestartedResponse,
     StartedResponse, StateEvent, StoppedResponse, StreamEvent, WorkspaceStatus,
 };
-use skep_core::{CreateRequest, DeleteData, LimitsColumn, Outcome, WorkspaceState};
+use skep_core::{AskedLimits, CreateRequest, DeleteData, Outcome, WorkspaceState};
 use skep_store::Scope;
 use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
@@ -84,7 +84,7 @@ fn create_request(body: CreateWorkspaceRequest) -> ApiResult<CreateRequest> {
         snapshotter: body.snapshotter.filter(|name| !name.trim().is_empty()),
         gpu_devices: body.gpu.map(|gpu| gpu.devices),
         restore_data: body.restore_data,
-        limits: body.limits.map(limits_column),
+        limits: body.limits.map(asked_limits),
         env: body.env.unwrap_or_default(),
     })
 }
@@ -122,12 +122,12 @@ fn check_env(env: Option<&BTreeMap<String, String>>) -> ApiResult<()> {
     Ok(())
 }
 
-fn limits_column(limits: LimitsRequest) -> LimitsColumn {
-    LimitsColumn {
-        cpu_millicores: limits.cpu_millicores.unwrap_or(0),
-        memory_bytes: limits.memory_bytes.unwrap_or(0),
-        pids: limits.pids.unwrap_or(0),
-        storage_bytes: limits.storage_bytes.unwrap_or(0),
+fn asked_limits(limits: LimitsRequest) -> AskedLimits {
+    AskedLimits {
+        cpu_millicores: limits.cpu_millicores,
+        memory_bytes: limits.memory_bytes,
+        pids: limits.pids,
+        storage_bytes: limits.storage_bytes,
     }
 }
 
@@ -269,19 +269,10 @@ async fn limits(
 ) -> ApiResult<Response> {
     let (server, bot, requester) = (app.clone(), access.bot.id.clone(), access.requester());
     let work = async move {
-        let kept = server
-            .store()
-            .container(&bot)
-            .await?
-            .map(|row| row.limits_wanted)
-            .unwrap_or_default();
-        let limits = LimitsColumn {
-            cpu_millicores: body.cpu_millicores.unwrap_or(kept.cpu_millicores),
-            memory_bytes: body.memory_bytes.unwrap_or(kept.memory_bytes),
-            pids: body.pids.unwrap_or(kept.pids),
-            storage_bytes: body.storage_bytes.unwrap_or(kept.storage_bytes),
-        };
-        let handle = server.core().set_workspace_limits(&bot, limits, &requester).await?;
+        let handle = server
+            .core()
+            .set_workspace_limits(&bot, asked_limits(body), &requester)
+            .await?;
         let answer = match handle.outcome().await {
             Ok(Outcome::Limits(report)) => Json(wire::limits_report(report)).into_response(),
             Ok(_) => ApiError::internal("limits were set and not told").into_response(),
