@@ -1,6 +1,7 @@
 //! What was last seen of every workspace, for those who watch, and how often each died.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -13,9 +14,15 @@ use tokio::time::Instant;
 use super::info::WorkspaceState;
 use super::state::{Deaths, Event, Retry, State, next};
 
+/// A moment in the order of all that is told here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Moment(u64);
+
 #[derive(Debug)]
 struct One {
     state: State,
+    /// When that, or what is desired, was told last.
+    told: Moment,
     desired: Option<Desired>,
     deaths: Deaths,
     /// `None`: it was not counted by this server yet.
@@ -29,6 +36,8 @@ pub(crate) struct Observations {
     bots: Mutex<HashMap<BotId, One>>,
     /// Of containers and layers of ours, those whose bot is not there.
     nobodys: Mutex<Vec<BotId>>,
+    /// How much was told of all bots.
+    told: AtomicU64,
     since: Instant,
     deaths_cleared_after: Duration,
 }
@@ -49,6 +58,7 @@ impl One {
     fn new(deaths_cleared_after: Duration) -> Self {
         Self {
             state: State::Absent,
+            told: Moment(0),
             desired: None,
             deaths: Deaths::none(deaths_cleared_after),
             storage_over_limit: None,
@@ -77,6 +87,7 @@ impl Observations {
         Self {
             bots: Mutex::default(),
             nobodys: Mutex::default(),
+            told: AtomicU64::new(0),
             since: Instant::now(),
             deaths_cleared_after,
         }
@@ -105,11 +116,21 @@ impl Observations {
         *self.nobodys.lock().unwrap_or_else(PoisonError::into_inner) = found;
     }
 
+    /// The present moment, for a look that begins now.
+    pub(crate) fn moment(&self) -> Moment {
+        Moment(self.told.load(Ordering::SeqCst))
+    }
+
+    fn next_moment(&self) -> Moment {
+        Moment(self.told.fetch_add(1, Ordering::SeqCst) + 1)
+    }
+
     /// Something happened.
     pub(crate) fn happened(&self, bot: &BotId, event: &Event) {
         let now = self.now();
         let mut bots = self.lock();
         let one = self.one(&mut bots, bot);
+        one.told = self.next_moment();
         one.state = next(&one.state, event);
         if *event == Event::Removed {
             one.storage_over_limit = None;
@@ -120,11 +141,15 @@ impl Observations {
         one.publish();
     }
 
-    /// Something was seen, whatever was known before.
-    pub(crate) fn seen(&self, bot: &BotId, state: State, desired: Desired) {
+    /// A look that began at that moment saw this. What was told since then is newer, and stays.
+    pub(crate) fn seen(&self, bot: &BotId, looked: Moment, (state, desired): (State, Desired)) {
         let now = self.now();
         let mut bots = self.lock();
         let one = self.one(&mut bots, bot);
+        if one.told > looked {
+            return;
+        }
+        one.told = self.next_moment();
         if state == State::Running {
             one.deaths.answered(now);
         }
@@ -137,6 +162,7 @@ impl Observations {
     pub(crate) fn wanted(&self, bot: &BotId, desired: Desired) {
         let mut bots = self.lock();
         let one = self.one(&mut bots, bot);
+        one.told = self.next_moment();
         one.desired = Some(desired);
         one.publish();
     }
@@ -213,5 +239,31 @@ impl Observations {
     /// The bot is gone; those who watch see the end.
     pub(crate) fn forget(&self, bot: &BotId) {
         self.lock().remove(bot);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_look_does_not_undo_what_was_told_after_it_began() {
+        let bot: BotId = "11111111-2222-4333-8444-555555555555".parse().unwrap();
+        let observations = Observations::new(Duration::from_secs(600));
+        let shown = || {
+            let shown = observations.watch(&bot).borrow().clone();
+            (shown.task_running, shown.desired)
+        };
+        let stopped = || (State::Stopped, Desired::Stopped);
+        observations.seen(&bot, observations.moment(), stopped());
+        let looked = observations.moment();
+        observations.wanted(&bot, Desired::Running);
+        observations.happened(&bot, &Event::Begun);
+        observations.happened(&bot, &Event::Answered);
+        observations.seen(&bot, looked, stopped());
+        assert_eq!(shown(), (true, Some(Desired::Running)));
+        assert_eq!(observations.running(), std::slice::from_ref(&bot));
+        observations.seen(&bot, observations.moment(), stopped());
+        assert_eq!(shown(), (false, Some(Desired::Stopped)));
     }
 }

@@ -10,6 +10,7 @@ use skep_runtime::{Instance, TaskState};
 use skep_store::{BotRow, BotStatus, ContainerRow, ContainerStatus};
 
 use super::mend::{Mend, Seen, mend};
+use super::observed::Moment;
 use super::remains::Remains;
 use super::request::{DeleteData, Request};
 use super::state::State;
@@ -24,6 +25,8 @@ const KEPT_DAYS: (i64, i64) = (7, 90);
 
 /// What the runtime has.
 struct There {
+    /// Before it was asked.
+    looked: Moment,
     instances: HashMap<BotId, Instance>,
     layers: HashSet<BotId>,
 }
@@ -52,8 +55,10 @@ impl Skep {
             let error = Error::from(error);
             tracing::warn!(error = error.with_causes(), "what a crash left was not swept");
         }
+        let looked = self.observations().moment();
         let instances = self.runtime().list().await?;
         let there = There {
+            looked,
             layers: self.runtime().bots_with_layers().await?.into_iter().collect(),
             instances: instances.into_iter().map(|one| (one.bot.clone(), one)).collect(),
         };
@@ -119,14 +124,15 @@ impl Skep {
             }
             _ => false,
         };
+        let seen = |state| self.observations().seen(bot, there.looked, (state, row.desired));
         match mend {
             _ if is_to_be_finished => {
                 tracing::info!(%bot, "a delete that failed half-way is finished");
                 self.have_done(bot, finished_delete()).await?;
             }
-            Mend::Nothing => self.observations().seen(bot, as_it_is(task, &row), row.desired),
-            Mend::Wait => self.observations().seen(bot, down(&row), row.desired),
-            Mend::LeaveMissing => self.observations().seen(bot, State::Missing, row.desired),
+            Mend::Nothing => seen(as_it_is(task, &row)),
+            Mend::Wait => seen(down(&row)),
+            Mend::LeaveMissing => seen(State::Missing),
             _ => {
                 tracing::info!(%bot, mend = ?mend, "a workspace is not as it should be");
                 self.have_done(bot, Request::Recover).await?;

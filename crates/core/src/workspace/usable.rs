@@ -95,6 +95,7 @@ impl Skep {
 
     /// What is known of a workspace that nobody looked at since the server started.
     async fn refresh(&self, bot: &BotId) -> Result<()> {
+        let looked = self.observations().moment();
         if self.lanes().is_busy(bot) || self.observations().is_running(bot) {
             return Ok(());
         }
@@ -110,7 +111,7 @@ impl Skep {
             },
             _ => State::stopped(row.reason.as_deref()),
         };
-        self.observations().seen(bot, state, row.desired);
+        self.observations().seen(bot, looked, (state, row.desired));
         Ok(())
     }
 }
