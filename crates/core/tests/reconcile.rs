@@ -143,36 +143,59 @@ async fn lose_the_runtime_in_a_delete(world: &World, bot: &BotId, data: DeleteDa
     delete
 }
 
-/// With all of it still there.
-async fn fail_a_delete(world: &World, bot: &BotId) {
-    let broken = skep_runtime::RuntimeError::Rejected {
+fn breaks() -> RuntimeError {
+    RuntimeError::Rejected {
         reason: "a disk that breaks".to_owned(),
-    };
-    world.runtime.faults().fail_next(Verb::Remove, broken);
+    }
+}
+
+/// When its container is gone and its layers are there.
+async fn fail_a_delete_half_way(world: &World, bot: &BotId) {
+    let before = world.runtime.faults().calls(Verb::Remove);
+    let hold = world.runtime.faults().hold(Verb::Remove);
+    world.runtime.faults().fail_next(Verb::Remove, breaks());
     let delete = world.skep.delete_workspace(bot, DeleteData::Remove, &admin()).await;
+    until(|| async {
+        match world.runtime.faults().calls(Verb::Remove) > before {
+            true => Ok(()),
+            false => Err("not yet removed".to_owned()),
+        }
+    })
+    .await;
+    world.runtime.forget_container(bot);
+    drop(hold);
     delete.unwrap().outcome().await.unwrap_err();
 }
 
 #[tokio::test]
-async fn what_was_used_after_a_delete_that_failed_is_no_remains_of_it() {
+async fn what_a_failed_delete_left_whole_is_a_workspace_like_any_other() {
     let world = World::new().await;
     let bot = world.running_bot().await;
-    world.write(&bot, "/data/file", "kept").await;
+    world.runtime.faults().fail_next(Verb::Remove, breaks());
+    let delete = world.skep.delete_workspace(&bot, DeleteData::Remove, &admin()).await;
+    delete.unwrap().outcome().await.unwrap_err();
+    // No operation shows that it is used.
+    world.write(&bot, "/data/file", "later").await;
     world.stop(&bot).await.unwrap();
-    fail_a_delete(&world, &bot).await;
-    let taken = world.skep.take_snapshot(&bot, ("", ""), &admin()).await.unwrap();
-    taken.outcome().await.unwrap();
     world.runtime.forget_container(&bot);
+    world.runtime.go_away();
+    world.runtime.come_back();
+    until(|| async {
+        match world.runtime.inspect(&bot).await.unwrap() {
+            Some(_) => Ok(()),
+            None => Err("no container was put back".to_owned()),
+        }
+    })
+    .await;
     world.start(&bot).await.unwrap();
-    assert_eq!(world.read(&bot, "/data/file").await, "kept");
+    assert_eq!(world.read(&bot, "/data/file").await, "later");
 }
 
 #[tokio::test]
 async fn what_a_delete_left_that_failed_half_way_is_never_started() {
     let world = World::new().await;
     let bot = world.running_bot().await;
-    fail_a_delete(&world, &bot).await;
-    world.runtime.forget_container(&bot);
+    fail_a_delete_half_way(&world, &bot).await;
     assert_eq!(world.start(&bot).await.unwrap_err().code(), Code::Conflict);
     world.runtime.go_away();
     world.runtime.come_back();
@@ -183,8 +206,7 @@ async fn what_a_delete_left_that_failed_half_way_is_never_started() {
 async fn of_what_a_delete_left_that_failed_half_way_nothing_is_made_or_kept() {
     let world = World::new().await;
     let bot = world.running_bot().await;
-    fail_a_delete(&world, &bot).await;
-    world.runtime.forget_container(&bot);
+    fail_a_delete_half_way(&world, &bot).await;
     let created = world.create(&bot).await.outcome().await;
     assert_eq!(created.unwrap_err().code(), Code::Conflict);
     let kept = world.skep.delete_workspace(&bot, DeleteData::Preserve, &admin()).await;

@@ -120,8 +120,19 @@ impl Work {
         self.noted(RAN) == Some(Value::Bool(true))
     }
 
+    /// The container goes before any layer: while it is there, all of the workspace is, and it is none of what is left of
+    /// a removal. It may be used from now on, and lose its container some day.
+    async fn spare_what_is_whole(&self) -> Result<()> {
+        if !self.has_begun() || self.runtime().inspect(self.bot()).await?.is_none() {
+            return Ok(());
+        }
+        self.note_spared();
+        self.step("spare", async { Ok(()) }).await
+    }
+
     /// After a delete that failed: nothing was removed before the data was kept, so what ran runs again.
     pub(crate) async fn undo_delete(&self, data: DeleteData) -> Result<()> {
+        self.spare_what_is_whole().await?;
         if data == DeleteData::Remove || !self.ran() || self.noted(PRESERVED).is_some() {
             return Ok(());
         }

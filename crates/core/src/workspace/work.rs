@@ -88,6 +88,12 @@ impl Work {
         self.note(BEGUN, true);
     }
 
+    /// None were, after all.
+    pub(super) fn note_spared(&self) {
+        let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        notes.remove(BEGUN);
+    }
+
     pub(super) fn has_begun(&self) -> bool {
         self.noted(BEGUN).is_some()
     }
