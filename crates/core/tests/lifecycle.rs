@@ -258,6 +258,34 @@ async fn a_container_without_a_row_is_adopted_as_it_is() {
 }
 
 #[tokio::test]
+async fn the_environment_of_a_container_without_a_row_is_its_owners_still() {
+    let mut world = World::with(|settings| {
+        settings.workspace_env.insert("OF".to_owned(), "the server".to_owned());
+    })
+    .await;
+    let bot = world.bot().await;
+    let request = skep_core::CreateRequest {
+        env: std::collections::BTreeMap::from([("KEY".to_owned(), "value".to_owned())]),
+        ..Default::default()
+    };
+    let create = world
+        .skep
+        .create_workspace(&bot, request.clone(), &admin())
+        .await
+        .unwrap();
+    create.outcome().await.unwrap();
+    world.skep.store().delete_containers(&bot).await.unwrap();
+    world.restart_within(LIMIT).await;
+    until_running(&world, &bot).await;
+    let row = world.skep.store().container(&bot).await.unwrap().unwrap();
+    assert_eq!(row.env, request.env);
+    // And a create that says the same finds the same.
+    world.skep.store().delete_containers(&bot).await.unwrap();
+    let again = world.skep.create_workspace(&bot, request, &admin()).await.unwrap();
+    again.outcome().await.unwrap();
+}
+
+#[tokio::test]
 async fn while_the_runtime_is_away_nothing_is_made_anew_and_bridges_work() {
     let world = World::new().await;
     let bot = world.running_bot().await;

@@ -26,7 +26,7 @@ mod peer;
 mod spec;
 mod system_calls;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -173,6 +173,11 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// Whether a workspace that is made now could be given all of these. `Rejected` says what is in the way.
     async fn check_devices(&self, names: &[String]) -> Result<()>;
+
+    /// What was given to the processes of a bot's container when it was made, beside what its image says and what every
+    /// workspace has: for a record that is lost. Empty without a container, and for a legacy one, whose environment is
+    /// its own.
+    async fn given_environment(&self, bot: &BotId) -> Result<BTreeMap<String, String>>;
 
     /// The address of a running workspace, when it has one.
     async fn address(&self, bot: &BotId) -> Result<Option<IpAddr>>;

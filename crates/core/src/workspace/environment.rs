@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
-use skep_names::ENV_SKILL_ROOTS;
+use skep_names::{BotId, ENV_SKILL_ROOTS};
 
 use super::work::Work;
 use crate::error::{Error, Result};
+use crate::skep::Skep;
 
 /// Where a workspace's skills are looked for in any case: no discovery roots.
 const OWN_ROOTS: [&str; 2] = ["/data/skills", "/data/.skills"];
@@ -21,6 +22,17 @@ impl Work {
         environment.insert(ENV_SKILL_ROOTS.to_owned(), skill_roots(&bot.metadata).join(":"));
         environment.extend(owner.clone());
         Ok(environment)
+    }
+}
+
+impl Skep {
+    /// The owner's part of the environment of a container that has no record: what it has and the server does not say.
+    pub(crate) async fn owners_environment(&self, bot: &BotId) -> Result<BTreeMap<String, String>> {
+        let mut given = self.runtime().given_environment(bot).await?;
+        // The bot's metadata say that, and may say something else by now.
+        given.remove(ENV_SKILL_ROOTS);
+        given.retain(|name, value| self.settings().workspace_env.get(name) != Some(value));
+        Ok(given)
     }
 }
 

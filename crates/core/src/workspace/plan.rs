@@ -92,7 +92,7 @@ impl Skep {
                     image: instance.image,
                     snapshotter: Some(instance.snapshotter),
                     cdi_devices: instance.cdi_devices,
-                    env: BTreeMap::new(),
+                    env: self.owners_environment(bot).await?,
                 },
                 None => return Ok(None),
             },

@@ -249,7 +249,7 @@ impl Work {
                 desired,
                 namespace: instance.namespace,
                 cdi_devices: instance.cdi_devices,
-                env: std::collections::BTreeMap::new(),
+                env: self.skep().owners_environment(self.bot()).await?,
                 limits_wanted: skep_store::LimitsColumn::default(),
                 limits_applied: None,
             })

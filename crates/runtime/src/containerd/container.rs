@@ -1,6 +1,6 @@
 //! Containers as containerd keeps them: made, found and told in our own words.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use chrono::{DateTime, Utc};
 use containerd_client::services::v1::container::Runtime as RuntimeRecord;
@@ -11,7 +11,7 @@ use prost_types::{Any, Timestamp};
 use serde_json::Value;
 use skep_names::{
     BotId, LABEL_BOT, LABEL_CDI_DEVICES, LABEL_DATA_ROOT, LABEL_WORKSPACE, LABEL_WORKSPACE_VALUE, LEGACY_PREFIX,
-    container_id_for, derive_bot_id,
+    container_id_for, derive_bot_id, is_legacy,
 };
 use tonic::Code;
 
@@ -97,6 +97,33 @@ impl ContainerdRuntime {
             tracing::warn!(layer = layer.key, image = %name, "the image below a kept layer is gone; its environment is not set");
         }
         Ok(image)
+    }
+
+    /// What its stored environment has beside its image's and everybody's. Of an image that is gone nothing is known:
+    /// then its variables count as given, with the values that the container has.
+    pub(super) async fn environment_given_to(&self, bot: &BotId) -> Result<BTreeMap<String, String>> {
+        let container = self.find_container(bot).await?;
+        let Some(container) = container.filter(|found| !is_legacy(&found.id)) else {
+            return Ok(BTreeMap::new());
+        };
+        let image = match container.image.parse() {
+            Ok(name) => self.images.unpacked(&name, &container.snapshotter).await?,
+            Err(_) => None,
+        };
+        let image_environment = image.as_ref().map_or(&[][..], |image| image.config.environment());
+        let everybodys = spec::environment(
+            &spec::image_environment(image_environment),
+            &self.config.base_environment,
+            &BTreeMap::new(),
+        );
+        let mut stored = stored_environment(&container);
+        stored.retain(|entry| !everybodys.contains(entry));
+        let split = |entry: &String| {
+            entry
+                .split_once('=')
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        };
+        Ok(stored.iter().filter_map(split).collect())
     }
 
     async fn store_container(

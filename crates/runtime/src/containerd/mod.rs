@@ -32,7 +32,7 @@ mod turns;
 mod upper;
 mod usage;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -395,6 +395,10 @@ impl Runtime for ContainerdRuntime {
 
     async fn check_devices(&self, names: &[String]) -> Result<()> {
         self.devices_can_be_given(names).await
+    }
+
+    async fn given_environment(&self, bot: &BotId) -> Result<BTreeMap<String, String>> {
+        self.environment_given_to(bot).await
     }
 
     async fn address(&self, bot: &BotId) -> Result<Option<IpAddr>> {

@@ -1,13 +1,14 @@
 //! Verbs do what they say, once, however often they are asked.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use skep_names::{BotId, container_id_for};
-use skep_runtime::{RuntimeError, RuntimeEvent, TaskState};
+use skep_runtime::{InstanceSpec, RuntimeError, RuntimeEvent, TaskState};
 use tokio::time::Instant;
 
 use super::{CASE_LIMIT, CASE_LIMITS, Subject, Workspace};
-use crate::containerd_rig::until;
+use crate::containerd_rig::{instance_spec, until};
 
 /// A repeat of what is done is a success.
 pub async fn verbs_may_be_repeated(subject: &dyn Subject) {
@@ -44,6 +45,25 @@ pub async fn what_is_missing_is_told_as_missing(subject: &dyn Subject) {
     assert_eq!(runtime.address(&bot).await.unwrap(), None);
     runtime.stop(&bot, Duration::ZERO).await.unwrap();
     runtime.remove(&bot).await.unwrap();
+}
+
+/// For a record that is lost: neither the image's variables nor everybody's.
+pub async fn what_was_given_to_its_processes_is_told(subject: &dyn Subject) {
+    let (runtime, workspace) = (subject.runtime(), Workspace::new(subject));
+    assert!(runtime.given_environment(&workspace.bot).await.unwrap().is_empty());
+    let given = BTreeMap::from([
+        ("GIVEN".to_owned(), "a=b".to_owned()),
+        ("LANG".to_owned(), "xx".to_owned()),
+    ]);
+    let spec = InstanceSpec {
+        env: given.clone(),
+        ..instance_spec(&workspace.bot, &subject.image())
+    };
+    runtime.create(&spec).await.unwrap();
+    assert_eq!(runtime.given_environment(&workspace.bot).await.unwrap(), given);
+    workspace.start().await;
+    assert_eq!(runtime.given_environment(&workspace.bot).await.unwrap(), given);
+    workspace.remove().await;
 }
 
 /// `list`, `inspect` and the task's state agree with what was done.

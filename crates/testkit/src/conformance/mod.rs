@@ -207,6 +207,7 @@ macro_rules! conformance_suite {
             verbs_may_be_repeated,
             what_is_missing_is_told_as_missing,
             a_list_tells_the_truth,
+            what_was_given_to_its_processes_is_told,
             many_are_told_as_each_is,
             process_one_that_dies_is_told_and_started_again,
             a_stubborn_process_is_killed_after_the_grace,

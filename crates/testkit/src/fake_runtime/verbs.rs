@@ -297,6 +297,13 @@ impl Runtime for FakeRuntime {
         self.has_layers().then_some(self as _)
     }
 
+    async fn given_environment(&self, bot: &BotId) -> Result<BTreeMap<String, String>> {
+        self.faults().enter(Verb::Inspect).await?;
+        let bots = self.lock();
+        let record = bots.get(bot).and_then(|state| state.record.as_ref());
+        Ok(record.map(|record| record.spec.env.clone()).unwrap_or_default())
+    }
+
     async fn address(&self, _bot: &BotId) -> Result<Option<IpAddr>> {
         self.faults().enter(Verb::Address).await.map(|()| None)
     }
