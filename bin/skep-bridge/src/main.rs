@@ -40,7 +40,8 @@ const WORKER_STACK_BYTES: usize = 256 * 1024;
 const MOST_WORKERS: usize = 128;
 const IDLE_WORKER: Duration = Duration::from_secs(2);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longer than an export freezes a workspace (60 s): what the server answered meanwhile lies unread until the thaw.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(70);
 /// For connections to take the last answers, once all processes have ended.
 const LAST_ANSWERS: Duration = Duration::from_millis(50);
 

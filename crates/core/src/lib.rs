@@ -35,7 +35,7 @@ pub use operations::{
     OperationKind, Outcome, TakenSnapshot,
 };
 pub use requester::{Patience, Requester};
-pub use settings::{ImagePullPolicy, ImportLimits, Settings};
+pub use settings::{ImagePullPolicy, ImportLimits, LONGEST_FREEZE, Settings};
 pub use skep::{Parts, Readiness, Skep};
 pub use skep_store::{BotStatus, BotVisibility, Desired, LimitsColumn, OperationState};
 pub use versions::{

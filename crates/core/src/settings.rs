@@ -9,6 +9,9 @@ use skep_runtime::Limits;
 
 use crate::versions::VersionLimits;
 
+/// The longest that an export of one moment may freeze a workspace: what waits for its bridge waits longer than that.
+pub const LONGEST_FREEZE: Duration = Duration::from_secs(60);
+
 /// When a registry is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ImagePullPolicy {
@@ -72,7 +75,7 @@ pub struct Settings {
     pub workspace_env: BTreeMap<String, String>,
     /// Older backups of a bot that are kept beside the current one.
     pub keep_backups: u64,
-    /// How long an export of one moment may freeze a workspace.
+    /// How long an export of one moment may freeze a workspace; at most [`LONGEST_FREEZE`].
     pub freeze_max: Duration,
     /// What an archive that a client sends may be at most.
     pub import: ImportLimits,
@@ -102,7 +105,7 @@ impl Settings {
             versions: VersionLimits::default(),
             workspace_env: BTreeMap::new(),
             keep_backups: 3,
-            freeze_max: Duration::from_secs(60),
+            freeze_max: LONGEST_FREEZE,
             import: ImportLimits::default(),
             data_root,
         }

@@ -4,16 +4,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
-use skep_bridge_protocol::workspace::ListRequest;
+use skep_bridge_protocol::workspace::{InfoRequest, ListRequest};
 use tempfile::TempDir;
 use tokio::net::UnixListener;
-use tokio::sync::oneshot;
+use tokio::sync::watch;
 
 use super::Bridge;
 use super::hostile_tests::{Hostile, Lies, endpoint};
+use super::pool::{KEEPALIVE, Keepalive};
+use crate::settings::LONGEST_FREEZE;
 
-/// Serves one connection, and passes nothing on any more once it is told to fall silent.
-async fn answer_until(listener: UnixListener, silence: oneshot::Receiver<()>) {
+/// Serves one connection, and passes nothing on for as long as it is frozen.
+async fn answer_unless(listener: UnixListener, mut frozen: watch::Receiver<bool>) {
     let (mut stream, _) = listener.accept().await.unwrap();
     let (mut near, far) = tokio::io::duplex(64 << 10);
     let served = tonic::transport::Server::builder().serve_with_incoming(
@@ -21,28 +23,63 @@ async fn answer_until(listener: UnixListener, silence: oneshot::Receiver<()>) {
         // One that ended would end the serving.
         futures::stream::iter([Ok::<_, std::io::Error>(far)]).chain(futures::stream::pending()),
     );
+    let passed = async {
+        loop {
+            tokio::select! {
+                passed = tokio::io::copy_bidirectional(&mut stream, &mut near) => return passed.map(drop),
+                told = frozen.wait_for(|frozen| *frozen) => drop(told.unwrap()),
+            }
+            drop(frozen.wait_for(|frozen| !frozen).await.unwrap());
+        }
+    };
     tokio::select! {
-        passed = tokio::io::copy_bidirectional(&mut stream, &mut near) => panic!("it ended early: {passed:?}"),
+        passed = passed => tracing::debug!(?passed, "its one connection ended"),
         served = served => panic!("it ended early: {served:?}"),
-        told = silence => told.unwrap(),
     }
-    std::future::pending::<()>().await;
+}
+
+/// A bridge, whether it is frozen, and its directory.
+async fn bridge(keepalive: Keepalive) -> (Bridge, watch::Sender<bool>, TempDir) {
+    let place = TempDir::new().unwrap();
+    let listener = UnixListener::bind(place.path().join("bridge.sock")).unwrap();
+    let (freeze, frozen) = watch::channel(false);
+    tokio::spawn(answer_unless(listener, frozen));
+    let bridge = Bridge::kept_alive(&endpoint(place.path()), keepalive).await.unwrap();
+    (bridge, freeze, place)
 }
 
 #[tokio::test]
-async fn a_bridge_that_answers_no_ping_is_given_up_after_thirty_and_ten_seconds() {
-    let place = TempDir::new().unwrap();
-    let listener = UnixListener::bind(place.path().join("bridge.sock")).unwrap();
-    let (fall_silent, silence) = oneshot::channel();
-    let answering = tokio::spawn(answer_until(listener, silence));
-    let bridge = Bridge::at(&endpoint(place.path())).await.unwrap();
-    fall_silent.send(()).unwrap();
+async fn a_bridge_that_answers_no_ping_is_given_up() {
+    let keepalive = Keepalive {
+        interval: Duration::from_secs(1),
+        timeout: Duration::from_secs(2),
+    };
+    let (bridge, freeze, _place) = bridge(keepalive).await;
+    freeze.send(true).unwrap();
     let begun = Instant::now();
     let call = async { bridge.workspace().list(ListRequest::default()).await };
-    let ended = tokio::time::timeout(Duration::from_secs(70), call).await;
+    let ended = tokio::time::timeout(Duration::from_secs(30), call).await;
     let lost = ended.expect("the call ends").expect_err("it has no answer");
-    let took = begun.elapsed();
-    assert!((38.0..60.0).contains(&took.as_secs_f64()), "{lost} after {took:?}");
+    assert!(begun.elapsed() >= Duration::from_secs(2), "{lost}");
     assert!(bridge.is_dead(), "the next call would use it again");
-    answering.abort();
+}
+
+#[tokio::test]
+async fn a_call_goes_on_after_a_freeze_that_is_longer_than_a_ping_takes() {
+    const FROZEN: Duration = Duration::from_secs(45);
+    assert!(FROZEN < LONGEST_FREEZE && LONGEST_FREEZE < KEEPALIVE.timeout);
+    let (bridge, freeze, _place) = bridge(KEEPALIVE).await;
+    let mut client = bridge.workspace();
+    let call = async { client.list(ListRequest::default()).await };
+    let freezing = async {
+        freeze.send(true).unwrap();
+        tokio::time::sleep(FROZEN).await;
+        freeze.send(false).unwrap();
+        bridge.workspace().info(InfoRequest {}).await
+    };
+    tokio::select! {
+        ended = call => panic!("it ended with the freeze: {ended:?}"),
+        answer = freezing => drop(answer.expect("an answer after the thaw")),
+    }
+    assert!(!bridge.is_dead());
 }

@@ -22,9 +22,11 @@ pub use pool::{Bridge, BridgePool};
 
 use std::time::Duration;
 
+use crate::settings::LONGEST_FREEZE;
+
 /// How long a bridge may take for something small: to accept, to tell a file's state, to rename.
 pub(crate) const SMALL_WITHIN: Duration = Duration::from_secs(30);
 /// How long it may take for what grows with the tenant's data: a recursive delete, a copy, the end of a long write.
 pub(crate) const LARGE_WITHIN: Duration = Duration::from_secs(15 * 60);
-/// How long a stream of files may stand still because of the bridge.
-pub(crate) const NEXT_PIECE_WITHIN: Duration = Duration::from_secs(60);
+/// How long a stream of files may stand still because of the bridge, longer than its workspace may be frozen.
+pub(crate) const NEXT_PIECE_WITHIN: Duration = Duration::from_secs(LONGEST_FREEZE.as_secs() + 10);

@@ -21,6 +21,7 @@ use tonic::{Code, Response, Status};
 use super::connect::connect;
 use super::error::{BridgeError, BridgeResult, sentence};
 use super::reference::{self, OverReference, Route};
+use crate::settings::LONGEST_FREEZE;
 
 /// How long a bridge may take to accept a connection and to answer `Info`.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
@@ -33,10 +34,23 @@ const STREAM_WINDOW_BYTES: u32 = 512 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = (1 << 31) - 1;
 /// Headers and trailers of one answer.
 const LARGEST_HEADERS_BYTES: u32 = 64 * 1024;
+/// A connection with calls on it is asked so often whether the other end is there, and given up when it says nothing
+/// for so long: a workspace that is frozen for an export answers after the thaw, and its streams go on.
+pub(super) const KEEPALIVE: Keepalive = Keepalive {
+    interval: Duration::from_secs(30),
+    timeout: Duration::from_secs(LONGEST_FREEZE.as_secs() + 10),
+};
 /// A bridge's own words about itself.
 const MOST_FEATURES: usize = 256;
 /// First and longest pause between two tries to reach a bridge that is being started.
 const TRY_AGAIN: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
+
+/// When the other end of a connection is asked for a sign of life, and how long it may take.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Keepalive {
+    pub(super) interval: Duration,
+    pub(super) timeout: Duration,
+}
 
 /// The pool. Knows no rules: whether a workspace should run at all is decided before a bridge is asked for.
 pub struct BridgePool {
@@ -158,7 +172,7 @@ impl BridgePool {
             RuntimeError::NotFound { .. } => BridgeError::Unreachable("it does not run".to_owned()),
             other => BridgeError::Unreachable(other.to_string()),
         })?;
-        connection_to(&endpoint).await
+        connection_to(&endpoint, KEEPALIVE).await
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<BotId, Arc<Slot>>> {
@@ -167,13 +181,13 @@ impl BridgePool {
 }
 
 /// Connects, shakes hands and asks what the other end is.
-async fn connection_to(endpoint: &BridgeEndpoint) -> BridgeResult<Arc<Connection>> {
+async fn connection_to(endpoint: &BridgeEndpoint, keepalive: Keepalive) -> BridgeResult<Arc<Connection>> {
     let gone = Arc::new(AtomicBool::new(false));
     let wire = timeout(CONNECT_WITHIN, connect(endpoint, Arc::clone(&gone)))
         .await
         .map_err(|_| BridgeError::late("the connection"))?
         .map_err(|error| BridgeError::Unreachable(error.to_string()))?;
-    let channel = timeout(CONNECT_WITHIN, channel_over(wire))
+    let channel = timeout(CONNECT_WITHIN, channel_over(wire, keepalive))
         .await
         .map_err(|_| BridgeError::late("the handshake"))?
         .map_err(|_| BridgeError::Unreachable("the handshake failed".to_owned()))?;
@@ -182,7 +196,10 @@ async fn connection_to(endpoint: &BridgeEndpoint) -> BridgeResult<Arc<Connection
 }
 
 /// A channel over this one stream: when the stream ends, the channel is dead and the pool makes another.
-async fn channel_over(wire: super::connect::Wire) -> Result<Channel, tonic::transport::Error> {
+async fn channel_over(
+    wire: super::connect::Wire,
+    keepalive: Keepalive,
+) -> Result<Channel, tonic::transport::Error> {
     let mut once = Some(wire);
     let connector = tower::service_fn(move |_: Uri| {
         let wire = once.take().map(TokioIo::new);
@@ -192,8 +209,8 @@ async fn channel_over(wire: super::connect::Wire) -> Result<Channel, tonic::tran
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .http2_max_header_list_size(LARGEST_HEADERS_BYTES)
-        .http2_keep_alive_interval(Duration::from_secs(30))
-        .keep_alive_timeout(Duration::from_secs(10))
+        .http2_keep_alive_interval(keepalive.interval)
+        .keep_alive_timeout(keepalive.timeout)
         .connect_with_connector(connector)
         .await
 }
@@ -225,7 +242,13 @@ impl Bridge {
     /// A bridge at a place that a test chose.
     #[cfg(test)]
     pub(crate) async fn at(endpoint: &BridgeEndpoint) -> BridgeResult<Self> {
-        let connection = connection_to(endpoint).await?;
+        Self::kept_alive(endpoint, KEEPALIVE).await
+    }
+
+    /// One that is given up sooner.
+    #[cfg(test)]
+    pub(super) async fn kept_alive(endpoint: &BridgeEndpoint, keepalive: Keepalive) -> BridgeResult<Self> {
+        let connection = connection_to(endpoint, keepalive).await?;
         Ok(Self { connection })
     }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use skep_core::LONGEST_FREEZE;
 
 use crate::config::load::{RegistrySettings, Settings};
 use crate::config::sections::{
@@ -23,6 +24,7 @@ impl Config {
     pub fn settle(settings: &Settings) -> Result<Self, ConfigError> {
         let reader = Reader(settings);
         refuse_what_comes_later(&reader)?;
+        refuse_what_cannot_work(&reader)?;
         Ok(Self {
             log: log(&reader),
             server: server(&reader)?,
@@ -72,7 +74,10 @@ impl Config {
                 keep: reader.duration("exec", "keep"),
                 max_timeout: reader.duration("exec", "max_timeout"),
             },
-            terminal: terminal(&reader)?,
+            terminal: TerminalConfig {
+                idle_timeout: reader.duration("terminal", "idle_timeout"),
+                session_keep: reader.duration("terminal", "session_keep"),
+            },
             timezone: settings.timezone.clone(),
         })
     }
@@ -116,19 +121,52 @@ fn refuse_what_comes_later(reader: &Reader<'_>) -> Result<(), ConfigError> {
     Ok(())
 }
 
-fn terminal(reader: &Reader<'_>) -> Result<TerminalConfig, ConfigError> {
-    let session_keep = reader.duration("terminal", "session_keep");
-    if session_keep.is_zero() {
-        return Err(ConfigError::Invalid {
-            key: "terminal.session_keep".to_owned(),
-            origin: reader.origin("terminal", "session_keep"),
-            expected: "longer than 0: a session would end before its first window is there".to_owned(),
-        });
+/// Durations of nothing, and what would happen with them.
+const NEVER_ZERO: &[(&str, &str, &str)] = &[
+    ("auth", "jwt_expires_in", "nobody could sign in"),
+    ("exec", "keep", "a bridge would keep its own default"),
+    ("exec", "max_timeout", "no command could run"),
+    ("export", "freeze_max", "no export of one moment could be made"),
+    ("terminal", "idle_timeout", "every terminal would end at once"),
+    (
+        "terminal",
+        "session_keep",
+        "a session would end before its first window is there",
+    ),
+];
+
+/// Numbers that are 1 at least, and why.
+const AT_LEAST_ONE: &[(&str, &str, &str)] = &[
+    (
+        "backups",
+        "keep",
+        "what a delete keeps could push out what the same delete kept before",
+    ),
+    ("exec", "log_bytes", "a bridge would keep its own default"),
+    ("import", "max_bytes", "nothing could be imported"),
+    ("import", "max_entries", "nothing could be imported"),
+    ("import", "max_ratio", "nothing long could be imported"),
+    ("snapshots", "merge_over", "there would be nothing to merge"),
+];
+
+/// Values of the right kind that are out of bounds.
+fn refuse_what_cannot_work(reader: &Reader<'_>) -> Result<(), ConfigError> {
+    for (section, name, why) in NEVER_ZERO {
+        if reader.duration(section, name).is_zero() {
+            return Err(reader.refuse(section, name, format!("longer than 0: {why}")));
+        }
     }
-    Ok(TerminalConfig {
-        idle_timeout: reader.duration("terminal", "idle_timeout"),
-        session_keep,
-    })
+    for (section, name, why) in AT_LEAST_ONE {
+        if reader.number(section, name) == 0 {
+            return Err(reader.refuse(section, name, format!("1 or more: {why}")));
+        }
+    }
+    if reader.duration("export", "freeze_max") > LONGEST_FREEZE {
+        let most = LONGEST_FREEZE.as_secs();
+        let expected = format!("{most}s or less: streams of a workspace that is frozen for longer break");
+        return Err(reader.refuse("export", "freeze_max", expected));
+    }
+    Ok(())
 }
 
 /// Reads settled values; the kinds were checked when they were read, so another kind cannot be.
@@ -189,10 +227,7 @@ impl Reader<'_> {
     fn refuse(&self, section: &'static str, name: &'static str, expected: impl Into<String>) -> ConfigError {
         ConfigError::Invalid {
             key: format!("{section}.{name}"),
-            origin: self
-                .0
-                .get(section, name)
-                .map_or_else(String::new, |setting| setting.origin.to_string()),
+            origin: self.origin(section, name),
             expected: expected.into(),
         }
     }

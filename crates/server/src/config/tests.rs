@@ -103,6 +103,12 @@ fn a_value_that_does_not_fit_is_told_with_its_key_and_what_fits() {
         ("[workspace]\nbackend = 'kubernetes'", "workspace.backend"),
         ("[server]\ntls_cert = '/x'", "server.tls_cert"),
         ("[terminal]\nsession_keep = '0s'", "terminal.session_keep"),
+        ("[terminal]\nidle_timeout = '0s'", "terminal.idle_timeout"),
+        ("[exec]\nkeep = '0s'", "exec.keep"),
+        ("[backups]\nkeep = 0", "backups.keep"),
+        ("[import]\nmax_ratio = 0", "import.max_ratio"),
+        ("[export]\nfreeze_max = '0s'", "export.freeze_max"),
+        ("[export]\nfreeze_max = '61s'", "export.freeze_max"),
         ("[server]\nmetrics_addr = '127.0.0.1:9'", "server.metrics_addr"),
         ("[database]\nurl = 'postgres://u@h/d'", "database.url"),
     ] {
