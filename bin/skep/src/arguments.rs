@@ -276,7 +276,7 @@ pub(crate) enum BackupsCommand {
 pub(crate) struct BackupOf {
     #[command(flatten)]
     pub(crate) named: Named,
-    /// Its name, as `backups ls` shows it
+    /// Its name, as `backups ls` shows it, or its digest
     pub(crate) backup: String,
 }
 

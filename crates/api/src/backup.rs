@@ -39,6 +39,10 @@ pub struct RestoreRequest {
     /// A backup by its name, which is kept then; absent: the current one, which is removed when its data is back.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// Its digest, as the list of backups shows it: another one is refused, and one that got another name meanwhile is
+    /// found.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
     /// What becomes of what is in `/data` and not in the backup.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<RestoreMode>,

@@ -173,8 +173,8 @@ async fn older_backups_are_kept_as_generations() {
     // Generations are reached by name only.
     assert_eq!(names(&backups(&world, &bot).await), expected[1..]);
     assert!(!world.skep.workspace_info(&bot).await.unwrap().has_preserved_data);
-    world.skep.delete_backup(&bot, &expected[1]).await.unwrap();
-    let gone = world.skep.delete_backup(&bot, &expected[1]).await.unwrap_err();
+    world.skep.delete_backup(&bot, &expected[1], None).await.unwrap();
+    let gone = world.skep.delete_backup(&bot, &expected[1], None).await.unwrap_err();
     assert_eq!(gone.code(), Code::BackupNotFound);
     assert_eq!(world.skep.store().backups(&bot).await.unwrap().len(), 1);
 }
@@ -250,7 +250,27 @@ async fn a_backup_wins_over_a_legacy_directory() {
     let completed = create_with(&world, &bot, None).await;
     assert!(completed.data_restored && !completed.has_preserved_data);
     assert_eq!(world.read(&bot, "/data/file").await, "newer");
-    assert!(legacy(&world, &bot).with_extension("migrated").is_dir());
+    // It was never in the workspace: a removal that keeps the data keeps it, and one that does not takes it.
+    let superseded = legacy(&world, &bot).with_extension("superseded").join("file");
+    assert_eq!(fs::read_to_string(&superseded).unwrap(), "older");
+    let deleted = world
+        .skep
+        .delete_bot(&bot, DeleteData::Preserve, &admin())
+        .await
+        .unwrap();
+    deleted.operation.outcome().await.unwrap();
+    assert_eq!(fs::read_to_string(&superseded).unwrap(), "older");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removal_of_the_bot_takes_a_superseded_legacy_directory_too() {
+    let world = World::new().await;
+    let bot = world.bot().await;
+    let superseded = legacy(&world, &bot).with_extension("superseded");
+    fs::create_dir_all(&superseded).unwrap();
+    let deleted = world.skep.delete_bot(&bot, DeleteData::Remove, &admin()).await.unwrap();
+    deleted.operation.outcome().await.unwrap();
+    assert!(!superseded.exists());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -440,6 +460,7 @@ async fn a_restore_merges_or_replaces_and_takes_the_current_backup() {
     let by_name = |mode| RestoreRequest {
         name: Some(name.clone()),
         mode,
+        ..RestoreRequest::default()
     };
     restore(&world, &bot, by_name(RestoreMode::Merge)).await.unwrap();
     assert_eq!(world.read(&bot, "/data/file").await, "kept");
@@ -492,6 +513,46 @@ async fn a_generation_that_is_found_damaged_is_set_aside_and_never_shown_as_good
         assert_eq!(refused.code(), Code::ArchiveRefused);
     }
     assert_eq!(world.read(&bot, "/data/here").await, "now");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_that_is_meant_by_its_digest_is_that_one_or_none() {
+    let world = World::new().await;
+    let bot = with_backup_aside(&world).await;
+    let meant = backups(&world, &bot).await.remove(0);
+    let hold = world.runtime.faults().hold(Verb::Remove);
+    let deleting = world.skep.delete_workspace(&bot, DeleteData::Preserve, &admin()).await;
+    until(|| async {
+        match backups(&world, &bot).await.len() {
+            2 => Ok(()),
+            other => Err(format!("{other} backups")),
+        }
+    })
+    .await;
+    let by = |sha256: Option<String>| RestoreRequest {
+        name: Some(meant.name.clone()),
+        sha256,
+        mode: RestoreMode::Replace,
+    };
+    // Its name is another's by now.
+    let refused = restore(&world, &bot, by(meant.sha256.clone())).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PreconditionFailed);
+    let refused = world
+        .skep
+        .delete_backup(&bot, &meant.name, meant.sha256.as_deref())
+        .await;
+    assert_eq!(refused.unwrap_err().code(), Code::PreconditionFailed);
+    drop(hold);
+    deleting.unwrap().outcome().await.unwrap();
+    assert_eq!(backups(&world, &bot).await.len(), 2, "nothing was removed");
+    create_with(&world, &bot, Some(false)).await;
+    let one = RestoreRequest {
+        name: Some(format!("{bot}.1.tar.gz")),
+        ..by(meant.sha256.clone())
+    };
+    restore(&world, &bot, one).await.unwrap();
+    assert_eq!(world.read(&bot, "/data/file").await, "kept");
+    assert!(!world.runtime.layer_path(&bot).join("data/here").exists());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -571,6 +632,7 @@ async fn many_restores_make_no_long_line_and_keep_every_version() {
     let by_name = RestoreRequest {
         name: Some(format!("{bot}.tar.gz")),
         mode: RestoreMode::Merge,
+        ..RestoreRequest::default()
     };
     for round in 0..20 {
         if round % 7 == 6 {

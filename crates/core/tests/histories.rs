@@ -192,11 +192,13 @@ impl Request {
             Ask::Preserve => Self::Preserve,
             Ask::Restore(Some(index), mode) => Self::Restore(RestoreRequest {
                 name: Some(state.backup(index)?),
+                sha256: None,
                 mode: *mode,
             }),
             Ask::Restore(None, _) if state.current().is_none() => return None,
             Ask::Restore(None, mode) => Self::Restore(RestoreRequest {
                 name: None,
+                sha256: None,
                 mode: *mode,
             }),
             Ask::Stop => Self::Stop,
@@ -521,6 +523,7 @@ impl Life {
         for name in self.possible[0].backups.keys().cloned().collect::<Vec<_>>() {
             let request = Request::Restore(RestoreRequest {
                 name: Some(name.clone()),
+                sha256: None,
                 mode: RestoreMode::Replace,
             });
             self.done(&request, Fault::Nothing).await.unwrap();

@@ -41,17 +41,47 @@ pub(crate) async fn run(client: &Client, form: OutputForm, command: BackupsComma
         BackupsCommand::Get { of, to } => get(client, &of, to.as_deref()).await,
         BackupsCommand::Rm { of, force } => {
             let bot = find_bot(client, &of.named.name).await?;
-            confirm(&bot, &format!("the backup {}", output::printable(&of.backup)), force)?;
-            client.delete(&route(&bot.id, &of.backup)?).await.map(drop)
+            let meant = meant(client, &bot.id, &of.backup).await?;
+            let of_when = output::time(&meant, "created_at");
+            confirm(
+                &bot,
+                &format!("the backup {} of {of_when}", output::printable(&of.backup)),
+                force,
+            )?;
+            let request = client.request(Method::DELETE, &route(&bot.id, &text(&meant, "name"))?);
+            let request = match meant.get("sha256").and_then(Value::as_str) {
+                Some(sha256) => request.header("if-match", format!("\"{sha256}\"")),
+                None => request,
+            };
+            client.send(request).await.map(drop)
         }
     }
+}
+
+/// The backup of that name or digest as it is listed: the server refuses another one that has its name by then.
+async fn meant(client: &Client, bot_id: &str, backup: &str) -> Result<Value> {
+    let answer = client.get(&format!("/bots/{bot_id}/backups")).await?;
+    let items: &[Value] = answer.get("items").and_then(Value::as_array).map_or(&[], Vec::as_slice);
+    let is_it = |item: &&Value| ["name", "sha256"].iter().any(|key| text(item, key) == backup);
+    // One that is not there is the server's to refuse.
+    Ok(items
+        .iter()
+        .find(is_it)
+        .cloned()
+        .unwrap_or_else(|| json!({"name": backup})))
 }
 
 pub(crate) async fn restore(client: &Client, form: OutputForm, restore: &RestoreArguments) -> Result<()> {
     let bot = find_bot(client, &restore.named.name).await?;
     let mode = if restore.replace { "replace" } else { "merge" };
     let body = match &restore.backup {
-        Some(backup) => json!({"name": backup, "mode": mode}),
+        Some(backup) => {
+            let meant = meant(client, &bot.id, backup).await?;
+            match meant.get("sha256") {
+                Some(sha256) => json!({"name": meant["name"], "sha256": sha256, "mode": mode}),
+                None => json!({"name": meant["name"], "mode": mode}),
+            }
+        }
         None => json!({"mode": mode}),
     };
     let path = format!("/bots/{}/container/data/restore", bot.id);

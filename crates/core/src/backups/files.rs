@@ -132,8 +132,7 @@ impl BackupFiles {
         let file = OpenOptions::new()
             .read(true)
             .write(true)
-            .create(true)
-            .truncate(true)
+            .create_new(true)
             .mode(PRIVATE)
             .custom_flags(strict_flags())
             .open(&path)?;
@@ -236,6 +235,24 @@ impl BackupFiles {
         self.flush()
     }
 
+    /// Removes the file that is there if it is still the one that somebody looked at; `false`: another one has its name
+    /// by now, or none.
+    pub(crate) fn remove_that(&self, bot: &BotId, slot: Slot, looked_at: Identity) -> io::Result<bool> {
+        let _still = self.hold_still()?;
+        match self.identity(bot, slot)? {
+            Some(present) if present == looked_at => self.remove(bot, slot).map(|()| true),
+            Some(_) | None => Ok(false),
+        }
+    }
+
+    /// Until this is dropped, no other archive is put in place, so that each keeps its name. Short: for renames.
+    fn hold_still(&self) -> io::Result<File> {
+        make_private_directory(&self.directory)?;
+        let directory = File::open(&self.directory)?;
+        rustix::fs::flock(&directory, rustix::fs::FlockOperation::LockExclusive)?;
+        Ok(directory)
+    }
+
     /// A file that is gone is a success.
     pub(crate) fn remove(&self, bot: &BotId, slot: Slot) -> io::Result<()> {
         match std::fs::remove_file(self.path(bot, slot)) {
@@ -311,6 +328,7 @@ impl Partial {
 
     /// Makes it the current archive; the one before is kept as a generation.
     pub(crate) fn put_in_place(self, files: &BackupFiles, bot: &BotId) -> io::Result<()> {
+        let _still = files.hold_still()?;
         files.keep_as_generation(bot)?;
         std::fs::rename(&self.path, files.path(bot, Slot::Current))?;
         files.flush()
@@ -383,4 +401,51 @@ fn make_private_directory(directory: &Path) -> io::Result<()> {
         .recursive(true)
         .mode(PRIVATE_DIRECTORY)
         .create(directory)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kept(files: &BackupFiles, bot: &BotId, content: &[u8]) -> Identity {
+        let mut partial = files.begin(bot).unwrap();
+        partial.write(content).unwrap();
+        partial.put_in_place(files, bot).unwrap();
+        files.identity(bot, Slot::Current).unwrap().unwrap()
+    }
+
+    fn read(files: &BackupFiles, bot: &BotId, slot: Slot) -> Vec<u8> {
+        std::fs::read(files.path(bot, slot)).unwrap()
+    }
+
+    #[test]
+    fn one_that_is_given_up_takes_nothing_from_the_next() {
+        let root = tempfile::tempdir().unwrap();
+        let files = BackupFiles::below(root.path());
+        let bot = BotId::random();
+        let given_up = files.begin(&bot).unwrap();
+        let mut next = files.begin(&bot).unwrap();
+        next.write(b"first half, ").unwrap();
+        drop(given_up);
+        next.write(b"second half").unwrap();
+        next.put_in_place(&files, &bot).unwrap();
+        assert_eq!(read(&files, &bot, Slot::Current), b"first half, second half");
+        assert_eq!(files.list(None).unwrap().len(), 1);
+        assert_eq!(files.names().unwrap().len(), 1, "nothing is left beside it");
+    }
+
+    #[test]
+    fn a_removal_that_meets_a_new_backup_removes_no_other() {
+        let root = tempfile::tempdir().unwrap();
+        let files = BackupFiles::below(root.path());
+        let bot = BotId::random();
+        let looked_at = kept(&files, &bot, b"old");
+        kept(&files, &bot, b"newer");
+        assert!(!files.remove_that(&bot, Slot::Current, looked_at).unwrap());
+        assert_eq!(read(&files, &bot, Slot::Current), b"newer");
+        assert_eq!(read(&files, &bot, Slot::Generation(1)), b"old");
+        assert!(files.remove_that(&bot, Slot::Generation(1), looked_at).unwrap());
+        assert!(!files.remove_that(&bot, Slot::Generation(1), looked_at).unwrap());
+        assert_eq!(files.list(None).unwrap().len(), 1);
+    }
 }

@@ -181,11 +181,8 @@ impl Skep {
     /// Removes the current backup if it is that one still.
     pub(crate) async fn remove_restored(&self, bot: &BotId, restored: Identity) -> Result<()> {
         let of = bot.clone();
-        self.with_backups(move |files| match files.identity(&of, Slot::Current)? {
-            Some(identity) if identity == restored => files.remove(&of, Slot::Current),
-            Some(_) | None => Ok(()),
-        })
-        .await?;
+        self.with_backups(move |files| files.remove_that(&of, Slot::Current, restored))
+            .await?;
         self.forget_rows_without_files(bot).await
     }
 

@@ -101,15 +101,61 @@ impl Skep {
         Ok(OpenedBackup { backup, file })
     }
 
-    /// Removes a backup, for good.
+    /// Removes a backup, for good: the one with that digest, when the caller says which he means. One that is made at
+    /// the same time moves the others on to other names; none of those is removed in its place.
     ///
     /// # Errors
-    /// [`Error::BackupNotFound`].
-    pub async fn delete_backup(&self, bot: &BotId, name: &str) -> Result<()> {
-        self.backup(bot, name).await?;
+    /// [`Error::BackupNotFound`]; [`Error::PreconditionFailed`] when another one has that name by now.
+    pub async fn delete_backup(&self, bot: &BotId, name: &str, sha256: Option<&str>) -> Result<()> {
+        if let Some(sha256) = sha256 {
+            self.check_backup(bot, name, sha256).await?;
+        }
+        let backup = self.backup(bot, name).await?;
         let (of, slot) = slot_of(bot, name)?;
-        self.with_backups(move |files| files.remove(&of, slot)).await?;
+        let looked_at = Identity {
+            size_bytes: backup.size_bytes,
+            created_at: backup.created_at,
+        };
+        let removed = self.with_backups(move |files| files.remove_that(&of, slot, looked_at));
+        if !removed.await? {
+            return Err(is_another(name));
+        }
         self.forget_rows_without_files(bot).await
+    }
+
+    /// Refuses a backup that is another one than the caller means.
+    pub(crate) async fn check_backup(&self, bot: &BotId, name: &str, sha256: &str) -> Result<()> {
+        match self.backup(bot, name).await?.sha256.as_deref() == Some(sha256) {
+            true => Ok(()),
+            false => Err(is_another(name)),
+        }
+    }
+
+    /// As [`Skep::check_backup`], of the one that a create would put back.
+    pub(crate) async fn check_current_backup(&self, bot: &BotId, sha256: &str) -> Result<()> {
+        self.check_backup(bot, &Slot::Current.file_name(bot), sha256).await
+    }
+
+    /// Which of a bot's files is the backup that had that name and digest when it was asked for. Others that were
+    /// made since may have moved it on.
+    ///
+    /// # Errors
+    /// [`Error::BackupNotFound`]; [`Error::PreconditionFailed`] when it is not there any more.
+    pub(crate) async fn slot_of_backup(&self, bot: &BotId, name: &str, sha256: Option<&str>) -> Result<Slot> {
+        let named = slot_of(bot, name)?.1;
+        let Some(sha256) = sha256 else {
+            return Ok(named);
+        };
+        let backups = self.backups(bot).await?;
+        let mut same = backups.iter().filter(|one| one.sha256.as_deref() == Some(sha256));
+        let found = match same.clone().find(|one| one.name == name) {
+            Some(found) => Some(found),
+            None => same.find(|one| one.verified),
+        };
+        match found {
+            Some(found) => Ok(slot_of(bot, &found.name)?.1),
+            None => Err(is_another(name)),
+        }
     }
 
     /// One backup of any bot by its file's name.
@@ -150,14 +196,6 @@ impl Skep {
         self.forget_rows_without_files(bot).await
     }
 
-    /// Which of a bot's files has that name.
-    ///
-    /// # Errors
-    /// [`Error::BackupNotFound`] for a name that is none of its backups'.
-    pub(crate) fn slot_of_backup(&self, bot: &BotId, name: &str) -> Result<Slot> {
-        Ok(slot_of(bot, name)?.1)
-    }
-
     async fn shown_backup(&self, found: &files::Found, rows: &[BackupRow]) -> Result<Backup> {
         let row = self.row_of(found, rows).await?;
         Ok(Backup {
@@ -194,6 +232,12 @@ fn slot_of(bot: &BotId, name: &str) -> Result<(BotId, Slot)> {
         Some((of, slot)) if of == *bot => Ok((of, slot)),
         Some(_) | None => Err(Error::BackupNotFound(format!("backup {name} not found"))),
     }
+}
+
+fn is_another(name: &str) -> Error {
+    Error::PreconditionFailed(format!(
+        "the backup {name} is another one by now, or gone; list them again"
+    ))
 }
 
 pub(crate) fn file_error(operation: &str, error: std::io::Error) -> Error {

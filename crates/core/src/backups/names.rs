@@ -50,9 +50,10 @@ impl Slot {
     }
 }
 
-/// The file an archive is written to before it is one.
+/// The file an archive is written to before it is one, another each time: a backup that was given up may still hold
+/// its own when the next one begins.
 pub(crate) fn partial(bot: &BotId) -> String {
-    format!(".{bot}{PARTIAL}")
+    format!(".{bot}.{}{PARTIAL}", uuid::Uuid::now_v7())
 }
 
 const PARTIAL: &str = ".partial";
@@ -100,6 +101,7 @@ mod tests {
         ] {
             assert_eq!(Slot::parse(&other), None, "{other}");
         }
+        assert_ne!(partial(&bot), partial(&bot));
         assert!(is_partial(&partial(&bot)) && !is_partial(&format!("{bot}.tar.gz")));
     }
 }

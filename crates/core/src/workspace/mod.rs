@@ -51,7 +51,7 @@ pub use metrics::{LiveMetrics, WorkspaceMetrics};
 pub use request::{AskedLimits, CreateRequest, DeleteData, RestoreMode, RestoreRequest, WhenStopped};
 
 pub(crate) use interruptions::Interruptions;
-pub(crate) use lanes::Lanes;
+pub(crate) use lanes::{Awaited, Lanes};
 pub(crate) use measured::Measurements;
 pub(crate) use observed::Observations;
 pub(crate) use request::{CreatePlan, ImportPlan, Request, SnapshotPlan};
@@ -150,19 +150,23 @@ impl Skep {
     ///
     /// # Errors
     /// [`Error::ContainerNotFound`]; [`Error::BackupNotFound`] when nothing is kept, or not under that name;
+    /// [`Error::PreconditionFailed`] when it has another digest than the caller says;
     /// [`Error::Unsupported`] on a backend that cannot change layers from outside; [`Error::DiskFull`] over the limit of
     /// storage, and where only the host's reserve is free.
     pub async fn restore_data(
         &self,
         bot: &BotId,
-        request: RestoreRequest,
+        mut request: RestoreRequest,
         requester: &Requester,
     ) -> Result<OperationHandle> {
         self.can_change_data(bot).await?;
-        match &request.name {
-            Some(name) => drop(self.backup(bot, name).await?),
-            None if self.has_preserved_data(bot).await? => {}
-            None => return Err(Error::BackupNotFound("no preserved data found".to_owned())),
+        match (&request.name, &request.sha256) {
+            (Some(name), Some(sha256)) => self.check_backup(bot, name, sha256).await?,
+            // The one that has the name now is meant, whatever the name comes to mean while this waits.
+            (Some(name), None) => request.sha256 = self.backup(bot, name).await?.sha256,
+            (None, Some(sha256)) => self.check_current_backup(bot, sha256).await?,
+            (None, None) if self.has_preserved_data(bot).await? => {}
+            (None, None) => return Err(Error::BackupNotFound("no preserved data found".to_owned())),
         }
         self.require_room(bot).await?;
         self.require_spare().await?;

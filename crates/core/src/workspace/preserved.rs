@@ -9,12 +9,15 @@ use serde::{Deserialize, Serialize};
 use skep_names::BotId;
 use skep_runtime::layer_access::Trust;
 
+use super::request::DeleteData;
 use crate::backups::{Identity, Slot, Verified};
 use crate::error::{Error, Result};
 use crate::skep::Skep;
 
 /// What a directory that was taken over is called from then on.
 const MIGRATED: &str = ".migrated";
+/// What one is called that a backup won over: its content is nowhere else.
+const SUPERSEDED: &str = ".superseded";
 
 /// What is to be put back.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -112,20 +115,34 @@ impl Skep {
 
     /// The legacy directory is not needed any more: it keeps its content under another name. Repeatable.
     pub(crate) async fn mark_migrated(&self, bot: &BotId) -> Result<()> {
+        self.rename_legacy_directory(bot, MIGRATED).await
+    }
+
+    /// A backup was put back in its place: what is in it was never in the workspace. Repeatable.
+    pub(crate) async fn mark_superseded(&self, bot: &BotId) -> Result<()> {
+        self.rename_legacy_directory(bot, SUPERSEDED).await
+    }
+
+    async fn rename_legacy_directory(&self, bot: &BotId, ending: &'static str) -> Result<()> {
         let Some(directory) = self.legacy_directory(bot).await? else {
             return Ok(());
         };
         let failed = |error| Error::internal("renaming a legacy data directory", error);
-        let renamed = tokio::task::spawn_blocking(move || rename_migrated(&directory)).await;
+        let renamed = tokio::task::spawn_blocking(move || rename_to(&directory, ending)).await;
         renamed
             .map_err(|panic| Error::internal("renaming a legacy data directory", panic))?
             .map_err(failed)
     }
 
-    /// Removes the legacy directory with what it was renamed to: only the removal of its bot does that.
-    pub(crate) async fn remove_legacy_directories(&self, bot: &BotId) -> Result<()> {
+    /// Removes the legacy directory with what it was renamed to: only the removal of its bot does that. One that keeps
+    /// the data keeps what is nowhere else.
+    pub(crate) async fn remove_legacy_directories(&self, bot: &BotId, data: DeleteData) -> Result<()> {
         let path = legacy_path(&self.settings().data_root, bot);
-        let removed = tokio::task::spawn_blocking(move || remove_all_of(&path)).await;
+        let endings = match data {
+            DeleteData::Preserve => &[MIGRATED][..],
+            DeleteData::Remove => &[MIGRATED, SUPERSEDED],
+        };
+        let removed = tokio::task::spawn_blocking(move || remove_all_of(&path, endings)).await;
         let removed = removed.map_err(|panic| Error::internal("removing the bot's legacy data directory", panic))?;
         removed.map_err(|error| Error::internal("removing the bot's legacy data directory", error))
     }
@@ -144,9 +161,9 @@ fn is_directory(path: &Path) -> std::io::Result<bool> {
     }
 }
 
-fn migrated(directory: &Path, number: u32) -> PathBuf {
+fn renamed(directory: &Path, ending: &str, number: u32) -> PathBuf {
     let mut name = directory.as_os_str().to_owned();
-    name.push(MIGRATED);
+    name.push(ending);
     if number > 1 {
         name.push(format!(".{number}"));
     }
@@ -154,11 +171,11 @@ fn migrated(directory: &Path, number: u32) -> PathBuf {
 }
 
 /// Never over one that was renamed earlier.
-fn rename_migrated(directory: &Path) -> std::io::Result<()> {
+fn rename_to(directory: &Path, ending: &str) -> std::io::Result<()> {
     use rustix::fs::{CWD, RenameFlags};
     let mut number = 1;
     loop {
-        let to = migrated(directory, number);
+        let to = renamed(directory, ending, number);
         match rustix::fs::renameat_with(CWD, directory, CWD, &to, RenameFlags::NOREPLACE) {
             Ok(()) => break,
             Err(rustix::io::Errno::EXIST) => number += 1,
@@ -171,21 +188,24 @@ fn rename_migrated(directory: &Path) -> std::io::Result<()> {
     }
 }
 
-fn remove_all_of(directory: &Path) -> std::io::Result<()> {
-    let mut number = 0;
-    loop {
-        let path = match number {
-            0 => directory.to_owned(),
-            number => migrated(directory, number),
-        };
-        match std::fs::remove_dir_all(&path) {
-            Ok(()) => {}
-            // The last one that there is comes before the first that is not, but for the plain one.
-            Err(error) if error.kind() == ErrorKind::NotFound && number > 0 => return Ok(()),
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
+fn remove_all_of(directory: &Path, endings: &[&str]) -> std::io::Result<()> {
+    remove_if_there(directory)?;
+    for ending in endings {
+        // The last one that there is comes before the first that is not.
+        let mut number = 1;
+        while remove_if_there(&renamed(directory, ending, number))? {
+            number += 1;
         }
-        number += 1;
+    }
+    Ok(())
+}
+
+/// `false`: there was none.
+fn remove_if_there(directory: &Path) -> std::io::Result<bool> {
+    match std::fs::remove_dir_all(directory) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
@@ -200,14 +220,19 @@ mod tests {
         for content in ["first", "second"] {
             std::fs::create_dir(&directory).unwrap();
             std::fs::write(directory.join("file"), content).unwrap();
-            rename_migrated(&directory).unwrap();
+            rename_to(&directory, MIGRATED).unwrap();
         }
         let read = |name: &str| std::fs::read_to_string(root.path().join(name).join("file")).unwrap();
         assert_eq!(
             (read("bot.migrated").as_str(), read("bot.migrated.2").as_str()),
             ("first", "second")
         );
-        remove_all_of(&directory).unwrap();
+        std::fs::create_dir(&directory).unwrap();
+        rename_to(&directory, SUPERSEDED).unwrap();
+        remove_all_of(&directory, &[MIGRATED]).unwrap();
+        assert!(root.path().join("bot.superseded").is_dir());
+        assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 1);
+        remove_all_of(&directory, &[MIGRATED, SUPERSEDED]).unwrap();
         assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 0);
     }
 }

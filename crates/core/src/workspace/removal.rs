@@ -26,7 +26,7 @@ impl Work {
             self.preserve().await?;
         }
         self.remove_workspace().await?;
-        self.step("files", self.skep().remove_legacy_directories(self.bot()))
+        self.step("files", self.skep().remove_legacy_directories(self.bot(), data))
             .await?;
         self.step("bot", async { Ok(self.store().delete_bot(self.bot()).await?) })
             .await?;

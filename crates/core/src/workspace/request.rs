@@ -64,6 +64,8 @@ pub enum DeleteData {
 pub struct RestoreRequest {
     /// A backup by its file's name, which is kept then. `None`: what a create would put back.
     pub name: Option<String>,
+    /// The digest of that one, in hex: what came before it in the lane may have given its name to another.
+    pub sha256: Option<String>,
     pub mode: RestoreMode,
 }
 

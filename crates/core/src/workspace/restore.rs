@@ -75,7 +75,11 @@ impl Work {
 
     /// What is to be put back; a damaged one is set aside and refused.
     async fn asked_for(&self, request: &RestoreRequest) -> Result<Preserved> {
+        let sha256 = request.sha256.as_deref();
         let Some(name) = &request.name else {
+            if let Some(sha256) = sha256 {
+                self.skep().check_current_backup(self.bot(), sha256).await?;
+            }
             let (preserved, warnings) = self.skep().find_preserved(self.bot()).await?;
             return match (preserved, warnings.is_empty()) {
                 (Some(preserved), _) => Ok(preserved),
@@ -83,7 +87,7 @@ impl Work {
                 (None, false) => Err(Error::ArchiveRefused(warnings.join("; "))),
             };
         };
-        let slot = self.skep().slot_of_backup(self.bot(), name)?;
+        let slot = self.skep().slot_of_backup(self.bot(), name, sha256).await?;
         match self.skep().verify_backup(self.bot(), slot).await? {
             Verified::Whole { identity, trust } => Ok(Preserved::Backup { slot, identity, trust }),
             Verified::Damaged(why) => Err(self.refuse_damaged((name, slot), &why).await?),
@@ -173,8 +177,8 @@ impl Work {
     }
 
     /// The workspace runs with what was put back, which is on the disk: it is not needed elsewhere any more. A legacy
-    /// directory that a backup won over goes the same way as one that was imported. Nothing takes either away later,
-    /// so it is tried more than once.
+    /// directory that a backup won over does not count from then on, and stays. Nothing takes either away later, so it is
+    /// tried more than once.
     pub(super) async fn release_put_back(&self) -> Result<()> {
         let Some(noted) = self.noted(PUT_BACK) else {
             return Ok(());
@@ -198,6 +202,7 @@ impl Work {
         if let PutBack::Backup { size_bytes, created_at } = *put_back {
             let restored = Identity { size_bytes, created_at };
             self.skep().remove_restored(self.bot(), restored).await?;
+            return self.skep().mark_superseded(self.bot()).await;
         }
         self.skep().mark_migrated(self.bot()).await
     }

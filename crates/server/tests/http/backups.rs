@@ -62,7 +62,18 @@ async fn a_backup_is_listed_downloaded_put_back_and_removed() {
     assert_eq!(answer.expect_status(200).json(), json!({"restored": true}));
     assert!(!answer.header("x-operation-id").is_empty());
     assert_eq!(read(&server, &bot).await, "kept");
-    server.call("DELETE", &path).send().await.expect_status(204);
+    let other = "0".repeat(64);
+    let body = json!({"name": name, "sha256": other});
+    let answer = server.call("POST", &restore).json(&body).send().await;
+    answer.expect_error(412, "precondition_failed");
+    let delete = |digest: &str| {
+        let call = server
+            .call("DELETE", &path)
+            .header("if-match", &format!("\"{digest}\""));
+        call.send()
+    };
+    delete(&other).await.expect_error(412, "precondition_failed");
+    delete(&text_of(&item, "sha256")).await.expect_status(204);
     server
         .call("DELETE", &path)
         .send()

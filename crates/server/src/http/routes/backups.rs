@@ -4,7 +4,7 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::header::{
-    CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_TYPE, ETAG, HeaderValue, X_CONTENT_TYPE_OPTIONS,
+    CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_TYPE, ETAG, HeaderValue, IF_MATCH, X_CONTENT_TYPE_OPTIONS,
 };
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -98,14 +98,30 @@ fn exactly(
     })
 }
 
-/// Remove a backup, for good.
+/// Remove a backup, for good. A new one moves the others on to other names: `If-Match` with the digest, which is the
+/// ETag, removes that one or none.
 #[utoipa::path(delete, path = "/bots/{bot_id}/backups/{name}", tag = "data",
-    responses((status = 204), (status = 404, body = ErrorBody, description = "No such bot, or no such backup of it")))]
-async fn remove(State(app): State<App>, access: BotAccess<Manage>, Path(of): Path<OfPath>) -> ApiResult<StatusCode> {
+    params(("If-Match" = Option<String>, Header, description = "The backup's digest, as its ETag")),
+    responses((status = 204), (status = 404, body = ErrorBody, description = "No such bot, or no such backup of it"),
+        (status = 412, body = ErrorBody, description = "Another backup has that name by now")))]
+async fn remove(
+    State(app): State<App>,
+    access: BotAccess<Manage>,
+    Path(of): Path<OfPath>,
+    headers: HeaderMap,
+) -> ApiResult<StatusCode> {
     let (server, bot) = (app.clone(), access.bot.id.clone());
-    let work = async move { server.core().delete_backup(&bot, &of.name).await };
+    let sha256 = wanted_digest(&headers);
+    let work = async move { server.core().delete_backup(&bot, &of.name, sha256.as_deref()).await };
     app.tasks().spawn(work).await.map_err(ApiError::internal)??;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// `If-Match`, without its quotes; any will do when there is none or it says so. What is no digest is that of no backup.
+fn wanted_digest(headers: &HeaderMap) -> Option<String> {
+    let value = String::from_utf8_lossy(headers.get(IF_MATCH)?.as_bytes()).into_owned();
+    let digest = value.trim().trim_matches('"');
+    (digest != "*").then(|| digest.to_owned())
 }
 
 /// Put preserved data back into the workspace, all or nothing; it is down meanwhile.
@@ -113,6 +129,7 @@ async fn remove(State(app): State<App>, access: BotAccess<Manage>, Path(of): Pat
     responses((status = 200, body = RestoredResponse),
         (status = 400, body = ErrorBody, description = "The backup does not verify, or `/data` is not a directory"),
         (status = 404, body = ErrorBody, description = "No such bot, no workspace, or no such backup"),
+        (status = 412, body = ErrorBody, description = "The backup has another digest than `sha256`"),
         (status = 507, body = ErrorBody, description = "No space, or over the storage limit; `/data` is as it was")))]
 async fn restore(
     State(app): State<App>,
@@ -124,6 +141,7 @@ async fn restore(
     let (server, bot) = (app.clone(), access.bot.id.clone());
     let request = skep_core::RestoreRequest {
         name: value.name,
+        sha256: value.sha256,
         mode: wire::restore_mode(value.mode.unwrap_or_default()),
     };
     let work = async move { server.core().restore_data(&bot, request, &requester).await };
