@@ -196,10 +196,7 @@ async fn connection_to(endpoint: &BridgeEndpoint, keepalive: Keepalive) -> Bridg
 }
 
 /// A channel over this one stream: when the stream ends, the channel is dead and the pool makes another.
-async fn channel_over(
-    wire: super::connect::Wire,
-    keepalive: Keepalive,
-) -> Result<Channel, tonic::transport::Error> {
+async fn channel_over(wire: super::connect::Wire, keepalive: Keepalive) -> Result<Channel, tonic::transport::Error> {
     let mut once = Some(wire);
     let connector = tower::service_fn(move |_: Uri| {
         let wire = once.take().map(TokioIo::new);

@@ -2,7 +2,6 @@
 //! frozen one on the host, exact, as nobody writes.
 
 use std::io;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt};
@@ -18,6 +17,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
 use super::chunks_of;
+use super::taker::Taker;
 use crate::backups::file_error;
 use crate::bridge::{Bridge, BridgeError, BridgeResult, NEXT_PIECE_WITHIN, SMALL_WITHIN};
 use crate::error::{Error, Result};
@@ -64,8 +64,6 @@ pub struct Counts {
     pub changed: u64,
 }
 
-/// A start of the workspace waits for its export: a client who takes nothing for so long is given up.
-const TAKEN_WITHIN: Duration = Duration::from_secs(60);
 /// Pieces that are read before they are taken.
 const PIECES_UNDER_WAY: usize = 4;
 /// So often a workspace may be started or stopped between the look at it and the reading.
@@ -102,7 +100,7 @@ impl Skep {
         let reader = access.read_data(&place, PLAIN).await.map_err(rejected)?;
         Ok(Export {
             estimate_bytes,
-            pieces: self.pumped(reader),
+            pieces: self.pumped(bot, reader),
         })
     }
 
@@ -130,13 +128,13 @@ impl Skep {
         })
     }
 
-    fn pumped(&self, reader: DataReader) -> BoxStream<'static, Result<TarPiece>> {
+    fn pumped(&self, bot: &BotId, reader: DataReader) -> BoxStream<'static, Result<TarPiece>> {
         let (sender, pieces) = mpsc::channel(PIECES_UNDER_WAY);
-        let skep = self.clone();
+        let (skep, taker) = (self.clone(), Taker::new(bot, sender));
         self.tasks().spawn(async move {
             tokio::select! {
                 () = skep.letting_go().cancelled() => {}
-                () = pump(reader, sender) => {}
+                () = pump(&skep, reader, taker) => {}
             }
         });
         ReceiverStream::new(pieces).boxed()
@@ -183,7 +181,7 @@ fn counts_of(reader: &DataReader) -> Result<Counts> {
 }
 
 /// Reads on its own, so that a client who takes nothing more is given up rather than waited for.
-async fn pump(mut reader: DataReader, pieces: mpsc::Sender<Result<TarPiece>>) {
+async fn pump(skep: &Skep, mut reader: DataReader, mut taker: Taker) {
     loop {
         let piece = match reader.next_chunk().await {
             Ok(Some(data)) => Ok(TarPiece::Data(data)),
@@ -191,16 +189,14 @@ async fn pump(mut reader: DataReader, pieces: mpsc::Sender<Result<TarPiece>>) {
             Err(error) => Err(Error::from(error)),
         };
         let is_over = piece.is_err();
-        let sent = pieces.send_timeout(piece, TAKEN_WITHIN).await;
-        if is_over || sent.is_err() {
+        if !taker.take(skep, piece).await || is_over {
             return;
         }
     }
     let end = counts_of(&reader).map(TarPiece::End);
     // The workspace may be started again.
     drop(reader);
-    // Nobody reads the end when the caller has gone.
-    drop(pieces.send_timeout(end, TAKEN_WITHIN).await);
+    taker.take_end(end).await;
 }
 
 impl Export {

@@ -4,6 +4,7 @@ mod chunks;
 mod compress;
 mod export;
 mod import;
+mod taker;
 
 pub(crate) use chunks::chunks_of;
 pub use compress::{Archive, ArchiveFormat, Digest, Piece};

@@ -147,6 +147,17 @@ pub(crate) enum Admitted {
     Refused(super::admission::Refusal),
 }
 
+/// What waits for a workspace to be let go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Awaited {
+    /// Nobody.
+    Nothing,
+    /// Something that leaves it there.
+    Work,
+    /// It is to be removed.
+    Removal,
+}
+
 /// The lanes of all bots that have work.
 #[derive(Debug, Default)]
 pub(crate) struct Lanes {
@@ -327,6 +338,18 @@ impl Lanes {
         let all = lanes.get(bot).into_iter().flat_map(Lane::all);
         let mut over = all.filter(|one| one.is_over());
         over.any(|one| matches!(one.request, Request::Create(_)))
+    }
+
+    /// What runs or waits for that bot, for whoever holds its workspace still.
+    pub(crate) fn awaited(&self, bot: &BotId) -> Awaited {
+        let lanes = self.lock();
+        let Some(lane) = lanes.get(bot) else {
+            return Awaited::Nothing;
+        };
+        match lane.all().any(|one| one.request.kind().removes()) {
+            true => Awaited::Removal,
+            false => Awaited::Work,
+        }
     }
 
     /// Something runs or waits for that bot.
