@@ -5,6 +5,7 @@ use std::sync::Arc;
 use futures::stream::BoxStream;
 use skep_names::ImageReference;
 use skep_runtime::{ImageArchive, ImageRecord, RuntimeError};
+use skep_store::ContainerRow;
 
 use crate::error::{Error, Result};
 use crate::operations::{EventBody, Hub, OperationEvent, Outcome};
@@ -121,7 +122,7 @@ impl Skep {
     /// Removes a stored image.
     ///
     /// # Errors
-    /// [`Error::ImageNotFound`]; [`Error::Conflict`] while a workspace uses it.
+    /// [`Error::ImageNotFound`]; [`Error::Conflict`] while a workspace uses it, also one whose container is lost.
     pub async fn remove_image(&self, image: &str) -> Result<()> {
         let image: ImageReference = image
             .parse()
@@ -130,6 +131,14 @@ impl Skep {
         let stored = self.runtime().images().await?;
         if !stored.iter().any(|record| record.name == image) {
             return Err(Error::ImageNotFound(image.to_string()));
+        }
+        let rows = self.store().containers().await?;
+        let is_of_it = |row: &&ContainerRow| row.image.parse().is_ok_and(|used: ImageReference| used == image);
+        if let Some(row) = rows.iter().find(is_of_it) {
+            return Err(Error::Conflict(format!(
+                "the image {image} is used by the workspace of bot {}",
+                row.bot_id
+            )));
         }
         self.runtime().remove_image(&image).await.map_err(|error| match error {
             RuntimeError::Rejected { reason } => Error::Conflict(reason),

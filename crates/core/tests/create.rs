@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use harness::{LIMIT, World, admin, all, failure, kinds, until};
-use skep_core::{AskedLimits, Code, CreateRequest, EventBody, Outcome, Requester};
+use serde_json::json;
+use skep_core::{AskedLimits, BotChange, Code, CreateRequest, EventBody, Outcome, Requester};
 use skep_names::ImageReference;
 use skep_runtime::{Runtime, RuntimeError};
 use skep_testkit::fake_runtime::{FAKE_IMAGE, FakeLayer, Verb};
@@ -287,6 +288,28 @@ async fn members_may_have_images_of_the_default_registry_only() {
         .create_workspace(&bot, CreateRequest::default(), &operator)
         .await;
     assert!(default.unwrap().outcome().await.is_ok());
+}
+
+#[tokio::test]
+async fn the_image_that_a_bot_remembers_is_its_owners_wish_whoever_creates() {
+    let world = World::new().await;
+    let bot = world.bot().await;
+    let image: ImageReference = "ghcr.io/x/y:1".parse().unwrap();
+    world.runtime.offer_image(&image, Vec::new());
+    let metadata = json!({"workspace": {"image": image.as_str()}}).as_object().cloned();
+    let change = BotChange {
+        metadata,
+        ..BotChange::default()
+    };
+    world.skep.patch_bot(&bot, change).await.unwrap();
+    let admin = admin();
+    let plain = world.skep.create_workspace(&bot, CreateRequest::default(), &admin);
+    let refused = plain.await.unwrap_err();
+    assert_eq!(refused.code(), Code::ImageNotAllowed);
+    assert!(world.runtime.image(&image).await.unwrap().is_none(), "it was pulled");
+    // Named by an administrator, it is his wish.
+    let named = world.skep.create_workspace(&bot, of_image(image.as_str()), &admin);
+    named.await.unwrap().outcome().await.unwrap();
 }
 
 #[tokio::test]

@@ -218,7 +218,7 @@ async fn of_what_a_delete_left_that_failed_half_way_nothing_is_made_or_kept() {
 }
 
 #[tokio::test]
-async fn the_image_of_a_workspace_whose_container_is_lost_is_not_pruned() {
+async fn the_image_of_a_workspace_whose_container_is_lost_is_neither_pruned_nor_removed() {
     let world = World::with(|settings| settings.default_image = "docker.io/library/other:1".parse().unwrap()).await;
     let bot = world.bot().await;
     let request = CreateRequest {
@@ -230,6 +230,9 @@ async fn the_image_of_a_workspace_whose_container_is_lost_is_not_pruned() {
     world.stop(&bot).await.unwrap();
     world.runtime.forget_container(&bot);
     assert!(world.skep.prune_images().await.unwrap().is_empty());
+    let refused = world.skep.remove_image(FAKE_IMAGE).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Conflict);
+    assert!(refused.to_string().contains(bot.as_str()), "{refused}");
     let deleted = world.skep.delete_workspace(&bot, DeleteData::Remove, &admin()).await;
     deleted.unwrap().outcome().await.unwrap();
     assert_eq!(world.skep.prune_images().await.unwrap().len(), 1);

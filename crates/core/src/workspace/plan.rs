@@ -43,11 +43,14 @@ impl Skep {
         {
             return Ok(plan);
         }
+        // The bot's metadata are its owner's word, whoever asks.
+        let owner = self.as_owner_of(&bot_row).await?;
         if request.gpu_devices.is_none() {
-            // The bot's metadata are its owner's word, whoever asks.
             let remembered = tidy_devices(&devices_in(&bot_row.metadata));
-            self.check_devices(&remembered, &self.as_owner_of(&bot_row).await?)
-                .await?;
+            self.check_devices(&remembered, &owner).await?;
+        }
+        if asked_image(request).is_none() {
+            self.image_for(&bot_row.metadata, request, &owner)?;
         }
         self.plan_new_workspace(&bot_row.metadata, request, requester).await
     }
@@ -130,8 +133,9 @@ impl Skep {
     /// Decides anew on the first create of a bot that was let in.
     pub(crate) async fn plan_again(&self, bot: &BotRow) -> Result<CreatePlan> {
         let devices = tidy_devices(&devices_in(&bot.metadata));
-        self.check_devices(&devices, &self.as_owner_of(bot).await?).await?;
-        let asked = (devices, &Requester::server());
+        let owner = self.as_owner_of(bot).await?;
+        self.check_devices(&devices, &owner).await?;
+        let asked = (devices, &owner);
         self.plan_with_devices(&bot.metadata, &CreateRequest::default(), asked)
     }
 
@@ -150,13 +154,7 @@ impl Skep {
         (devices, requester): (Vec<String>, &Requester),
     ) -> Result<CreatePlan> {
         check_request(request)?;
-        let image = match self.named_image(metadata, request)? {
-            Named::Given(image) => image,
-            Named::ByName(image) => {
-                self.check_image_allowed(&image, requester)?;
-                image
-            }
-        };
+        let image = self.image_for(metadata, request, requester)?;
         if let Some(snapshotter) = &request.snapshotter {
             let known = self.capabilities().snapshotters;
             if !known.contains(snapshotter) {
@@ -180,19 +178,30 @@ impl Skep {
         })
     }
 
+    /// The image that is named, if that caller may have one by its name.
+    fn image_for(
+        &self,
+        metadata: &Map<String, Value>,
+        request: &CreateRequest,
+        caller: &Requester,
+    ) -> Result<ImageReference> {
+        match self.named_image(metadata, request)? {
+            Named::Given(image) => Ok(image),
+            Named::ByName(image) => {
+                self.check_image_allowed(&image, caller)?;
+                Ok(image)
+            }
+        }
+    }
+
     fn named_image(&self, metadata: &Map<String, Value>, request: &CreateRequest) -> Result<Named> {
-        let asked = request
-            .image
-            .as_deref()
-            .map(str::trim)
-            .filter(|image| !image.is_empty());
         let remembered = metadata
             .get("workspace")
             .and_then(|workspace| workspace.get("image"))
             .and_then(Value::as_str)
             .map(str::trim)
             .filter(|image| !image.is_empty());
-        match asked.or(remembered) {
+        match asked_image(request).or(remembered) {
             Some(image) => {
                 let image = parse_image(image)?;
                 if image == self.settings().default_image {
@@ -203,6 +212,12 @@ impl Skep {
             None => Ok(Named::Given(self.settings().default_image.clone())),
         }
     }
+}
+
+/// The image that a request names.
+fn asked_image(request: &CreateRequest) -> Option<&str> {
+    let image = request.image.as_deref().map(str::trim);
+    image.filter(|image| !image.is_empty())
 }
 
 /// A reference as a caller wrote it.
