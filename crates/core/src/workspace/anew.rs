@@ -4,7 +4,7 @@
 
 use serde_json::json;
 use skep_runtime::layer_access::{ApplyMode, DataPlace};
-use skep_runtime::{CreateOutcome, InstanceSpec, RuntimeError};
+use skep_runtime::{CreateOutcome, InstanceSpec, LayerMount, RuntimeError};
 
 use super::preserved::Preserved;
 use super::work::Work;
@@ -48,11 +48,22 @@ impl Work {
             // What keeps a container off that is not the layer: another one would be one too many.
             return Err(Error::Conflict(format!("the layer {present} is a fresh one")));
         }
-        self.skep()
-            .back_up(self.bot(), &DataPlace::Workspace(self.bot().clone()))
-            .await?;
-        let (preserved, identity) = self.what_was_backed_up().await?;
-        let moved = self.move_into_fresh(&preserved, spec).await;
+        let name = self.layer_name(FRESH);
+        // First: an image that no layer can be made on is no reason to copy all of the data, again and again.
+        let mount = layers.stage_fresh(self.bot(), &name, &spec.image).await?;
+        let backed_up = async {
+            let place = DataPlace::Workspace(self.bot().clone());
+            self.skep().back_up(self.bot(), &place).await?;
+            self.what_was_backed_up().await
+        };
+        let (preserved, identity) = match backed_up.await {
+            Ok(kept) => kept,
+            Err(error) => {
+                layers.discard(self.bot(), &name).await?;
+                return Err(error);
+            }
+        };
+        let moved = self.move_into_fresh(&preserved, (&name, mount), spec).await;
         // The data is in a layer, this one or that: kept besides, it would come back in some later workspace.
         self.skep().remove_restored(self.bot(), identity).await?;
         let made = moved?;
@@ -60,19 +71,22 @@ impl Work {
         Ok(made)
     }
 
-    async fn move_into_fresh(&self, preserved: &Preserved, spec: &InstanceSpec) -> Result<CreateOutcome> {
+    async fn move_into_fresh(
+        &self,
+        preserved: &Preserved,
+        (name, mount): (&str, LayerMount),
+        spec: &InstanceSpec,
+    ) -> Result<CreateOutcome> {
         let layers = self.skep().changeable_layers()?;
-        let name = self.layer_name(FRESH);
-        let mount = layers.stage_fresh(self.bot(), &name, &spec.image).await?;
         let place = DataPlace::Mounted {
             bot: self.bot().clone(),
             mount,
         };
         if let Err(error) = self.write_preserved(&place, preserved, ApplyMode::Replace).await {
-            layers.discard(self.bot(), &name).await?;
+            layers.discard(self.bot(), name).await?;
             return Err(error);
         }
-        layers.make_newest(self.bot(), &name).await?;
+        layers.make_newest(self.bot(), name).await?;
         Ok(self.runtime().create(spec).await?)
     }
 

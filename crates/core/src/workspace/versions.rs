@@ -20,6 +20,8 @@ use crate::versions::{SOURCE_PRE_EXEC, SOURCE_ROLLBACK, layers_of, required_laye
 const TARGET: &str = "target";
 /// Note: the version that holds the present already, so that nothing is to be saved.
 const SAVED: &str = "saved_version";
+/// Layers of these roles are nobody's state once their operation has ended, unless they are a version.
+const OF_NO_USE_LATER: [&str; 3] = ["snapshot", "kept", "rebased"];
 /// Note: layers of versions that were forgotten, to be released.
 const FORGOTTEN: &str = "forgotten";
 
@@ -43,6 +45,7 @@ impl Work {
         let version = self.step("version", self.record_version(&row, &kept, plan)).await?;
         self.use_merged(&row, &merged).await?;
         self.drop_surplus(&row).await?;
+        self.release_abandoned(&row).await;
         Ok(Outcome::Snapshot(TakenSnapshot::from(version)))
     }
 
@@ -219,6 +222,36 @@ impl Work {
             }
         }
         Ok(())
+    }
+
+    /// What earlier operations committed that failed and could not be undone either. Else it would never be merged, and
+    /// would grow the line for good. What fails here is tried again by the next snapshot.
+    async fn release_abandoned(&self, row: &ContainerRow) {
+        let released = async {
+            let tree = self.layers()?.list(self.bot()).await?;
+            let recorded = self.store().versions(&row.container_id).await?;
+            let is_version = |name: &str| recorded.iter().any(|version| version.runtime_snapshot_name == name);
+            let all = tree.line.iter().chain(&tree.side);
+            for layer in all.filter(|layer| self.is_of_no_use(layer) && !is_version(&layer.name)) {
+                tracing::warn!(bot = %self.bot(), layer = layer.name, "a layer that a failed operation left is released");
+                self.release(&layer.name).await?;
+            }
+            Ok::<_, Error>(())
+        };
+        if let Err(error) = released.await {
+            tracing::warn!(bot = %self.bot(), error = error.with_causes(), "what failed operations left stays for now");
+        }
+    }
+
+    /// Of another operation, which has ended: there is one at a time.
+    fn is_of_no_use(&self, layer: &LayerRecord) -> bool {
+        let bots_own = format!("{}-", container_id_for(self.bot()));
+        let role = layer.name.rsplit('-').next().unwrap_or_default();
+        layer.kind == LayerKind::Committed
+            && !layer.is_released()
+            && layer.name.starts_with(&bots_own)
+            && !layer.name.starts_with(&self.layer_name(""))
+            && OF_NO_USE_LATER.contains(&role)
     }
 
     /// One that the last server had begun and that changed no layer is rolled back: nobody waits for it any more.

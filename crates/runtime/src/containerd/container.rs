@@ -48,22 +48,23 @@ impl ContainerdRuntime {
             });
         }
         let snapshotter = spec.snapshotter.as_deref().unwrap_or(&self.config.snapshotter);
-        let (kept, asked) = tokio::try_join!(
+        let (kept, asked) = tokio::join!(
             self.layer_of(&spec.bot, snapshotter),
             self.images.unpack(&spec.image, snapshotter)
-        )?;
-        let (layer, image) = match (kept, asked) {
+        );
+        let (layer, image) = match (kept?, asked) {
             (Some(layer), asked) => {
                 let image = self.image_below(&layer, asked).await?;
                 (layer, image)
             }
-            (None, Some(image)) => {
+            (None, Err(error)) => return Err(error),
+            (None, Ok(Some(image))) => {
                 let made = self
                     .make_layer(&spec.bot, snapshotter, spec.image.as_str(), &image.chain_id)
                     .await?;
                 (made, Some(image))
             }
-            (None, None) => {
+            (None, Ok(None)) => {
                 return Err(RuntimeError::ImageNotFound {
                     reference: spec.image.to_string(),
                 });
@@ -87,16 +88,26 @@ impl ContainerdRuntime {
     }
 
     /// The image a kept layer stands on; the asked one where that is not known. Data counts for more than an
-    /// image's environment: a layer whose image is gone is used without it.
-    async fn image_below(&self, layer: &Layer, asked: Option<UnpackedImage>) -> Result<Option<UnpackedImage>> {
-        let Some(name) = layer.image.as_ref().and_then(|name| name.parse().ok()) else {
-            return Ok(asked);
+    /// image's environment: a layer whose image is gone, or cannot be used any more, is used without it.
+    async fn image_below(&self, layer: &Layer, asked: Result<Option<UnpackedImage>>) -> Result<Option<UnpackedImage>> {
+        let image = match layer.image.as_ref().and_then(|name| name.parse().ok()) {
+            Some(name) => self.images.unpacked(&name, &layer.snapshotter).await,
+            None => asked,
         };
-        let image = self.images.unpacked(&name, &layer.snapshotter).await?;
-        if image.is_none() {
-            tracing::warn!(layer = layer.key, image = %name, "the image below a kept layer is gone; its environment is not set");
+        match image {
+            Ok(Some(image)) => Ok(Some(image)),
+            Err(away @ RuntimeError::Unavailable { .. }) => Err(away),
+            without => {
+                let error = without.err();
+                tracing::warn!(
+                    layer = layer.key,
+                    image = layer.image,
+                    ?error,
+                    "the image below a kept layer cannot be used; its environment is not set"
+                );
+                Ok(None)
+            }
         }
-        Ok(image)
     }
 
     /// What its stored environment has beside its image's and everybody's. Of an image that is gone nothing is known:
