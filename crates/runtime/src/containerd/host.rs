@@ -60,6 +60,7 @@ impl ContainerdRuntime {
                 cgroup,
                 started_at: chrono::Utc::now(),
                 address: None,
+                found: None,
             };
             // The record first: undoing what fails from here on finds the claim by it.
             let recorded = failpoint::IDS_CLAIMED.pass().tried(starting);

@@ -15,7 +15,7 @@ use skep_names::{BotId, DATA_DIRECTORY_INSIDE, is_legacy};
 
 use super::container::{Starting, as_any, stored_environment};
 use super::host::network_failed;
-use super::records::Running;
+use super::records::{FOREIGN_NETWORK, FoundProcess, Running};
 use super::turns::Turn;
 use super::{ContainerdRuntime, UserNamespaceMode};
 use crate::{Limits, Result, RuntimeError, Started, TaskState};
@@ -76,10 +76,13 @@ impl ContainerdRuntime {
 
     /// Remembers one that the reference system started: where it is reached, and which group it is counted in.
     pub(super) async fn know_legacy(&self, turn: &Arc<Turn>, bot: &BotId, container: &Container) -> Result<()> {
-        if self.records.get(bot).is_some() {
+        if self.records.get(bot).is_some_and(|running| running.is_still_there()) {
             return Ok(());
         }
         let Some(pid) = self.task_pid(&container.id).await? else {
+            return Ok(());
+        };
+        let Some(found) = u32::try_from(pid).ok().and_then(FoundProcess::look) else {
             return Ok(());
         };
         // Only looked at: what it has was made by others, and goes with it.
@@ -90,22 +93,26 @@ impl ContainerdRuntime {
             ids: None,
             seccomp: false,
             apparmor: false,
-            network: "foreign".to_owned(),
+            network: FOREIGN_NETWORK.to_owned(),
             cgroup: stored_cgroup(container).unwrap_or_else(|| self.cgroup_of(&container.id)),
             started_at: chrono::Utc::now(),
             address,
+            found: Some(found),
         };
         let bot = bot.clone();
         self.on_host(turn, move |_, records| records.put(&bot, running)).await
     }
 
-    /// Those that run and that nobody here started.
+    /// Those that run and that nobody here started, or that somebody else has started anew.
     pub(super) async fn know_running_legacy_ones(&self) -> Result<()> {
         let instances = self.list_instances().await?;
         let unknown = instances.into_iter().filter(|instance| {
             is_legacy(&instance.container_id)
                 && instance.task == TaskState::Running
-                && self.records.get(&instance.bot).is_none()
+                && self
+                    .records
+                    .get(&instance.bot)
+                    .is_none_or(|running| !running.is_still_there())
         });
         for instance in unknown {
             if let Some(turn) = self.turns.try_take(&instance.bot)

@@ -365,6 +365,9 @@ impl Runtime for ContainerdRuntime {
     fn bridge_endpoint(&self, bot: &BotId) -> Result<BridgeEndpoint> {
         let running = self.records.get(bot).ok_or_else(|| not_running(bot))?;
         if is_legacy(&running.container_id) {
+            if !running.is_still_there() {
+                return Err(not_running(bot));
+            }
             let address = self.known_address(bot)?.ok_or_else(|| not_running(bot))?;
             return Ok(BridgeEndpoint::Tcp(SocketAddr::new(address, LEGACY_PORT)));
         }

@@ -33,9 +33,43 @@ pub(super) struct Running {
     /// Where it is reached, when its network was made by somebody else.
     #[serde(default)]
     pub(super) address: Option<IpAddr>,
+    /// The process that was found at that address, when somebody else started it.
+    #[serde(default)]
+    pub(super) found: Option<FoundProcess>,
 }
 
+/// A process of the host, told from one that has its number later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct FoundProcess {
+    pid: u32,
+    /// In ticks since the host came up.
+    started: u64,
+}
+
+impl FoundProcess {
+    /// `None`: there is none of that number.
+    pub(super) fn look(pid: u32) -> Option<Self> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // After the name, which may hold anything, comes the third field; this is the 22nd.
+        let started = stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()?;
+        Some(Self { pid, started })
+    }
+
+    fn is_there(self) -> bool {
+        Self::look(self.pid) == Some(self)
+    }
+}
+
+/// The network of what somebody else started.
+pub(super) const FOREIGN_NETWORK: &str = "foreign";
+
 impl Running {
+    /// What was found running may have been started anew by others, and have another address by now: then its old one
+    /// may be somebody else's.
+    pub(super) fn is_still_there(&self) -> bool {
+        self.network != FOREIGN_NETWORK || self.found.is_some_and(FoundProcess::is_there)
+    }
+
     /// The host's uid of the workspace's root.
     pub(super) fn root_uid(&self) -> u32 {
         self.ids.map_or(0, IdBlock::base)
@@ -129,5 +163,37 @@ impl Records {
 
     fn locked(&self) -> std::sync::MutexGuard<'_, HashMap<BotId, Running>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_started_anew_is_not_what_was_found() {
+        let found = FoundProcess::look(std::process::id()).expect("this very process");
+        let running = |network: &str, found| Running {
+            container_id: String::new(),
+            ids: None,
+            seccomp: false,
+            apparmor: false,
+            network: network.to_owned(),
+            cgroup: String::new(),
+            started_at: Utc::now(),
+            address: None,
+            found,
+        };
+        assert!(running(FOREIGN_NETWORK, Some(found)).is_still_there());
+        let another = FoundProcess {
+            started: found.started + 1,
+            ..found
+        };
+        assert!(!running(FOREIGN_NETWORK, Some(another)).is_still_there());
+        assert!(
+            !running(FOREIGN_NETWORK, None).is_still_there(),
+            "an older server noted no process"
+        );
+        assert!(running("bridge", None).is_still_there(), "its address is ours to give");
     }
 }
