@@ -13,6 +13,7 @@ use skep_core::{
 };
 use skep_names::BotId;
 use skep_runtime::{Runtime, RuntimeError};
+use skep_store::NewContainer;
 use skep_testkit::fake_runtime::Verb;
 use skep_testkit::trees;
 
@@ -147,6 +148,33 @@ async fn a_failed_backup_deletes_nothing_and_what_ran_runs_again() {
     world.runtime.faults().fail_next(Verb::ReadData, broken());
     preserve(&world, &bot).await.unwrap_err();
     assert!(!world.skep.workspace_info(&bot).await.unwrap().task_running);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn data_in_a_snapshotter_that_is_not_looked_into_is_not_taken_for_none() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    let row = world.skep.store().container(&bot).await.unwrap().unwrap();
+    let elsewhere = NewContainer {
+        bot_id: bot.clone(),
+        container_id: row.container_id,
+        image: row.image,
+        image_digest: row.image_digest,
+        snapshotter: "elsewhere".to_owned(),
+        status: row.status,
+        desired: row.desired,
+        namespace: row.namespace,
+        cdi_devices: row.cdi_devices,
+        env: row.env,
+        limits_wanted: row.limits_wanted,
+        limits_applied: None,
+    };
+    world.skep.store().put_container(&elsewhere).await.unwrap();
+    world.runtime.remove(&bot).await.unwrap();
+    let refused = preserve(&world, &bot).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Conflict);
+    assert!(refused.to_string().contains("elsewhere"), "{refused}");
+    assert!(world.skep.store().container(&bot).await.unwrap().is_some());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -61,8 +61,25 @@ impl Work {
         }
         match self.runtime().bots_with_layers().await?.contains(self.bot()) {
             true => Ok(Some(DataPlace::Workspace(self.bot().clone()))),
-            false => Ok(None),
+            false => {
+                self.refuse_unseen_layer().await?;
+                Ok(None)
+            }
         }
+    }
+
+    /// Where the configuration names another snapshotter than the workspace has, its layer is not seen: that is not
+    /// that there is none.
+    async fn refuse_unseen_layer(&self) -> Result<()> {
+        let Some(row) = self.row().await? else { return Ok(()) };
+        if row.snapshotter.is_empty() || self.skep().capabilities().snapshotters.contains(&row.snapshotter) {
+            return Ok(());
+        }
+        Err(Error::Conflict(format!(
+            "the data of this workspace is in the snapshotter {}, which workspace.snapshotter does not name, so that it \
+             cannot be kept",
+            row.snapshotter
+        )))
     }
 
     /// Where the legacy container has its data, if that is where such data is kept: else it is nothing of ours.
