@@ -545,7 +545,12 @@ async fn an_orphan_that_gets_no_container_at_all_keeps_its_layer() {
             .runtime
             .faults()
             .fail_next(verb, RuntimeError::other("a step", "told to"));
+        let copies = world.runtime.faults().calls(Verb::ReadData);
         assert!(world.start(&bot).await.is_err(), "{verb:?}");
+        if verb == Verb::Stage {
+            let copied = world.runtime.faults().calls(Verb::ReadData) - copies;
+            assert_eq!(copied, 0, "all of the data is copied for nothing");
+        }
         world.start(&bot).await.unwrap();
         assert_eq!(world.read(&bot, FILE).await, "kept", "{verb:?}");
         let left = names(&world, &bot).await;

@@ -82,7 +82,7 @@ impl ContainerdRuntime {
         let Some(pid) = self.task_pid(&container.id).await? else {
             return Ok(());
         };
-        let Some(found) = u32::try_from(pid).ok().and_then(FoundProcess::look) else {
+        let Some(found) = FoundProcess::look(pid) else {
             return Ok(());
         };
         // Only looked at: what it has was made by others, and goes with it.
