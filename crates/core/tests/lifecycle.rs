@@ -131,6 +131,14 @@ async fn one_that_keeps_dying_is_given_up_after_three_quick_tries() {
     .await;
     let info = world.skep.workspace_info(&bot).await.unwrap();
     assert!(info.reason.is_some() && info.desired == Desired::Running, "{info:?}");
+    // Who uses it is told, and has it started no more often than that.
+    let tries = world.runtime.faults().calls(Verb::Start);
+    for when_stopped in [WhenStopped::Refuse, WhenStopped::Start] {
+        let error = world.skep.usable_bridge(&bot, when_stopped).await.err().unwrap();
+        assert_eq!(error.code(), Code::BridgeUnavailable, "{error}");
+        assert!(error.to_string().contains(info.reason.as_deref().unwrap()), "{error}");
+    }
+    assert_eq!(world.runtime.faults().calls(Verb::Start), tries);
     // A person's start begins anew.
     world.runtime.restore_process_one(&bot);
     world.start(&bot).await.unwrap();

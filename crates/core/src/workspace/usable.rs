@@ -63,15 +63,28 @@ impl Skep {
                 }
             }
             let row = self.store().container(bot).await?.ok_or(Error::ContainerNotFound)?;
-            let request = match (row.desired, row.status, when_stopped) {
+            match (row.desired, row.status, when_stopped) {
                 (Desired::Stopped, _, WhenStopped::Refuse) => return Err(Error::WorkspaceStopped),
                 (Desired::Running, ContainerStatus::Running, _) => return Ok(()),
-                (Desired::Stopped, _, WhenStopped::Start) => Request::Start,
-                (Desired::Running, _, _) => Request::Start,
-            };
-            let started = self.submit(bot, request, &Requester::server()).await?;
-            started.outcome().await?;
+                (Desired::Stopped, _, WhenStopped::Start) => {
+                    let started = self.submit(bot, Request::Start, &Requester::server()).await?;
+                    started.outcome().await?;
+                }
+                (Desired::Running, _, _) => self.recover_at_once(bot).await?,
+            }
         }
+    }
+
+    /// Brings up one that should run, as often as its deaths allow: who uses it does not forgive them, as a start does.
+    async fn recover_at_once(&self, bot: &BotId) -> Result<()> {
+        let recovered = self.submit(bot, Request::Recover, &Requester::server()).await?;
+        recovered.outcome().await?;
+        let row = self.store().container(bot).await?.ok_or(Error::ContainerNotFound)?;
+        if row.desired == Desired::Stopped || row.status == ContainerStatus::Running {
+            return Ok(());
+        }
+        let why = row.reason.unwrap_or_else(|| "it is not there; start it".to_owned());
+        Err(Error::BridgeUnavailable(format!("container not reachable: {why}")))
     }
 
     /// The state of a workspace: the present one first, then every change, until the bot or the server is gone.
