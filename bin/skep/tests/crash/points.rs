@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use sha2::{Digest, Sha256};
 
-use crate::report::Report;
+use crate::report::{Report, say};
 use crate::runner;
 use crate::scenarios::{SCENARIOS, Scenario};
 use crate::stage::Stage;
@@ -19,6 +19,8 @@ const SECOND_WITHIN: u64 = 16;
 const THEN: &str = "-then-";
 /// A point that is passed more often in one operation is tried so often.
 const OCCURRENCES: usize = 3;
+/// After so many trials it is said how many are left.
+const TOLD_EVERY: usize = 250;
 
 /// What an armed point does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -221,6 +223,10 @@ impl Queue {
     }
 
     pub(crate) fn next(&self) -> Option<Trial> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+        let mut left = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !left.is_empty() && left.len().is_multiple_of(TOLD_EVERY) {
+            say(&format!("crash: {} trials to go", left.len()));
+        }
+        left.pop_front()
     }
 }
