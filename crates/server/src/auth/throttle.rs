@@ -6,6 +6,8 @@ use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use sha2::{Digest, Sha256};
+
 /// Failures that a pair of name and address has in a window.
 const FAILURES: usize = 10;
 /// The window.
@@ -26,10 +28,16 @@ pub enum Verdict {
     Refused(Duration),
 }
 
+/// A name by its digest: a stranger chooses how long the name is, and 20,000 of them would fill the memory.
+type NameDigest = [u8; 32];
+
+/// When a pair of name and address failed.
+type Failures = HashMap<(NameDigest, IpAddr), Vec<Instant>>;
+
 /// Failures by name and address.
 #[derive(Default)]
 pub struct LoginThrottle {
-    failures: Mutex<HashMap<(String, IpAddr), Vec<Instant>>>,
+    failures: Mutex<Failures>,
 }
 
 impl LoginThrottle {
@@ -45,18 +53,18 @@ impl LoginThrottle {
 
     /// Forgets the failures of a pair.
     pub fn succeeded(&self, name: &str, from: IpAddr) {
-        self.map().remove(&(name.to_lowercase(), from));
+        self.map().remove(&(digest(name), from));
     }
 
-    fn map(&self) -> std::sync::MutexGuard<'_, HashMap<(String, IpAddr), Vec<Instant>>> {
+    fn map(&self) -> std::sync::MutexGuard<'_, Failures> {
         self.failures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn ask_at(&self, name: &str, from: IpAddr, now: Instant) -> Verdict {
-        let name = name.to_lowercase();
+        let name = digest(name);
         let map = self.map();
         let recent = |times: &[Instant]| times.iter().filter(|at| now.duration_since(**at) < WINDOW).count();
-        if let Some(times) = map.get(&(name.clone(), from))
+        if let Some(times) = map.get(&(name, from))
             && recent(times) >= FAILURES
         {
             let first = times[times.len() - FAILURES];
@@ -75,22 +83,26 @@ impl LoginThrottle {
     }
 
     fn failed_at(&self, name: &str, from: IpAddr, now: Instant) {
+        let name = digest(name);
         let mut map = self.map();
-        if map.len() >= PAIRS {
-            map.retain(|_, times| times.last().is_some_and(|at| now.duration_since(*at) < WINDOW));
-        }
+        map.retain(|_, times| times.last().is_some_and(|at| now.duration_since(*at) < WINDOW));
         if map.len() >= PAIRS
             && let Some(stalest) = map
                 .iter()
                 .min_by_key(|(_, times)| times.last().copied())
-                .map(|(key, _)| key.clone())
+                .map(|(key, _)| *key)
         {
             map.remove(&stalest);
         }
-        let times = map.entry((name.to_lowercase(), from)).or_default();
+        let times = map.entry((name, from)).or_default();
         times.retain(|at| now.duration_since(*at) < WINDOW);
         times.push(now);
     }
+}
+
+/// Of the name in whatever case of letters, as the store compares it.
+fn digest(name: &str) -> NameDigest {
+    Sha256::digest(name.to_lowercase()).into()
 }
 
 #[cfg(test)]
@@ -123,5 +135,19 @@ mod tests {
         }
         throttle.succeeded("ada", HERE);
         assert_eq!(throttle.ask("ada", HERE), Verdict::Go);
+    }
+
+    #[test]
+    fn what_is_kept_of_a_name_is_short_and_forgotten_with_its_window() {
+        let throttle = LoginThrottle::default();
+        let now = Instant::now();
+        for number in 0..200 {
+            throttle.failed_at(&format!("{number}{}", "n".repeat(100_000)), HERE, now);
+        }
+        // A key holds nothing on the heap, so its size is all there is of it.
+        let keys: usize = throttle.map().keys().map(std::mem::size_of_val).sum();
+        assert!(keys <= 200 * 64, "{keys} bytes of names");
+        throttle.failed_at("ada", HERE, now + WINDOW);
+        assert_eq!(throttle.map().len(), 1, "what no longer counts is kept");
     }
 }
