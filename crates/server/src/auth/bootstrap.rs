@@ -9,6 +9,8 @@ use crate::auth::secret::{digest, keep_secret_file, new_api_key, random_text};
 use crate::auth::{PasswordError, Passwords};
 use crate::config::Config;
 
+/// The file below the data root with the key of the command line on this host.
+pub const ADMIN_KEY_FILE: &str = "admin.key";
 /// Length of a password that we make.
 const GENERATED_LENGTH: usize = 20;
 

@@ -106,6 +106,26 @@ async fn of_many_tries_at_once_ten_are_answered() {
 }
 
 #[tokio::test]
+async fn guesses_count_also_when_nobody_waits_for_the_answer() {
+    let server = TestServer::start().await;
+    let begun = std::time::Instant::now();
+    let mut answered = 0;
+    loop {
+        let guess = login(&server, "admin", "wrong", "");
+        match tokio::time::timeout(std::time::Duration::from_millis(15), guess).await {
+            Ok(answer) if answer.status == 429 => break,
+            Ok(answer) => {
+                answer.expect_error(401, "invalid_credentials");
+                answered += 1;
+            }
+            Err(_) => {}
+        }
+        assert!(begun.elapsed().as_secs() < 50, "{answered} answered, none refused");
+    }
+    assert!(answered < 10, "only those count that were answered");
+}
+
+#[tokio::test]
 async fn a_success_resets_the_count_and_right_passwords_at_once_are_no_failures() {
     let server = TestServer::start().await;
     for _ in 0..2 {

@@ -13,7 +13,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::app::App;
-use crate::auth::{TICKET_LIFE, Verdict, digest, new_ticket};
+use crate::auth::{TICKET_LIFE, Turn, Verdict, digest, new_ticket};
 use crate::http::access::{Caller, Credential};
 use crate::http::context::RequestContext;
 use crate::http::error::{ApiError, ApiResult};
@@ -44,14 +44,18 @@ async fn login(
     if let Verdict::Slowed(time) = may_try(&app, &name, context.from)? {
         tokio::time::sleep(time).await;
     }
-    let user = check_password(&app, &name, body.password).await?;
-    // Others may have failed while this one was looked at: of many tries at once, ten are answered.
-    may_try(&app, &name, context.from)?;
-    let Some(user) = user else {
-        app.auth().throttle.failed(&name, context.from);
-        return Err(ApiError::new(ErrorCode::InvalidCredentials, "invalid credentials"));
+    let turn = app.auth().passwords.turn().await.map_err(ApiError::internal)?;
+    let attempt = Attempt {
+        name,
+        password: body.password,
+        from: context.from,
     };
-    app.auth().throttle.succeeded(&name, context.from);
+    // Goes on to its end when the client goes away: a guess counts also when nobody waits for the answer.
+    let user = app
+        .tasks()
+        .spawn(attempt.judge(app.clone(), turn))
+        .await
+        .map_err(ApiError::internal)??;
     if !user.is_active {
         return Err(ApiError::unauthorized("user is inactive"));
     }
@@ -81,14 +85,37 @@ fn may_try(app: &App, name: &str, from: IpAddr) -> ApiResult<Verdict> {
     }
 }
 
+/// One guess at a password.
+struct Attempt {
+    name: String,
+    password: String,
+    from: IpAddr,
+}
+
+impl Attempt {
+    /// The user if the password is right; a wrong one is counted.
+    async fn judge(self, app: App, turn: Turn) -> ApiResult<UserRow> {
+        let Self { name, password, from } = self;
+        let user = check_password(&app, turn, (&name, password)).await?;
+        // Others may have failed while this one was looked at: of many tries at once, ten are answered.
+        may_try(&app, &name, from)?;
+        let throttle = &app.auth().throttle;
+        match &user {
+            Some(_) => throttle.succeeded(&name, from),
+            None => throttle.failed(&name, from),
+        }
+        user.ok_or_else(|| ApiError::new(ErrorCode::InvalidCredentials, "invalid credentials"))
+    }
+}
+
 /// The user of that name if the password is right; an unknown name takes as long as a wrong password.
-async fn check_password(app: &App, name: &str, password: String) -> ApiResult<Option<UserRow>> {
+async fn check_password(app: &App, turn: Turn, (name, password): (&str, String)) -> ApiResult<Option<UserRow>> {
     let user = app.store().user_by_login(name).await?;
     let hash = user.as_ref().map(|user| user.password_hash.clone());
     let matches = app
         .auth()
         .passwords
-        .matches(password, hash)
+        .matches_in(turn, password, hash)
         .await
         .map_err(ApiError::internal)?;
     Ok(user.filter(|_| matches))
