@@ -78,13 +78,31 @@ fn check_fields(name: Option<&str>, others: [Option<&str>; 2], metadata: Option<
     if name.is_some_and(|name| name.contains(['\0', '\n', '\r'])) {
         return Err(Error::InvalidArgument("a display name is one line of text".to_owned()));
     }
-    let size = metadata.map_or(0, |metadata| Value::Object(metadata.clone()).to_string().len());
-    if size > METADATA_BYTES {
+    metadata.map_or(Ok(()), check_metadata)
+}
+
+fn check_metadata(metadata: &Map<String, Value>) -> Result<()> {
+    if Value::Object(metadata.clone()).to_string().len() > METADATA_BYTES {
         return Err(Error::InvalidArgument(format!(
             "the metadata of a bot may have {METADATA_BYTES} bytes"
         )));
     }
     Ok(())
+}
+
+fn checked_update(change: BotChange) -> Result<BotUpdate> {
+    let others = [
+        change.avatar_url.as_ref().and_then(Option::as_deref),
+        change.timezone.as_ref().and_then(Option::as_deref),
+    ];
+    check_fields(change.display_name.as_deref(), others, change.metadata.as_ref())?;
+    Ok(BotUpdate {
+        display_name: change.display_name,
+        avatar_url: change.avatar_url,
+        timezone: change.timezone,
+        is_active: change.is_active,
+        metadata: change.metadata,
+    })
 }
 
 /// RFC 7396: `null` removes, objects are merged, everything else takes the place of what was there.
@@ -214,37 +232,30 @@ impl Skep {
         self.bot(id).await
     }
 
-    /// Changes a bot; its metadata is merged (`PATCH`, RFC 7396).
+    /// Changes a bot; its metadata is merged (`PATCH`, RFC 7396). All of it or nothing.
     ///
     /// # Errors
-    /// [`Error::BotNotFound`].
+    /// [`Error::BotNotFound`]; [`Error::InvalidArgument`] when the merged metadata is too large.
     pub async fn patch_bot(&self, id: &BotId, mut change: BotChange) -> Result<Bot> {
-        let patch = change.metadata.take();
-        if let Some(patch) = &patch {
-            check_fields(None, [None, None], Some(patch))?;
-        }
-        self.change_bot(id, change).await?;
-        if let Some(patch) = patch {
-            self.store()
-                .merge_bot_metadata(id, move |metadata| merge_patch(metadata, &patch))
-                .await?;
-        }
+        let Some(patch) = change.metadata.take() else {
+            self.change_bot(id, change).await?;
+            return self.bot(id).await;
+        };
+        check_metadata(&patch)?;
+        // What counts is the whole that comes of it: many patches would otherwise make it as large as they like.
+        let merge = move |metadata: &mut Map<String, Value>| {
+            merge_patch(metadata, &patch);
+            check_metadata(metadata)
+        };
+        self.store()
+            .patch_bot(id, checked_update(change)?, merge)
+            .await?
+            .ok_or(Error::BotNotFound)?;
         self.bot(id).await
     }
 
     async fn change_bot(&self, id: &BotId, change: BotChange) -> Result<()> {
-        let others = [
-            change.avatar_url.as_ref().and_then(Option::as_deref),
-            change.timezone.as_ref().and_then(Option::as_deref),
-        ];
-        check_fields(change.display_name.as_deref(), others, change.metadata.as_ref())?;
-        let update = BotUpdate {
-            display_name: change.display_name,
-            avatar_url: change.avatar_url,
-            timezone: change.timezone,
-            is_active: change.is_active,
-            metadata: change.metadata,
-        };
+        let update = checked_update(change)?;
         self.store().update_bot(id, update).await?.ok_or(Error::BotNotFound)?;
         Ok(())
     }

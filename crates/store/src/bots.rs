@@ -244,28 +244,7 @@ impl Store {
 
     /// Changes fields of a bot; `None` when there is no such bot.
     pub async fn update_bot(&self, id: &BotId, update: BotUpdate) -> Result<Option<BotRow>> {
-        let mut query = QueryBuilder::<Sqlite>::new("UPDATE bots SET updated_at = ");
-        query.push_bind(now().timestamp_micros());
-        if let Some(name) = update.display_name {
-            query.push(", display_name = ").push_bind(name);
-        }
-        if let Some(avatar) = update.avatar_url {
-            query.push(", avatar_url = ").push_bind(avatar);
-        }
-        if let Some(timezone) = update.timezone {
-            query.push(", timezone = ").push_bind(timezone);
-        }
-        if let Some(active) = update.is_active {
-            query.push(", is_active = ").push_bind(active);
-        }
-        if let Some(metadata) = update.metadata {
-            query
-                .push(", metadata = ")
-                .push_bind(Value::Object(metadata).to_string());
-        }
-        query.push(" WHERE id = ").push_bind(id.as_str());
-        query.push(" RETURNING ").push(COLUMNS);
-        let row = query
+        let row = update_statement(id, update)
             .build()
             .fetch_optional(self.writer())
             .await
@@ -279,7 +258,29 @@ impl Store {
     where
         F: FnOnce(&mut Map<String, Value>) + Send,
     {
-        const OPERATION: &str = "merging a bot's metadata";
+        let change = |metadata: &mut Map<String, Value>| {
+            change(metadata);
+            Ok::<_, StoreError>(())
+        };
+        self.patch_bot(id, BotUpdate::default(), change).await
+    }
+
+    /// Changes fields of a bot, and its metadata by `change`, in one transaction: all of it, or nothing when
+    /// `change` refuses. `None` when there is no such bot.
+    ///
+    /// # Errors
+    /// What `change` refuses with, and what the store fails with.
+    pub async fn patch_bot<F, E>(
+        &self,
+        id: &BotId,
+        mut update: BotUpdate,
+        change: F,
+    ) -> std::result::Result<Option<BotRow>, E>
+    where
+        F: FnOnce(&mut Map<String, Value>) -> std::result::Result<(), E> + Send,
+        E: From<StoreError>,
+    {
+        const OPERATION: &str = "patching a bot";
         let failed = StoreError::on(OPERATION);
         let mut transaction = self.writer().begin_with("BEGIN IMMEDIATE").await.map_err(&failed)?;
         let text: Option<String> = sqlx::query_scalar("SELECT metadata FROM bots WHERE id = ?1")
@@ -292,16 +293,15 @@ impl Store {
         };
         let mut metadata: Map<String, Value> =
             serde_json::from_str(&text).map_err(|_| StoreError::damaged(OPERATION, format!("metadata of bot {id}")))?;
-        change(&mut metadata);
-        sqlx::query("UPDATE bots SET metadata = ?1, updated_at = ?2 WHERE id = ?3")
-            .bind(Value::Object(metadata).to_string())
-            .bind(now().timestamp_micros())
-            .bind(id.as_str())
-            .execute(&mut *transaction)
+        change(&mut metadata)?;
+        update.metadata = Some(metadata);
+        let row = update_statement(id, update)
+            .build()
+            .fetch_one(&mut *transaction)
             .await
             .map_err(&failed)?;
         transaction.commit().await.map_err(&failed)?;
-        self.bot(id).await
+        Ok(Some(read(&row)?))
     }
 
     /// Gives a bot to another user; `None` when there is no such bot.
@@ -363,4 +363,29 @@ impl Store {
             .map_err(StoreError::on("deleting a bot"))?;
         Ok(())
     }
+}
+
+fn update_statement(id: &BotId, update: BotUpdate) -> QueryBuilder<Sqlite> {
+    let mut query = QueryBuilder::<Sqlite>::new("UPDATE bots SET updated_at = ");
+    query.push_bind(now().timestamp_micros());
+    if let Some(name) = update.display_name {
+        query.push(", display_name = ").push_bind(name);
+    }
+    if let Some(avatar) = update.avatar_url {
+        query.push(", avatar_url = ").push_bind(avatar);
+    }
+    if let Some(timezone) = update.timezone {
+        query.push(", timezone = ").push_bind(timezone);
+    }
+    if let Some(active) = update.is_active {
+        query.push(", is_active = ").push_bind(active);
+    }
+    if let Some(metadata) = update.metadata {
+        query
+            .push(", metadata = ")
+            .push_bind(Value::Object(metadata).to_string());
+    }
+    query.push(" WHERE id = ").push_bind(id.as_str());
+    query.push(" RETURNING ").push(COLUMNS);
+    query
 }

@@ -210,6 +210,27 @@ async fn put_replaces_metadata_and_patch_merges_it() {
 }
 
 #[tokio::test]
+async fn patches_do_not_make_metadata_larger_than_it_may_be_and_change_all_or_nothing() {
+    let server = TestServer::start().await;
+    let path = format!("/bots/{}", server.bare_bot(server.admin_key()).await);
+    let large = "x".repeat(200 * 1024);
+    let patch = |body: Value| server.call("PATCH", &path).json(&body).send();
+    let first = patch(json!({"metadata": {"a": large}})).await;
+    first.expect_status(200);
+    let second = patch(json!({"display_name": "renamed", "metadata": {"b": large}})).await;
+    let message = second.expect_error(400, "invalid_argument");
+    assert_eq!(message, "the metadata of a bot may have 262144 bytes");
+    let kept = server.call("GET", &path).send().await.json();
+    assert_eq!(kept, first.json(), "a part of what was refused is there");
+    let third = patch(json!({"display_name": "renamed", "metadata": {"a": null, "b": large}})).await;
+    let third = third.expect_status(200).json();
+    assert_eq!(
+        (&third["display_name"], &third["metadata"]),
+        (&json!("renamed"), &json!({"b": large}))
+    );
+}
+
+#[tokio::test]
 async fn bots_are_paged_newest_first() {
     let server = TestServer::start().await;
     let mut made = Vec::new();
