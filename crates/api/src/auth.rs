@@ -171,7 +171,7 @@ pub struct AuditEntry {
     pub bot_id: Option<String>,
     /// The caller's address.
     pub from: String,
-    /// The status that was answered.
+    /// The status that was answered; `gone` when the caller went away before the answer.
     pub outcome: String,
     /// The request.
     pub request_id: String,

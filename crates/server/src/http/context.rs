@@ -70,7 +70,7 @@ pub(crate) async fn with_context(State(app): State<App>, mut request: Request, n
     let peer = request
         .extensions()
         .get::<ConnectInfo<SocketAddr>>()
-        .map_or(IpAddr::from([0, 0, 0, 0]), |info| info.0.ip());
+        .map_or(IpAddr::from([0, 0, 0, 0]), |info| info.0.ip().to_canonical());
     let from = caller_address(peer, request.headers(), &app.config().server.trusted_proxies);
     request.extensions_mut().insert(RequestContext {
         request_id: request_id.clone(),
@@ -83,7 +83,12 @@ pub(crate) async fn with_context(State(app): State<App>, mut request: Request, n
         .extensions()
         .get::<MatchedPath>()
         .map(|path| path.as_str().to_owned());
-    let context = request.extensions().get::<RequestContext>().cloned();
+    let mut trace = request
+        .extensions()
+        .get::<RequestContext>()
+        .zip(route.as_ref())
+        .filter(|_| !method.is_safe())
+        .map(|(context, route)| Trace::new(&app, context.clone(), action(&method, route)));
     let response = match AssertUnwindSafe(next.run(request)).catch_unwind().await {
         Ok(response) => response,
         Err(panic) => ApiError::internal(panic_text(panic.as_ref())).into_response(),
@@ -94,12 +99,8 @@ pub(crate) async fn with_context(State(app): State<App>, mut request: Request, n
             .headers_mut()
             .insert(HeaderName::from_static(skep_api::HEADER_REQUEST_ID), value);
     }
-    if let (Some(context), Some(route)) = (&context, &route)
-        && !method.is_safe()
-    {
-        app.audit()
-            .append(audit_line(context, &method, route, response.status()))
-            .await;
+    if let Some(trace) = &mut trace {
+        trace.write(response.status()).await;
     }
     tracing::debug!(
         request_id,
@@ -112,16 +113,62 @@ pub(crate) async fn with_context(State(app): State<App>, mut request: Request, n
     response
 }
 
-/// What a request changed, or tried to: the route's pattern, never its query string, which may hold a ticket.
-fn audit_line(context: &RequestContext, method: &Method, route: &str, status: StatusCode) -> NewAudit {
-    NewAudit {
-        at: Utc::now(),
-        user_id: context.seen.user_id.get().cloned().unwrap_or_default(),
-        action: format!("{method} {}", route.strip_prefix("/api").unwrap_or(route)),
-        bot_id: context.seen.bot_id.get().cloned(),
-        address: context.from.to_string(),
-        outcome: status.as_u16().to_string(),
-        request_id: context.request_id.clone(),
+/// The route's pattern, never its query string, which may hold a ticket.
+fn action(method: &Method, route: &str) -> String {
+    format!("{method} {}", route.strip_prefix("/api").unwrap_or(route))
+}
+
+/// The outcome of a request whose client went away before the answer: what was begun for him goes on without him.
+const GONE: &str = "gone";
+
+/// What a request changed, or tried to. It comes into the audit trail also when the client closes the connection
+/// and the request is dropped: else that would be the way to leave no line.
+struct Trace {
+    app: App,
+    context: RequestContext,
+    action: String,
+    outcome: String,
+    is_written: bool,
+}
+
+impl Trace {
+    fn new(app: &App, context: RequestContext, action: String) -> Self {
+        Self {
+            app: app.clone(),
+            context,
+            action,
+            outcome: GONE.to_owned(),
+            is_written: false,
+        }
+    }
+
+    async fn write(&mut self, status: StatusCode) {
+        self.outcome = status.as_u16().to_string();
+        self.app.audit().append(self.line()).await;
+        self.is_written = true;
+    }
+
+    fn line(&self) -> NewAudit {
+        let seen = &self.context.seen;
+        NewAudit {
+            at: Utc::now(),
+            user_id: seen.user_id.get().cloned().unwrap_or_default(),
+            action: self.action.clone(),
+            bot_id: seen.bot_id.get().cloned(),
+            address: self.context.from.to_string(),
+            outcome: self.outcome.clone(),
+            request_id: self.context.request_id.clone(),
+        }
+    }
+}
+
+impl Drop for Trace {
+    fn drop(&mut self) {
+        if !self.is_written {
+            let (app, line) = (self.app.clone(), self.line());
+            // The queue may be full, and nobody waits here.
+            self.app.tasks().spawn(async move { app.audit().append(line).await });
+        }
     }
 }
 
@@ -148,7 +195,7 @@ fn caller_address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAdd
         .iter()
         .filter_map(|value| value.to_str().ok())
         .flat_map(|line| line.split(','))
-        .map(|part| part.trim().parse::<IpAddr>())
+        .map(|part| part.trim().parse::<IpAddr>().map(|address| address.to_canonical()))
         .collect::<Vec<_>>();
     for hop in forwarded.into_iter().rev() {
         if !is_trusted(nearest) {
@@ -199,6 +246,12 @@ mod tests {
         assert_eq!(
             caller_address(peer, &headers("x-forwarded-for", "junk"), &trusted),
             peer
+        );
+        // As a proxy writes it that hears IPv4 on an IPv6 socket.
+        let mapped = headers("x-forwarded-for", "2.2.2.2, ::ffff:10.0.0.9");
+        assert_eq!(
+            caller_address(peer, &mapped, &trusted),
+            "2.2.2.2".parse::<IpAddr>().unwrap()
         );
     }
 }

@@ -237,6 +237,28 @@ async fn a_failed_operation_is_told_again_to_the_same_key() {
 }
 
 #[tokio::test]
+async fn what_is_begun_is_in_the_trail_also_when_its_caller_goes_away() {
+    let server = TestServer::start().await;
+    let (bot, id, hold, restart) = held(&server).await;
+    restart.abort();
+    let begun = Instant::now();
+    loop {
+        let trail = server.call("GET", &format!("/audit?bot_id={bot}")).send().await.json();
+        let items = trail["items"].as_array().expect("a list");
+        let of_restart = |line: &&Value| line["action"] == "POST /bots/{bot_id}/container/restart";
+        if let Some(line) = items.iter().find(of_restart) {
+            assert_eq!(line["outcome"], "gone", "{line}");
+            assert!(!text_of(line, "user_id").is_empty(), "{line}");
+            break;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(20), "not in {items:#?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    drop(hold);
+    until(&server, &bot, 1, |one| one["id"] == id && one["state"] == "succeeded").await;
+}
+
+#[tokio::test]
 async fn every_change_is_in_the_trail_with_who_what_and_how_it_ended() {
     let mut server = TestServer::start().await;
     let bot = server.bot_with_workspace().await;
