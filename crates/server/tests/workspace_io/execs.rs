@@ -1,6 +1,7 @@
 //! Processes: truthful ends, whole outputs.
 
 use serde_json::{Value, json};
+use skep_testkit::fake_runtime::Verb;
 use skep_testkit::server::{TestServer, text_of};
 
 use crate::{Workspace, until};
@@ -188,6 +189,51 @@ async fn an_idempotency_key_runs_a_command_once() {
     );
     assert_eq!(workspace.output_of("cat ran").await, "x\n");
     call("something else").await.expect_error(422, "idempotency_key_reused");
+}
+
+#[tokio::test]
+async fn a_key_whose_caller_went_away_during_its_snapshot_is_no_dead_key() {
+    let workspace = Workspace::start().await;
+    let call = || {
+        let call = workspace.server.call("POST", &workspace.path("/exec"));
+        let call = call.header("idempotency-key", "left");
+        call.json(&json!({"command": "echo x >> ran; cat ran", "snapshot": true}))
+            .send()
+    };
+    let hold = workspace.server.runtime().faults().hold(Verb::Commit);
+    let left = tokio::spawn(call());
+    let snapshots = async || {
+        let path = format!("/bots/{}/operations", workspace.bot);
+        let listed = workspace.server.call("GET", &path).send().await.json();
+        let of_kind = |one: &&Value| one["kind"] == "snapshot";
+        let items = listed["items"].as_array().expect("a list").clone();
+        items.iter().filter(of_kind).cloned().collect::<Vec<_>>()
+    };
+    until(async || match &snapshots().await[..] {
+        [one] if one["state"] == "running" => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await;
+    left.abort();
+    // Until the server has dropped the request.
+    until(async || {
+        let path = format!("/audit?bot_id={}", workspace.bot);
+        let trail = workspace.server.call("GET", &path).send().await.json();
+        let items = trail["items"].as_array().expect("a list");
+        match items.iter().any(|line| line["outcome"] == "gone") {
+            true => Ok(()),
+            false => Err(format!("{items:?}")),
+        }
+    })
+    .await;
+    drop(hold);
+    let repeated = call().await.expect_status(200).json();
+    assert_eq!(
+        (&repeated["stdout"], repeated["exit_code"].as_i64()),
+        (&json!("x\n"), Some(0))
+    );
+    assert!(repeated["snapshot_version"].is_u64(), "{repeated}");
+    assert_eq!(snapshots().await.len(), 1);
 }
 
 #[tokio::test]

@@ -11,11 +11,13 @@ use axum::extract::State;
 use axum::http::header::ACCEPT;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use serde::Deserialize;
 use skep_api::{ErrorBody, ExecInfo, ExecList, ExecRequest, ExecResult, ExecStarted, ExecState, ExecStreamEvent};
-use skep_core::Outcome;
 use skep_core::bridge::Bridge;
 use skep_core::exec::{self, ExecId, ExecOutcome, ExecStatus, Program, TextPiece};
+use skep_core::{Outcome, Requester};
+use skep_names::BotId;
 use skep_store::IdempotencyOutcome;
 use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
@@ -26,10 +28,10 @@ pub(super) use wanted::log_limits;
 
 use super::files::{bridge_of, exact_text, refused};
 use crate::app::App;
-use crate::http::access::{BotAccess, Operate};
+use crate::http::access::{BotAccess, Caller, Operate};
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::{Query, RawJsonBody};
-use crate::http::idempotency::{Begin, Idempotency};
+use crate::http::idempotency::{Begin, Claim, Idempotency};
 
 /// How much of each output an answer holds; the rest is in the log.
 const MOST_ANSWERED_BYTES: usize = 1024 * 1024;
@@ -79,8 +81,19 @@ async fn run(
             "the bridge of this workspace is too old for an Idempotency-Key: it would run the process twice",
         ));
     }
-    let asked = (&body.bytes[..], snapshot, &bridge);
-    let begun = begin(&app, &access, &idempotency, asked).await?;
+    let beginning = Beginning {
+        caller: access.caller.clone(),
+        idempotency: idempotency.clone(),
+        body: body.bytes,
+        snapshot_for: snapshot.then(|| (access.bot.id.clone(), access.requester())),
+        bridge: bridge.clone(),
+    };
+    // To its end also when the client goes away: its repeat would wait in vain for a key that nobody works on.
+    let begun = app
+        .tasks()
+        .spawn(beginning.begin(app.clone()))
+        .await
+        .map_err(ApiError::internal)??;
     let (id, snapshot_version) = (begun.id.clone(), begun.snapshot_version);
     let claim = idempotency.claim(&access.caller);
     if snapshot {
@@ -119,46 +132,56 @@ struct Begun {
     snapshot_version: Option<u64>,
 }
 
-/// The id of the process of this request, and the version that is taken first. With an idempotency key both are
-/// remembered before the process is started: a repeat asks for the same id, and the bridge gives the process there is.
-/// One that was started and that the bridge knows no more, because its workspace ended under it, is never run again.
-async fn begin(
-    app: &App,
-    access: &BotAccess<Operate>,
-    idempotency: &Idempotency,
-    (body, snapshot, bridge): (&[u8], bool, &Bridge),
-) -> ApiResult<Begun> {
-    match idempotency.begin(app, &access.caller, body).await? {
-        Begin::First(claim) => {
-            let snapshot_version = match snapshot {
-                true => match take_version(app, access).await {
-                    Ok(version) => Some(version),
-                    Err(error) => {
-                        claim.release(app).await?;
-                        return Err(error);
-                    }
-                },
-                false => None,
-            };
-            let id = ExecId::random();
-            let begun = Begun { id, snapshot_version };
-            claim.finish(app, &with_id(&begun, GIVEN)).await?;
-            Ok(begun)
-        }
-        Begin::Again(outcome) => {
-            let (status, id) = outcome
-                .answer
-                .ok_or_else(|| ApiError::internal("an idempotency key of an exec without its id"))?;
-            let (id, version) = id.split_once(' ').unwrap_or((&id, ""));
-            let id = ExecId::parse(id).map_err(refused)?;
-            if status == STARTED.as_u16() {
-                exec::status(bridge, &id).await.map_err(refused)?;
+/// What a process is begun from.
+struct Beginning {
+    caller: Caller,
+    idempotency: Idempotency,
+    body: Bytes,
+    /// Whose version is taken first, and for whom.
+    snapshot_for: Option<(BotId, Requester)>,
+    bridge: Bridge,
+}
+
+impl Beginning {
+    /// The id of the process of this request, and the version that is taken first. With an idempotency key both are
+    /// remembered before the process is started: a repeat asks for the same id, and the bridge gives the process
+    /// there is. One that was started and that the bridge knows no more, because its workspace ended under it, is
+    /// never run again.
+    async fn begin(self, app: App) -> ApiResult<Begun> {
+        match self.idempotency.begin(&app, &self.caller, &self.body).await? {
+            Begin::First(claim) => {
+                let begun = self.begin_first(&app, &claim).await;
+                if begun.is_err() {
+                    claim.release(&app).await?;
+                }
+                begun
             }
-            Ok(Begun {
-                id,
-                snapshot_version: version.parse().ok(),
-            })
+            Begin::Again(outcome) => {
+                let (status, id) = outcome
+                    .answer
+                    .ok_or_else(|| ApiError::internal("an idempotency key of an exec without its id"))?;
+                let (id, version) = id.split_once(' ').unwrap_or((&id, ""));
+                let id = ExecId::parse(id).map_err(refused)?;
+                if status == STARTED.as_u16() {
+                    exec::status(&self.bridge, &id).await.map_err(refused)?;
+                }
+                Ok(Begun {
+                    id,
+                    snapshot_version: version.parse().ok(),
+                })
+            }
         }
+    }
+
+    async fn begin_first(self, app: &App, claim: &Claim) -> ApiResult<Begun> {
+        let snapshot_version = match self.snapshot_for {
+            Some((bot, requester)) => Some(take_version(app, &bot, requester).await?),
+            None => None,
+        };
+        let id = ExecId::random();
+        let begun = Begun { id, snapshot_version };
+        claim.finish(app, &with_id(&begun, GIVEN)).await?;
+        Ok(begun)
     }
 }
 
@@ -173,17 +196,13 @@ fn with_id(begun: &Begun, status: StatusCode) -> IdempotencyOutcome {
     }
 }
 
-async fn take_version(app: &App, access: &BotAccess<Operate>) -> ApiResult<u64> {
-    let (server, bot, requester) = (app.clone(), access.bot.id.clone(), access.requester());
-    let work = async move {
-        let wanted = ("", skep_core::SOURCE_PRE_EXEC);
-        let handle = server.core().take_snapshot(&bot, wanted, &requester).await?;
-        match handle.outcome().await? {
-            Outcome::Snapshot(taken) => Ok(taken.version),
-            _ => Err(ApiError::internal("a snapshot without a version")),
-        }
-    };
-    app.tasks().spawn(work).await.map_err(ApiError::internal)?
+async fn take_version(app: &App, bot: &BotId, requester: Requester) -> ApiResult<u64> {
+    let wanted = ("", skep_core::SOURCE_PRE_EXEC);
+    let handle = app.core().take_snapshot(bot, wanted, &requester).await?;
+    match handle.outcome().await? {
+        Outcome::Snapshot(taken) => Ok(taken.version),
+        _ => Err(ApiError::internal("a snapshot without a version")),
+    }
 }
 
 fn wants_events(headers: &HeaderMap) -> bool {
