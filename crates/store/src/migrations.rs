@@ -23,6 +23,11 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     ),
     (4, "backups", include_str!("../migrations/0004_backups.sql")),
     (5, "versions", include_str!("../migrations/0005_versions.sql")),
+    (
+        6,
+        "idempotency keys by age",
+        include_str!("../migrations/0006_idempotency_by_age.sql"),
+    ),
 ];
 
 /// One migration and whether this database has it.

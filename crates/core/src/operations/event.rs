@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 use skep_runtime::{ImageRecord, LayerPhase, LayerProgress};
 use skep_store::VersionRow;
 
-/// One event; ids count from 1 within an operation, a gap is where a passing `pull_progress` was not kept.
+/// One event; ids count from 1 within an operation, a gap is where a passing `pull_progress` was not kept,
+/// or where another server carried the operation on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct OperationEvent {
     /// For `id:` lines and `Last-Event-ID`.
