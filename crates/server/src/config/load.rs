@@ -119,9 +119,10 @@ impl Settings {
     }
 
     fn take_file(&mut self, path: &Path, text: &str) -> Result<(), ConfigError> {
-        let file: Table = text.parse().map_err(|source| ConfigError::Syntax {
+        let file: Table = text.parse().map_err(|source: toml::de::Error| ConfigError::Syntax {
             path: path.to_owned(),
-            source: Box::new(source),
+            line: line_of(text, &source),
+            message: source.message().to_owned(),
         })?;
         self.file = Some(path.to_owned());
         if reference::has_old_mcp(&file) {
@@ -238,6 +239,12 @@ impl Settings {
             .or_default()
             .insert(key.name, Setting { key, value, origin });
     }
+}
+
+/// Where a mistake stands, counted from 1.
+fn line_of(text: &str, mistake: &toml::de::Error) -> usize {
+    let before = mistake.span().map_or(0, |at| at.start).min(text.len());
+    text.as_bytes()[..before].iter().filter(|byte| **byte == b'\n').count() + 1
 }
 
 fn registry_key(host: &str, name: &str, origin: &Origin) -> Result<&'static Key, ConfigError> {

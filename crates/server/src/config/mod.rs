@@ -33,11 +33,12 @@ pub enum ConfigError {
         #[source]
         source: std::io::Error,
     },
-    /// The file is not TOML.
-    #[error("{} is not valid TOML: {source}", path.display())]
+    /// The file is not TOML. The line itself is not shown: a secret may stand on it.
+    #[error("{}, line {line}: not valid TOML: {message}", path.display())]
     Syntax {
         path: PathBuf,
-        source: Box<toml::de::Error>,
+        line: usize,
+        message: String,
     },
     /// Nobody knows that key.
     #[error("unknown key {key} ({origin}); did you mean {nearest}?")]

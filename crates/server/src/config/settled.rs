@@ -88,6 +88,14 @@ impl Config {
     }
 }
 
+/// What may be shown of a URL: one with `@` holds a user and a password.
+fn without_credentials(url: &str) -> String {
+    match url.split_once("://") {
+        Some((scheme, rest)) if rest.contains('@') => format!("{scheme}://…"),
+        _ => url.to_owned(),
+    }
+}
+
 /// A key that is set and cannot be honoured is an error: never silently less than was asked for.
 fn refuse_what_comes_later(reader: &Reader<'_>) -> Result<(), ConfigError> {
     let later = |key, value: String, reason| Err(ConfigError::NotInThisVersion { key, value, reason });
@@ -100,7 +108,8 @@ fn refuse_what_comes_later(reader: &Reader<'_>) -> Result<(), ConfigError> {
         );
     }
     if !url.is_empty() && url != "sqlite://<data_root>/skep.db" {
-        return later("database.url", url, "the database is <data_root>/skep.db");
+        let shown = without_credentials(&url);
+        return later("database.url", shown, "the database is <data_root>/skep.db");
     }
     if !reader.text("server", "metrics_addr").is_empty() {
         return later(

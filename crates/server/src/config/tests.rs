@@ -187,3 +187,20 @@ fn a_registry_is_put_before_the_default_image() {
     );
     assert!(config.workspace.default_image_is_ours);
 }
+
+#[test]
+fn no_mistake_shows_a_secret() {
+    for (file, line) in [
+        ("[admin]\npassword = \"s3cret\n", "line 2"),
+        ("[auth]\n\njwt_secret = s3cret\n", "line 3"),
+        ("[registry.\"r.test\"]\npassword = 's3cret\n", "line 2"),
+    ] {
+        let told = read(file).unwrap_err();
+        let told = format!("{told} {told:?}");
+        assert!(told.contains(line) && !told.contains("s3cret"), "{told}");
+    }
+    let url = read("[database]\nurl = 'mysql://user:s3cret@db.test/skep'\n").unwrap();
+    let told = Config::settle(&url).unwrap_err();
+    let told = format!("{told} {told:?}");
+    assert!(told.contains("mysql://…") && !told.contains("s3cret"), "{told}");
+}
