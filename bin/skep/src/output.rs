@@ -67,6 +67,13 @@ pub(crate) fn print_text(text: &str) -> Result<()> {
     }
 }
 
+/// A line for a person who reads along. Whoever stopped reading (`skep down | head -1`) does not end the work.
+pub(crate) fn tell(line: std::fmt::Arguments<'_>) {
+    match writeln!(std::io::stdout(), "{line}") {
+        Ok(()) | Err(_) => {}
+    }
+}
+
 /// A field as text; absent and null are empty. `a.b` reads below.
 pub(crate) fn text(item: &Value, field: &str) -> String {
     let found = field.split('.').try_fold(item, |value, part| value.get(part));

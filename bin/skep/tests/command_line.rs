@@ -501,3 +501,22 @@ async fn a_port_of_a_workspace_is_reached_from_here_until_ctrl_c() {
     let status = tokio::task::spawn_blocking(move || forwarding.wait()).await;
     assert!(status.expect("waited for").expect("its end").success());
 }
+
+#[tokio::test]
+async fn down_goes_on_when_nobody_reads_along() {
+    let home = tempfile::tempdir().expect("a directory");
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_skep"));
+    command
+        .arg("down")
+        .env("HOME", home.path())
+        .env("SKEP_WORKSPACE__DATA_ROOT", home.path().join("none"))
+        .current_dir(home.path())
+        .stdout(writer);
+    let status = tokio::task::spawn_blocking(move || command.status())
+        .await
+        .expect("it is waited for")
+        .expect("skep runs");
+    assert_eq!(status.code(), Some(0));
+}

@@ -19,6 +19,7 @@ use super::{configuration, running};
 use crate::arguments::ConfigurationFile;
 use crate::client::{SERVER_FILE, ServerFile};
 use crate::failure::{Failure, Result, with_causes};
+use crate::output::tell;
 
 /// The server lets operations reach a safe step for 30 s; then it is gone.
 const SERVER_END_LIMIT: Duration = Duration::from_secs(45);
@@ -31,7 +32,10 @@ pub(crate) async fn run(file: ConfigurationFile) -> Result<()> {
     configuration::start_logging(&config.log)?;
     let root = &config.workspace.data_root;
     if !root.exists() {
-        println!("nothing to stop: there is no data root {}", root.display());
+        tell(format_args!(
+            "nothing to stop: there is no data root {}",
+            root.display()
+        ));
         return Ok(());
     }
     let data_root = end_server(&config).await?;
@@ -42,10 +46,10 @@ pub(crate) async fn run(file: ConfigurationFile) -> Result<()> {
     stop_workspaces(&config, &data_root, &which).await?;
     if let Which::Own(_) = &which {
         backend::stop_daemon(&which).await?;
-        println!("containerd of {} is stopped", data_root.path().display());
+        tell(format_args!("containerd of {} is stopped", data_root.path().display()));
     }
     clear_run_directory(&backend::run_directory(&id))?;
-    println!("nothing was deleted; `skep up` brings everything back");
+    tell(format_args!("nothing was deleted; `skep up` brings everything back"));
     Ok(())
 }
 
@@ -70,7 +74,7 @@ async fn end_server(config: &Config) -> Result<DataRoot> {
     loop {
         match running::claim(config, "skep down") {
             Ok(data_root) => {
-                println!("the server (process {}) is stopped", server.pid);
+                tell(format_args!("the server (process {}) is stopped", server.pid));
                 return Ok(data_root);
             }
             Err(refused) if Instant::now() >= limit => return Err(refused),
@@ -122,7 +126,7 @@ async fn stop_workspaces(config: &Config, data_root: &DataRoot, which: &Which) -
         .try_collect::<Vec<()>>()
         .await
         .map_err(failed)?;
-    println!("workspaces stopped: {}", running.len());
+    tell(format_args!("workspaces stopped: {}", running.len()));
     runtime.sweep().await.map_err(failed)?;
     runtime
         .network()

@@ -8,7 +8,7 @@ use crate::arguments::{BuildArguments, OutputForm};
 use crate::commands::images;
 use crate::failure::{Failure, Result, with_causes};
 use crate::machine::running::Running;
-use crate::output::text;
+use crate::output::{tell, text};
 
 /// What the image is built from where it cannot be pulled.
 const BUILT_FROM: &str = "debian:bookworm";
@@ -29,10 +29,10 @@ pub(super) async fn ensure(config: &Config, running: &Running) -> Result<Outcome
     let wanted = running.server.core().settings().default_image.clone();
     let stored = client.all_items("/images").await?;
     if is_stored(&stored, wanted.as_str()) {
-        println!("image {wanted} is there");
+        tell(format_args!("image {wanted} is there"));
         return Ok(Outcome::There);
     }
-    println!("pulling image {wanted}");
+    tell(format_args!("pulling image {wanted}"));
     let failure = match images::pull(client, OutputForm::Table, wanted.as_str()).await {
         Ok(_) => return Ok(Outcome::There),
         Err(failure @ (Failure::StreamFailed { .. } | Failure::Refused { status: 502, .. })) => failure,
@@ -41,8 +41,10 @@ pub(super) async fn ensure(config: &Config, running: &Running) -> Result<Outcome
     if !config.workspace.default_image_is_ours {
         return Err(failure);
     }
-    println!("image {wanted} cannot be pulled ({failure})");
-    println!("building one from the packages of {BUILT_FROM} instead; this takes a minute or two");
+    tell(format_args!("image {wanted} cannot be pulled ({failure})"));
+    tell(format_args!(
+        "building one from the packages of {BUILT_FROM} instead; this takes a minute or two"
+    ));
     let build = BuildArguments {
         from: BUILT_FROM.into(),
         name: None,
@@ -64,7 +66,9 @@ pub(super) async fn ensure(config: &Config, running: &Running) -> Result<Outcome
         .keep_default_image(&built)
         .await
         .map_err(|error| Failure::Failed(with_causes(&error)))?;
-    println!("image {built} is built, and the default image of this data root from now on");
+    tell(format_args!(
+        "image {built} is built, and the default image of this data root from now on"
+    ));
     Ok(Outcome::BuiltHere)
 }
 

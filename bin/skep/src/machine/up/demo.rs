@@ -10,7 +10,7 @@ use crate::arguments::OutputForm;
 use crate::client::{Bot, Client, find_bot};
 use crate::commands::workspaces::create_workspace;
 use crate::failure::{Failure, Result};
-use crate::output::{printable, text};
+use crate::output::{printable, tell, text};
 
 const NAME: &str = "demo";
 /// A workspace that ran is started by the server itself; it is waited for this long.
@@ -22,7 +22,7 @@ pub(super) async fn show(client: &Client) -> Result<()> {
     let bot = match find_bot(client, NAME).await {
         Ok(bot) => bot,
         Err(Failure::NoSuchBot(_)) => {
-            println!("making the bot {NAME}");
+            tell(format_args!("making the bot {NAME}"));
             let made = client
                 .post("/bots?workspace=false", &json!({"display_name": NAME}))
                 .await?;
@@ -35,12 +35,14 @@ pub(super) async fn show(client: &Client) -> Result<()> {
     };
     match client.get(&format!("/bots/{}/container", bot.id)).await {
         Ok(info) if text(&info, "desired") == "stopped" => {
-            println!("the workspace of {NAME} is stopped, and stays so; `skep start {NAME}` starts it");
+            tell(format_args!(
+                "the workspace of {NAME} is stopped, and stays so; `skep start {NAME}` starts it"
+            ));
             return Ok(());
         }
         Ok(_) => wait_until_running(client, &bot).await?,
         Err(Failure::Refused { status: 404, .. }) => {
-            println!("making its workspace");
+            tell(format_args!("making its workspace"));
             create_workspace(client, OutputForm::Table, &bot.id, &CreateWorkspaceRequest::default()).await?;
         }
         Err(other) => return Err(other),
@@ -67,12 +69,12 @@ async fn wait_until_running(client: &Client, bot: &Bot) -> Result<()> {
 }
 
 async fn run_in(client: &Client, bot: &Bot) -> Result<()> {
-    println!("\n$ skep exec {NAME} -- sh -c '{SHOWN}'");
+    tell(format_args!("\n$ skep exec {NAME} -- sh -c '{SHOWN}'"));
     let result = client
         .post(&format!("/bots/{}/container/exec", bot.id), &json!({"command": SHOWN}))
         .await?;
     for line in text(&result, "stdout").lines().chain(text(&result, "stderr").lines()) {
-        println!("  {}", printable(line));
+        tell(format_args!("  {}", printable(line)));
     }
     match result.get("exit_code").and_then(Value::as_i64) {
         Some(0) => Ok(()),

@@ -13,6 +13,7 @@ use super::running::{self, Running, Signals};
 use super::{backend, configuration};
 use crate::arguments::UpArguments;
 use crate::failure::{Failure, Result};
+use crate::output::tell;
 
 pub(crate) async fn run(up: UpArguments) -> Result<()> {
     let started = Instant::now();
@@ -45,13 +46,16 @@ pub(crate) async fn run(up: UpArguments) -> Result<()> {
     if let Err(failure) = shown {
         return give_up(running, &sign_in, failure).await;
     }
-    println!("\nReady after {:.1} s.\n{sign_in}", started.elapsed().as_secs_f64());
+    tell(format_args!(
+        "\nReady after {:.1} s.\n{sign_in}",
+        started.elapsed().as_secs_f64()
+    ));
     tell_what_next(&running);
     running.until_told().await?;
-    println!(
+    tell(format_args!(
         "
 The server has ended; workspaces run on. `skep down` stops them."
-    );
+    ));
     Ok(())
 }
 
@@ -67,7 +71,7 @@ fn interrupted() -> Failure {
 
 /// Ends the server in order, and passes on why. A password that was shown to nobody would be lost.
 async fn give_up(running: Running, sign_in: &str, failure: Failure) -> Result<()> {
-    println!("{sign_in}");
+    tell(format_args!("{sign_in}"));
     running.end().await;
     Err(failure)
 }
@@ -75,9 +79,14 @@ async fn give_up(running: Running, sign_in: &str, failure: Failure) -> Result<()
 async fn start_daemon(which: &backend::Which) -> Result<Option<Daemon>> {
     let daemon = backend::start_daemon(which).await?;
     match &daemon {
-        Some(daemon) if daemon.already_running => println!("containerd of ours runs already (process {})", daemon.pid),
-        Some(daemon) => println!("containerd of ours is started (process {})", daemon.pid),
-        None => println!("containerd at {} is used, as configured", which.socket().display()),
+        Some(daemon) if daemon.already_running => {
+            tell(format_args!("containerd of ours runs already (process {})", daemon.pid))
+        }
+        Some(daemon) => tell(format_args!("containerd of ours is started (process {})", daemon.pid)),
+        None => tell(format_args!(
+            "containerd at {} is used, as configured",
+            which.socket().display()
+        )),
     }
     Ok(daemon)
 }
@@ -108,7 +117,7 @@ fn tell_sign_in(first: &FirstAdmin) -> String {
 }
 
 fn tell_what_next(running: &Running) {
-    println!(
+    tell(format_args!(
         "
   server     {server}      API: {server}/api/docs
   data root  {root}
@@ -125,5 +134,5 @@ Ctrl-C ends the server and leaves workspaces running; `skep down` stops everythi
         server = running.address(),
         root = running.server.data_root().path().display(),
         key = running.server.admin_key().display(),
-    );
+    ));
 }
