@@ -19,7 +19,8 @@ use tokio_util::task::TaskTracker;
 use crate::app::{App, Parts};
 use crate::audit::AuditTrail;
 use crate::auth::{
-    Auth, BootstrapError, FirstAdmin, ensure_admin_key, ensure_first_admin, keep_secret_file, random_secret,
+    ADMIN_KEY_FILE, Auth, BootstrapError, FirstAdmin, ensure_admin_key, ensure_first_admin, keep_secret_file,
+    random_secret,
 };
 use crate::config::{Config, PullPolicy};
 use crate::http;
@@ -107,7 +108,7 @@ impl RunningServer {
             .map_err(skep_core::Error::from)?;
         let auth = Auth::new(&token_secret(&config, &data_root)?, config.auth.jwt_expires_in);
         let first_admin = ensure_first_admin(&store, &auth.passwords, &config).await?;
-        let admin_key = data_root.path().join("admin.key");
+        let admin_key = data_root.path().join(ADMIN_KEY_FILE);
         ensure_admin_key(&store, &admin_key).await?;
         let core = Skep::start(skep_core::Parts {
             store: store.clone(),

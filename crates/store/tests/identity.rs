@@ -210,3 +210,32 @@ async fn the_audit_trail_is_paged_newest_first() {
     };
     assert_eq!(fixture.store.audit(&of_bot, None, 9).await.unwrap().rows.len(), 3);
 }
+
+#[tokio::test]
+async fn the_last_active_admin_stays_one_whoever_asks() {
+    let fixture = fixture().await;
+    for (id, name) in [("1", "ada"), ("2", "bob")] {
+        let admin = NewUser {
+            role: UserRole::Admin,
+            ..user(id, name, None)
+        };
+        fixture.store.insert_user(admin).await.unwrap();
+    }
+    let inactive = UserUpdate {
+        is_active: Some(false),
+        ..UserUpdate::default()
+    };
+    let member = UserUpdate {
+        role: Some(UserRole::Member),
+        ..UserUpdate::default()
+    };
+    let first = fixture.store.update_user("1", inactive.clone()).await.unwrap();
+    assert!(!first.unwrap().is_active);
+    for change in [inactive.clone(), member] {
+        assert_eq!(fixture.store.update_user("2", change).await.unwrap(), None);
+    }
+    let left = fixture.store.user("2").await.unwrap().unwrap();
+    assert!(left.is_active && left.role == UserRole::Admin, "{left:?}");
+    // Who is none already may be changed.
+    assert!(fixture.store.update_user("1", inactive).await.unwrap().is_some());
+}

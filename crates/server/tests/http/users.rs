@@ -121,3 +121,31 @@ async fn the_last_admin_cannot_be_taken_away() {
             .expect_error(409, "conflict");
     }
 }
+
+#[tokio::test]
+async fn the_command_line_of_the_host_outlives_the_admin_whose_key_it_had() {
+    let server = TestServer::start().await;
+    let me = server.call("GET", "/users/me").send().await.json();
+    let grace = json!({"username": "grace", "password": "a password", "role": "admin"});
+    let made = server.call("POST", "/users").json(&grace).send().await;
+    let made = made.expect_status(201).json();
+    let token = server.login("grace", "a password").await;
+    let path = format!("/users/{}", me["id"].as_str().unwrap());
+    let disable = server.call_as(&token, "PUT", &path).json(&json!({"is_active": false}));
+    disable.send().await.expect_status(200);
+    let file = server.directory().join("data/admin.key");
+    let kept = || std::fs::read_to_string(&file).unwrap().trim().to_owned();
+    let whose = async |key: &str| {
+        let answer = server.call_as(key, "GET", "/users/me").send().await;
+        answer.expect_status(200).json()["id"].clone()
+    };
+    let key = kept();
+    assert_eq!(whose(&key).await, made["id"]);
+    // Revoked, it is renewed just the same.
+    let keys = server.call_as(&token, "GET", "/auth/keys").send().await.json();
+    let id = keys["items"][0]["id"].as_str().unwrap().to_owned();
+    let revoke = server.call_as(&token, "DELETE", &format!("/auth/keys/{id}"));
+    revoke.send().await.expect_status(204);
+    server.call_as(&key, "GET", "/users/me").send().await.expect_status(401);
+    assert_eq!(whose(&kept()).await, made["id"]);
+}

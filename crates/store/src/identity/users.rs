@@ -217,11 +217,13 @@ impl Store {
         rows.iter().map(read).collect()
     }
 
-    /// Changes fields of a user; `None` when there is no such user.
+    /// Changes fields of a user; `None` when there is no such user, or when he is the last active admin and would be
+    /// one no more: that is looked at in the change itself, so that two admins cannot take away each other at once.
     ///
     /// # Errors
     /// [`StoreError::Exists`] when the address is taken.
     pub async fn update_user(&self, id: &str, update: UserUpdate) -> Result<Option<UserRow>> {
+        let takes_an_admin = update.role == Some(UserRole::Member) || update.is_active == Some(false);
         let mut query = QueryBuilder::<Sqlite>::new("UPDATE users SET updated_at = ");
         query.push_bind(now().timestamp_micros());
         if let Some(email) = update.email {
@@ -242,11 +244,16 @@ impl Store {
         if let Some(active) = update.is_active {
             query.push(", is_active = ").push_bind(active);
         }
-        query
-            .push(" WHERE id = ")
-            .push_bind(id)
-            .push(" RETURNING ")
-            .push(COLUMNS);
+        query.push(" WHERE id = ").push_bind(id);
+        if takes_an_admin {
+            query
+                .push(
+                    " AND (role <> 'admin' OR NOT is_active OR EXISTS (SELECT 1 FROM users AS other WHERE other.id <> ",
+                )
+                .push_bind(id)
+                .push(" AND other.role = 'admin' AND other.is_active))");
+        }
+        query.push(" RETURNING ").push(COLUMNS);
         let row = query
             .build()
             .fetch_optional(self.writer())

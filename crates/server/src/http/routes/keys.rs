@@ -15,6 +15,7 @@ use crate::auth::{digest, new_api_key};
 use crate::http::access::{AccountHolder, Caller, identity_part};
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::{JsonBody, Path};
+use crate::http::routes::users::renew_admin_key;
 use crate::http::wire;
 
 /// Longest name.
@@ -112,5 +113,6 @@ async fn delete(State(app): State<App>, caller: Caller, Path(id): Path<String>) 
     if !app.store().delete_api_key(&caller.user.id, id).await? {
         return Err(not_found());
     }
+    renew_admin_key(&app).await;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -12,8 +12,9 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::app::App;
+use crate::auth::{ADMIN_KEY_FILE, ensure_admin_key};
 use crate::http::access::{AccountHolder, Admin, Caller, identity_part};
-use crate::http::error::{ApiError, ApiResult};
+use crate::http::error::{ApiError, ApiResult, chain};
 use crate::http::extract::{JsonBody, path_part};
 use crate::http::{timezone, wire};
 
@@ -148,9 +149,6 @@ async fn update(
     JsonBody(body): JsonBody<UpdateUserRequest>,
 ) -> ApiResult<Json<User>> {
     let role = checked_role(body.role)?;
-    if role == Some(UserRole::Member) || body.is_active == Some(false) {
-        keep_an_admin(&app, &user).await?;
-    }
     let update = UserUpdate {
         email: checked_email(body.email)?,
         role,
@@ -159,7 +157,9 @@ async fn update(
         timezone: timezone::checked(body.timezone)?,
         is_active: body.is_active,
     };
-    change(&app, &user.id, update).await
+    let changed = change(&app, &user.id, update).await?;
+    renew_admin_key(&app).await;
+    Ok(changed)
 }
 
 /// Give a user another password.
@@ -200,22 +200,14 @@ pub(crate) async fn existing(app: &App, id: &str) -> ApiResult<UserRow> {
         .ok_or_else(|| ApiError::not_found("user not found"))
 }
 
-/// Without an active admin nobody could ever make one again.
-async fn keep_an_admin(app: &App, changed: &UserRow) -> ApiResult<()> {
-    let is_admin = |user: &UserRow| user.role == UserRole::Admin && user.is_active;
-    if !is_admin(changed) {
-        return Ok(());
+/// The command line on this host goes on to work when the key in its file stopped counting, or its user is no admin
+/// any more. What was asked for is done, so a failure is no answer to it; the next start tries again.
+pub(crate) async fn renew_admin_key(app: &App) {
+    let file = app.config().workspace.data_root.join(ADMIN_KEY_FILE);
+    if let Err(error) = ensure_admin_key(app.store(), &file).await {
+        let cause = chain(&error);
+        tracing::error!(cause, "the key of the command line on this host was not renewed");
     }
-    let others = app
-        .store()
-        .users()
-        .await?
-        .iter()
-        .any(|user| user.id != changed.id && is_admin(user));
-    if others {
-        return Ok(());
-    }
-    Err(ApiError::new(ErrorCode::Conflict, "this is the last active admin"))
 }
 
 async fn change(app: &App, id: &str, update: UserUpdate) -> ApiResult<Json<User>> {
@@ -224,8 +216,14 @@ async fn change(app: &App, id: &str, update: UserUpdate) -> ApiResult<Json<User>
         .update_user(id, update)
         .await
         .map_err(taken("the email is taken"))?;
-    row.map(|row| Json(wire::user(row)))
-        .ok_or_else(|| ApiError::not_found("user not found"))
+    match row {
+        Some(row) => Ok(Json(wire::user(row))),
+        // Without an active admin nobody could ever make one again.
+        None if app.store().user(id).await?.is_some() => {
+            Err(ApiError::new(ErrorCode::Conflict, "this is the last active admin"))
+        }
+        None => Err(ApiError::not_found("user not found")),
+    }
 }
 
 async fn set_password(app: &App, id: &str, password: String) -> ApiResult<StatusCode> {
