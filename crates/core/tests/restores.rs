@@ -1,0 +1,261 @@
+//! Data that was kept, put back into a workspace that is there: on the fake runtime, whose layers are read and
+//! written by the same program as real ones.
+
+mod harness;
+
+use std::fs;
+use std::path::PathBuf;
+
+use harness::{World, admin, until};
+use skep_core::{Backup, Code, CreateRequest, DeleteData, Outcome, RestoreMode, RestoreRequest};
+use skep_names::BotId;
+use skep_runtime::RuntimeError;
+use skep_testkit::fake_runtime::Verb;
+use skep_testkit::trees;
+
+async fn preserve(world: &World, bot: &BotId) -> skep_core::Result<Outcome> {
+    let deleted = world.skep.delete_workspace(bot, DeleteData::Preserve, &admin()).await;
+    deleted.unwrap().outcome().await
+}
+
+async fn create_with(world: &World, bot: &BotId, restore_data: Option<bool>) -> skep_core::CompletedWorkspace {
+    let request = CreateRequest {
+        restore_data,
+        ..CreateRequest::default()
+    };
+    let handle = world.skep.create_workspace(bot, request, &admin()).await.unwrap();
+    match handle.outcome().await.unwrap() {
+        Outcome::Workspace(completed) => completed,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn backups(world: &World, bot: &BotId) -> Vec<Backup> {
+    world.skep.backups(bot).await.unwrap()
+}
+
+fn names(backups: &[Backup]) -> Vec<&str> {
+    backups.iter().map(|backup| backup.name.as_str()).collect()
+}
+
+fn file_of(world: &World, name: &str) -> PathBuf {
+    world.root.path().join("backups").join(name)
+}
+
+fn broken() -> RuntimeError {
+    RuntimeError::other("reading", std::io::Error::other("broken"))
+}
+
+async fn restore(world: &World, bot: &BotId, request: RestoreRequest) -> skep_core::Result<Outcome> {
+    world.skep.restore_data(bot, request, &admin()).await?.outcome().await
+}
+
+/// A bot whose workspace runs with `/data/here`, and whose current backup holds `/data/file`.
+async fn with_backup_aside(world: &World) -> BotId {
+    let bot = world.running_bot().await;
+    world.write(&bot, "/data/file", "kept").await;
+    preserve(world, &bot).await.unwrap();
+    create_with(world, &bot, Some(false)).await;
+    world.write(&bot, "/data/here", "before").await;
+    bot
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_merges_or_replaces_and_takes_the_current_backup() {
+    let world = World::new().await;
+    let bot = with_backup_aside(&world).await;
+    let name = format!("{bot}.tar.gz");
+    let by_name = |mode| RestoreRequest {
+        name: Some(name.clone()),
+        mode,
+        ..RestoreRequest::default()
+    };
+    restore(&world, &bot, by_name(RestoreMode::Merge)).await.unwrap();
+    assert_eq!(world.read(&bot, "/data/file").await, "kept");
+    assert_eq!(world.read(&bot, "/data/here").await, "before");
+    assert_eq!(
+        names(&backups(&world, &bot).await),
+        [name.as_str()],
+        "asked for by name, it is kept"
+    );
+    world.write(&bot, "/data/file", "changed").await;
+    let current = RestoreRequest {
+        mode: RestoreMode::Replace,
+        ..RestoreRequest::default()
+    };
+    restore(&world, &bot, current.clone()).await.unwrap();
+    assert_eq!(world.read(&bot, "/data/file").await, "kept");
+    assert!(!world.runtime.layer_path(&bot).join("data/here").exists());
+    assert_eq!(backups(&world, &bot).await, []);
+    let nothing = restore(&world, &bot, current).await.unwrap_err();
+    assert_eq!(
+        (nothing.code(), nothing.to_string().as_str()),
+        (Code::BackupNotFound, "no preserved data found")
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_generation_that_is_found_damaged_is_set_aside_and_never_shown_as_good() {
+    let world = World::new().await;
+    let bot = with_backup_aside(&world).await;
+    preserve(&world, &bot).await.unwrap();
+    create_with(&world, &bot, Some(false)).await;
+    world.write(&bot, "/data/here", "now").await;
+    let name = format!("{bot}.1.tar.gz");
+    let bytes = fs::read(file_of(&world, &name)).unwrap();
+    fs::write(file_of(&world, &name), &bytes[..bytes.len() - 20]).unwrap();
+    let asked = |name: &str| RestoreRequest {
+        name: Some(name.to_owned()),
+        ..RestoreRequest::default()
+    };
+    let aside = format!("{bot}.tar.gz.corrupt");
+    let refused = restore(&world, &bot, asked(&name)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ArchiveRefused);
+    assert!(refused.to_string().contains(&aside), "{refused}");
+    for _ in 0..2 {
+        let listed = backups(&world, &bot).await;
+        let shown: Vec<_> = listed.iter().map(|one| (one.name.clone(), one.verified)).collect();
+        assert_eq!(shown, [(format!("{bot}.tar.gz"), true), (aside.clone(), false)]);
+        // Asked for by its new name it is refused as well, and keeps that name.
+        let refused = restore(&world, &bot, asked(&aside)).await.unwrap_err();
+        assert_eq!(refused.code(), Code::ArchiveRefused);
+    }
+    assert_eq!(world.read(&bot, "/data/here").await, "now");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_that_is_meant_by_its_digest_is_that_one_or_none() {
+    let world = World::new().await;
+    let bot = with_backup_aside(&world).await;
+    let meant = backups(&world, &bot).await.remove(0);
+    let hold = world.runtime.faults().hold(Verb::Remove);
+    let deleting = world.skep.delete_workspace(&bot, DeleteData::Preserve, &admin()).await;
+    until(|| async {
+        match backups(&world, &bot).await.len() {
+            2 => Ok(()),
+            other => Err(format!("{other} backups")),
+        }
+    })
+    .await;
+    let by = |sha256: Option<String>| RestoreRequest {
+        name: Some(meant.name.clone()),
+        sha256,
+        mode: RestoreMode::Replace,
+    };
+    // Its name is another's by now.
+    let refused = restore(&world, &bot, by(meant.sha256.clone())).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PreconditionFailed);
+    let refused = world
+        .skep
+        .delete_backup(&bot, &meant.name, meant.sha256.as_deref())
+        .await;
+    assert_eq!(refused.unwrap_err().code(), Code::PreconditionFailed);
+    drop(hold);
+    deleting.unwrap().outcome().await.unwrap();
+    assert_eq!(backups(&world, &bot).await.len(), 2, "nothing was removed");
+    create_with(&world, &bot, Some(false)).await;
+    let one = RestoreRequest {
+        name: Some(format!("{bot}.1.tar.gz")),
+        ..by(meant.sha256.clone())
+    };
+    restore(&world, &bot, one).await.unwrap();
+    assert_eq!(world.read(&bot, "/data/file").await, "kept");
+    assert!(!world.runtime.layer_path(&bot).join("data/here").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_that_fails_leaves_everything_as_it_was() {
+    let world = World::new().await;
+    let bot = with_backup_aside(&world).await;
+    let before = trees::describe(&world.runtime.layer_path(&bot).join("data")).unwrap();
+    world.runtime.faults().fail_next(Verb::WriteData, broken());
+    restore(&world, &bot, RestoreRequest::default()).await.unwrap_err();
+    assert_eq!(
+        trees::describe(&world.runtime.layer_path(&bot).join("data")).unwrap(),
+        before
+    );
+    assert!(world.skep.workspace_info(&bot).await.unwrap().task_running);
+    assert_eq!(backups(&world, &bot).await.len(), 1);
+    // A stopped workspace stays stopped, and gets its data all the same.
+    world.stop(&bot).await.unwrap();
+    restore(&world, &bot, RestoreRequest::default()).await.unwrap();
+    assert!(!world.skep.workspace_info(&bot).await.unwrap().task_running);
+    world.start(&bot).await.unwrap();
+    assert_eq!(world.read(&bot, "/data/file").await, "kept");
+    assert_eq!(world.read(&bot, "/data/here").await, "before");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_after_which_the_workspace_does_not_start_has_restored() {
+    let world = World::new().await;
+    let bot = with_backup_aside(&world).await;
+    world.runtime.faults().fail_next(Verb::Start, broken());
+    restore(&world, &bot, RestoreRequest::default()).await.unwrap();
+    assert_eq!(
+        backups(&world, &bot).await.len(),
+        0,
+        "what was put back is not kept twice"
+    );
+    world.start(&bot).await.unwrap();
+    assert_eq!(world.read(&bot, "/data/file").await, "kept");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_that_a_crash_cuts_off_is_carried_on() {
+    let mut world = World::new().await;
+    let bot = with_backup_aside(&world).await;
+    let hold = world.runtime.faults().hold(Verb::WriteData);
+    let handle = world
+        .skep
+        .restore_data(&bot, RestoreRequest::default(), &admin())
+        .await
+        .unwrap();
+    until(|| async {
+        match world.runtime.faults().calls(Verb::WriteData) {
+            0 => Err("nothing is written yet".to_owned()),
+            _ => Ok(()),
+        }
+    })
+    .await;
+    drop(handle);
+    world.crash().await;
+    drop(hold);
+    until(|| async {
+        match backups(&world, &bot).await.len() {
+            0 => Ok(()),
+            left => Err(format!("{left} backups are left")),
+        }
+    })
+    .await;
+    assert_eq!(world.read(&bot, "/data/file").await, "kept");
+    assert_eq!(world.read(&bot, "/data/here").await, "before");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_restores_make_no_long_line_and_keep_every_version() {
+    let world = World::with(|settings| settings.versions.merge_over = 5).await;
+    let bot = with_backup_aside(&world).await;
+    let taken = world.skep.take_snapshot(&bot, ("", ""), &admin()).await.unwrap();
+    taken.outcome().await.unwrap();
+    let by_name = RestoreRequest {
+        name: Some(format!("{bot}.tar.gz")),
+        mode: RestoreMode::Merge,
+        ..RestoreRequest::default()
+    };
+    for round in 0..20 {
+        if round % 7 == 6 {
+            world.runtime.faults().fail_next(Verb::WriteData, broken());
+            restore(&world, &bot, by_name.clone()).await.unwrap_err();
+        }
+        world.write(&bot, "/data/file", "changed").await;
+        restore(&world, &bot, by_name.clone()).await.unwrap();
+        assert_eq!(world.read(&bot, "/data/file").await, "kept");
+        assert_eq!(world.read(&bot, "/data/here").await, "before");
+        let layers = world.skep.snapshots(&bot, None).await.unwrap().snapshots.len();
+        assert!(layers <= 5 + 4, "{layers} layers after {} restores", round + 1);
+    }
+    let back = world.skep.roll_back(&bot, 1, &admin()).await.unwrap();
+    back.outcome().await.unwrap();
+    assert!(!world.runtime.layer_path(&bot).join("data/file").exists());
+    assert_eq!(world.read(&bot, "/data/here").await, "before");
+}
