@@ -14,6 +14,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .bytes("data")
         .bytes("stdin_data")
         .bytes("content")
+        .codec_path("crate::CountedCodec")
         .compile_fds(files)?;
     Ok(())
 }

@@ -2,9 +2,11 @@
 //!
 //! [`bridgepb`] is the reference's service and never changes; [`workspace`] is ours and only grows.
 
+mod counted;
 mod describe;
 pub mod reason;
 
+pub use counted::CountedCodec;
 pub use describe::{etag, mode_of_text, mode_text};
 
 /// The reference's service, wire compatible both ways.

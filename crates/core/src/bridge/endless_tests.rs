@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::{StreamExt, stream};
-use skep_bridge_protocol::workspace::{ExecData, ExecEvent, exec_event::Event};
+use skep_bridge_protocol::workspace::{ExecData, ExecEvent, ExecList, ExecStatus, exec_event::Event};
 use tonic::{Code, Status};
 
 use super::BridgeError;
@@ -128,6 +128,58 @@ async fn streams_that_nobody_reads_hold_no_more_than_their_windows() {
     }
     let grown = resident_bytes().saturating_sub(before);
     assert!(grown < LITTLE_MEMORY, "memory grew by {grown} bytes");
+}
+
+/// The same message again and again.
+fn endless_messages(message: &impl tonic_prost::prost::Message) -> Lies {
+    let body = message.encode_to_vec();
+    let length = u32::try_from(body.len()).expect("it is below 4 MiB").to_be_bytes();
+    let framed = Bytes::from([&[0], length.as_slice(), &body].concat());
+    Lies::Raw(stream::repeat(framed).boxed())
+}
+
+#[tokio::test]
+async fn a_list_of_processes_with_commands_without_end_is_not_held() {
+    let one = |argv| ExecStatus {
+        exec_id: "id".to_owned(),
+        argv,
+        ..ExecStatus::default()
+    };
+    let nothings = one(vec![Vec::new(); 500_000]);
+    let long = one(vec![vec![b'x'; 1 << 20]]);
+    for status in [nothings, long] {
+        let page = ExecList { execs: vec![status] };
+        let impostor = impostor(move |_| endless_messages(&page)).await;
+        let before = resident_bytes();
+        let listed = tokio::time::timeout(Duration::from_secs(10), exec::list(&impostor.bridge)).await;
+        assert!(!matches!(listed, Ok(Ok(_))), "it has no end");
+        let grown = resident_bytes().saturating_sub(before);
+        assert!(grown < LITTLE_MEMORY, "memory grew by {grown} bytes");
+    }
+}
+
+#[tokio::test]
+async fn streams_of_very_small_frames_that_nobody_reads_are_not_held_for_ever() {
+    let length = Bytes::from_static(&[0, 0, 0x3f, 0xff, 0xff]);
+    let drops = move || {
+        let begin = stream::once(std::future::ready(length.clone()));
+        Lies::Raw(begin.chain(stream::repeat(Bytes::from_static(b"x"))).boxed())
+    };
+    let impostor = impostor(move |_| drops()).await;
+    let before = resident_bytes();
+    let begun = (0..16).map(|number| {
+        let id = ExecId::parse(&format!("id-{number}")).expect("an id");
+        let request = ExecRequest::of(Program::Command("true".to_owned()));
+        let bridge = &impostor.bridge;
+        async move { tokio::time::timeout(Duration::from_secs(5), exec::run(bridge, &id, request)).await }
+    });
+    let _unread = futures::future::join_all(begun).await;
+    let mut most = 0;
+    for _ in 0..100 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        most = most.max(resident_bytes().saturating_sub(before));
+    }
+    assert!(most < 2 * LITTLE_MEMORY, "memory grew by {most} bytes");
 }
 
 #[tokio::test]

@@ -29,9 +29,9 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 pub(super) const LARGEST_ANSWER_BYTES: usize = 4 * 1024 * 1024;
 /// What one stream may hold unread. A slow reader holds no more than this.
 const STREAM_WINDOW_BYTES: u32 = 512 * 1024;
-/// What all streams may hold unread together: as much as the protocol can say, so that one that stands still
-/// never stops the others.
-const CONNECTION_WINDOW_BYTES: u32 = (1 << 31) - 1;
+/// What all streams may hold unread together: 512 of them may stand still before one waits for another. Half of it is
+/// what h2 lets very small frames take up.
+const CONNECTION_WINDOW_BYTES: u32 = 256 * 1024 * 1024;
 /// Headers and trailers of one answer.
 const LARGEST_HEADERS_BYTES: u32 = 64 * 1024;
 /// A connection with calls on it is asked so often whether the other end is there, and given up when it says nothing
@@ -40,8 +40,6 @@ pub(super) const KEEPALIVE: Keepalive = Keepalive {
     interval: Duration::from_secs(30),
     timeout: Duration::from_secs(LONGEST_FREEZE.as_secs() + 10),
 };
-/// A bridge's own words about itself.
-const MOST_FEATURES: usize = 256;
 /// First and longest pause between two tries to reach a bridge that is being started.
 const TRY_AGAIN: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
 
@@ -221,7 +219,8 @@ async fn ask_kind(channel: &Channel) -> BridgeResult<Kind> {
         Ok(info) => {
             let mut info = info.into_inner();
             info.version = sentence(&info.version);
-            info.features.truncate(MOST_FEATURES);
+            // Nothing is asked of them, and a stranger's list would be held as long as the connection.
+            info.features = Vec::new();
             Ok(Kind::Ours(info))
         }
         Err(status) if status.code() == Code::Unimplemented => Ok(Kind::Reference(reference::service(channel.clone()))),

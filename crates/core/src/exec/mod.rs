@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::bridge::{Bridge, BridgeError, BridgeResult, NEXT_PIECE_WITHIN, SMALL_WITHIN};
+use crate::bridge::{Bridge, BridgeError, BridgeResult, LARGE_WITHIN, NEXT_PIECE_WITHIN, SMALL_WITHIN};
 
 pub use events::{CollectedOutput, ExecEvent, ExecEvents, ExecOutcome, OutputStream, collect};
 pub use request::{ExecRequest, ExecStdin, LONGEST_TIMEOUT, LogLimits, Program, TerminalSize, WhenStreamEnds};
@@ -30,6 +30,8 @@ pub use text::{TextPiece, TextPieces};
 
 /// The most processes that a bridge is believed to know. It remembers 20,000 and those that run.
 const MOST_EXECS: usize = 65_536;
+/// The most that their commands may take in all when they are listed, each cut to 1,024 characters.
+const MOST_LISTED_BYTES: usize = 128 * 1024 * 1024;
 /// The first generation of bridges that gives a slow reader also what a process wrote just before its end.
 const WAITS_WHOLLY_SINCE: u32 = 7;
 /// How long the end of a process whose time is over may take to be told. A bridge of ours needs 3 s for it.
@@ -159,10 +161,17 @@ pub async fn status(bridge: &Bridge, id: &ExecId) -> BridgeResult<ExecStatus> {
 /// # Errors
 /// `Unreachable`, `Untrustworthy`.
 pub async fn list(bridge: &Bridge) -> BridgeResult<Vec<ExecStatus>> {
+    match timeout(LARGE_WITHIN, list_all(bridge)).await {
+        Ok(found) => found,
+        Err(_) => Err(BridgeError::late("the processes")),
+    }
+}
+
+async fn list_all(bridge: &Bridge) -> BridgeResult<Vec<ExecStatus>> {
     let mut client = bridge.workspace();
     let mut pages = Bridge::answer(SMALL_WITHIN, client.list_execs(wire::Empty {})).await?;
     let mut found = Vec::new();
-    let mut page_count = 0;
+    let (mut page_count, mut held_bytes) = (0, 0);
     loop {
         let page = match timeout(NEXT_PIECE_WITHIN, pages.message()).await {
             Ok(page) => page?,
@@ -170,15 +179,19 @@ pub async fn list(bridge: &Bridge) -> BridgeResult<Vec<ExecStatus>> {
         };
         let Some(page) = page else { return Ok(found) };
         page_count += 1;
+        let too_many = || BridgeError::Untrustworthy("more processes than it can remember".to_owned());
         if found.len() + page.execs.len() > MOST_EXECS || page_count > MOST_EXECS {
-            return Err(BridgeError::Untrustworthy(
-                "more processes than it can remember".to_owned(),
-            ));
+            return Err(too_many());
         }
         for status in page.execs {
             let id = ExecId::parse(&status.exec_id)
                 .map_err(|_| BridgeError::Untrustworthy("an id that no process has".to_owned()))?;
-            found.push(ExecStatus::from_wire(status, &id)?.cut());
+            let status = ExecStatus::from_wire(status::shortened(status), &id)?;
+            held_bytes += status.held_bytes();
+            if held_bytes > MOST_LISTED_BYTES {
+                return Err(too_many());
+            }
+            found.push(status);
         }
     }
 }

@@ -90,28 +90,33 @@ impl ExecStatus {
         u64::try_from((until - self.started_at).num_milliseconds()).unwrap_or(0)
     }
 
-    /// The same with a command of bounded length.
-    pub(super) fn cut(mut self) -> Self {
-        match &mut self.program {
-            Program::Command(command) => cut(command),
-            Program::Argv(argv) => {
-                let mut left = LONGEST_LISTED;
-                argv.retain_mut(|part| {
-                    let keep = left > 0;
-                    cut(part);
-                    left = left.saturating_sub(part.chars().count());
-                    keep
-                });
-            }
+    /// What of it has no fixed size, in bytes.
+    pub(super) fn held_bytes(&self) -> usize {
+        match &self.program {
+            Program::Command(command) => command.len(),
+            Program::Argv(argv) => argv.iter().map(|part| size_of::<String>() + part.len()).sum(),
         }
-        self
     }
 }
 
-fn cut(text: &mut String) {
-    if let Some((position, _)) = text.char_indices().nth(LONGEST_LISTED) {
-        text.truncate(position);
-        text.push('…');
+/// The same with a command of bounded length. Cut before anything is made of it: a stranger wrote it, and what a
+/// text or a list once had room for stays with it.
+pub(super) fn shortened(mut status: wire::ExecStatus) -> wire::ExecStatus {
+    status.command = cut(&status.command);
+    let mut left = LONGEST_LISTED;
+    let parts = status.argv.iter().map_while(|part| {
+        let part = (left > 0).then(|| cut(&String::from_utf8_lossy(part)))?;
+        left = left.saturating_sub(part.chars().count() + 1);
+        Some(part.into_bytes())
+    });
+    status.argv = parts.collect();
+    status
+}
+
+fn cut(text: &str) -> String {
+    match text.char_indices().nth(LONGEST_LISTED) {
+        Some((position, _)) => format!("{}…", &text[..position]),
+        None => text.to_owned(),
     }
 }
 
