@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use crate::output::printable_lines;
+
 /// Why a command ended without success.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
@@ -116,7 +118,7 @@ impl Failure {
     /// Tells the person, once, on standard error, and gives the exit code.
     pub(crate) fn report(&self) -> ExitCode {
         if !matches!(self, Self::CommandEnded(_)) {
-            eprintln!("skep: {self}");
+            eprintln!("skep: {}", printable_lines(&self.to_string()));
         }
         if let Self::Refused {
             status: 500..,

@@ -113,6 +113,11 @@ pub(crate) fn printable(text: &str) -> String {
         .collect()
 }
 
+/// The same for a text of several lines.
+pub(crate) fn printable_lines(text: &str) -> String {
+    text.split('\n').map(printable).collect::<Vec<_>>().join("\n")
+}
+
 fn table(items: &[Value], columns: &[Column], colours: bool) -> String {
     let rows: Vec<Vec<String>> = items
         .iter()
@@ -223,6 +228,14 @@ mod tests {
     fn a_name_cannot_steer_the_terminal() {
         let items = [json!({"name": "\u{1b}[2Jgone"})];
         assert!(!table(&items, COLUMNS, false).contains('\u{1b}'));
+    }
+
+    #[test]
+    fn a_failure_cannot_either_and_keeps_its_lines() {
+        assert_eq!(
+            printable_lines("a \u{1b}]52;c;eA==\u{7}\nb\r"),
+            "a \u{fffd}]52;c;eA==\u{fffd}\nb\u{fffd}"
+        );
     }
 
     #[test]

@@ -265,6 +265,32 @@ async fn files_and_directories_come_back_as_they_went() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_copy_walks_through_no_link_of_an_earlier_one_and_steers_no_terminal() {
+    let setting = Setting::new().await;
+    setting.prints(&["create", "box"]).await;
+    let here = setting.home();
+    let script =
+        r#"mkdir /data/out && cd /data/out && echo key > authorized_keys && mkfifo "$(printf 'a\033]52;c;eA==\007')""#;
+    setting.prints(&["exec", "box", "--", "sh", "-c", script]).await;
+    std::fs::create_dir_all(here.join("data")).unwrap();
+    std::fs::create_dir(here.join("secrets")).unwrap();
+    std::os::unix::fs::symlink("../secrets", here.join("data/out")).unwrap();
+    let refused = setting.run(&["cp", "box:/data/out", "data"]).await;
+    assert_eq!(code(&refused), 1);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("data/out is a link"));
+    assert_eq!(std::fs::read_dir(here.join("secrets")).unwrap().count(), 0);
+    std::fs::remove_file(here.join("data/out")).unwrap();
+    let copied = setting.run(&["cp", "box:/data/out", "data"]).await;
+    let said = String::from_utf8_lossy(&copied.stderr);
+    assert_eq!(code(&copied), 0, "{said}");
+    assert!(
+        said.contains("left out a\u{fffd}]52") && !said.contains('\u{1b}'),
+        "{said:?}"
+    );
+    assert_eq!(std::fs::read(here.join("data/out/authorized_keys")).unwrap(), b"key\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_login_is_kept_for_its_server_alone() {
     let setting = Setting::new().await;
     let password = skep_testkit::server::ADMIN_PASSWORD;

@@ -212,7 +212,9 @@ async fn download(client: &Client, form: OutputForm, from: (&str, &str), to: &st
     let to_path = Path::new(to);
     let target = if to_path.is_dir() {
         // The root has no name: its content goes into the directory itself.
-        base_name(from.1).map_or_else(|| to_path.to_owned(), |name| to_path.join(name))
+        let target = base_name(from.1).map_or_else(|| to_path.to_owned(), |name| to_path.join(name));
+        no_link_of_an_earlier_copy(to_path, &target)?;
+        target
     } else if to.ends_with('/') && !is_directory(&info) {
         return Err(Failure::Usage(format!("there is no directory {to}")));
     } else {
@@ -222,6 +224,17 @@ async fn download(client: &Client, form: OutputForm, from: (&str, &str), to: &st
         return download_directory(client, form, from, target).await;
     }
     download_file(client, form, from, &target).await
+}
+
+/// A workspace chose that name: what it led to with a link that it had copied out before is not written to.
+fn no_link_of_an_earlier_copy(named: &Path, target: &Path) -> Result<()> {
+    if target != named && target.is_symlink() {
+        return Err(Failure::Failed(format!(
+            "{} is a link: remove it, or name the place to copy to",
+            target.display()
+        )));
+    }
+    Ok(())
 }
 
 async fn download_file(client: &Client, form: OutputForm, from: (&str, &str), target: &Path) -> Result<()> {

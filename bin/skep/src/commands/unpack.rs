@@ -15,6 +15,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
 use tar::EntryType;
 
 use crate::failure::{Failure, Result};
+use crate::output::printable;
 
 /// Unpacks into `target`, which is made when it is not there.
 ///
@@ -96,10 +97,8 @@ fn place<R: Read>(root: &OwnedFd, parts: &[OsString], entry: &mut tar::Entry<'_,
             hard_link(root, &target, &directory, name)
         }
         kind => {
-            eprintln!(
-                "skep: left out {}: {kind:?} cannot be had here",
-                PathBuf::from(name).display()
-            );
+            let name = printable(&name.to_string_lossy());
+            eprintln!("skep: left out {name}: {kind:?} cannot be had here");
             Ok(())
         }
     }
