@@ -58,6 +58,7 @@ fn main() -> ExitCode {
 fn run() -> Result<(), Box<dyn Error>> {
     system::forbid_tracing()?;
     reaper::block_signals()?;
+    system::raise_open_files()?;
     let (reaper, signals) = Reaper::start()?;
     listen::keep_log_beside_socket();
     startup::prepare_data();

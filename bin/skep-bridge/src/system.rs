@@ -7,10 +7,13 @@ use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::sync::OnceLock;
 
 use rustix::io::Errno;
-use rustix::process::{Gid, Signal, Uid};
+use rustix::process::{Gid, Resource, Rlimit, Signal, Uid};
 use tokio::io::unix::AsyncFd;
+
+static OPEN_FILES_OF_OTHERS: OnceLock<Rlimit> = OnceLock::new();
 
 /// What the child does between fork and exec. Everything is made before the fork: the child must not allocate.
 pub(crate) struct ChildSetup {
@@ -29,10 +32,14 @@ pub(crate) struct Identity {
 
 /// Makes `command` begin in a session and group of its own, with no signal blocked, as the given user.
 pub(crate) fn prepare_child(command: &mut Command, setup: ChildSetup) {
+    let open_files = OPEN_FILES_OF_OTHERS.get().copied();
     // SAFETY: the closure makes only async-signal-safe system calls on memory that was made before the fork.
     unsafe {
         command.pre_exec(move || {
             unblock_all_signals()?;
+            if let Some(limit) = open_files {
+                rustix::process::setrlimit(Resource::Nofile, limit)?;
+            }
             rustix::process::setsid()?;
             if setup.terminal {
                 rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?;
@@ -52,6 +59,18 @@ fn enter(setup: &ChildSetup) -> io::Result<()> {
         (Err(Errno::ACCESS), Some(home)) => Ok(rustix::process::chdir(home.as_c_str())?),
         (result, _) => Ok(result?),
     }
+}
+
+/// The bridge has some descriptors for each process and transfer: it takes as many as it may have. What it starts has
+/// as many as it itself began with.
+pub(crate) fn raise_open_files() -> io::Result<()> {
+    let given = rustix::process::getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: given.maximum,
+        maximum: given.maximum,
+    };
+    OPEN_FILES_OF_OTHERS.get_or_init(|| given);
+    Ok(rustix::process::setrlimit(Resource::Nofile, raised)?)
 }
 
 fn unblock_all_signals() -> io::Result<()> {

@@ -478,3 +478,14 @@ async fn a_true_takes_no_time() {
     // The aim is 1 ms; tests run side by side on small machines.
     assert!(times[0] < Duration::from_millis(5), "{:?}", times[0]);
 }
+
+#[tokio::test]
+async fn the_bridge_may_open_more_than_what_it_starts() {
+    let workspace = Workspace::start().await;
+    let mut client = workspace.ours().await;
+    let text = "ulimit -Sn; ulimit -Hn; awk '/open files/ {print $4, $5}' /proc/1/limits";
+    let seen = run(&mut client, shell("limits", text)).await.expect("ran");
+    let hard = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+    let hard = hard.map_or_else(|| "unlimited".to_owned(), |hard| hard.to_string());
+    assert_eq!(seen.text(), format!("1024\n{hard}\n{hard} {hard}\n"));
+}

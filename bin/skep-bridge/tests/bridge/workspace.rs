@@ -282,6 +282,7 @@ fn build_root(root: &Path, busybox: bool) {
 fn spawn(root: &Path, layout: &Layout) -> Child {
     let script = r#"
         set -e
+        ulimit -Sn 1024
         mount -t proc proc "$1/proc"
         mount -t devpts -o newinstance,ptmxmode=0666 devpts "$1/dev/pts"
         mount -t tmpfs -o size=1m tmpfs "$1/small"
