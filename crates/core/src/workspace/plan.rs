@@ -15,6 +15,8 @@ use crate::error::{Error, Result};
 use crate::requester::Requester;
 use crate::skep::Skep;
 
+/// Begins the names that say where the bridge listens and whom it answers: the host alone sets them.
+const ENV_PREFIX_OF_BRIDGE: &str = "BRIDGE_";
 /// The most environment variables a create may bring, and the most bytes of all of them.
 const ENV_LIMITS: (usize, usize) = (256, 64 * 1024);
 
@@ -240,8 +242,9 @@ fn check_request(request: &CreateRequest) -> Result<()> {
         )));
     }
     // The value is not shown: it may be a secret.
-    let bad =
-        |(name, value): &(&String, &String)| name.is_empty() || name.contains(['=', '\0']) || value.contains('\0');
+    let bad = |(name, value): &(&String, &String)| {
+        name.is_empty() || name.contains(['=', '\0']) || name.starts_with(ENV_PREFIX_OF_BRIDGE) || value.contains('\0')
+    };
     match request.env.iter().find(bad) {
         Some((name, _)) => Err(Error::InvalidArgument(format!("env variable {name:?} cannot be set"))),
         None => Ok(()),
@@ -350,12 +353,13 @@ mod tests {
 
     #[test]
     fn an_environment_that_cannot_be_set_is_refused_without_its_value() {
-        let env = [("A=B".to_owned(), "secret".to_owned())].into();
-        let request = CreateRequest {
-            env,
-            ..CreateRequest::default()
-        };
-        let error = check_request(&request).unwrap_err().to_string();
-        assert!(!error.contains("secret"), "{error}");
+        for name in ["A=B", "BRIDGE_TCP_ADDR"] {
+            let request = CreateRequest {
+                env: [(name.to_owned(), "secret".to_owned())].into(),
+                ..CreateRequest::default()
+            };
+            let error = check_request(&request).unwrap_err().to_string();
+            assert!(error.contains(name) && !error.contains("secret"), "{error}");
+        }
     }
 }
