@@ -40,8 +40,7 @@ const WORKER_STACK_BYTES: usize = 256 * 1024;
 const MOST_WORKERS: usize = 128;
 const IDLE_WORKER: Duration = Duration::from_secs(2);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
-/// Longer than an export freezes a workspace (60 s): what the server answered meanwhile lies unread until the thaw.
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(70);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// For connections to take the last answers, once all processes have ended.
 const LAST_ANSWERS: Duration = Duration::from_millis(50);
 
