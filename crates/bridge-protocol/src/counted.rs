@@ -1,5 +1,6 @@
-//! A message's fields are counted before anything is made of them: an empty entry has two bytes on the wire and a
-//! hundred and more in memory, so that a message of a permitted size could take a gigabyte.
+//! A message's own fields are counted before anything is made of them: an empty entry has two bytes on the wire and a
+//! hundred and more in memory, so that a message of a permitted size could take a gigabyte. What is inside of an entry
+//! is not counted.
 
 use std::marker::PhantomData;
 

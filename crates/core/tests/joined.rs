@@ -84,7 +84,7 @@ async fn limits_that_the_create_under_way_does_not_set_are_set_after_it() {
 }
 
 #[tokio::test]
-async fn another_environment_than_the_workspace_has_is_refused() {
+async fn another_environment_than_the_workspace_has_is_not_taken_without_a_word() {
     let world = World::new().await;
     let bot = world.bot().await;
     let with_env = |value: &str| CreateRequest {
@@ -97,21 +97,32 @@ async fn another_environment_than_the_workspace_has_is_refused() {
         .create_workspace(&bot, with_env("one"), &admin())
         .await
         .unwrap();
-    let refused = create(&world, &bot, with_env("two")).await.unwrap_err();
-    assert_eq!(refused.code(), Code::WorkspaceExists);
-    assert!(refused.to_string().contains("another env"), "{refused}");
     let same = world
         .skep
         .create_workspace(&bot, with_env("one"), &admin())
         .await
         .unwrap();
     assert_eq!(same.id(), first.id());
+    let other = world
+        .skep
+        .create_workspace(&bot, with_env("two"), &admin())
+        .await
+        .unwrap();
+    assert_ne!(other.id(), first.id());
     drop(hold);
-    first.outcome().await.unwrap();
-    let refused = create(&world, &bot, with_env("two")).await.unwrap_err();
-    assert_eq!(refused.code(), Code::WorkspaceExists);
-    create(&world, &bot, with_env("one")).await.unwrap();
-    world.create(&bot).await.outcome().await.unwrap();
+    let warnings = |outcome: Outcome| match outcome {
+        Outcome::Workspace(made) => made.warnings,
+        other => panic!("{other:?}"),
+    };
+    let none = Vec::<String>::new();
+    assert_eq!(warnings(first.outcome().await.unwrap()), none);
+    assert!(warnings(other.outcome().await.unwrap())[0].contains("env"));
+    let again = create(&world, &bot, with_env("two")).await.unwrap();
+    assert!(warnings(again)[0].contains("env"));
+    assert_eq!(warnings(create(&world, &bot, with_env("one")).await.unwrap()), none);
+    assert_eq!(warnings(world.create(&bot).await.outcome().await.unwrap()), none);
+    let row = world.skep.store().container(&bot).await.unwrap().unwrap();
+    assert_eq!(row.env, with_env("one").env);
 }
 
 #[tokio::test]

@@ -107,10 +107,11 @@ impl Skep {
     /// # Errors
     /// [`Error::BackupNotFound`]; [`Error::PreconditionFailed`] when another one has that name by now.
     pub async fn delete_backup(&self, bot: &BotId, name: &str, sha256: Option<&str>) -> Result<()> {
-        if let Some(sha256) = sha256 {
-            self.check_backup(bot, name, sha256).await?;
-        }
+        // One look for both: a second one might see another backup.
         let backup = self.backup(bot, name).await?;
+        if sha256.is_some() && backup.sha256.as_deref() != sha256 {
+            return Err(is_another(name));
+        }
         let (of, slot) = slot_of(bot, name)?;
         let looked_at = Identity {
             size_bytes: backup.size_bytes,
@@ -204,7 +205,8 @@ impl Skep {
             size_bytes: found.identity.size_bytes,
             entries: row.map(|row| row.entries),
             sha256: row.map(|row| row.sha256.clone()),
-            created_at: found.identity.created_at,
+            // The file's own time may have been lost in a copy.
+            created_at: row.map_or(found.identity.created_at, |row| row.created_at),
             verified: row.is_some_and(|row| row.verified) && !matches!(found.slot, Slot::SetAside(_)),
             owner_user_id: row.map(|row| row.owner_user_id.clone()),
         })

@@ -26,6 +26,9 @@ const START: &str = "container start failed";
 pub(super) const HAD_LAYER: &str = "had_layer";
 /// Note: the limits of a workspace whose layer was gone.
 const LIMITS: &str = "limits";
+/// Warning: a workspace that exists is kept as it is.
+const OTHER_ENV: &str = "the workspace keeps the env it has, which is another than this; delete it with \
+                         preserve_data=true, then create it anew";
 
 impl Work {
     /// The work of `create`.
@@ -47,7 +50,7 @@ impl Work {
         self.release_put_back().await?;
         self.show_set_up().await?;
         self.bot_is_ready().await?;
-        Ok(Outcome::Workspace(self.completed(&row).await?))
+        Ok(Outcome::Workspace(self.completed(plan, &row).await?))
     }
 
     /// What it finds may be another workspace than was asked for, unless it made that itself.
@@ -67,7 +70,7 @@ impl Work {
         let has_decided = self.noted(HAD_LAYER).or_else(|| self.noted(LIMITS)).is_some();
         match plan.basis {
             Basis::WhatIsThere if !has_decided => Err(Error::OperationCancelled(
-                "the removal of the workspace that it was to keep".to_owned(),
+                "the end of what it was to keep: a removal, or a create that failed".to_owned(),
             )),
             _ => Ok(()),
         }
@@ -332,7 +335,11 @@ impl Work {
         }
     }
 
-    async fn completed(&self, row: &ContainerRow) -> Result<CompletedWorkspace> {
+    async fn completed(&self, plan: &CreatePlan, row: &ContainerRow) -> Result<CompletedWorkspace> {
+        let mut warnings = self.warnings();
+        if !plan.env.is_empty() && plan.env != row.env {
+            warnings.push(OTHER_ENV.to_owned());
+        }
         Ok(CompletedWorkspace {
             container_id: row.container_id.clone(),
             image: row.image.clone(),
@@ -341,7 +348,7 @@ impl Work {
             started: true,
             data_restored: self.was_put_back(),
             has_preserved_data: self.skep().has_preserved_data(self.bot()).await?,
-            warnings: self.warnings(),
+            warnings,
         })
     }
 

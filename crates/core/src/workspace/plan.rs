@@ -1,8 +1,6 @@
 //! What a create is about, decided before its stream begins: image, devices, snapshotter, and whether all of that
 //! is allowed.
 
-use std::collections::BTreeMap;
-
 use serde_json::{Map, Value};
 use skep_names::{BotId, ImageReference};
 use skep_store::{BotRow, ContainerRow};
@@ -62,22 +60,25 @@ impl Skep {
     async fn plan_beside(&self, bot: &BotId, request: &CreateRequest, under_way: CreatePlan) -> Result<CreatePlan> {
         check_request(request)?;
         differs(request, &Made::of_plan(&under_way))?;
-        let puts_back = under_way.preserved == PreservedData::PutBack;
+        let puts_back = under_way.basis == Basis::Nothing && under_way.preserved == PreservedData::PutBack;
         if request.restore_data == Some(false) && puts_back && self.has_preserved_data(bot).await? {
             return Err(Error::WorkspaceExists(
                 "a create that puts the preserved data back is under way".to_owned(),
             ));
         }
         let asked = request.limits.filter(|asked| *asked != AskedLimits::default());
-        match asked.filter(|asked| Some(*asked) != under_way.limits) {
-            None => Ok(under_way),
-            Some(limits) => Ok(CreatePlan {
-                limits: Some(limits),
-                basis: Basis::WhatIsThere,
-                of_new_bot: false,
-                ..under_way
-            }),
+        let limits = asked.filter(|asked| Some(*asked) != under_way.limits);
+        let has_its_env = request.env.is_empty() || request.env == under_way.env;
+        if limits.is_none() && has_its_env {
+            return Ok(under_way);
         }
+        Ok(CreatePlan {
+            limits,
+            env: request.env.clone(),
+            basis: Basis::WhatIsThere,
+            of_new_bot: false,
+            ..under_way
+        })
     }
 
     /// A workspace that exists is kept as it is. `None`: there is none.
@@ -87,7 +88,6 @@ impl Skep {
                 image: row.image,
                 snapshotter: Some(row.snapshotter),
                 cdi_devices: row.cdi_devices,
-                env: row.env,
             },
             // What a failed create made goes, and is not kept.
             None if self.lanes().is_a_create_undone(bot) => return Ok(None),
@@ -97,7 +97,6 @@ impl Skep {
                     image: instance.image,
                     snapshotter: Some(instance.snapshotter),
                     cdi_devices: instance.cdi_devices,
-                    env: self.owners_environment(bot).await?,
                 },
                 None => return Ok(None),
             },
@@ -112,7 +111,7 @@ impl Skep {
             image_given: false,
             basis: Basis::WhatIsThere,
             limits: request.limits,
-            env: made.env,
+            env: request.env.clone(),
             of_new_bot: false,
             preserved: request.restore_data.into(),
         }))
@@ -257,7 +256,6 @@ struct Made {
     /// `None`: the default one.
     snapshotter: Option<String>,
     cdi_devices: Vec<String>,
-    env: BTreeMap<String, String>,
 }
 
 impl Made {
@@ -266,7 +264,6 @@ impl Made {
             image: plan.image.clone(),
             snapshotter: plan.snapshotter.clone(),
             cdi_devices: plan.cdi_devices.clone(),
-            env: plan.env.clone(),
         }
     }
 }
@@ -281,14 +278,12 @@ pub(super) fn check_is_as_asked(plan: &CreatePlan, row: &ContainerRow) -> Result
         image: plan.image_given.then(|| plan.image.clone()),
         snapshotter: plan.snapshotter.clone(),
         gpu_devices: plan.devices_given.then(|| plan.cdi_devices.clone()),
-        env: plan.env.clone(),
         ..CreateRequest::default()
     };
     let made = Made {
         image: row.image.clone(),
         snapshotter: Some(row.snapshotter.clone()),
         cdi_devices: row.cdi_devices.clone(),
-        env: row.env.clone(),
     };
     differs(&asked, &made)
 }
@@ -317,9 +312,6 @@ fn differs(request: &CreateRequest, made: &Made) -> Result<()> {
     {
         return Err(exists("gpu"));
     }
-    if !request.env.is_empty() && request.env != made.env {
-        return Err(exists("env"));
-    }
     match (&request.snapshotter, &made.snapshotter) {
         (Some(asked), Some(present)) if asked != present => Err(exists("snapshotter")),
         _ => Ok(()),
@@ -341,7 +333,6 @@ mod tests {
                 image: "docker.io/library/debian:latest".to_owned(),
                 snapshotter: None,
                 cdi_devices: Vec::new(),
-                env: BTreeMap::new(),
             };
             differs(&request, &made)
         };

@@ -6,7 +6,7 @@
 use serde_json::{Value, json};
 use skep_names::container_id_for;
 use skep_runtime::{LayerKind, LayerRecord, Layers};
-use skep_store::{ContainerRow, Desired, NewVersion, VersionRow};
+use skep_store::{ContainerRow, Desired, NewVersion, OperationState, VersionRow};
 
 use super::lanes::Origin;
 use super::request::SnapshotPlan;
@@ -232,7 +232,10 @@ impl Work {
             let recorded = self.store().versions(&row.container_id).await?;
             let is_version = |name: &str| recorded.iter().any(|version| version.runtime_snapshot_name == name);
             let all = tree.line.iter().chain(&tree.side);
-            for layer in all.filter(|layer| self.is_of_no_use(layer) && !is_version(&layer.name)) {
+            for layer in all.filter(|layer| self.may_be_left(layer) && !is_version(&layer.name)) {
+                if !self.was_given_up(layer).await? {
+                    continue;
+                }
                 tracing::warn!(bot = %self.bot(), layer = layer.name, "a layer that a failed operation left is released");
                 self.release(&layer.name).await?;
             }
@@ -243,15 +246,27 @@ impl Work {
         }
     }
 
-    /// Of another operation, which has ended: there is one at a time.
-    fn is_of_no_use(&self, layer: &LayerRecord) -> bool {
-        let bots_own = format!("{}-", container_id_for(self.bot()));
-        let role = layer.name.rsplit('-').next().unwrap_or_default();
+    /// By its kind and its role.
+    fn may_be_left(&self, layer: &LayerRecord) -> bool {
         layer.kind == LayerKind::Committed
             && !layer.is_released()
-            && layer.name.starts_with(&bots_own)
-            && !layer.name.starts_with(&self.layer_name(""))
-            && OF_NO_USE_LATER.contains(&role)
+            && OF_NO_USE_LATER
+                .iter()
+                .any(|role| layer.name.ends_with(&format!("-{role}")))
+    }
+
+    /// By the journal. That no version names a layer says little: the versions of a store that was put back from an older
+    /// copy are missing, and their layers are wanted.
+    async fn was_given_up(&self, layer: &LayerRecord) -> Result<bool> {
+        let bots_own = format!("{}-", container_id_for(self.bot()));
+        let operation = layer
+            .name
+            .strip_prefix(&bots_own)
+            .and_then(|rest| rest.rsplit_once('-'))
+            .map(|(operation, _role)| operation);
+        let Some(operation) = operation else { return Ok(false) };
+        let operation = self.store().operation(operation).await?;
+        Ok(operation.is_some_and(|one| matches!(one.state, OperationState::Failed | OperationState::Cancelled)))
     }
 
     /// One that the last server had begun and that changed no layer is rolled back: nobody waits for it any more.

@@ -118,7 +118,11 @@ impl ContainerdRuntime {
             return Ok(BTreeMap::new());
         };
         let image = match container.image.parse() {
-            Ok(name) => self.images.unpacked(&name, &container.snapshotter).await?,
+            Ok(name) => match self.images.unpacked(&name, &container.snapshotter).await {
+                Err(away @ RuntimeError::Unavailable { .. }) => return Err(away),
+                // One that cannot be read any more is as good as gone.
+                unpacked => unpacked.ok().flatten(),
+            },
             Err(_) => None,
         };
         let image_environment = image.as_ref().map_or(&[][..], |image| image.config.environment());
