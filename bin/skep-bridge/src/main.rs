@@ -57,7 +57,9 @@ fn main() -> ExitCode {
 fn run() -> Result<(), Box<dyn Error>> {
     system::forbid_tracing()?;
     reaper::block_signals()?;
-    system::raise_open_files()?;
+    if let Err(error) = system::raise_open_files() {
+        log::tell!("it keeps the open files that it was given: {error}");
+    }
     let (reaper, signals) = Reaper::start()?;
     listen::keep_log_beside_socket();
     startup::prepare_data();

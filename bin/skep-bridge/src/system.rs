@@ -69,8 +69,9 @@ pub(crate) fn raise_open_files() -> io::Result<()> {
         current: given.maximum,
         maximum: given.maximum,
     };
+    rustix::process::setrlimit(Resource::Nofile, raised)?;
     OPEN_FILES_OF_OTHERS.get_or_init(|| given);
-    Ok(rustix::process::setrlimit(Resource::Nofile, raised)?)
+    Ok(())
 }
 
 fn unblock_all_signals() -> io::Result<()> {

@@ -88,7 +88,7 @@ pub(crate) async fn capture(stage: &Stage) -> Held {
     in_containerd(stage, &mut raw).await;
     layers(stage, &mut raw).await;
     let mut held = Held::default();
-    held.extend(raw.into_iter().map(|line| stage.with_names(&line)));
+    held.extend(stage.with_names(&raw.join("\n")).lines().map(str::to_owned));
     held
 }
 
@@ -202,7 +202,7 @@ fn in_the_kernel(stage: &Stage, raw: &mut Vec<String>) {
             raw.push(format!("mount {name}/{mount}"));
         }
     }
-    let ours = |name: &String| stage.all_bots().iter().any(|bot| name.contains(bot.as_str()));
+    let ours = |name: &String| stage.names_a_bot(name);
     let pins = names_in(Path::new("/run/netns"));
     raw.extend(
         pins.into_iter()
@@ -220,16 +220,10 @@ fn in_the_kernel(stage: &Stage, raw: &mut Vec<String>) {
     }
     let ports = Path::new("/sys/class/net").join(installation.bridge()).join("brif");
     raw.extend(names_in(&ports).iter().map(|_| "port of the bridge".to_owned()));
-    for controller in names_in(Path::new("/sys/fs/cgroup")) {
-        let parent = Path::new("/sys/fs/cgroup").join(controller).join("skep");
-        // One line whatever the number of hierarchies the host has.
-        raw.extend(
-            names_in(&parent)
-                .into_iter()
-                .filter(ours)
-                .filter(|_| parent.ends_with("pids/skep") || parent.ends_with("cgroup/skep"))
-                .map(|name| format!("cgroup {name}")),
-        );
+    // One line whatever the number of hierarchies the host has.
+    for parent in ["/sys/fs/cgroup/pids/skep", "/sys/fs/cgroup/skep"] {
+        let cgroups = names_in(Path::new(parent)).into_iter().filter(ours);
+        raw.extend(cgroups.map(|name| format!("cgroup {name}")));
     }
     let rules = Command::new("nft")
         .args(["-s", "list", "table", "inet", installation.table()])

@@ -1,7 +1,7 @@
 //! Where trials are made: an installation with two bystanders, one running and one stopped, and the bot that is
 //! tried on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -27,6 +27,7 @@ const LONG_LINE: usize = 3;
 /// Long enough for the server to ask for something and to fail.
 const CONTAINERD_AWAY: Duration = Duration::from_millis(300);
 const LOOK_AGAIN: Duration = Duration::from_millis(30);
+const BOT_ID_BYTES: usize = 36;
 /// Layers of the image that is pulled, besides one that is there, and bytes of each.
 const PULLED: (usize, usize) = (2, 300_000);
 
@@ -50,7 +51,7 @@ pub(crate) struct Stage {
     bystander_process: u32,
     pub(crate) subject: Option<Subject>,
     pub(crate) written: Vec<Written>,
-    every_bot: Vec<String>,
+    every_bot: HashSet<String>,
     /// What is held without any bot.
     without_bots: Held,
     image: Made,
@@ -109,7 +110,7 @@ impl Stage {
             bystander_process: 0,
             subject: None,
             written: Vec::new(),
-            every_bot: Vec::new(),
+            every_bot: HashSet::new(),
             without_bots: Held::default(),
             image,
             pulled,
@@ -123,7 +124,7 @@ impl Stage {
         // The first workspace makes what is made once: the image's layers, directories.
         let client = self.installation.client.clone();
         let first = client.workspace("first", None).await;
-        self.every_bot.push(first.clone());
+        self.every_bot.insert(first.clone());
         client
             .good(
                 Method::DELETE,
@@ -141,7 +142,7 @@ impl Stage {
         self.learn_pulled().await;
         for index in 0..self.bystanders.len() {
             let bot = client.workspace(self.bystanders[index].1, None).await;
-            self.every_bot.push(bot.clone());
+            self.every_bot.insert(bot.clone());
             self.bystanders[index].0 = bot;
         }
         client.act(&self.bystanders[1].0, "stop").await;
@@ -163,21 +164,24 @@ impl Stage {
         &self.database
     }
 
-    pub(crate) fn all_bots(&self) -> &[String] {
-        &self.every_bot
+    /// Whether the id of a bot that this installation ever had is in a name.
+    pub(crate) fn names_a_bot(&self, name: &str) -> bool {
+        let ids = name.as_bytes().windows(BOT_ID_BYTES);
+        ids.filter_map(|id| std::str::from_utf8(id).ok())
+            .any(|id| self.every_bot.contains(id))
     }
 
     /// Ids of bots of now become names; one of before stays, and is seen.
-    pub(crate) fn with_names(&self, line: &str) -> String {
-        let mut line = line.to_owned();
+    pub(crate) fn with_names(&self, lines: &str) -> String {
+        let mut lines = lines.to_owned();
         for (bot, name, _) in &self.bystanders {
             if !bot.is_empty() {
-                line = line.replace(bot.as_str(), name);
+                lines = lines.replace(bot.as_str(), name);
             }
         }
         match &self.subject {
-            Some(subject) => line.replace(&subject.bot, "<bot>"),
-            None => line,
+            Some(subject) => lines.replace(&subject.bot, "<bot>"),
+            None => lines,
         }
     }
 
@@ -206,7 +210,7 @@ impl Stage {
         let client = self.installation.client.clone();
         let image = self.pulled.image.clone();
         let bot = client.workspace("first of the pulled", Some(&image)).await;
-        self.every_bot.push(bot.clone());
+        self.every_bot.insert(bot.clone());
         client.delete_bot(&bot).await;
         self.settle().await;
         self.pulled.held = capture(self).await.beyond(&self.without_bots);
@@ -232,9 +236,7 @@ impl Stage {
 
     /// Takes up a bot as the one that is tried on.
     pub(crate) fn take_up(&mut self, bot: &str) {
-        if !self.every_bot.iter().any(|known| known == bot) {
-            self.every_bot.push(bot.to_owned());
-        }
+        self.every_bot.insert(bot.to_owned());
         self.subject = Some(Subject {
             bot: bot.to_owned(),
             state: None,
