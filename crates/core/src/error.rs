@@ -1,5 +1,6 @@
 //! The one error of the rules, and the stable codes that a client sees.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use skep_runtime::RuntimeError;
@@ -78,7 +79,8 @@ codes! {
     Internal = "internal",
 }
 
-/// Display is the sentence for a person, without host paths, SQL or secrets; the cause is the source.
+/// Display is the sentence for a person, without host paths, SQL or secrets, wherever it is told: in an answer, an
+/// event, the journal or a check. [`Error::with_causes`] has everything, for the log.
 ///
 /// It can be cloned, because everybody who waits for one operation gets its one outcome.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -165,8 +167,12 @@ pub enum Error {
     #[error("image pull failed: {0}")]
     ImagePullFailed(String),
     /// 500.
-    #[error("network setup failed: {0}")]
-    NetworkSetupFailed(String),
+    #[error("network setup failed: {reason}")]
+    NetworkSetupFailed {
+        reason: String,
+        #[source]
+        source: Option<Cause>,
+    },
     /// 500.
     #[error("container start failed: {reason}")]
     ContainerStartFailed {
@@ -198,11 +204,14 @@ pub enum Error {
     /// 507.
     #[error("{0}")]
     DiskFull(String),
+    /// 507: what there was no space for.
+    #[error("no space left: {}", without_host_paths(.operation))]
+    NoSpace { operation: String },
     /// 500: the layer that a workspace writes to is not there.
     #[error("container snapshot chain not found")]
     LayersNotFound,
     /// 500: a defect or failure of ours; names what was tried.
-    #[error("{operation} failed")]
+    #[error("{} failed", without_host_paths(.operation))]
     Internal {
         operation: String,
         #[source]
@@ -247,13 +256,13 @@ impl Error {
             Self::ExecNotStarted(_) => Code::ExecNotStarted,
             Self::ImageNotAllowed(_) => Code::ImageNotAllowed,
             Self::ImagePullFailed(_) => Code::ImagePullFailed,
-            Self::NetworkSetupFailed(_) => Code::NetworkSetupFailed,
+            Self::NetworkSetupFailed { .. } => Code::NetworkSetupFailed,
             Self::ContainerStartFailed { .. } => Code::ContainerStartFailed,
             Self::Unsupported(_) => Code::Unsupported,
             Self::RuntimeUnavailable { .. } | Self::GoingDown => Code::RuntimeUnavailable,
             Self::StoreUnavailable { .. } => Code::StoreUnavailable,
             Self::BridgeUnavailable(_) => Code::BridgeUnavailable,
-            Self::DiskFull(_) => Code::DiskFull,
+            Self::DiskFull(_) | Self::NoSpace { .. } => Code::DiskFull,
             Self::LayersNotFound | Self::Internal { .. } => Code::Internal,
             Self::AtStage { cause, .. } => cause.code(),
             Self::Recorded { code, .. } => *code,
@@ -279,19 +288,36 @@ impl Error {
         }
     }
 
-    /// The sentence with all its causes, for the log alone.
+    /// What was tried with all its causes, for the log alone: here are the paths of the host that no sentence has.
     pub fn with_causes(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = match self {
-            Self::AtStage { cause, .. } => std::error::Error::source(&**cause),
-            other => std::error::Error::source(other),
+        let mut text = match self {
+            Self::AtStage { stage, cause } => return format!("{stage}: {}", cause.with_causes()),
+            Self::Internal { operation, .. } => format!("{operation} failed"),
+            Self::NoSpace { operation } => format!("no space left: {operation}"),
+            other => other.to_string(),
         };
+        let mut cause = std::error::Error::source(self);
         while let Some(next) = cause {
             text.push_str(": ");
             text.push_str(&next.to_string());
             cause = next.source();
         }
         text
+    }
+}
+
+/// What was tried, up to the first path of the host in it. Whatever follows goes too: a path may have spaces.
+fn without_host_paths(operation: &str) -> Cow<'_, str> {
+    let is_begin = |before: Option<char>| before.is_none_or(|letter| !letter.is_alphanumeric());
+    let path = operation
+        .match_indices('/')
+        .find(|(at, _)| is_begin(operation[..*at].chars().next_back()));
+    match path {
+        Some((at, _)) => {
+            let kept = operation[..at].trim_end_matches(|letter: char| !letter.is_alphanumeric());
+            Cow::Owned(format!("{kept} …").trim_start().to_owned())
+        }
+        None => Cow::Borrowed(operation),
     }
 }
 
@@ -341,9 +367,12 @@ impl From<RuntimeError> for Error {
             RuntimeError::Rejected { reason } => Self::InvalidArgument(reason),
             RuntimeError::Registry { reason } => Self::ImagePullFailed(reason),
             RuntimeError::ImageNotFound { reference } => Self::ImageNotFound(reference),
-            RuntimeError::Network { reason } => Self::NetworkSetupFailed(reason),
+            RuntimeError::Network { reason, source } => Self::NetworkSetupFailed {
+                reason,
+                source: source.map(Arc::from),
+            },
             RuntimeError::ArchiveRefused { reason } => Self::ArchiveRefused(reason),
-            RuntimeError::NoSpace { operation } => Self::DiskFull(format!("no space left: {operation}")),
+            RuntimeError::NoSpace { operation } => Self::NoSpace { operation },
             RuntimeError::Other { ref operation, .. } => Self::Internal {
                 operation: operation.clone(),
                 source: Some(Arc::new(error)),
@@ -368,5 +397,37 @@ mod tests {
         let error: Error = RuntimeError::other("preparing a layer", std::io::Error::other("/secret/path")).into();
         assert_eq!(error.to_string(), "preparing a layer failed");
         assert!(error.with_causes().ends_with("/secret/path"), "{}", error.with_causes());
+    }
+
+    #[test]
+    fn no_path_of_the_host_is_in_a_sentence_and_each_is_in_the_log() {
+        let other = |operation: &str| RuntimeError::other(operation, std::io::Error::other("busy"));
+        let full = |operation: &str| RuntimeError::NoSpace {
+            operation: operation.to_owned(),
+        };
+        let network = RuntimeError::Network {
+            reason: "the CNI plugin bridge failed".to_owned(),
+            source: Some("/opt/cni/bin/bridge: no".into()),
+        };
+        for (error, sentence, logged) in [
+            (other("mounting /a b/c d failed"), "mounting … failed", "/a b/c d"),
+            (other("writing 5 to (/sys/fs)"), "writing 5 to … failed", "/sys/fs"),
+            (other("/srv/x"), "… failed", "/srv/x"),
+            (other("mount:/srv/x"), "mount … failed", "/srv/x"),
+            (other("pull host:5000/a/b:1"), "pull host:5000/a/b:1 failed", "busy"),
+            (full("copying to /srv/x"), "no space left: copying to …", "/srv/x"),
+            (
+                network,
+                "network setup failed: the CNI plugin bridge failed",
+                "/opt/cni/bin",
+            ),
+        ] {
+            let error = Error::from(error);
+            assert_eq!(error.to_string(), sentence);
+            assert!(error.with_causes().contains(logged), "{}", error.with_causes());
+            let error = error.at("a stage");
+            assert_eq!(error.to_string(), format!("a stage: {sentence}"));
+            assert!(error.with_causes().contains(logged), "{}", error.with_causes());
+        }
     }
 }

@@ -94,7 +94,7 @@ impl Skep {
                 outcome: outcome.clone(),
             },
             Err(error) => {
-                tracing::warn!(%image, error = error.with_causes(), "an image was not pulled");
+                tracing::warn!(%image, request_id, error = error.with_causes(), "an image was not pulled");
                 EventBody::Error {
                     code: error.code().as_str().to_owned(),
                     message: error.to_string(),

@@ -33,7 +33,12 @@ pub enum RuntimeError {
     ImageNotFound { reference: String },
     /// The network could not be set up.
     #[error("network setup failed: {reason}")]
-    Network { reason: String },
+    Network {
+        /// For a caller: names no path of the host.
+        reason: String,
+        #[source]
+        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    },
     /// An archive that is not taken; the reason is for whoever sent it.
     #[error("{reason}")]
     ArchiveRefused { reason: String },

@@ -245,7 +245,9 @@ fn is_another(name: &str) -> Error {
 pub(crate) fn file_error(operation: &str, error: std::io::Error) -> Error {
     use std::io::ErrorKind::{QuotaExceeded, StorageFull};
     match error.kind() {
-        StorageFull | QuotaExceeded => Error::DiskFull(format!("no space left: {operation}")),
+        StorageFull | QuotaExceeded => Error::NoSpace {
+            operation: operation.to_owned(),
+        },
         _ => Error::internal(operation, error),
     }
 }

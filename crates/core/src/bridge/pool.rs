@@ -21,6 +21,7 @@ use tonic::{Code, Response, Status};
 use super::connect::connect;
 use super::error::{BridgeError, BridgeResult, sentence};
 use super::reference::{self, OverReference, Route};
+use crate::error::Error;
 use crate::settings::LONGEST_FREEZE;
 
 /// How long a bridge may take to accept a connection and to answer `Info`.
@@ -168,7 +169,7 @@ impl BridgePool {
     async fn connect(&self, bot: &BotId) -> BridgeResult<Arc<Connection>> {
         let endpoint = self.runtime.bridge_endpoint(bot).map_err(|error| match error {
             RuntimeError::NotFound { .. } => BridgeError::Unreachable("it does not run".to_owned()),
-            other => BridgeError::Unreachable(other.to_string()),
+            other => BridgeError::Unreachable(Error::from(other).to_string()),
         })?;
         connection_to(&endpoint, KEEPALIVE).await
     }

@@ -63,7 +63,7 @@ impl Work {
         // Told only afterwards: a layer that stays is no reason for a workspace not to run.
         let undone = self.undo_line(&row).await;
         let not_running = match error {
-            Error::ContainerStartFailed { .. } | Error::NetworkSetupFailed(_) => Some(error.clone()),
+            Error::ContainerStartFailed { .. } | Error::NetworkSetupFailed { .. } => Some(error.clone()),
             _ => self.come_back(&row).await.err(),
         };
         if let Some(error) = not_running {

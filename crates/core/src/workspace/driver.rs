@@ -152,7 +152,8 @@ impl Skep {
                     continue;
                 }
             };
-            tracing::info!(bot = %row.bot_id, operation = row.id, kind = row.kind, step = row.step, "carried on");
+            let (operation, kind, step) = (&row.id, &row.kind, &row.step);
+            tracing::info!(bot = %row.bot_id, operation, request_id = row.request_id, kind, step, "carried on");
             // Its listeners hear it from the start again, under new numbers.
             let first_id = self.store().restart_events(&row.id).await?;
             let hub = Hub::new(row.id.clone(), Some(row.bot_id.clone()), first_id);
@@ -232,7 +233,8 @@ impl Skep {
         };
         let work = Work::new(self.clone(), bot.clone(), pending.clone(), notes);
         let kind = pending.request.kind();
-        tracing::info!(%bot, operation = pending.hub.id(), kind = kind.as_str(), "begun");
+        let request_id = pending.request_id.as_deref();
+        tracing::info!(%bot, operation = pending.hub.id(), request_id, kind = kind.as_str(), "begun");
         failpoint::pass_or_abort("operation.begun");
         let (result, let_go) = self.do_work(&work).await;
         failpoint::pass_or_abort("operation.worked");
@@ -285,6 +287,7 @@ impl Skep {
                     tracing::warn!(
                         bot = %work.bot(),
                         operation = work.hub().id(),
+                        request_id = pending.request_id,
                         error = error.with_causes(),
                         "cut off; goes on when the runtime is back"
                     );
@@ -338,6 +341,7 @@ impl Skep {
         tracing::error!(
             bot = %work.bot(),
             operation = work.hub().id(),
+            request_id = work.pending().request_id,
             error = failed.with_causes(),
             "could not be undone; reconcile takes it up"
         );
@@ -361,12 +365,14 @@ impl Skep {
     /// Journals the end, then tells it.
     async fn finish(&self, bot: &BotId, pending: &Arc<Pending>, result: Result<Outcome>) {
         let hub = &pending.hub;
+        let (operation, request_id) = (hub.id(), pending.request_id.as_deref());
         let kind = pending.request.kind().as_str();
         match &result {
-            Ok(_) => tracing::info!(%bot, operation = hub.id(), kind, "done"),
+            Ok(_) => tracing::info!(%bot, operation, request_id, kind, "done"),
             Err(error) => {
                 pending.failed();
-                tracing::warn!(%bot, operation = hub.id(), kind, code = error.code().as_str(), error = error.with_causes(), "failed");
+                let (code, error) = (error.code().as_str(), error.with_causes());
+                tracing::warn!(%bot, operation, request_id, kind, code, error, "failed");
             }
         }
         let result = match self.journal_end(pending, &result).await {
@@ -378,7 +384,8 @@ impl Skep {
             }
             Err(error) => {
                 // Not durable, so not done: the next start does it again.
-                tracing::error!(%bot, operation = hub.id(), error = error.with_causes(), "its end was not journaled");
+                let cause = error.with_causes();
+                tracing::error!(%bot, operation, request_id, error = cause, "its end was not journaled");
                 match result {
                     Ok(_) | Err(Error::OperationCancelled(_)) => Err(error),
                     failed => failed,

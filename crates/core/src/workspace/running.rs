@@ -456,11 +456,10 @@ fn half_removed() -> Error {
 /// What a start came to nothing by is told as that, with the code that names it: an image or a tenant can make a
 /// root file system that nothing can be started on.
 fn not_started(error: RuntimeError) -> Error {
-    match Error::from(error) {
-        Error::Internal { operation, source } => Error::ContainerStartFailed {
-            reason: format!("{operation} failed"),
-            source,
-        },
+    let error = Error::from(error);
+    let reason = error.to_string();
+    match error {
+        Error::Internal { source, .. } => Error::ContainerStartFailed { reason, source },
         // Nobody asked for anything wrong: the host is not as it was, a device of the workspace is gone, say.
         Error::InvalidArgument(reason) => Error::Conflict(reason),
         other => other,
@@ -479,6 +478,9 @@ mod tests {
         assert_eq!(error.code(), Code::ContainerStartFailed);
         assert_eq!(error.to_string(), "container start failed: creating the task failed");
         assert!(error.with_causes().contains("Not a directory"));
+        let error = not_started(RuntimeError::other("mounting /run/skep/x", "busy"));
+        assert_eq!(error.to_string(), "container start failed: mounting … failed");
+        assert!(error.with_causes().contains("/run/skep/x"), "{}", error.with_causes());
     }
 
     #[test]

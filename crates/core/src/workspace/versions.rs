@@ -147,7 +147,10 @@ impl Work {
         if matches!(error, Error::SnapshotLimit(_) | Error::VersionNotFound(_)) {
             return Ok(());
         }
-        if matches!(error, Error::ContainerStartFailed { .. } | Error::NetworkSetupFailed(_)) {
+        if matches!(
+            error,
+            Error::ContainerStartFailed { .. } | Error::NetworkSetupFailed { .. }
+        ) {
             return self.note_not_running(error).await.map(|_| ());
         }
         match self.come_back(&row).await {

@@ -12,7 +12,7 @@ use super::turns::Turn;
 use super::{ContainerdRuntime, daemon};
 use crate::failpoint;
 use crate::isolation::{self, HostError, HostPaths, IdBlock, Layers, Tried, WHOLE_LAYERS};
-use crate::network::{NetworkError, RulesCheck};
+use crate::network::RulesCheck;
 use crate::{Result, RuntimeError, TaskState, cgroup, freezer};
 
 impl ContainerdRuntime {
@@ -136,7 +136,7 @@ impl ContainerdRuntime {
             return Ok(());
         }
         let namespace = self.paths.network_namespace(bot);
-        self.network.detach(bot, &namespace).await.map_err(network_failed)?;
+        self.network.detach(bot, &namespace).await?;
         failpoint::ATTACHMENT_FORGOTTEN.passed()?;
         let (bot, data_root_id) = (bot.clone(), self.config.data_root_id.clone());
         self.on_host(turn, move |paths, records| {
@@ -198,8 +198,8 @@ impl ContainerdRuntime {
         self.images.sweep().await?;
         self.sweep_leases().await?;
         let live: BTreeSet<BotId> = self.live_bots().await?;
-        self.network.sweep(&live).await.map_err(network_failed)?;
-        let rules = self.network.check_rules().await.map_err(network_failed)?;
+        self.network.sweep(&live).await?;
+        let rules = self.network.check_rules().await?;
         if rules == RulesCheck::Restored {
             tracing::warn!("the network's rules were not as they should be, and are again");
         }
@@ -347,14 +347,4 @@ pub(super) fn on_host_failed(error: HostError) -> RuntimeError {
         };
     }
     RuntimeError::other(error.operation, error.source)
-}
-
-pub(super) fn network_failed(error: NetworkError) -> RuntimeError {
-    let mut reason = error.to_string();
-    let mut cause = std::error::Error::source(&error);
-    while let Some(error) = cause {
-        reason.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    RuntimeError::Network { reason }
 }

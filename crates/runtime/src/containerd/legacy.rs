@@ -14,7 +14,6 @@ use serde_json::Value;
 use skep_names::{BotId, DATA_DIRECTORY_INSIDE, is_legacy};
 
 use super::container::{Starting, as_any, stored_environment};
-use super::host::network_failed;
 use super::records::{FOREIGN_NETWORK, FoundProcess, Running};
 use super::turns::Turn;
 use super::{ContainerdRuntime, UserNamespaceMode};
@@ -87,7 +86,7 @@ impl ContainerdRuntime {
         };
         // Only looked at: what it has was made by others, and goes with it.
         let namespace = PathBuf::from(format!("/proc/{pid}/ns/net"));
-        let address = self.network.address_inside(&namespace).await.map_err(network_failed)?;
+        let address = self.network.address_inside(&namespace).await?;
         let running = Running {
             container_id: container.id.clone(),
             ids: None,
@@ -129,7 +128,7 @@ impl ContainerdRuntime {
         let known = self.records.get(bot).and_then(|running| running.address);
         match known {
             Some(address) => Ok(Some(address)),
-            None => self.network.address(bot).map_err(network_failed),
+            None => Ok(self.network.address(bot)?),
         }
     }
 }

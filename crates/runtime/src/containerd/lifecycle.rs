@@ -11,7 +11,7 @@ use skep_names::{BotId, is_legacy};
 use super::ContainerdRuntime;
 use super::client::failed;
 use super::container::{Starting, stored_environment};
-use super::host::{network_failed, on_host_failed};
+use super::host::on_host_failed;
 use super::records::Running;
 use super::task::Waited;
 use super::turns::Turn;
@@ -62,7 +62,7 @@ impl ContainerdRuntime {
             self.create_started_task(turn, bot, container, (limits, &running)),
         );
         created?;
-        let attached = attached.map_err(network_failed)?;
+        let attached = attached?;
         self.start_task(&container.id).await?;
         failpoint::TASK_STARTED.passed()?;
         Ok(Started {
@@ -134,10 +134,10 @@ impl ContainerdRuntime {
 
     async fn already_running(&self, bot: &BotId) -> Result<Started> {
         let namespace = self.paths.network_namespace(bot);
-        self.network.check(bot, &namespace).await.map_err(network_failed)?;
+        self.network.check(bot, &namespace).await?;
         let running = self.records.get(bot);
         Ok(Started {
-            address: self.network.address(bot).map_err(network_failed)?,
+            address: self.network.address(bot)?,
             isolation: running.map_or_else(Default::default, |running| running.isolation()),
             already_running: true,
         })

@@ -102,7 +102,7 @@ impl ContainerdRuntime {
     /// # Errors
     /// A configuration that can never work, or records of the last server that cannot be listed.
     pub fn new(config: ContainerdConfig) -> Result<Arc<Self>> {
-        let network = Network::new(config.network.clone()).map_err(host::network_failed)?;
+        let network = Network::new(config.network.clone())?;
         let client = Client::new(&config.socket, &config.namespace)?;
         let images = ImageStoreConfig {
             namespace: config.namespace.clone(),

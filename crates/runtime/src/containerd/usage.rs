@@ -8,7 +8,6 @@ use skep_names::BotId;
 use tonic::Code;
 
 use super::client::failed;
-use super::host::network_failed;
 use super::{ContainerdRuntime, not_running};
 use crate::{Result, RuntimeError, StorageHeld, Usage, cgroup, counters, free_space, nameless};
 
@@ -19,7 +18,7 @@ impl ContainerdRuntime {
     /// The counters of a workspace that runs.
     pub(super) async fn counted(&self, bot: &BotId) -> Result<Usage> {
         let running = self.records.get(bot).ok_or_else(|| not_running(bot))?;
-        let attachment = self.network.attachment(bot).map_err(network_failed)?;
+        let attachment = self.network.attachment(bot)?;
         let interface = attachment.and_then(|attachment| attachment.host_interface);
         // The kernel may have to add up over all processors first: not on a thread that others wait for.
         let reading = tokio::task::spawn_blocking(move || {

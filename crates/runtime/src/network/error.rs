@@ -1,6 +1,6 @@
 //! Why the network could not do what it was asked.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::RuntimeError;
@@ -107,7 +107,24 @@ impl NetworkError {
         }
     }
 
-    /// The whole chain of causes in one line, for those who only get a sentence.
+    /// What it comes to for whoever has a workspace: without paths of the host, or what programs said of it.
+    fn sentence(&self) -> String {
+        let name = |program: &Path| program.file_name().unwrap_or_default().display().to_string();
+        match self {
+            Self::Configuration(_) => "its configuration cannot work".to_owned(),
+            Self::Claimed { kind, name, .. } => format!("the {kind} {name} belongs to another server"),
+            Self::Unisolated { .. } => "its traffic cannot be isolated".to_owned(),
+            Self::NotRun { program, .. } => format!("{} could not be run", name(program)),
+            Self::TimedOut { program, limit } => format!("{} did not end within {limit:?}", name(program)),
+            Self::Plugin { plugin, command, .. } => format!("the CNI plugin {plugin} failed to {command}"),
+            Self::Nft { .. } => "the rules that isolate workspaces could not be changed".to_owned(),
+            Self::RulesMissing { .. } => "the rules that isolate workspaces are not in force".to_owned(),
+            Self::Broken { .. } => "it does not work any more".to_owned(),
+            Self::Other { .. } => "the host failed to do it".to_owned(),
+        }
+    }
+
+    /// The whole chain of causes in one line, for the log and for the host's operator.
     pub fn chain(&self) -> String {
         let mut text = self.to_string();
         let mut cause = std::error::Error::source(self);
@@ -121,6 +138,54 @@ impl NetworkError {
 
 impl From<NetworkError> for RuntimeError {
     fn from(error: NetworkError) -> Self {
-        Self::Network { reason: error.chain() }
+        Self::Network {
+            reason: error.sentence(),
+            source: Some(Box::new(error)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_caller_hears_no_path_of_the_host_and_the_log_the_whole_chain() {
+        let missing = || std::io::Error::other("/secret/file is not there");
+        let program = || PathBuf::from("/secret/cni/bridge");
+        for (error, sentence) in [
+            (
+                NetworkError::NotRun {
+                    program: program(),
+                    source: missing(),
+                },
+                "bridge could not be run",
+            ),
+            (
+                NetworkError::TimedOut {
+                    program: program(),
+                    limit: Duration::from_secs(5),
+                },
+                "bridge did not end within 5s",
+            ),
+            (
+                NetworkError::Plugin {
+                    plugin: "bridge".to_owned(),
+                    command: "ADD",
+                    reason: "open /secret/x".to_owned(),
+                },
+                "the CNI plugin bridge failed to ADD",
+            ),
+            (
+                NetworkError::other("writing /secret/y")(missing()),
+                "the host failed to do it",
+            ),
+        ] {
+            let chain = error.chain();
+            let error = RuntimeError::from(error);
+            assert_eq!(error.to_string(), format!("network setup failed: {sentence}"));
+            let source = std::error::Error::source(&error).map(ToString::to_string);
+            assert!(source.is_some_and(|source| chain.contains(&source) && chain.contains("/secret")));
+        }
     }
 }

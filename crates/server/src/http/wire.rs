@@ -5,7 +5,7 @@ use skep_api as api;
 use skep_core as core;
 use skep_store as store;
 
-use crate::http::error::{ApiError, chain};
+use crate::http::error::ApiError;
 
 /// What a user has who never signed in: the zero time of the reference system.
 fn never() -> DateTime<Utc> {
@@ -455,25 +455,18 @@ pub fn gpu_device(offered: core::OfferedDevice) -> api::GpuDevice {
 pub fn operation_error(error: &core::Error) -> api::OperationError {
     api::OperationError {
         code: code(error.code()),
-        message: sentence(error),
-    }
-}
-
-fn sentence(error: &core::Error) -> String {
-    match error {
-        core::Error::Internal { .. } => "internal error".to_owned(),
-        other => other.to_string(),
+        message: error.to_string(),
     }
 }
 
 impl From<core::Error> for ApiError {
     fn from(error: core::Error) -> Self {
-        let answer = ApiError::new(code(error.code()), sentence(&error));
+        let answer = ApiError::new(code(error.code()), error.to_string());
         let answer = match &error {
             core::Error::OperationInProgress(id) => answer.about_operation(id.clone()),
             _ => answer,
         };
-        answer.caused_by(chain(&error))
+        answer.caused_by(error.with_causes())
     }
 }
 

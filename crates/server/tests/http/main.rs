@@ -9,6 +9,7 @@ mod conventions;
 mod document;
 mod gpus;
 mod operations;
+mod sentences;
 mod tickets;
 mod users;
 mod workspace;

@@ -1,0 +1,118 @@
+//! What a failure of the host says: to the caller what was tried, without a path of the host; to the log everything,
+//! under the caller's request id.
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde_json::json;
+use skep_runtime::RuntimeError;
+use skep_testkit::fake_runtime::Verb;
+use skep_testkit::server::TestServer;
+
+/// What this thread logs while the test lives.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    fn of_this_thread() -> (Self, tracing::subscriber::DefaultGuard) {
+        let log = Self::default();
+        let lines = log.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_writer(move || lines.clone())
+            .finish();
+        (log, tracing::subscriber::set_default(subscriber))
+    }
+
+    fn has_line(&self, of: &[&str]) -> bool {
+        let bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let text = String::from_utf8(bytes).expect("the log is text");
+        text.lines().any(|line| of.iter().all(|part| line.contains(part)))
+    }
+}
+
+impl io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn busy() -> io::Error {
+    io::Error::other("/secret/cause is busy")
+}
+
+#[tokio::test]
+async fn no_answer_event_operation_or_check_names_a_path_of_the_host_and_the_log_does() {
+    let (log, _guard) = Log::of_this_thread();
+    let server = TestServer::start().await;
+    let network = || RuntimeError::Network {
+        reason: "the CNI plugin bridge failed to ADD".to_owned(),
+        source: Some("/secret/bridge ended".into()),
+    };
+    let full = || RuntimeError::NoSpace {
+        operation: "copying to /secret/layer".to_owned(),
+    };
+    let other = || RuntimeError::other("mounting /secret/socket", busy());
+    let cases = [
+        (Verb::Create, other(), 500, "internal", "mounting …", "/secret/socket"),
+        (
+            Verb::Start,
+            other(),
+            500,
+            "container_start_failed",
+            "mounting …",
+            "/secret/cause",
+        ),
+        (
+            Verb::Start,
+            network(),
+            500,
+            "network_setup_failed",
+            "failed to ADD",
+            "/secret/bridge",
+        ),
+        (Verb::Start, full(), 507, "disk_full", "copying to …", "/secret/layer"),
+    ];
+    for (number, (verb, error, status, code, said, logged)) in cases.into_iter().enumerate() {
+        let bot = server.bare_bot(server.admin_key()).await;
+        let request_id = format!("mine-{number}");
+        let create = || {
+            let call = server.call("POST", &format!("/bots/{bot}/container"));
+            let call = call
+                .header("accept", "application/json")
+                .header("idempotency-key", &request_id);
+            call.header("x-request-id", &request_id).json(&json!({})).send()
+        };
+        server.runtime().faults().fail_next(verb, error);
+        let answer = create().await;
+        let message = answer.expect_error(status, code);
+        assert!(message.contains(said) && !message.contains("secret"), "{message}");
+        assert_eq!(create().await.expect_error(status, code), message, "to the same key");
+        let operation = format!("/operations/{}", answer.header("x-operation-id"));
+        for path in [
+            operation.clone(),
+            format!("{operation}/events"),
+            format!("/bots/{bot}/operations"),
+            format!("/bots/{bot}/checks"),
+            format!("/bots/{bot}?include=container"),
+        ] {
+            let text = server.call("GET", &path).send().await.expect_status(200).text();
+            assert!(!text.contains("secret"), "{path}: {text}");
+        }
+        let told = server.call("GET", &operation).send().await.json();
+        assert_eq!(told["error"]["message"], json!(message));
+        assert!(
+            log.has_line(&[&request_id, logged]),
+            "no line of {request_id} has {logged}"
+        );
+    }
+    server.runtime().faults().fail_next(Verb::Images, other());
+    let images = server.call("GET", "/images").header("x-request-id", "mine-images");
+    let message = images.send().await.expect_error(500, "internal");
+    assert_eq!(message, "mounting … failed");
+    assert!(log.has_line(&["mine-images", "/secret/socket", "/secret/cause"]));
+}
