@@ -1,7 +1,7 @@
 //! `skep`: the server, what starts it on one machine, and the command line client, in one file.
 //!
 //! The client half knows HTTP and the wire types alone, and treats a server of this host like any
-//! other. `machine` is the half that touches this host: `up`, `down`, `serve`, `doctor`.
+//! other, once it has read where that is. `machine` is the half that touches this host: `up`, `down`, `serve`, `doctor`.
 
 mod arguments;
 mod client;

@@ -23,13 +23,14 @@ struct Machine {
 }
 
 impl Machine {
-    fn new(image: &str, registry: &str) -> Self {
+    /// `which` tells the machines of these tests apart: several run at once.
+    fn new(which: u8, image: &str, registry: &str) -> Self {
         let directory = tempfile::Builder::new()
             .prefix("skep-up-")
             .tempdir_in("/var/tmp")
             .expect("a directory");
         let number = std::process::id() % 10_000;
-        let (bridge, table) = (format!("skepup{number}"), format!("skep_up_{number}"));
+        let (bridge, table) = (format!("skepup{number}{which}"), format!("skep_up_{number}_{which}"));
         let port = std::net::TcpListener::bind("127.0.0.1:0")
             .unwrap()
             .local_addr()
@@ -40,7 +41,7 @@ impl Machine {
              [registry.\"{registry}\"]\nplain_http = true\n\
              [network]\nbridge = \"{bridge}\"\ntable = \"{table}\"\nsubnet = \"10.{second}.0.0/16\"\n",
             root = directory.path().join("data").display(),
-            second = 120 + number % 60,
+            second = 120 + 3 * (number % 40) + u32::from(which),
         );
         std::fs::write(directory.path().join("skep.toml"), text).unwrap();
         Self {
@@ -167,7 +168,7 @@ async fn up_makes_a_workspace_that_outlives_the_server_and_comes_back_after_down
     let image = busybox_image().push(&registry, "base/busybox", "1").await;
     let host = registry.host();
     tokio::task::spawn_blocking(move || {
-        let mut machine = Machine::new(&image, &host);
+        let mut machine = Machine::new(0, &image, &host);
         let first = machine.up();
         assert!(first.contains("1 visits"), "the command's output is missing:\n{first}");
         assert!(
@@ -212,28 +213,29 @@ async fn up_makes_a_workspace_that_outlives_the_server_and_comes_back_after_down
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_second_server_on_a_data_root_is_refused_and_names_the_first() {
+async fn a_second_server_on_a_data_root_is_refused_and_down_ends_the_one_of_its_own() {
     let registry = Registry::start();
     let image = busybox_image().push(&registry, "base/busybox", "1").await;
     let host = registry.host();
     tokio::task::spawn_blocking(move || {
-        let mut machine = Machine::new(&image, &host);
-        // Another bridge than the other test's: both run at once.
-        let (bridge, table) = (format!("{}b", machine.bridge), format!("{}_b", machine.table));
-        let file = machine.directory.path().join("skep.toml");
-        let text = std::fs::read_to_string(&file).unwrap();
-        let text = text
-            .replace(&machine.bridge, "skepupb")
-            .replace(&machine.table, "skep_up_b");
-        let text = text.replace("subnet = \"10.", "subnet = \"172.31.0.0/16\" # 10.");
-        std::fs::write(&file, text).unwrap();
-        (machine.bridge, machine.table) = (bridge, table);
+        let mut machine = Machine::new(1, &image, &host);
         machine.up();
         let refused = machine.skep(&["serve"]).output().unwrap();
         let said = String::from_utf8_lossy(&refused.stderr).into_owned();
         assert_eq!(refused.status.code(), Some(1), "{said}");
         assert!(said.contains("skep up, process"), "{said}");
-        assert!(machine.down().status.success());
+
+        // `down` ends the server of its data root, whichever began last, and takes only that one from the command line.
+        let mut second = Machine::new(2, &image, &host);
+        second.up();
+        let down = machine.skep(&["down"]).output().unwrap();
+        assert!(down.status.success(), "{}", String::from_utf8_lossy(&down.stderr));
+        assert!(machine.up.as_mut().unwrap().wait().unwrap().success());
+        machine.up = None;
+        assert_eq!(machine.left_on_the_host(), Vec::<String>::new());
+        let list = second.skep(&["ls"]).output().unwrap();
+        assert!(list.status.success(), "{}", String::from_utf8_lossy(&list.stderr));
+        assert!(second.down().status.success());
     })
     .await
     .unwrap();

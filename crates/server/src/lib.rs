@@ -3,6 +3,7 @@
 //! `http/` has one file per noun of the API; `http/error.rs` is the only place where a failure gets
 //! its status; `http/access.rs` is the only way to a bot.
 
+pub mod announcement;
 pub mod app;
 pub mod audit;
 pub mod auth;
@@ -12,5 +13,3 @@ pub mod http;
 pub mod logging;
 pub mod serve;
 pub mod server;
-
-pub use serve::{ServeError, serve};

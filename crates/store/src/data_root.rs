@@ -18,6 +18,14 @@ pub struct LockHolder {
     pub description: String,
 }
 
+impl LockHolder {
+    /// His process, when the line ends with it.
+    pub fn process(&self) -> Option<u32> {
+        let (_, number) = self.description.rsplit_once("process ")?;
+        number.parse().ok()
+    }
+}
+
 /// Why a data root cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DataRootError {
@@ -173,4 +181,20 @@ fn read_or_make_id(root: &Path) -> Result<uuid::Uuid, DataRootError> {
     };
     write().map_err(io("making"))?;
     Ok(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_holder_tells_his_process() {
+        let process = |line: &str| {
+            let description = line.to_owned();
+            LockHolder { description }.process()
+        };
+        assert_eq!(process("skep up, process 1234"), Some(1234));
+        assert_eq!(process("a test"), None);
+        assert_eq!(process("process of somebody"), None);
+    }
 }

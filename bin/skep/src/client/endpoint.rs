@@ -3,15 +3,14 @@
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use skep_server::announcement::{self, Announced, Meant};
 
 use crate::arguments::Shared;
 use crate::failure::{Failure, Result};
-
-/// Tells the command line where the server of this host is.
-pub(crate) const SERVER_FILE: &str = "/run/skep/server.json";
+use crate::output::printable;
 
 /// A server and how we are known to it.
 #[derive(Clone, PartialEq, Eq)]
@@ -30,40 +29,18 @@ impl std::fmt::Debug for Endpoint {
     }
 }
 
-/// What [`SERVER_FILE`] holds while a server runs. Readable by all: it names a key, it has none.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct ServerFile {
-    /// The server's address.
-    pub(crate) server: String,
-    /// Its process.
-    pub(crate) pid: u32,
-    /// The data root it owns.
-    pub(crate) data_root: PathBuf,
-    /// The file with the admin key.
-    pub(crate) admin_key: PathBuf,
+/// The server of this host that a command means which names none; `None` when there is none.
+///
+/// # Errors
+/// What names it is there and cannot be read or understood.
+pub(crate) fn server_here() -> Result<Option<Meant>> {
+    announcement::meant_here().map_err(|error| Failure::local("cannot find the server of this host", error))
 }
 
-impl ServerFile {
-    /// What the file says; `None` when there is none.
-    ///
-    /// # Errors
-    /// The file is there and cannot be read or understood.
-    pub(crate) fn read(path: &Path) -> Result<Option<Self>> {
-        let text = match fs::read(path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(Failure::local(format!("cannot read {}", path.display()), error)),
-        };
-        serde_json::from_slice(&text)
-            .map(Some)
-            .map_err(|error| Failure::local(format!("cannot understand {}", path.display()), error))
-    }
-
-    /// The admin key, for whoever may read it; `None` for everybody else.
-    fn key(&self) -> Option<String> {
-        let key = fs::read_to_string(&self.admin_key).ok()?;
-        Some(key.trim().to_owned()).filter(|key| !key.is_empty())
-    }
+/// The admin key, for whoever may read it; `None` for everybody else.
+fn key_of(server: &Announced) -> Option<String> {
+    let key = fs::read_to_string(&server.admin_key).ok()?;
+    Some(key.trim().to_owned()).filter(|key| !key.is_empty())
 }
 
 /// A token that `skep login` was given, and whose server it is for.
@@ -129,8 +106,7 @@ impl Endpoint {
     /// # Errors
     /// There is no server to be found, or nothing to be known by.
     pub(crate) fn find(shared: &Shared) -> Result<Self> {
-        let local = ServerFile::read(Path::new(SERVER_FILE))?;
-        let found = choose(shared, local, StoredLogin::read()?)?;
+        let found = found_of(shared)?;
         match found.token {
             Some(_) => Ok(found),
             None => Err(Failure::NoCredential(format!("the server is {}", found.server))),
@@ -139,26 +115,50 @@ impl Endpoint {
 
     /// The same for commands that need no credential, such as `login`.
     pub(crate) fn find_server(shared: &Shared) -> Result<String> {
-        let local = ServerFile::read(Path::new(SERVER_FILE))?;
-        Ok(choose(shared, local, StoredLogin::read()?)?.server)
+        Ok(found_of(shared)?.server)
     }
 }
 
-fn choose(shared: &Shared, local: Option<ServerFile>, login: Option<StoredLogin>) -> Result<Endpoint> {
+fn found_of(shared: &Shared) -> Result<Endpoint> {
+    let local = server_here()?;
+    let found = choose(shared, local.as_ref(), StoredLogin::read()?)?;
+    if let Some(note) = local.and_then(|meant| note_of_others(shared, &meant, &found)) {
+        eprintln!("skep: {}", printable(&note));
+    }
+    Ok(found)
+}
+
+/// Whoever removes `demo` should know on which of two servers.
+fn note_of_others(shared: &Shared, meant: &Meant, found: &Endpoint) -> Option<String> {
+    let is_named = shared.server.as_deref().is_some_and(|server| !server.is_empty());
+    if is_named || meant.others.is_empty() || found.server != meant.server.server {
+        return None;
+    }
+    Some(format!(
+        "{} servers run here; this is {} of {} (--server or SKEP_SERVER names another)",
+        meant.others.len() + 1,
+        found.server,
+        meant.server.data_root.display()
+    ))
+}
+
+fn choose(shared: &Shared, local: Option<&Meant>, login: Option<StoredLogin>) -> Result<Endpoint> {
     let given = shared.token.clone().filter(|token| !token.is_empty());
     if let Some(server) = shared.server.as_deref().filter(|server| !server.is_empty()) {
         let server = clean(server)?;
         let token = given
             .or_else(|| login.filter(|login| login.server == server).map(|login| login.token))
             .or_else(|| {
-                local
-                    .filter(|local| local.server == server)
-                    .and_then(|local| local.key())
+                let here = local
+                    .iter()
+                    .flat_map(|meant| meant.others.iter().chain([&meant.server]));
+                here.filter(|here| here.server == server).find_map(key_of)
             });
         return Ok(Endpoint { server, token });
     }
-    if let Some(local) = &local
-        && let Some(token) = given.clone().or_else(|| local.key())
+    let local = local.map(|meant| &meant.server);
+    if let Some(local) = local
+        && let Some(token) = given.clone().or_else(|| key_of(local))
     {
         return Ok(Endpoint {
             server: clean(&local.server)?,
@@ -197,6 +197,8 @@ fn clean(server: &str) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
     use crate::arguments::OutputForm;
 
@@ -208,12 +210,21 @@ mod tests {
         }
     }
 
-    fn local(key: &Path) -> ServerFile {
-        ServerFile {
-            server: "http://127.0.0.1:1".into(),
+    fn announced(number: u16, key: &Path) -> Announced {
+        Announced {
+            server: format!("http://127.0.0.1:{number}"),
             pid: 1,
+            started: None,
             data_root: "/x".into(),
+            data_root_id: number.to_string(),
             admin_key: key.to_owned(),
+        }
+    }
+
+    fn local(key: &Path) -> Meant {
+        Meant {
+            server: announced(1, key),
+            others: Vec::new(),
         }
     }
 
@@ -229,14 +240,14 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let key = directory.path().join("admin.key");
         fs::write(&key, "secret\n").unwrap();
-        let found = choose(&shared(None, None), Some(local(&key)), Some(login())).unwrap();
+        let found = choose(&shared(None, None), Some(&local(&key)), Some(login())).unwrap();
         assert_eq!(
             (found.server.as_str(), found.token.as_deref()),
             ("http://127.0.0.1:1", Some("secret"))
         );
         let found = choose(
             &shared(None, None),
-            Some(local(&directory.path().join("none"))),
+            Some(&local(&directory.path().join("none"))),
             Some(login()),
         )
         .unwrap();
@@ -251,15 +262,46 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let key = directory.path().join("admin.key");
         fs::write(&key, "secret").unwrap();
-        let found = choose(&shared(Some("other:80"), None), Some(local(&key)), Some(login())).unwrap();
+        let found = choose(&shared(Some("other:80"), None), Some(&local(&key)), Some(login())).unwrap();
         assert_eq!((found.server.as_str(), found.token), ("http://other", None));
         let found = choose(
             &shared(Some("http://127.0.0.1:1/"), Some("mine")),
-            Some(local(&key)),
+            Some(&local(&key)),
             None,
         )
         .unwrap();
         assert_eq!(found.token.as_deref(), Some("mine"));
+        // Also to another one than the one that is meant without a word.
+        let among = Meant {
+            server: announced(2, Path::new("/none")),
+            others: vec![announced(1, &key)],
+        };
+        let found = choose(&shared(Some("127.0.0.1:1"), None), Some(&among), None).unwrap();
+        assert_eq!(found.token.as_deref(), Some("secret"));
+    }
+
+    #[test]
+    fn a_server_that_nobody_named_is_told_when_it_is_not_the_only_one() {
+        let none = Path::new("/none");
+        let alone = local(none);
+        let among = Meant {
+            others: vec![announced(2, none)],
+            ..local(none)
+        };
+        let found = |server: &str| Endpoint {
+            server: server.into(),
+            token: None,
+        };
+        let here = found("http://127.0.0.1:1");
+        let note = note_of_others(&shared(None, None), &among, &here).unwrap();
+        assert!(
+            note.starts_with("2 servers run here; this is http://127.0.0.1:1 of /x"),
+            "{note}"
+        );
+        assert_eq!(note_of_others(&shared(None, None), &alone, &here), None);
+        assert_eq!(note_of_others(&shared(Some("127.0.0.1:1"), None), &among, &here), None);
+        let login = found("https://far.example");
+        assert_eq!(note_of_others(&shared(None, None), &among, &login), None);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-pub(crate) use endpoint::{Endpoint, SERVER_FILE, ServerFile, StoredLogin};
+pub(crate) use endpoint::{Endpoint, StoredLogin, server_here};
 pub(crate) use events::{EventReader, follow_to_the_end};
 pub(crate) use naming::{Bot, all_bots, find_bot};
 pub(crate) use socket::{Socket, open_socket};

@@ -1,13 +1,13 @@
 //! `skep doctor`: what is on this host, what is missing, and what to do about it. Changes nothing.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde_json::{Value, json};
 use skep_server::config::Config;
 
 use super::configuration;
 use crate::arguments::{ConfigurationFile, OutputForm};
-use crate::client::{Client, Endpoint, SERVER_FILE, ServerFile};
+use crate::client::{Client, Endpoint, server_here};
 use crate::failure::{Failure, Result};
 use crate::output::{self, Column, text};
 
@@ -100,7 +100,7 @@ fn kernel_check() -> Value {
 
 /// The probes of the server of this host, when one runs: these are real ones.
 async fn server_checks() -> Result<Vec<Value>> {
-    let Some(server) = ServerFile::read(Path::new(SERVER_FILE))? else {
+    let Some(server) = server_here()?.map(|meant| meant.server) else {
         return Ok(vec![check(
             "server",
             "warn",

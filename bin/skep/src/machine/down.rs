@@ -6,18 +6,19 @@ use std::path::Path;
 use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use skep_names::BotId;
 use skep_runtime::{Runtime, TaskState};
+use skep_server::announcement::{self, Announced};
 use skep_server::backend::make_containerd;
 use skep_server::config::Config;
-use skep_store::DataRoot;
+use skep_store::{DataRoot, DataRootError};
 use tokio::time::Instant;
 
 use super::backend::{self, Which};
 use super::{configuration, running};
 use crate::arguments::ConfigurationFile;
-use crate::client::{SERVER_FILE, ServerFile};
 use crate::failure::{Failure, Result, with_causes};
 use crate::output::tell;
 
@@ -55,45 +56,71 @@ pub(crate) async fn run(file: ConfigurationFile) -> Result<()> {
 
 /// Ends the server that owns the data root, when there is one, and owns it in its place.
 async fn end_server(config: &Config) -> Result<DataRoot> {
-    let root = &config.workspace.data_root;
-    let whole = root
-        .canonicalize()
-        .map_err(|error| Failure::local(format!("cannot find {}", root.display()), error))?;
-    let announced = ServerFile::read(Path::new(SERVER_FILE))?.filter(|server| server.data_root == whole);
-    let refused = match running::claim(config, "skep down") {
+    let held = match running::claim_or_held(config, "skep down")? {
         Ok(data_root) => return Ok(data_root),
-        Err(refused) => refused,
+        Err(held) => held,
     };
-    let Some(server) = announced else { return Err(refused) };
-    let pid = i32::try_from(server.pid)
-        .ok()
-        .and_then(Pid::from_raw)
-        .ok_or_else(|| Failure::Failed(format!("{SERVER_FILE} names process {}, which cannot be", server.pid)))?;
-    kill_process(pid, Signal::TERM).map_err(|error| Failure::local("cannot end the server", error))?;
+    let Some(server) = announced_holder(config, &held)? else {
+        return Err(Failure::Failed(with_causes(&held)));
+    };
+    tell_to_end(&server)?;
     let limit = Instant::now() + SERVER_END_LIMIT;
     loop {
-        match running::claim(config, "skep down") {
+        match running::claim_or_held(config, "skep down")? {
             Ok(data_root) => {
                 tell(format_args!("the server (process {}) is stopped", server.pid));
                 return Ok(data_root);
             }
-            Err(refused) if Instant::now() >= limit => return Err(refused),
+            Err(held) if Instant::now() >= limit => return Err(Failure::Failed(with_causes(&held))),
             Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
         }
     }
 }
 
-/// A server that was killed leaves its announcement behind.
-fn forget_announcement(data_root: &DataRoot) -> Result<()> {
-    let announced = ServerFile::read(Path::new(SERVER_FILE))?;
-    if announced.is_none_or(|server| server.data_root != data_root.path()) {
+/// The server that owns the data root and serves. One that is just being started, or another `skep down`, is not for
+/// us to end; nor is a process that has the number of a server that was killed.
+fn announced_holder(config: &Config, held: &DataRootError) -> Result<Option<Announced>> {
+    let DataRootError::Held { holder, .. } = held else {
+        return Ok(None);
+    };
+    let file = config.workspace.data_root.join("id");
+    let id = std::fs::read_to_string(&file)
+        .map_err(|error| Failure::local(format!("cannot read {}", file.display()), error))?;
+    let announced = announcement::of_data_root_here(id.trim()).map_err(unreadable)?;
+    Ok(announced.filter(|server| holder.process() == Some(server.pid)))
+}
+
+fn unreadable(error: std::io::Error) -> Failure {
+    Failure::local("cannot read where the server is", error)
+}
+
+/// By a descriptor: between the look and the signal its number cannot come to mean another process.
+fn tell_to_end(server: &Announced) -> Result<()> {
+    let failed = |error| Failure::local(format!("cannot end the server (process {})", server.pid), error);
+    let Some(pid) = i32::try_from(server.pid).ok().and_then(Pid::from_raw) else {
+        return Err(Failure::Failed(format!("there can be no process {}", server.pid)));
+    };
+    let process = match pidfd_open(pid, PidfdFlags::empty()) {
+        Ok(process) => process,
+        Err(Errno::SRCH) => return Ok(()),
+        Err(error) => return Err(failed(error)),
+    };
+    if !server.lives() {
         return Ok(());
     }
-    match std::fs::remove_file(SERVER_FILE) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(Failure::local(format!("cannot remove {SERVER_FILE}"), error))
+    match pidfd_send_signal(process, Signal::TERM) {
+        Ok(()) | Err(Errno::SRCH) => Ok(()),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+/// What a server says of itself is left behind when it is killed; another server's is not touched.
+fn forget_announcement(data_root: &DataRoot) -> Result<()> {
+    match announcement::of_data_root_here(&data_root.id().to_string()).map_err(unreadable)? {
+        Some(ended) => {
+            announcement::withdraw(&ended).map_err(|error| Failure::local("cannot forget where the server was", error))
         }
-        _ => Ok(()),
+        None => Ok(()),
     }
 }
 

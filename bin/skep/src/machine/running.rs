@@ -1,9 +1,10 @@
 //! A server of this host: its data root, its containerd, its announcement.
 
+use skep_server::announcement::Announcement;
 use skep_server::config::Config;
-use skep_server::serve::{self, ServerFile};
+use skep_server::serve;
 use skep_server::server::RunningServer;
-use skep_store::DataRoot;
+use skep_store::{DataRoot, DataRootError};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::backend::Which;
@@ -13,7 +14,7 @@ use crate::failure::{Failure, Result, with_causes};
 /// A server that answers, announced to the command line of this host.
 pub(super) struct Running {
     pub(super) server: RunningServer,
-    pub(super) file: ServerFile,
+    announcement: Announcement,
 }
 
 /// Owns the data root from here on.
@@ -21,13 +22,28 @@ pub(super) struct Running {
 /// # Errors
 /// Another server owns it, and is named.
 pub(super) fn claim(config: &Config, command: &str) -> Result<DataRoot> {
+    claim_or_held(config, command)?.map_err(|held| Failure::Failed(with_causes(&held)))
+}
+
+/// The same for whoever has a way with the one that owns it: that is the inner error.
+///
+/// # Errors
+/// It cannot be owned by anybody.
+pub(super) fn claim_or_held(
+    config: &Config,
+    command: &str,
+) -> Result<std::result::Result<DataRoot, DataRootError>> {
     if !rustix::process::geteuid().is_root() {
         return Err(Failure::Usage(format!(
             "`{command}` starts containers and sets up networks: run it as root"
         )));
     }
     let holder = format!("{command}, process {}", std::process::id());
-    DataRoot::claim(&config.workspace.data_root, &holder).map_err(|error| Failure::Failed(with_causes(&error)))
+    match DataRoot::claim(&config.workspace.data_root, &holder) {
+        Ok(data_root) => Ok(Ok(data_root)),
+        Err(held @ DataRootError::Held { .. }) => Ok(Err(held)),
+        Err(error) => Err(Failure::Failed(with_causes(&error))),
+    }
 }
 
 /// Starts it on this containerd.
@@ -35,8 +51,9 @@ pub(super) async fn start(mut config: Config, data_root: DataRoot, which: &Which
     config.containerd.socket_path = which.socket().to_owned();
     let failed = |error: serve::ServeError| Failure::Failed(with_causes(&error));
     let server = serve::start_in(config, data_root).await.map_err(failed)?;
-    let file = ServerFile::write(&server).map_err(failed)?;
-    Ok(Running { server, file })
+    let announcement = Announcement::publish(&server)
+        .map_err(|error| Failure::local("cannot tell the command line where the server is", error))?;
+    Ok(Running { server, announcement })
 }
 
 impl Running {
@@ -63,7 +80,7 @@ impl Running {
 
     /// Serves until a signal, then ends it in order; a second signal ends at once.
     pub(super) async fn until_told(self) -> Result<()> {
-        let ended = serve::end_on_signal(self.server, self.file).await;
+        let ended = serve::end_on_signal(self.server, self.announcement).await;
         ended.map_err(|error| Failure::Failed(with_causes(&error)))
     }
 }
