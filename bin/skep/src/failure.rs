@@ -1,6 +1,7 @@
 //! Everything that can go wrong on the command line, and the exit code each kind has.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use crate::output::printable_lines;
 
@@ -39,6 +40,14 @@ pub(crate) enum Failure {
         hint: &'static str,
         /// The cause.
         source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// It was reached, and does not answer.
+    #[error("{url} was reached and gave no answer within {} s", limit.as_secs())]
+    Late {
+        /// What was asked.
+        url: String,
+        /// How long was waited.
+        limit: Duration,
     },
     /// Nobody named a server, and none runs here.
     #[error("no server is named and none runs here: `skep up` starts one, --server or SKEP_SERVER names another")]
@@ -111,7 +120,7 @@ impl Failure {
                 Some("forbidden" | "image_not_allowed" | "bot_access_denied") => 4,
                 _ => 1,
             },
-            Self::CutOff(_) | Self::Unexpected { .. } | Self::Local { .. } | Self::Failed(_) => 1,
+            Self::CutOff(_) | Self::Late { .. } | Self::Unexpected { .. } | Self::Local { .. } | Self::Failed(_) => 1,
         }
     }
 

@@ -23,14 +23,18 @@ use crate::failure::{Failure, Result};
 
 /// How long a server may take to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long an answer that is no stream may take: an operation may wait behind others.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(15 * 60);
+/// How long an answer to a mere question may take. What changes something has no limit: it may wait behind others, or
+/// bring as many bytes as there are; TCP notices a dead server.
+const ANSWER_LIMIT: Duration = Duration::from_secs(15 * 60);
+/// What is told when a connection broke with a change under way.
+const MAY_GO_ON: &str = "; what was asked for may go on there, `skep ops ls` shows it";
 
 /// One server and how we are known to it.
 #[derive(Debug, Clone)]
 pub(crate) struct Client {
     http: reqwest::Client,
     endpoint: Endpoint,
+    answer_limit: Duration,
 }
 
 /// The body of every error answer.
@@ -52,7 +56,11 @@ impl Client {
             .user_agent(concat!("skep/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(|source| Failure::Failed(format!("cannot set up an HTTP client: {source}")))?;
-        Ok(Self { http, endpoint })
+        Ok(Self {
+            http,
+            endpoint,
+            answer_limit: ANSWER_LIMIT,
+        })
     }
 
     /// What the server says of itself: the one answer whose 503 has the same form as its 200.
@@ -82,11 +90,7 @@ impl Client {
             .tcp_keepalive(Duration::from_secs(30))
             .build()
             .map_err(|source| Failure::Failed(format!("cannot set up an HTTP client: {source}")))?;
-        Ok(Self {
-            http,
-            endpoint: self.endpoint.clone(),
-        }
-        .request(Method::GET, path))
+        Ok(Self { http, ..self.clone() }.request(Method::GET, path))
     }
 
     /// Sends, and returns the answer when it is a success; its body has not been read.
@@ -98,19 +102,32 @@ impl Client {
         Err(refusal(answer).await)
     }
 
-    /// Sends, and returns the JSON of the answer; an empty body is `null`.
+    /// Asks for a change, and returns the JSON of the answer, however long that takes; an empty body is `null`.
     pub(crate) async fn json(&self, request: RequestBuilder) -> Result<Value> {
-        let whole = async {
-            let answer = self.send(request).await?;
-            answer.bytes().await.map_err(|source| self.not_reachable(source))
-        };
-        let body = tokio::time::timeout(ANSWER_TIMEOUT, whole)
-            .await
-            .map_err(|_| Failure::NotReachable {
+        self.answered(request).await.map_err(|failure| match failure {
+            Failure::NotReachable { url, hint: "", source } => Failure::NotReachable {
+                url,
+                hint: MAY_GO_ON,
+                source,
+            },
+            other => other,
+        })
+    }
+
+    /// Asks a question, and returns the JSON of the answer.
+    pub(crate) async fn read(&self, request: RequestBuilder) -> Result<Value> {
+        match tokio::time::timeout(self.answer_limit, self.answered(request)).await {
+            Ok(answered) => answered,
+            Err(_) => Err(Failure::Late {
                 url: self.endpoint.server.clone(),
-                hint: "",
-                source: format!("no answer within {} s", ANSWER_TIMEOUT.as_secs()).into(),
-            })??;
+                limit: self.answer_limit,
+            }),
+        }
+    }
+
+    async fn answered(&self, request: RequestBuilder) -> Result<Value> {
+        let answer = self.send(request).await?;
+        let body = answer.bytes().await.map_err(|source| self.not_reachable(source))?;
         if body.is_empty() {
             return Ok(Value::Null);
         }
@@ -122,7 +139,7 @@ impl Client {
 
     /// `GET` as JSON.
     pub(crate) async fn get(&self, path: &str) -> Result<Value> {
-        self.json(self.request(Method::GET, path)).await
+        self.read(self.request(Method::GET, path)).await
     }
 
     /// `POST` of a JSON body, answered in JSON.
@@ -242,11 +259,93 @@ pub(crate) fn encode(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     use super::*;
 
     #[test]
     fn what_could_change_an_address_is_encoded() {
         assert_eq!(encode("a b/ü?&=#"), "a%20b%2F%C3%BC%3F%26%3D%23");
         assert_eq!(encode("plain-1.txt"), "plain-1.txt");
+    }
+
+    fn install_tls() {
+        // A second install says that there is one, which is what is wanted.
+        match rustls::crypto::ring::default_provider().install_default() {
+            Ok(()) | Err(_) => {}
+        }
+    }
+
+    /// A server of one connection that reads the whole request, and answers when it is told to.
+    async fn slow_server() -> (Client, tokio::sync::oneshot::Sender<()>, tokio::task::JoinHandle<usize>) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = Client::new(Endpoint {
+            server: format!("http://{}", listener.local_addr().unwrap()),
+            token: None,
+        })
+        .unwrap();
+        client.answer_limit = Duration::from_millis(50);
+        let (answer, told) = tokio::sync::oneshot::channel();
+        let serving = tokio::spawn(async move {
+            let (mut connection, _) = listener.accept().await.unwrap();
+            let mut request = Vec::new();
+            // Bodies come in chunks, an empty one at their end.
+            let is_whole = |request: &[u8]| match request.starts_with(b"POST") {
+                true => request.ends_with(b"\r\n0\r\n\r\n"),
+                false => request.ends_with(b"\r\n\r\n"),
+            };
+            while !is_whole(&request) {
+                if connection.read_buf(&mut request).await.unwrap() == 0 {
+                    return request.len();
+                }
+            }
+            if told.await.is_ok() {
+                let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";
+                connection.write_all(answer).await.unwrap();
+            }
+            request.len()
+        });
+        (client, answer, serving)
+    }
+
+    #[tokio::test]
+    async fn what_changes_something_may_take_longer_than_an_answer_to_a_question() {
+        install_tls();
+        let (client, answer, serving) = slow_server().await;
+        let (pieces, body) = tokio::sync::mpsc::channel::<std::io::Result<Vec<u8>>>(1);
+        let body = futures::stream::unfold(body, |mut body| async { Some((body.recv().await?, body)) });
+        let request = client.request(Method::POST, "/").body(reqwest::Body::wrap_stream(body));
+        let asking = client.json(request);
+        tokio::pin!(asking);
+        // Neither a slow body nor a slow answer is cut off.
+        for _ in 0..3 {
+            pieces.send(Ok(b"piece".to_vec())).await.unwrap();
+            let early = tokio::time::timeout(client.answer_limit, &mut asking).await;
+            assert!(early.is_err(), "{early:?}");
+        }
+        drop(pieces);
+        let early = tokio::time::timeout(2 * client.answer_limit, &mut asking).await;
+        assert!(early.is_err(), "{early:?}");
+        answer.send(()).unwrap();
+        assert_eq!(asking.await.unwrap(), serde_json::json!({}));
+        assert!(serving.await.unwrap() > 15);
+    }
+
+    #[tokio::test]
+    async fn a_question_that_is_not_answered_is_late_and_a_change_may_go_on() {
+        install_tls();
+        let (client, _answer, serving) = slow_server().await;
+        let late = client.get("/").await.unwrap_err();
+        assert!(matches!(late, Failure::Late { .. }), "{late}");
+        assert_eq!(late.exit_number(), 1, "it was reached");
+        serving.abort();
+
+        let (client, answer, serving) = slow_server().await;
+        drop(answer);
+        let body = futures::stream::iter([std::io::Result::Ok("piece")]);
+        let request = client.request(Method::POST, "/").body(reqwest::Body::wrap_stream(body));
+        let broken = client.json(request).await.unwrap_err();
+        assert!(broken.to_string().contains("`skep ops ls`"), "{broken}");
+        serving.abort();
     }
 }

@@ -54,7 +54,7 @@ async fn stat(client: &Client, id: &str, path: &str) -> Result<Option<Value>> {
     let request = client
         .request(Method::GET, &format!("/bots/{id}/container/fs"))
         .query(&[("path", path)]);
-    match client.json(request).await {
+    match client.read(request).await {
         Ok(info) => Ok(Some(info)),
         // The bot was found a moment ago: what is missing is the file.
         Err(Failure::Refused { status: 404, code, .. }) if code == "not_found" => Ok(None),

@@ -102,7 +102,7 @@ async fn list(client: &Client, form: OutputForm, at: &At) -> Result<()> {
             query.push(("cursor", cursor.clone()));
         }
         let page = client
-            .json(client.request(Method::GET, &route(&id, "list")).query(&query))
+            .read(client.request(Method::GET, &route(&id, "list")).query(&query))
             .await?;
         let more = page.get("entries").and_then(Value::as_array);
         entries.extend(more.into_iter().flatten().cloned());
