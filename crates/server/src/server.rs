@@ -109,7 +109,11 @@ impl RunningServer {
         let auth = Auth::new(&token_secret(&config, &data_root)?, config.auth.jwt_expires_in);
         let first_admin = ensure_first_admin(&store, &auth.passwords, &config).await?;
         let admin_key = data_root.path().join(ADMIN_KEY_FILE);
-        ensure_admin_key(&store, &admin_key).await?;
+        match ensure_admin_key(&store, &admin_key).await {
+            // No reason for workspaces to stay down.
+            Err(error @ BootstrapError::NoAdmin) => tracing::warn!("{error}"),
+            ended => ended?,
+        }
         let core = Skep::start(skep_core::Parts {
             store: store.clone(),
             bridges: Arc::new(BridgePool::new(runtime.clone())),
