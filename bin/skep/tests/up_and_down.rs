@@ -2,6 +2,7 @@
 //! network that are real. Root and what `scripts/install test` installs are needed.
 
 use std::fs::File;
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -90,6 +91,18 @@ impl Machine {
         }
     }
 
+    fn signs_in(&self, user: &str, password: &str) -> bool {
+        let config = std::fs::read_to_string(self.directory.path().join("skep.toml")).unwrap();
+        let address = config.split('"').nth(1).unwrap().to_owned();
+        let mut login = self.skep(&["--server", &address, "login", "--password-stdin", "--username", user]);
+        login
+            .env("XDG_CONFIG_HOME", self.directory.path())
+            .stdin(Stdio::piped());
+        let mut login = login.spawn().expect("skep runs");
+        login.stdin.take().unwrap().write_all(password.as_bytes()).unwrap();
+        login.wait().unwrap().success()
+    }
+
     /// Ctrl-C.
     fn interrupt(&mut self) {
         let mut child = self.up.take().expect("`skep up` runs");
@@ -175,6 +188,14 @@ async fn up_makes_a_workspace_that_outlives_the_server_and_comes_back_after_down
             first.contains("with the password"),
             "nobody is told how to sign in:\n{first}"
         );
+        // It said that to a file: the password is in another one, for root alone.
+        let file = machine.data_root().join("first-password");
+        assert!(first.contains(&file.display().to_string()), "{first}");
+        assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+        let kept = std::fs::read_to_string(&file).unwrap();
+        let (user, password) = kept.trim().split_once(' ').expect("a user and a password");
+        assert!(!first.contains(password), "the password is in a log");
+        assert!(machine.signs_in(user, password));
         let file = std::fs::metadata("/run/skep/server.json").expect("the server says where it is");
         assert_eq!(file.permissions().mode() & 0o777, 0o644);
         machine.interrupt();

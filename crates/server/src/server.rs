@@ -107,7 +107,7 @@ impl RunningServer {
             .await
             .map_err(skep_core::Error::from)?;
         let auth = Auth::new(&token_secret(&config, &data_root)?, config.auth.jwt_expires_in);
-        let first_admin = ensure_first_admin(&store, &auth.passwords, &config).await?;
+        let first_admin = ensure_first_admin(&store, &auth.passwords, &config, data_root.path()).await?;
         let admin_key = data_root.path().join(ADMIN_KEY_FILE);
         match ensure_admin_key(&store, &admin_key).await {
             // No reason for workspaces to stay down.
@@ -161,7 +161,7 @@ impl RunningServer {
         self.address
     }
 
-    /// What the first start made. The password in it is nowhere else.
+    /// What the first start made.
     pub fn first_admin(&self) -> &FirstAdmin {
         &self.first_admin
     }

@@ -9,4 +9,5 @@ pub(crate) mod doctor;
 pub(crate) mod down;
 mod running;
 pub(crate) mod serve;
+mod sign_in;
 pub(crate) mod up;

@@ -8,6 +8,7 @@ use skep_store::{DataRoot, DataRootError};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::backend::Which;
+use super::sign_in::{self, Reader};
 use crate::client::{Client, Endpoint};
 use crate::failure::{Failure, Result, with_causes};
 
@@ -50,7 +51,9 @@ pub(super) fn claim_or_held(
 pub(super) async fn start(mut config: Config, data_root: DataRoot, which: &Which) -> Result<Running> {
     config.containerd.socket_path = which.socket().to_owned();
     let failed = |error: serve::ServeError| Failure::Failed(with_causes(&error));
-    let server = serve::start_in(config, data_root).await.map_err(failed)?;
+    let root = data_root.path().to_owned();
+    let started = serve::start_in(config, data_root).await;
+    let server = started.inspect_err(|_| sign_in::tell_of_unread(&root)).map_err(failed)?;
     let announcement = Announcement::publish(&server)
         .map_err(|error| Failure::local("cannot tell the command line where the server is", error))?;
     Ok(Running { server, announcement })
@@ -71,6 +74,12 @@ impl Running {
             server: self.address(),
             token: Some(key.trim().to_owned()),
         })
+    }
+
+    /// Tells how to sign in on standard output.
+    pub(super) fn tell_sign_in(&self) {
+        let mut out = std::io::stdout();
+        sign_in::tell(self.server.first_admin(), Reader::of(&out), &mut out);
     }
 
     /// Ends it in order, without waiting for a signal; workspaces run on.

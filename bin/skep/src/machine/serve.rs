@@ -2,6 +2,7 @@
 
 use skep_server::auth::FirstAdmin;
 
+use super::sign_in::{self, Reader};
 use super::{backend, configuration, running};
 use crate::arguments::ConfigurationFile;
 use crate::failure::Result;
@@ -14,10 +15,10 @@ pub(crate) async fn run(file: ConfigurationFile) -> Result<()> {
     // Kept until the end: it reaps a containerd that ends before us.
     let _daemon = backend::start_daemon(&which).await?;
     let running = running::start(config, data_root, &which).await?;
-    // To a person and not to the log: a log is kept, this is not to be.
-    if let FirstAdmin::Generated { username, password } = running.server.first_admin() {
-        eprintln!("First start: sign in as {username} with the password {password}");
-        eprintln!("It is shown this once; `skep users password {username}` sets another.");
+    let first = running.server.first_admin();
+    if let FirstAdmin::Generated(_) = first {
+        let mut out = std::io::stderr();
+        sign_in::tell(first, Reader::of(&out), &mut out);
     }
     tracing::info!(address = %running.server.address(), containerd = %which.socket().display(), "serving");
     running.until_told().await

@@ -9,7 +9,10 @@ mod token;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use bootstrap::{ADMIN_KEY_FILE, BootstrapError, FirstAdmin, ensure_admin_key, ensure_first_admin};
+pub use bootstrap::{
+    ADMIN_KEY_FILE, BootstrapError, FirstAdmin, FirstPassword, ensure_admin_key, ensure_first_admin,
+    unread_first_password,
+};
 pub use password::{PasswordError, Passwords, Turn};
 pub use secret::{API_KEY_PREFIX, digest, keep_secret_file, new_api_key, new_ticket, random_secret};
 pub use throttle::{LoginThrottle, Verdict};

@@ -6,7 +6,6 @@ mod demo;
 use std::time::Instant;
 
 use skep_runtime::containerd::daemon::Daemon;
-use skep_server::auth::FirstAdmin;
 use skep_server::config::{Config, Origin, Settings};
 
 use super::running::{self, Running, Signals};
@@ -29,7 +28,6 @@ pub(crate) async fn run(up: UpArguments) -> Result<()> {
     // Kept until the end: it reaps a containerd that ends before us.
     let _daemon = start_daemon(&which).await?;
     let running = running::start(config.clone(), data_root, &which).await?;
-    let sign_in = tell_sign_in(running.server.first_admin());
     let prepared = tokio::select! {
         prepared = base_image::ensure(&config, &running) => prepared,
         () = signals.next() => Err(interrupted()),
@@ -37,19 +35,17 @@ pub(crate) async fn run(up: UpArguments) -> Result<()> {
     let running = match prepared {
         Ok(base_image::Outcome::There) => running,
         Ok(base_image::Outcome::BuiltHere) => restart(running, config, &which).await?,
-        Err(failure) => return give_up(running, &sign_in, failure).await,
+        Err(failure) => return give_up(running, failure).await,
     };
     let shown = tokio::select! {
         shown = show_demo(&up, &running) => shown,
         () = signals.next() => Err(interrupted()),
     };
     if let Err(failure) = shown {
-        return give_up(running, &sign_in, failure).await;
+        return give_up(running, failure).await;
     }
-    tell(format_args!(
-        "\nReady after {:.1} s.\n{sign_in}",
-        started.elapsed().as_secs_f64()
-    ));
+    tell(format_args!("\nReady after {:.1} s.", started.elapsed().as_secs_f64()));
+    running.tell_sign_in();
     tell_what_next(&running);
     running.until_told().await?;
     tell(format_args!(
@@ -70,8 +66,8 @@ fn interrupted() -> Failure {
 }
 
 /// Ends the server in order, and passes on why. A password that was shown to nobody would be lost.
-async fn give_up(running: Running, sign_in: &str, failure: Failure) -> Result<()> {
-    tell(format_args!("{sign_in}"));
+async fn give_up(running: Running, failure: Failure) -> Result<()> {
+    running.tell_sign_in();
     running.end().await;
     Err(failure)
 }
@@ -103,17 +99,6 @@ async fn restart(running: Running, config: Config, which: &backend::Which) -> Re
     running.end().await;
     let data_root = running::claim(&config, "skep up")?;
     running::start(config, data_root, which).await
-}
-
-/// The sentence on how to sign in, kept for the end: a password that scrolled away is lost.
-fn tell_sign_in(first: &FirstAdmin) -> String {
-    match first {
-        FirstAdmin::Generated { username, password } => format!(
-            "Sign in as {username} with the password {password}\n(shown this once; `skep users password {username}` sets another)"
-        ),
-        FirstAdmin::Configured { username } => format!("Sign in as {username} with the configured password."),
-        FirstAdmin::NotNeeded => "Sign in with a user of yours; `skep users` lists them.".to_owned(),
-    }
 }
 
 fn tell_what_next(running: &Running) {
