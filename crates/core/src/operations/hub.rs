@@ -88,12 +88,21 @@ impl Hub {
 
     /// Ends it.
     pub(crate) fn end(&self, result: Result<Outcome>, last: OperationEvent) {
+        self.end_with(result, Some(last));
+    }
+
+    /// This server lets go of it, and the next one carries it on: no last event is told, since it has not ended.
+    pub(crate) fn let_go(&self) {
+        self.end_with(Err(Error::GoingDown), None);
+    }
+
+    fn end_with(&self, result: Result<Outcome>, last: Option<OperationEvent>) {
         {
             let mut told = self.told();
             if told.end.is_some() {
                 return;
             }
-            told.events.push(last);
+            told.events.extend(last);
             told.end = Some(result);
         }
         self.changed.send_modify(|version| *version += 1);
@@ -254,6 +263,16 @@ mod tests {
         assert_eq!(&ids[..2], [1, 2]);
         assert_eq!(&ids[ids.len() - 2..], [1001, 1002]);
         assert!(ids.len() < PROGRESS_KEPT + 4, "{} are kept", ids.len());
+    }
+
+    #[tokio::test]
+    async fn who_follows_what_a_server_lets_go_of_hears_no_end_of_it() {
+        let hub = hub();
+        hub.tell(EventBody::Creating);
+        hub.let_go();
+        let told: Vec<_> = hub.clone().events(0).map(|event| event.body).collect().await;
+        assert_eq!(told, [EventBody::Creating]);
+        assert!(matches!(hub.outcome().await, Err(Error::GoingDown)));
     }
 
     #[tokio::test]

@@ -211,7 +211,7 @@ impl Skep {
         }
     }
 
-    /// What waits is in the journal; those who listen are told that the server goes down.
+    /// What waits is in the journal; the streams of those who listen end, and tell no end of it.
     fn abandon_lane(&self, bot: &BotId) {
         for pending in self.lanes().abandon(bot) {
             self.let_go(&pending);
@@ -220,9 +220,7 @@ impl Skep {
 
     /// Ends it for those who listen, not in the journal: the next start carries it on.
     fn let_go(&self, pending: &Arc<Pending>) {
-        let result = Err(Error::GoingDown);
-        let last = pending.hub.last_event(&result, error_event(&Error::GoingDown, pending));
-        pending.hub.end(result, last);
+        pending.hub.let_go();
         self.forget_hub(pending.hub.id());
     }
 

@@ -237,6 +237,43 @@ async fn a_failed_operation_is_told_again_to_the_same_key() {
 }
 
 #[tokio::test]
+async fn a_server_that_ends_tells_no_end_of_what_the_next_one_carries_on() {
+    let mut server = TestServer::start().await;
+    let bot = server.bot_with_workspace().await;
+    let hold = server.runtime().faults().hold(Verb::Start);
+    let restart = tokio::spawn(container(&server, &bot, "/restart").send());
+    let all = until(&server, &bot, 1, |one| {
+        one["kind"] == "restart" && one["step"] == "start"
+    })
+    .await;
+    let id = text_of(&all[0], "id");
+    let follow = server.call("GET", &format!("/operations/{id}/events")).open().await;
+    let waiting = tokio::spawn(container(&server, &bot, "/stop").send());
+    let all = until(&server, &bot, 1, |one| one["kind"] == "stop").await;
+    let queued = text_of(&all[0], "id");
+    let follow_queued = server.call("GET", &format!("/operations/{queued}/events")).open().await;
+    server.stop_within(Duration::from_millis(200)).await;
+    for stream in [follow, follow_queued] {
+        let told = stream.text().await.expect("the stream ends in order");
+        assert!(!told.contains("\"error\"") && !told.contains("\"complete\""), "{told}");
+    }
+    // Who waits for the answer itself is told that it did not come.
+    for asked in [restart, waiting] {
+        asked.await.unwrap().expect_error(503, "runtime_unavailable");
+    }
+    drop(hold);
+    server.restart().await;
+    for id in [id, queued] {
+        let told = server
+            .call("GET", &format!("/operations/{id}/events"))
+            .send()
+            .await
+            .events();
+        assert_eq!(told.last().expect("an event")["type"], "complete");
+    }
+}
+
+#[tokio::test]
 async fn what_is_begun_is_in_the_trail_also_when_its_caller_goes_away() {
     let server = TestServer::start().await;
     let (bot, id, hold, restart) = held(&server).await;

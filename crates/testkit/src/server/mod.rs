@@ -74,8 +74,13 @@ impl TestServer {
 
     /// Ends the server in order.
     pub async fn stop(&mut self) {
+        self.stop_within(LIMIT).await;
+    }
+
+    /// The same; operations get so long to come to a safe step.
+    pub async fn stop_within(&mut self, limit: Duration) {
         if let Some(running) = self.running.take() {
-            running.shut_down(LIMIT).await;
+            running.shut_down(limit).await;
         }
     }
 
