@@ -3,6 +3,8 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
+use skep_api::ErrorCode;
+
 use crate::output::printable_lines;
 
 /// Why a command ended without success.
@@ -55,6 +57,9 @@ pub(crate) enum Failure {
     /// There is no credential to use.
     #[error("not signed in: use `skep login`, --token or SKEP_TOKEN ({0})")]
     NoCredential(String),
+    /// What only root may do on this machine.
+    #[error("{0}: run it as root")]
+    NotRoot(String),
     /// A name that fits nothing.
     #[error("no bot is called {0:?}, and no id begins with it")]
     NoSuchBot(String),
@@ -111,14 +116,16 @@ impl Failure {
         match self {
             Self::Usage(_) | Self::AmbiguousBot { .. } => 2,
             Self::NoSuchBot(_) => 3,
-            Self::NoCredential(_) => 4,
+            Self::NoCredential(_) | Self::NotRoot(_) => 4,
             Self::NotReachable { .. } | Self::NoServer => 5,
             Self::CommandEnded(code) => *code,
-            Self::Refused { status, code, .. } => exit_of_answer(*status, code),
-            Self::StreamFailed { code, .. } => match code.as_deref() {
-                Some("image_not_found" | "container_not_found" | "bot_not_found" | "not_found") => 3,
-                Some("forbidden" | "image_not_allowed" | "bot_access_denied") => 4,
-                _ => 1,
+            Self::Refused { status, code, .. } => match code.parse() {
+                Ok(code) => exit_of_code(code),
+                Err(_) => exit_of_status(*status),
+            },
+            Self::StreamFailed { code, .. } => match code.as_deref().map(str::parse) {
+                Some(Ok(code)) => exit_of_code(code),
+                Some(Err(_)) | None => 1,
             },
             Self::CutOff(_) | Self::Late { .. } | Self::Unexpected { .. } | Self::Local { .. } | Self::Failed(_) => 1,
         }
@@ -156,11 +163,31 @@ pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
     line
 }
 
-fn exit_of_answer(status: u16, code: &str) -> u8 {
-    match (status, code) {
-        (401 | 403, _) => 4,
-        (404, _) => 3,
-        (503, "runtime_unavailable" | "bridge_unavailable" | "store_unavailable") => 5,
+/// The same whether it came as an answer or as the end of a stream.
+fn exit_of_code(code: ErrorCode) -> u8 {
+    use ErrorCode as Code;
+    match code {
+        Code::BotNotFound
+        | Code::ContainerNotFound
+        | Code::VersionNotFound
+        | Code::BackupNotFound
+        | Code::ImageNotFound
+        | Code::NotFound => 3,
+        Code::Unauthorized
+        | Code::InvalidCredentials
+        | Code::BotAccessDenied
+        | Code::Forbidden
+        | Code::ImageNotAllowed => 4,
+        Code::RuntimeUnavailable | Code::StoreUnavailable | Code::BridgeUnavailable => 5,
+        _ => 1,
+    }
+}
+
+/// Of a code that this release does not know, or of what is no Skep server.
+fn exit_of_status(status: u16) -> u8 {
+    match status {
+        401 | 403 => 4,
+        404 => 3,
         _ => 1,
     }
 }
@@ -190,10 +217,27 @@ mod tests {
         assert_eq!(Failure::NoServer.exit_number(), 5);
         assert_eq!(Failure::Usage(String::new()).exit_number(), 2);
         assert_eq!(Failure::CommandEnded(77).exit_number(), 77);
-        let not_found = Failure::StreamFailed {
-            code: Some("image_not_found".into()),
-            message: String::new(),
-        };
-        assert_eq!(not_found.exit_number(), 3);
+        assert_eq!(Failure::NotRoot(String::new()).exit_number(), 4);
+        assert_eq!(refused(404, "a code of another release"), 3);
+    }
+
+    #[test]
+    fn a_stream_that_fails_has_the_exit_code_of_the_answer() {
+        for (status, code, exit) in [
+            (404, "image_not_found", 3),
+            (404, "version_not_found", 3),
+            (404, "backup_not_found", 3),
+            (403, "image_not_allowed", 4),
+            (503, "runtime_unavailable", 5),
+            (503, "store_unavailable", 5),
+            (503, "bridge_unavailable", 5),
+            (500, "container_start_failed", 1),
+        ] {
+            let stream = Failure::StreamFailed {
+                code: Some(code.into()),
+                message: String::new(),
+            };
+            assert_eq!((refused(status, code), stream.exit_number()), (exit, exit), "{code}");
+        }
     }
 }

@@ -30,13 +30,10 @@ pub(super) fn claim(config: &Config, command: &str) -> Result<DataRoot> {
 ///
 /// # Errors
 /// It cannot be owned by anybody.
-pub(super) fn claim_or_held(
-    config: &Config,
-    command: &str,
-) -> Result<std::result::Result<DataRoot, DataRootError>> {
+pub(super) fn claim_or_held(config: &Config, command: &str) -> Result<std::result::Result<DataRoot, DataRootError>> {
     if !rustix::process::geteuid().is_root() {
-        return Err(Failure::Usage(format!(
-            "`{command}` starts containers and sets up networks: run it as root"
+        return Err(Failure::NotRoot(format!(
+            "`{command}` starts containers and sets up networks"
         )));
     }
     let holder = format!("{command}, process {}", std::process::id());
@@ -53,7 +50,9 @@ pub(super) async fn start(mut config: Config, data_root: DataRoot, which: &Which
     let failed = |error: serve::ServeError| Failure::Failed(with_causes(&error));
     let root = data_root.path().to_owned();
     let started = serve::start_in(config, data_root).await;
-    let server = started.inspect_err(|_| sign_in::tell_of_unread(&root)).map_err(failed)?;
+    let server = started
+        .inspect_err(|_| sign_in::tell_of_unread(&root))
+        .map_err(failed)?;
     let announcement = Announcement::publish(&server)
         .map_err(|error| Failure::local("cannot tell the command line where the server is", error))?;
     Ok(Running { server, announcement })
