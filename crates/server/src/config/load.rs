@@ -190,6 +190,18 @@ impl Settings {
     }
 
     fn take_environment(&mut self, environment: &[(String, String)]) -> Result<(), ConfigError> {
+        self.take_aliases(environment)?;
+        for (name, text) in environment {
+            let origin = Origin::Environment(name.clone());
+            if let Some((section, rest)) = name.strip_prefix("SKEP_").and_then(|rest| rest.split_once("__")) {
+                self.take_variable(&section.to_ascii_lowercase(), rest, text, &origin)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Before our own variables, wherever they stand in the environment: ours win.
+    fn take_aliases(&mut self, environment: &[(String, String)]) -> Result<(), ConfigError> {
         for (name, text) in environment {
             let origin = Origin::Environment(name.clone());
             if name == "TZ" && !text.is_empty() {
@@ -197,8 +209,6 @@ impl Settings {
             } else if let Some((_, section, key)) = ALIASES.iter().find(|alias| alias.0 == name) {
                 let key = keys::find(section, key).ok_or_else(|| ConfigError::unknown(name, &origin))?;
                 self.take_text(key, text, origin)?;
-            } else if let Some((section, rest)) = name.strip_prefix("SKEP_").and_then(|rest| rest.split_once("__")) {
-                self.take_variable(&section.to_ascii_lowercase(), rest, text, &origin)?;
             }
         }
         Ok(())

@@ -169,6 +169,24 @@ fn variables_of_the_reference_system_are_honoured() {
 }
 
 #[test]
+fn a_variable_of_ours_wins_over_one_of_the_reference_system_wherever_it_stands() {
+    let mut environment = vec![
+        ("SKEP_SERVER__ADDR", "127.0.0.1:9001"),
+        ("HTTP_ADDR", "127.0.0.1:9000"),
+        ("SKEP_CONTAINERD__SOCKET_PATH", "/ours.sock"),
+        ("CONTAINERD_SOCKET", "/other.sock"),
+    ];
+    for _ in 0..2 {
+        let settings = read_with("", &environment).unwrap();
+        let config = Config::settle(&settings).unwrap();
+        assert_eq!(config.server.addr.port(), 9001);
+        assert_eq!(config.containerd.socket_path, Path::new("/ours.sock"));
+        assert_eq!(origin(&settings, "server", "addr"), "env SKEP_SERVER__ADDR");
+        environment.reverse();
+    }
+}
+
+#[test]
 fn a_registry_is_put_before_the_default_image() {
     let file = "[workspace]\nregistry = 'mirror.example:5000/'\ndefault_image = 'base/debian'\n";
     let config = Config::settle(&read(file).unwrap()).unwrap();
