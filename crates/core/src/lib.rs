@@ -42,6 +42,6 @@ pub use versions::{
     SOURCE_MANUAL, SOURCE_PRE_EXEC, SOURCE_ROLLBACK, SnapshotItem, SnapshotList, VersionLimits, shown_name,
 };
 pub use workspace::{
-    AskedLimits, CreateRequest, DeleteData, LiveMetrics, MeasuredStorage, RestoreMode, RestoreRequest, WhenStopped,
-    WorkspaceInfo, WorkspaceMetrics, WorkspaceState, WorkspaceStatus,
+    AskedLimits, CreateRequest, DeleteData, LONGEST_GRACE, LiveMetrics, MeasuredStorage, RestoreMode, RestoreRequest,
+    WhenStopped, WorkspaceInfo, WorkspaceMetrics, WorkspaceState, WorkspaceStatus,
 };

@@ -7,7 +7,7 @@ use skep_runtime::containerd::{ContainerdConfig, ContainerdRuntime, IsolationCon
 use skep_runtime::host::choose_resolver;
 use skep_runtime::images::{RegistryHost, RegistrySettings};
 use skep_runtime::layer_access::LayerProgram;
-use skep_runtime::network::{AllowEntry, InvalidAllowEntry, NetworkConfig, NetworkError, NetworkMode};
+use skep_runtime::network::{NetworkConfig, NetworkError, NetworkMode};
 use skep_runtime::{PullCredentials, Runtime, RuntimeError};
 use skep_store::DataRoot;
 
@@ -29,9 +29,6 @@ pub enum BackendError {
         #[source]
         source: std::io::Error,
     },
-    /// `network.allow` cannot be read.
-    #[error("network.allow")]
-    Allow(#[from] InvalidAllowEntry),
     /// The network cannot be made, or is another data root's.
     #[error("preparing the network of workspaces")]
     Network(#[from] NetworkError),
@@ -97,12 +94,7 @@ fn containerd_config(config: &Config, data_root: &DataRoot) -> Result<Containerd
             bridge: config.network.bridge.clone(),
             subnet: config.network.subnet,
             table: config.network.table.clone(),
-            allow: config
-                .network
-                .allow
-                .iter()
-                .map(|text| text.parse())
-                .collect::<Result<Vec<AllowEntry>, _>>()?,
+            allow: config.network.allow.clone(),
             unisolated: config.network.unisolated,
             cni_bin_dir: config.workspace.cni_bin_dir.clone(),
             cni_conf_dir: config.workspace.cni_conf_dir.clone(),

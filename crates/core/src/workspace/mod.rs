@@ -69,7 +69,7 @@ use crate::requester::Requester;
 use crate::skep::Skep;
 
 /// The longest grace of a stop.
-const LONGEST_GRACE: Duration = Duration::from_secs(300);
+pub const LONGEST_GRACE: Duration = Duration::from_secs(300);
 
 impl Skep {
     /// Makes the workspace of a bot, or starts the one it has, which is never touched otherwise. A create of the

@@ -132,13 +132,13 @@ fn line(text: &mut String, rule: &str) {
 }
 
 /// Whether a name can be an interface's and stand in a rule.
-pub(super) fn is_interface_name(name: &str) -> bool {
+pub fn is_interface_name(name: &str) -> bool {
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"._-@".contains(&byte);
     (1..=15).contains(&name.len()) && name.bytes().all(fits) && name != "." && name != ".."
 }
 
 /// Whether a name can be a table's.
-pub(super) fn is_table_name(name: &str) -> bool {
+pub fn is_table_name(name: &str) -> bool {
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
     name.len() <= 64 && name.as_bytes().first().is_some_and(u8::is_ascii_alphabetic) && name.bytes().all(fits)
 }

@@ -1,6 +1,7 @@
 //! The server's configuration: every key of the documented sections, from defaults, a TOML file and
 //! `SKEP_<SECTION>__<KEY>`, validated before anything is started.
 
+mod bounds;
 mod default_file;
 mod keys;
 mod load;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
 use skep_names::ImageReference;
+use skep_runtime::network::AllowEntry;
 
 /// Everything in force.
 #[derive(Debug, Clone)]
@@ -287,7 +288,7 @@ pub struct NetworkConfig {
     /// How workspaces are connected.
     pub mode: NetworkMode,
     /// Private destinations that are allowed, `CIDR[:port]`.
-    pub allow: Vec<String>,
+    pub allow: Vec<AllowEntry>,
     /// The bridge's name.
     pub bridge: String,
     /// Where addresses come from.

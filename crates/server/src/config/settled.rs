@@ -4,9 +4,10 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ipnet::IpNet;
-use skep_core::LONGEST_FREEZE;
+use ipnet::{IpNet, Ipv4Net};
+use skep_runtime::network::AllowEntry;
 
+use crate::config::bounds;
 use crate::config::load::{RegistrySettings, Settings};
 use crate::config::sections::{
     AdminConfig, AuthConfig, Backend, Config, ContainerdConfig, ExecConfig, ImportConfig, IsolationConfig,
@@ -24,7 +25,7 @@ impl Config {
     pub fn settle(settings: &Settings) -> Result<Self, ConfigError> {
         let reader = Reader(settings);
         refuse_what_comes_later(&reader)?;
-        refuse_what_cannot_work(&reader)?;
+        bounds::refuse_what_cannot_work(&reader)?;
         Ok(Self {
             log: log(&reader),
             server: server(&reader)?,
@@ -130,56 +131,8 @@ fn refuse_what_comes_later(reader: &Reader<'_>) -> Result<(), ConfigError> {
     Ok(())
 }
 
-/// Durations of nothing, and what would happen with them.
-const NEVER_ZERO: &[(&str, &str, &str)] = &[
-    ("auth", "jwt_expires_in", "nobody could sign in"),
-    ("exec", "keep", "a bridge would keep its own default"),
-    ("exec", "max_timeout", "no command could run"),
-    ("export", "freeze_max", "no export of one moment could be made"),
-    ("terminal", "idle_timeout", "every terminal would end at once"),
-    (
-        "terminal",
-        "session_keep",
-        "a session would end before its first window is there",
-    ),
-];
-
-/// Numbers that are 1 at least, and why.
-const AT_LEAST_ONE: &[(&str, &str, &str)] = &[
-    (
-        "backups",
-        "keep",
-        "what a delete keeps could push out what the same delete kept before",
-    ),
-    ("exec", "log_bytes", "a bridge would keep its own default"),
-    ("import", "max_bytes", "nothing could be imported"),
-    ("import", "max_entries", "nothing could be imported"),
-    ("import", "max_ratio", "nothing long could be imported"),
-    ("snapshots", "merge_over", "there would be nothing to merge"),
-];
-
-/// Values of the right kind that are out of bounds.
-fn refuse_what_cannot_work(reader: &Reader<'_>) -> Result<(), ConfigError> {
-    for (section, name, why) in NEVER_ZERO {
-        if reader.duration(section, name).is_zero() {
-            return Err(reader.refuse(section, name, format!("longer than 0: {why}")));
-        }
-    }
-    for (section, name, why) in AT_LEAST_ONE {
-        if reader.number(section, name) == 0 {
-            return Err(reader.refuse(section, name, format!("1 or more: {why}")));
-        }
-    }
-    if reader.duration("export", "freeze_max") > LONGEST_FREEZE {
-        let most = LONGEST_FREEZE.as_secs();
-        let expected = format!("{most}s or less: streams of a workspace that is frozen for longer break");
-        return Err(reader.refuse("export", "freeze_max", expected));
-    }
-    Ok(())
-}
-
 /// Reads settled values; the kinds were checked when they were read, so another kind cannot be.
-struct Reader<'a>(&'a Settings);
+pub(super) struct Reader<'a>(pub(super) &'a Settings);
 
 impl Reader<'_> {
     fn value(&self, section: &'static str, name: &'static str) -> Option<&Value> {
@@ -197,7 +150,7 @@ impl Reader<'_> {
         origin.unwrap_or(&Origin::Default).to_string()
     }
 
-    fn text(&self, section: &'static str, name: &'static str) -> String {
+    pub(super) fn text(&self, section: &'static str, name: &'static str) -> String {
         match self.value(section, name) {
             Some(Value::Text(text)) => text.clone(),
             _ => String::new(),
@@ -212,14 +165,14 @@ impl Reader<'_> {
         matches!(self.value(section, name), Some(Value::Flag(true)))
     }
 
-    fn number(&self, section: &'static str, name: &'static str) -> u64 {
+    pub(super) fn number(&self, section: &'static str, name: &'static str) -> u64 {
         match self.value(section, name) {
             Some(Value::Number(number)) => *number,
             _ => 0,
         }
     }
 
-    fn duration(&self, section: &'static str, name: &'static str) -> Duration {
+    pub(super) fn duration(&self, section: &'static str, name: &'static str) -> Duration {
         match self.value(section, name) {
             Some(Value::Duration(duration)) => *duration,
             _ => Duration::ZERO,
@@ -233,7 +186,7 @@ impl Reader<'_> {
         }
     }
 
-    fn refuse(&self, section: &'static str, name: &'static str, expected: impl Into<String>) -> ConfigError {
+    pub(super) fn refuse(&self, section: &'static str, name: &'static str, expected: impl Into<String>) -> ConfigError {
         ConfigError::Invalid {
             key: format!("{section}.{name}"),
             origin: self.origin(section, name),
@@ -366,12 +319,25 @@ fn network(reader: &Reader<'_>) -> Result<NetworkConfig, ConfigError> {
         } else {
             NetworkMode::Bridge
         },
-        allow: reader.list("network", "allow"),
+        allow: reader
+            .list("network", "allow")
+            .iter()
+            .map(|text| text.parse())
+            .collect::<Result<Vec<AllowEntry>, _>>()
+            .map_err(|error| reader.refuse("network", "allow", format!("a list of destinations: {error}")))?,
         bridge: reader.text("network", "bridge"),
         subnet: reader
             .text("network", "subnet")
             .parse()
-            .map_err(|_| reader.refuse("network", "subnet", "an IPv4 network, such as 10.88.0.0/16"))?,
+            .ok()
+            .filter(|subnet: &Ipv4Net| subnet.prefix_len() <= 29 && subnet.addr() == subnet.network())
+            .ok_or_else(|| {
+                reader.refuse(
+                    "network",
+                    "subnet",
+                    "an IPv4 network of at least 8 addresses, such as 10.88.0.0/16",
+                )
+            })?,
         table: reader.text("network", "table"),
         unisolated: reader.flag("network", "unisolated"),
     })

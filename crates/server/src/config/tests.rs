@@ -110,6 +110,17 @@ fn a_value_that_does_not_fit_is_told_with_its_key_and_what_fits() {
         ("[export]\nfreeze_max = '0s'", "export.freeze_max"),
         ("[export]\nfreeze_max = '61s'", "export.freeze_max"),
         ("[server]\nmetrics_addr = '127.0.0.1:9'", "server.metrics_addr"),
+        ("[network]\nallow = ['junk']", "network.allow"),
+        ("[network]\nbridge = 'sixteen-letters-'", "network.bridge"),
+        ("[network]\ntable = '1st'", "network.table"),
+        ("[network]\nsubnet = '10.88.0.1/16'", "network.subnet"),
+        ("[network]\nsubnet = '10.88.0.0/30'", "network.subnet"),
+        ("[log]\nlevel = 'x=y=z'", "log.level"),
+        ("[workspace]\nstop_grace = '301s'", "workspace.stop_grace"),
+        (
+            "[registry.'r.test']\nca_file = '/none/ca.pem'",
+            "registry.\"r.test\".ca_file",
+        ),
         ("[database]\nurl = 'postgres://u@h/d'", "database.url"),
     ] {
         let told = Config::settle(&read(file).unwrap()).unwrap_err().to_string();
