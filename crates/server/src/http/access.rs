@@ -140,16 +140,19 @@ impl Caller {
         self.require(Scope::Manage)
     }
 
+    /// The credential is not narrowed to other bots than this one.
+    pub fn is_for(&self, bot: &BotId) -> bool {
+        self.bots
+            .as_ref()
+            .is_none_or(|bots| bots.iter().any(|id| id == bot.as_str()))
+    }
+
     /// What the caller may do with a bot; `None`: nothing.
     ///
     /// # Errors
     /// 503 when the store is away.
     pub async fn scope_on(&self, app: &App, bot: &BotRow) -> Result<Option<Scope>, ApiError> {
-        if self
-            .bots
-            .as_ref()
-            .is_some_and(|bots| !bots.iter().any(|id| id == bot.id.as_str()))
-        {
+        if !self.is_for(&bot.id) {
             return Ok(None);
         }
         let by_user = if self.user.role == UserRole::Admin || bot.owner_user_id == self.user.id {
@@ -339,11 +342,7 @@ fn is_guest<N: Need>(caller: &Caller, bot: &BotRow, parts: &Parts) -> bool {
         Guests::BelowMedia => query_part(parts, "path").is_some_and(|path| is_below_media(&path)),
         Guests::Everything => true,
     };
-    open && bot.guest_enabled
-        && caller
-            .bots
-            .as_ref()
-            .is_none_or(|bots| bots.iter().any(|id| id == bot.id.as_str()))
+    open && bot.guest_enabled && caller.is_for(&bot.id)
 }
 
 /// Whether a path, cleaned as the file routes clean it, lies below `/data/media`.

@@ -85,14 +85,28 @@ async fn a_ticket_can_do_no_more_than_its_user_can_now() {
 async fn a_guest_downloads_media_by_ticket_and_nothing_else() {
     let server = TestServer::start().await;
     let bot = bot_with_a_file(&server).await;
-    let (_, token) = server.member("guest").await;
+    let (guest, token) = server.member("guest").await;
+    // A key that names the bot, from when the guest was more than that.
+    let member = format!("/bots/{bot}/members/{guest}");
+    let joins = server.call("PUT", &member).json(&json!({"role": "viewer"}));
+    joins.send().await.expect_status(200);
+    let narrowed = json!({"name": "for it", "scope": "read", "bots": [&bot]});
+    let narrowed = server
+        .call_as(&token, "POST", "/auth/keys")
+        .json(&narrowed)
+        .send()
+        .await;
+    let narrowed = text_of(&narrowed.expect_status(201).json(), "key");
+    server.call("DELETE", &member).send().await.expect_status(204);
     let open = server
         .call("PUT", &format!("/bots/{bot}/guest"))
         .json(&json!({"enabled": true}));
     open.send().await.expect_status(200);
-    let media = ticket(&server, &token, &bot, "download").await;
-    let got = download(&server, &bot, "/data/media/picture", &format!("ticket={media}")).await;
-    assert_eq!(got.expect_status(200).text(), "content");
+    for credential in [&token, &narrowed] {
+        let media = ticket(&server, credential, &bot, "download").await;
+        let got = download(&server, &bot, "/data/media/picture", &format!("ticket={media}")).await;
+        assert_eq!(got.expect_status(200).text(), "content");
+    }
     let secret = ticket(&server, &token, &bot, "download").await;
     let refused = download(&server, &bot, "/data/file", &format!("ticket={secret}")).await;
     refused.expect_error(403, "bot_access_denied");

@@ -161,7 +161,7 @@ async fn ticket(
     let not_found = || ApiError::new(ErrorCode::BotNotFound, "bot not found");
     let bot = app.store().bot(&id).await?.ok_or_else(not_found)?;
     let granted = caller.scope_on(&app, &bot).await?;
-    let as_guest = bot.guest_enabled && body.purpose == TicketUse::Download && caller.bots.is_none();
+    let as_guest = bot.guest_enabled && body.purpose == TicketUse::Download && caller.is_for(&id);
     if granted.is_none_or(|scope| scope < Scope::Operate) && !as_guest {
         return Err(ApiError::new(ErrorCode::BotAccessDenied, "bot access denied"));
     }

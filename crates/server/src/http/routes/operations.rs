@@ -126,10 +126,7 @@ impl FromRequestParts<App> for OperationAccess {
         }
         let not_found = || ApiError::not_found(format!("operation {id} not found"));
         let row = app.store().operation(&id).await?.ok_or_else(not_found)?;
-        let for_this_bot = caller
-            .bots
-            .as_ref()
-            .is_none_or(|bots| bots.iter().any(|bot| bot == row.bot_id.as_str()));
+        let for_this_bot = caller.is_for(&row.bot_id);
         let asked_by_caller = row.requested_by.as_deref() == Some(caller.user.id.as_str());
         let granted = match app.store().bot(&row.bot_id).await? {
             Some(bot) => caller.scope_on(app, &bot).await?,
