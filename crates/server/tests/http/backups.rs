@@ -154,13 +154,22 @@ async fn a_backup_of_a_bot_that_is_gone_is_its_owners_and_the_admins() {
         .await
         .expect_error(403, "forbidden");
     let body = json!({"display_name": "heir", "restore_backup": name});
-    let ask = |who: &str| server.call_as(who, "POST", "/bots?workspace=false").json(&body).send();
+    let ask_by = |who: &str, key: &str| {
+        let call = server.call_as(who, "POST", "/bots?workspace=false").json(&body);
+        call.header("idempotency-key", key).send()
+    };
+    let ask = |who: &str| ask_by(who, "the heir");
     ask(&bob).await.expect_error(404, "backup_not_found");
     let heir = ask(&ada).await.expect_status(201).json();
     let heir = text_of(&heir, "id");
     let created = create(&server, &heir, json!({})).await;
     assert_eq!(created["data_restored"], true);
     assert_eq!(read(&server, &heir).await, "ada's");
+    // When it is gone, a repeat of the request gets the first answer all the same.
+    std::fs::remove_file(server.directory().join("data/backups").join(&name)).unwrap();
+    ask_by(&ada, "another heir").await.expect_error(404, "backup_not_found");
+    let again = ask(&ada).await.expect_status(201).json();
+    assert_eq!(text_of(&again, "id"), heir);
     let none = json!({"restore_backup": "none"});
     server
         .call("POST", "/bots")

@@ -150,17 +150,17 @@ async fn create(
     body: RawJsonBody<CreateBotRequest>,
 ) -> ApiResult<Response> {
     let owner = owner_asked(&app, &caller, query.owner_id.as_deref()).await?;
-    let backup = backup_asked(&app, &caller, body.value.restore_backup.as_deref()).await?;
-    let new = new_bot(body.value, owner, backup, query.workspace)?;
     let requester = access::requester(&caller, Some(skep_store::Scope::Manage), &context, &headers);
     let requester = idempotency.of(&caller, requester);
+    let restore = body.value.restore_backup.clone();
+    let new = new_bot(body.value, owner, query.workspace)?;
     let (server, bytes) = (app.clone(), body.bytes);
     let work = async move {
         let claim = match idempotency.begin(&server, &caller, &bytes).await? {
             Begin::First(claim) => claim,
             Begin::Again(outcome) => return again(&server, outcome).await,
         };
-        match server.core().create_bot(new, &requester).await {
+        match made(&server, &caller, (new, restore), &requester).await {
             Ok((bot, operation)) => {
                 let bot = wire::bot(bot);
                 let operation_id = operation.map(|handle| handle.id().to_owned());
@@ -178,12 +178,24 @@ async fn create(
             }
             Err(error) => {
                 claim.release(&server).await?;
-                Err(error.into())
+                Err(error)
             }
         }
     };
     // The bot is the server's as soon as it was asked for: a client that goes away does not cut it in half.
     app.tasks().spawn(work).await.map_err(ApiError::internal)?
+}
+
+/// The backup is looked for only by the first request of its key: a repeat is answered also when it is gone by then.
+async fn made(
+    app: &App,
+    caller: &Caller,
+    (new, restore): (CreateBot, Option<String>),
+    requester: &Requester,
+) -> ApiResult<(skep_core::Bot, Option<OperationHandle>)> {
+    let restore_backup = backup_asked(app, caller, restore.as_deref()).await?;
+    let new = CreateBot { restore_backup, ..new };
+    Ok(app.core().create_bot(new, requester).await?)
 }
 
 /// The first answer; where a crash came before it, the bot as it is now.
@@ -227,7 +239,6 @@ async fn backup_asked(app: &App, caller: &Caller, name: Option<&str>) -> ApiResu
 fn new_bot(
     body: CreateBotRequest,
     owner_user_id: String,
-    restore_backup: Option<Backup>,
     with_workspace: bool,
 ) -> ApiResult<CreateBot> {
     let name = body.display_name.unwrap_or_default();
@@ -238,7 +249,7 @@ fn new_bot(
         timezone: timezone::checked(body.timezone)?.flatten(),
         is_active: body.is_active,
         metadata: object("metadata", body.metadata)?,
-        restore_backup,
+        restore_backup: None,
         with_workspace,
     })
 }
