@@ -1,5 +1,6 @@
 //! `skep doctor`: what is on this host, what is missing, and what to do about it. Changes nothing.
 
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
@@ -26,22 +27,39 @@ const COLUMNS: &[Column] = &[
     },
 ];
 
-/// Programs, and what of ours does not work without.
-const PROGRAMS: &[(&str, &str)] = &[
-    ("containerd", "error"),
-    ("runc", "error"),
-    ("crun", "warn"),
-    ("nft", "error"),
-    ("ip", "warn"),
-    ("debootstrap", "warn"),
-];
+/// Programs, and how bad it is not to have them here: a containerd that the configuration names runs already, and a
+/// runtime that it names is the one that counts.
+fn programs(config: &Config) -> Vec<(String, &'static str)> {
+    let named = config.containerd.runtime_binary.as_deref();
+    let containerd = if config.containerd.socket_is_named {
+        "warn"
+    } else {
+        "error"
+    };
+    let runc = if named.is_some() { "warn" } else { "error" };
+    let mut all = vec![
+        ("containerd".to_owned(), containerd),
+        ("runc".to_owned(), runc),
+        ("crun".to_owned(), "warn"),
+        ("nft".to_owned(), "error"),
+        ("ip".to_owned(), "warn"),
+        ("debootstrap".to_owned(), "warn"),
+    ];
+    if let Some(runtime) = named {
+        let runtime = runtime.display().to_string();
+        all.retain(|(program, _)| *program != runtime);
+        all.push((runtime, "error"));
+    }
+    all
+}
 
 pub(crate) async fn run(file: ConfigurationFile, form: OutputForm) -> Result<()> {
     let (_, config) = configuration::read(&file)?;
-    let mut checks: Vec<Value> = PROGRAMS
+    let mut checks: Vec<Value> = programs(&config)
         .iter()
         .map(|(program, without)| program_check(program, without))
         .collect();
+    checks.extend(socket_check(&config));
     checks.push(plugin_check(&config));
     checks.push(kernel_check());
     checks.extend(server_checks().await?);
@@ -69,6 +87,16 @@ fn program_check(program: &str, without: &str) -> Value {
             "is not in PATH; `make build` or the package of this name installs it",
         ),
     }
+}
+
+/// The containerd that the configuration names.
+fn socket_check(config: &Config) -> Option<Value> {
+    let socket = &config.containerd.socket_path;
+    let answers = config.containerd.socket_is_named.then(|| UnixStream::connect(socket))?;
+    Some(match answers {
+        Ok(_) => check("containerd.socket", "ok", socket.display().to_string()),
+        Err(error) => check("containerd.socket", "error", format!("{}: {error}", socket.display())),
+    })
 }
 
 fn plugin_check(config: &Config) -> Value {
@@ -122,5 +150,47 @@ async fn server_checks() -> Result<Vec<Value>> {
             Ok(all)
         }
         Err(failure) => Ok(vec![check("server", "error", failure.to_string())]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use skep_server::config::Settings;
+
+    use super::*;
+
+    fn config(environment: &[(&str, &str)]) -> Config {
+        let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        let environment: Vec<_> = environment.iter().map(owned).collect();
+        Config::settle(&Settings::read(Some(Path::new("/dev/null")), &environment).unwrap()).unwrap()
+    }
+
+    fn without(config: &Config, program: &str) -> Option<&'static str> {
+        let all = programs(config);
+        all.iter().find(|(name, _)| name == program).map(|(_, status)| *status)
+    }
+
+    #[test]
+    fn what_the_configuration_replaces_need_not_be_here() {
+        let plain = config(&[]);
+        assert_eq!(
+            (without(&plain, "containerd"), without(&plain, "runc")),
+            (Some("error"), Some("error"))
+        );
+        assert!(socket_check(&plain).is_none());
+        let own = config(&[("SKEP_CONTAINERD__RUNTIME_BINARY", "crun")]);
+        assert_eq!(
+            (without(&own, "runc"), without(&own, "crun")),
+            (Some("warn"), Some("error"))
+        );
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("containerd.sock");
+        let named = config(&[("SKEP_CONTAINERD__SOCKET_PATH", socket.to_str().unwrap())]);
+        assert_eq!(without(&named, "containerd"), Some("warn"));
+        assert_eq!(socket_check(&named).unwrap()["status"], "error");
+        let _listening = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        assert_eq!(socket_check(&named).unwrap()["status"], "ok");
     }
 }

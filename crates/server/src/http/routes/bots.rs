@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use skep_api::{
     Bot, BotCheckList, BotDeleting, BotPage, BotStatus, CreateBotRequest, PutOwnerRequest, UpdateBotRequest,
 };
-use skep_core::{Backup, BotChange, BotVisibility, CreateBot, DeleteData};
+use skep_core::{Backup, BotChange, BotVisibility, CreateBot, DeleteData, OperationHandle, Requester};
 use skep_store::IdempotencyOutcome;
 use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
@@ -236,11 +236,7 @@ async fn backup_asked(app: &App, caller: &Caller, name: Option<&str>) -> ApiResu
     }
 }
 
-fn new_bot(
-    body: CreateBotRequest,
-    owner_user_id: String,
-    with_workspace: bool,
-) -> ApiResult<CreateBot> {
+fn new_bot(body: CreateBotRequest, owner_user_id: String, with_workspace: bool) -> ApiResult<CreateBot> {
     let name = body.display_name.unwrap_or_default();
     Ok(CreateBot {
         owner_user_id,
