@@ -50,6 +50,22 @@ pub(crate) fn print_one(form: OutputForm, item: &Value, name: &str) -> Result<()
     }
 }
 
+/// What was changed: as JSON, or the one name of it.
+pub(crate) fn print_changed(form: OutputForm, item: &Value, name: &str) -> Result<()> {
+    match form {
+        OutputForm::Json => print_json(item),
+        OutputForm::Table | OutputForm::Name => print_text(&format!("{}\n", printable(&text(item, name)))),
+    }
+}
+
+/// The same where a person who sees no failure needs no word.
+pub(crate) fn print_for_programs(form: OutputForm, item: &Value, name: &str) -> Result<()> {
+    match form {
+        OutputForm::Table => Ok(()),
+        OutputForm::Json | OutputForm::Name => print_changed(form, item, name),
+    }
+}
+
 /// JSON as the server sent it, made readable.
 pub(crate) fn print_json(value: &Value) -> Result<()> {
     print_text(&format!("{value:#}\n"))

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use skep_testkit::server::TestServer;
+use sqlx::SqlitePool;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// No command of these tests takes longer; one that hangs is told.
@@ -199,6 +200,56 @@ async fn exit_codes_are_those_of_the_command_or_of_the_failure() {
     let mut nowhere = setting.command(&["ls"]);
     nowhere.env("SKEP_SERVER", "http://127.0.0.1:1");
     assert_eq!(code(&run(nowhere, String::new()).await), 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_changes_something_prints_one_json_document_when_asked_to() {
+    let setting = Setting::new().await;
+    let id = setting.prints(&["create", "box", "-o", "name"]).await;
+    let json = async |arguments: &[&str]| {
+        let printed = setting.prints(&[&["-o", "json"], arguments].concat()).await;
+        serde_json::from_str::<Value>(&printed).unwrap_or_else(|error| panic!("{arguments:?}: {error}: {printed}"))
+    };
+    assert_eq!(json(&["files", "mkdir", "box:/data/a"]).await["path"], "/data/a");
+    assert_eq!(
+        json(&["files", "mv", "box:/data/a", "/data/b"]).await["moved_from"],
+        "/data/a"
+    );
+    assert_eq!(json(&["files", "rm", "box:/data/b"]).await["deleted"], true);
+    let exec = json(&["exec", "-d", "box", "--", "true"]).await;
+    assert!(exec["exec_id"].is_string(), "{exec}");
+    let key = json(&["keys", "create", "key"]).await["id"].clone();
+    assert_eq!(json(&["keys", "rm", key.as_str().unwrap()]).await["id"], key);
+    for _ in 0..2 {
+        json(&["snapshot", "create", "box"]).await;
+    }
+    let gone = json(&["snapshot", "rm", "box", "1", "2"]).await;
+    assert_eq!((&gone[0]["version"], &gone[1]["version"]), (&1.into(), &2.into()));
+    json(&["rm", "box", "--preserve-data", "--force"]).await;
+    let backup = setting.prints(&["backups", "ls", id.trim(), "-o", "name"]).await;
+    let got = json(&["backups", "get", id.trim(), backup.trim(), "--to", "kept.tar"]).await;
+    assert_eq!(got["file"], "kept.tar");
+    assert_eq!(
+        json(&["backups", "rm", id.trim(), backup.trim(), "--force"]).await["name"],
+        backup.trim()
+    );
+    assert_eq!(json(&["config", "check", "--config", "/dev/null"]).await["valid"], true);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_without_an_active_admin_starts_all_the_same() {
+    let mut setting = Setting::new().await;
+    setting.server.stop().await;
+    let url = format!("sqlite://{}/data/skep.db", setting.server.directory().display());
+    let database = SqlitePool::connect(&url).await.unwrap();
+    sqlx::query("UPDATE users SET is_active = 0")
+        .execute(&database)
+        .await
+        .unwrap();
+    database.close().await;
+    setting.server.restart().await;
+    let refused = setting.run(&["ls"]).await;
+    assert_eq!(code(&refused), 4, "{}", String::from_utf8_lossy(&refused.stderr));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -204,7 +204,7 @@ pub(crate) async fn keys(client: &Client, form: OutputForm, command: KeysCommand
             client
                 .json(client.request(Method::DELETE, &format!("/auth/keys/{}", encode(&id))))
                 .await?;
-            output::print_text(&format!("{id}\n"))
+            output::print_changed(form, &json!({"id": id, "deleted": true}), "id")
         }
     }
 }

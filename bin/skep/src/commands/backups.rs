@@ -38,7 +38,7 @@ const COLUMNS: &[Column] = &[
 pub(crate) async fn run(client: &Client, form: OutputForm, command: BackupsCommand) -> Result<()> {
     match command {
         BackupsCommand::Ls { name } => list(client, form, name.as_deref()).await,
-        BackupsCommand::Get { of, to } => get(client, &of, to.as_deref()).await,
+        BackupsCommand::Get { of, to } => get(client, form, &of, to.as_deref()).await,
         BackupsCommand::Rm { of, force } => {
             let bot = find_bot(client, &of.named.name).await?;
             let meant = meant(client, &bot.id, &of.backup).await?;
@@ -53,7 +53,9 @@ pub(crate) async fn run(client: &Client, form: OutputForm, command: BackupsComma
                 Some(sha256) => request.header("if-match", format!("\"{sha256}\"")),
                 None => request,
             };
-            client.send(request).await.map(drop)
+            client.json(request).await?;
+            let gone = json!({"name": meant["name"], "deleted": true});
+            output::print_for_programs(form, &gone, "name")
         }
     }
 }
@@ -110,7 +112,7 @@ fn route(bot_id: &str, backup: &str) -> Result<String> {
     }
 }
 
-async fn get(client: &Client, of: &BackupOf, to: Option<&std::path::Path>) -> Result<()> {
+async fn get(client: &Client, form: OutputForm, of: &BackupOf, to: Option<&std::path::Path>) -> Result<()> {
     let bot = find_bot(client, &of.named.name).await?;
     let request = client.request(Method::GET, &route(&bot.id, &of.backup)?);
     let Some(to) = to else {
@@ -134,5 +136,5 @@ async fn get(client: &Client, of: &BackupOf, to: Option<&std::path::Path>) -> Re
         }
         return Err(failure);
     }
-    Ok(())
+    output::print_for_programs(form, &json!({"name": of.backup, "file": to}), "file")
 }

@@ -59,11 +59,13 @@ pub(crate) async fn run(client: &Client, form: OutputForm, command: FilesCommand
         }
         FilesCommand::Rm { at, recursive } => {
             let (id, path) = find(client, &at).await?;
-            done(client, &id, "delete", &json!({"path": path, "recursive": recursive})).await
+            done(client, &id, "delete", &json!({"path": path, "recursive": recursive})).await?;
+            output::print_for_programs(form, &json!({"path": path, "deleted": true}), "path")
         }
         FilesCommand::Mkdir { at } => {
             let (id, path) = find(client, &at).await?;
-            done(client, &id, "mkdir", &json!({"path": path})).await
+            done(client, &id, "mkdir", &json!({"path": path})).await?;
+            output::print_for_programs(form, &json!({"path": path, "made": true}), "path")
         }
         FilesCommand::Mv { at, to } => {
             let (id, path) = find(client, &at).await?;
@@ -73,7 +75,8 @@ pub(crate) async fn run(client: &Client, form: OutputForm, command: FilesCommand
                 Place::Here(path) if path.starts_with('/') => path,
                 _ => return Err(Failure::Usage(format!("{to:?} is not a path of the same workspace"))),
             };
-            done(client, &id, "rename", &json!({"oldPath": path, "newPath": to})).await
+            done(client, &id, "rename", &json!({"oldPath": path, "newPath": to})).await?;
+            output::print_for_programs(form, &json!({"path": to, "moved_from": path}), "path")
         }
     }
 }

@@ -44,7 +44,7 @@ pub(crate) async fn run(client: &Client, form: OutputForm, command: ImagesComman
         ImagesCommand::Ls => output::print_list(form, &client.all_items("/images").await?, "name", COLUMNS),
         ImagesCommand::Pull { image } => {
             pull(client, form, &image).await?;
-            output::print_text(&format!("{image}\n"))
+            output::print_changed(form, &json!({"image": image, "pulled": true}), "image")
         }
         ImagesCommand::Import { file, name } => import_file(client, form, &file, name.as_deref()).await,
         ImagesCommand::Build(build) => {
@@ -57,7 +57,7 @@ pub(crate) async fn run(client: &Client, form: OutputForm, command: ImagesComman
             client
                 .json(client.request(Method::DELETE, &format!("/images/{}", path.join("/"))))
                 .await?;
-            output::print_text(&format!("{image}\n"))
+            output::print_changed(form, &json!({"image": image, "deleted": true}), "image")
         }
         ImagesCommand::Prune => {
             let pruned = client.post("/images/prune", &json!({})).await?;
@@ -144,7 +144,7 @@ pub(crate) async fn build_to_file(form: OutputForm, build: BuildArguments) -> Re
     tokio::fs::copy(built.archive(), &to)
         .await
         .map_err(|error| Failure::local(format!("cannot write {}", to.display()), error))?;
-    output::print_text(&format!("{}\n", to.display()))
+    output::print_changed(form, &json!({"file": to}), "file")
 }
 
 async fn make(form: OutputForm, recipe: Recipe) -> Result<image_build::Built> {

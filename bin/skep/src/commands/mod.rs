@@ -63,7 +63,7 @@ async fn run_against_server(shared: &Shared, command: Command) -> Result<()> {
         Command::Stop(stop) => workspaces::stop(&client, form, stop).await,
         Command::Restart(named) => workspaces::restart(&client, form, named).await,
         Command::Rm(remove) => workspaces::remove(&client, form, remove).await,
-        Command::Exec(exec) => exec::run(&client, exec).await,
+        Command::Exec(exec) => exec::run(&client, form, exec).await,
         Command::Shell(shell) => exec::shell(&client, shell).await,
         Command::PortForward(forward) => ports::run(&client, &forward).await,
         Command::Cp(copy) => copy::run(&client, form, copy).await,

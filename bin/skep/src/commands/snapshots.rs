@@ -88,12 +88,23 @@ pub(crate) async fn run(client: &Client, form: OutputForm, command: SnapshotComm
         }
         SnapshotCommand::Rm { named, numbers } => {
             let path = snapshots_of(client, &named.name).await?;
+            let mut gone = Vec::new();
+            let mut ended = Ok(());
             for number in numbers {
-                client.delete(&format!("{path}/{number}")).await?;
-                let gone = json!({ "version": number, "deleted": true });
-                print(form, &gone, &format!("version {number} is gone"))?;
+                ended = client.delete(&format!("{path}/{number}")).await.map(drop);
+                if ended.is_err() {
+                    break;
+                }
+                gone.push(json!({ "version": number, "deleted": true }));
+                if form != OutputForm::Json {
+                    print(form, &gone[gone.len() - 1], &format!("version {number} is gone"))?;
+                }
             }
-            Ok(())
+            // One document for all of them, also of those before one that failed.
+            if form == OutputForm::Json {
+                output::print_json(&Value::Array(gone))?;
+            }
+            ended
         }
     }
 }

@@ -36,7 +36,11 @@ pub(crate) async fn run(command: ConfigCommand, form: OutputForm) -> Result<()> 
             let place = settings
                 .file
                 .map_or("the defaults".to_owned(), |path| path.display().to_string());
-            output::print_text(&format!("{place}: valid\n"))
+            match form {
+                OutputForm::Json => output::print_json(&json!({"configuration": place, "valid": true})),
+                OutputForm::Name => output::print_text(&format!("{place}\n")),
+                OutputForm::Table => output::print_text(&format!("{place}: valid\n")),
+            }
         }
         ConfigCommand::Default => output::print_text(skep_server::config::default_file()),
     }

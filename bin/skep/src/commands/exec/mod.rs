@@ -11,13 +11,13 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use crate::arguments::{ExecArguments, ShellArguments};
+use crate::arguments::{ExecArguments, OutputForm, ShellArguments};
 use crate::client::{Client, encode, find_bot};
 use crate::failure::{Failure, Result};
-use crate::output::{print_text, text};
+use crate::output::{print_changed, text};
 use crate::terminal;
 
-pub(crate) async fn run(client: &Client, exec: ExecArguments) -> Result<()> {
+pub(crate) async fn run(client: &Client, form: OutputForm, exec: ExecArguments) -> Result<()> {
     let id = find_bot(client, &exec.named.name).await?.id;
     let route = format!("/bots/{id}/container/exec");
     if exec.tty {
@@ -28,7 +28,7 @@ pub(crate) async fn run(client: &Client, exec: ExecArguments) -> Result<()> {
         body["detach"] = json!(true);
         // Nobody will ever write to it.
         body["stdin"] = json!(false);
-        return print_text(&format!("{}\n", text(&client.post(&route, &body).await?, "exec_id")));
+        return print_changed(form, &client.post(&route, &body).await?, "exec_id");
     }
     if exec.interactive {
         return followed::run(client, &route, body_of(&exec)?).await;
