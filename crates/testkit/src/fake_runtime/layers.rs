@@ -72,7 +72,7 @@ impl FakeRuntime {
             let name = container_id_for(&bot);
             let directory = this.layer_directory(&bot, &name);
             this.fill(&bot, &directory, |staging| {
-                tree::copy_tree(&this.root().join("image"), staging)
+                tree::copy(&this.root().join("image"), staging)
             })?;
             let mut layer = new_layer(&name, IMAGE);
             layer.labels.insert(LABEL_SEQUENCE.to_owned(), "1".to_owned());
@@ -143,7 +143,7 @@ impl FakeRuntime {
         }
         let from = self.layer_directory(bot, on);
         self.fill(bot, &self.layer_directory(bot, name), |staging| {
-            tree::copy_whole(&from, staging)
+            tree::copy(&from, staging)
         })?;
         let mut layer = new_layer(name, on);
         layer.labels.insert(LABEL_STAGED.to_owned(), LABEL_SET.to_owned());
@@ -156,7 +156,7 @@ impl FakeRuntime {
             return Ok(());
         }
         self.fill(bot, &self.layer_directory(bot, name), |staging| {
-            tree::copy_tree(&self.root().join("image"), staging)
+            tree::copy(&self.root().join("image"), staging)
         })?;
         let mut layer = new_layer(name, IMAGE);
         layer.labels.insert(LABEL_STAGED.to_owned(), LABEL_SET.to_owned());
@@ -241,7 +241,7 @@ impl FakeRuntime {
         }
         let from = self.layer_directory(bot, name);
         self.fill(bot, &self.layer_directory(bot, copy), |staging| {
-            tree::copy_whole(&from, staging)
+            tree::copy(&from, staging)
         })?;
         let mut layer = new_layer(copy, on);
         layer.kind = LayerKind::Committed;

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
 use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
@@ -45,7 +45,8 @@ pub(super) fn make_busybox_root(root: &Path) -> io::Result<()> {
         .lines()
         .filter(|applet| *applet != "busybox")
     {
-        symlink("busybox", root.join("bin").join(applet))?;
+        // Names, not inodes: some file systems find hundreds of new ones slowly while as many were just given back.
+        fs::hard_link(&busybox, root.join("bin").join(applet))?;
     }
     fs::write(
         root.join("etc/passwd"),
@@ -87,40 +88,10 @@ fn make_devices(dev: &Path) -> io::Result<()> {
 }
 
 /// Copies a tree with all it has, hard links, attributes and times too. `to` must not exist.
-pub(super) fn copy_whole(from: &Path, to: &Path) -> io::Result<()> {
+pub(super) fn copy(from: &Path, to: &Path) -> io::Result<()> {
     let output = std::process::Command::new("cp").arg("-a").arg(from).arg(to).output()?;
     match output.status.success() {
         true => Ok(()),
         false => Err(io::Error::other(String::from_utf8_lossy(&output.stderr).into_owned())),
     }
-}
-
-/// Copies a tree with kinds, modes and owners. `to` must not exist.
-pub(super) fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
-    let metadata = fs::symlink_metadata(from)?;
-    let kind = metadata.file_type();
-    if kind.is_symlink() {
-        symlink(fs::read_link(from)?, to)?;
-        return std::os::unix::fs::lchown(to, Some(metadata.uid()), Some(metadata.gid()));
-    }
-    if kind.is_dir() {
-        fs::create_dir(to)?;
-        for entry in fs::read_dir(from)? {
-            let name = entry?.file_name();
-            copy_tree(&from.join(&name), &to.join(&name))?;
-        }
-    } else if kind.is_file() {
-        fs::copy(from, to)?;
-    } else if kind.is_char_device() || kind.is_block_device() || kind.is_fifo() {
-        let mode = metadata.mode();
-        mknodat(
-            CWD,
-            to,
-            FileType::from_raw_mode(mode),
-            Mode::from_raw_mode(mode),
-            metadata.rdev(),
-        )?;
-    }
-    std::os::unix::fs::chown(to, Some(metadata.uid()), Some(metadata.gid()))?;
-    fs::set_permissions(to, fs::Permissions::from_mode(metadata.mode() & 0o7777))
 }
