@@ -11,7 +11,7 @@ use crate::runner;
 use crate::scenarios::{SCENARIOS, Scenario};
 use crate::stage::Stage;
 
-/// Without being told otherwise, one in so many trials is made.
+/// Without being told otherwise, one point in so many is tried, in one way.
 const PART: u64 = 5;
 /// The second of two crashes is at one of the first so many points that the next server passes.
 const SECOND_WITHIN: u64 = 16;
@@ -67,15 +67,20 @@ pub(crate) struct Trial {
     /// The how manieth time it is passed, from 1.
     pub(crate) occurrence: usize,
     pub(crate) exit: Exit,
+    /// Which of the ways this is in which its point can be tried, from 0, and how many there are.
+    way: (u64, u64),
+}
+
+impl Trial {
+    /// Where it is, without what happens there.
+    fn place(&self) -> String {
+        format!("{}/{}#{}", self.scenario.name, self.point, self.occurrence)
+    }
 }
 
 impl fmt::Display for Trial {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            out,
-            "{}/{}#{}/{}",
-            self.scenario.name, self.point, self.occurrence, self.exit
-        )
+        write!(out, "{}/{}", self.place(), self.exit)
     }
 }
 
@@ -83,10 +88,13 @@ pub(crate) fn how_to_repeat(trial: &str) -> String {
     format!("CRASH_POINT='{trial}' cargo test --workspace --test crash")
 }
 
-/// Which trials are made: `CRASH_POINTS=all`, `CRASH_POINT=<trial, the beginning of one, or /<the end of some>>`, or a
-/// part by `SEED`.
+/// Which trials are made: `CRASH_POINTS=all`, `CRASH_POINTS=each`, `CRASH_POINT=<trial, the beginning of one, or /<the end
+/// of some>>`, or a part by `SEED`.
 pub(crate) enum Choice {
+    /// Every point in every way.
     All,
+    /// The server aborted at every point, and each point in one other way besides.
+    Each(u64),
     Beginning(String),
     Ending(String),
     Part(u64),
@@ -100,10 +108,9 @@ impl Choice {
                 false => Self::Beginning(trial),
             };
         }
-        match std::env::var("CRASH_POINTS").as_deref() {
-            Ok("all") => return Self::All,
-            Ok(other) => panic!("CRASH_POINTS={other:?}: only \"all\" is known"),
-            Err(_) => {}
+        let points = std::env::var("CRASH_POINTS").ok();
+        if points.as_deref() == Some("all") {
+            return Self::All;
         }
         let seed = match std::env::var("SEED") {
             Ok(seed) => seed.parse().expect("SEED is a number"),
@@ -112,15 +119,20 @@ impl Choice {
                 .expect("the clock is after 1970")
                 .as_secs(),
         };
-        Self::Part(seed)
+        match points.as_deref() {
+            None => Self::Part(seed),
+            Some("each") => Self::Each(seed),
+            Some(other) => panic!("CRASH_POINTS={other:?}: \"all\" and \"each\" are known"),
+        }
     }
 
     pub(crate) fn describe(&self) -> String {
         match self {
-            Self::All => "crash: all points".to_owned(),
+            Self::All => "crash: all points in all ways".to_owned(),
+            Self::Each(seed) => format!("crash: abort at all points, and one other way of each, chosen by SEED={seed}"),
             Self::Beginning(trial) => format!("crash: what begins with {trial:?}"),
             Self::Ending(trial) => format!("crash: what ends with {trial:?}"),
-            Self::Part(seed) => format!("crash: one trial in {PART}, chosen by SEED={seed}"),
+            Self::Part(seed) => format!("crash: one point in {PART}, in one way, chosen by SEED={seed}"),
         }
     }
 
@@ -141,7 +153,15 @@ impl Choice {
             Self::All => true,
             Self::Beginning(beginning) => trial.to_string().starts_with(beginning),
             Self::Ending(ending) => trial.to_string().ends_with(ending),
-            Self::Part(seed) => number_of(*seed, &trial.to_string()).is_multiple_of(PART),
+            Self::Part(seed) => {
+                let number = number_of(*seed, &trial.place());
+                let (way, ways) = trial.way;
+                number.is_multiple_of(PART) && number / PART % ways == way
+            }
+            Self::Each(seed) => {
+                let (way, ways) = trial.way;
+                way == 0 || 1 + number_of(*seed, &trial.place()) % (ways - 1) == way
+            }
         }
     }
 
@@ -149,10 +169,10 @@ impl Choice {
     fn second_crash(&self, point: &str) -> Exit {
         let named = match self {
             Self::Beginning(trial) => trial.split_once(THEN).and_then(|(_, then)| then.parse().ok()),
-            Self::All | Self::Ending(_) | Self::Part(_) => None,
+            Self::All | Self::Each(_) | Self::Ending(_) | Self::Part(_) => None,
         };
         let seed = match self {
-            Self::Part(seed) => *seed,
+            Self::Part(seed) | Self::Each(seed) => *seed,
             Self::All | Self::Beginning(_) | Self::Ending(_) => 0,
         };
         Exit::AbortThen(named.unwrap_or_else(|| {
@@ -195,12 +215,18 @@ pub(crate) async fn record_all(choice: &Choice, report: &Report) -> Vec<Trial> {
             report.found_points(1);
             let second = choice.second_crash(&format!("{}/{point}#{occurrence}", scenario.name));
             let of_containerd = (*occurrence == 1 && is_beside_containerd(point)).then_some(Exit::Containerd);
-            let exits = [Exit::Abort, second].into_iter().chain(can_fail).chain(of_containerd);
-            trials.extend(exits.map(|exit| Trial {
+            let exits: Vec<Exit> = [Exit::Abort, second]
+                .into_iter()
+                .chain(can_fail)
+                .chain(of_containerd)
+                .collect();
+            let ways = exits.len() as u64;
+            trials.extend(exits.into_iter().zip(0..).map(|(exit, way)| Trial {
                 scenario,
                 point: point.to_owned(),
                 occurrence: *occurrence,
                 exit,
+                way: (way, ways),
             }));
         }
     }
