@@ -4,13 +4,14 @@ SHELL := /bin/bash
 CARGO ?= cargo
 SKEP := target/release/skep
 
-.PHONY: help up down build test check fmt bench soak-kill soak-disk soak-kills soak-power soak-deletes soak-two-servers soak-away soak-versions soak-import soak-histories soak-fuzz soak-neighbours soak-terminal soak-terminal-hour soak-terminals soak-detached soak-files soak-metrics
+.PHONY: help up down build test test-more check fmt bench soak-kill soak-disk soak-kills soak-power soak-deletes soak-two-servers soak-away soak-versions soak-import soak-histories soak-fuzz soak-neighbours soak-terminal soak-terminal-hour soak-terminals soak-detached soak-files soak-metrics
 
 help:
 	@echo 'make up      install what is missing, build, start a server with a first workspace'
 	@echo 'make down    stop workspaces, server and containerd; deletes nothing'
 	@echo 'make build   target/release/skep, the one file to copy to a host'
 	@echo 'make test    install what the tests need and run all of them (root)'
+	@echo 'make test-more  what takes longer: other releases of containerd, generated requests'
 	@echo 'make check   format, lints, licences and duplicate versions, walls between the crates'
 	@echo 'make soak-…  long forms of tests that kill, delete and pull the plug (docs/development.md)'
 	@echo 'make bench   Skep beside the same done by hand, as a table (root; ROWS="exec pull" for some)'
@@ -29,6 +30,10 @@ build:
 test:
 	scripts/install test
 	scripts/test
+
+test-more:
+	scripts/install test-more
+	scripts/test-more
 
 check:
 	scripts/install check
