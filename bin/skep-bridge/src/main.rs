@@ -16,6 +16,7 @@ mod startup;
 mod system;
 mod tcp;
 mod tls;
+mod workers;
 
 use std::error::Error;
 use std::io;
@@ -36,11 +37,16 @@ use services::{BothServices, Reference, WorkspaceService};
 
 const EXEC_DIRECTORY: &str = "/var/lib/skep/exec";
 const WORKER_STACK_BYTES: usize = 256 * 1024;
-/// Execs and file transfers that run at once; more wait for a thread.
-const MOST_WORKERS: usize = 128;
 const IDLE_WORKER: Duration = Duration::from_secs(2);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest message of our own service that the host takes.
+const LONGEST_ANSWER_BYTES: usize = 4 * 1024 * 1024;
+/// What one stream may hold unread.
+const STREAM_WINDOW_BYTES: u32 = 512 * 1024;
+/// What all of a connection may hold: 128 of them may stand still before one waits for another. Half of it is what h2 lets
+/// very small frames take up that nobody has read, before it ends the connection.
+const CONNECTION_WINDOW_BYTES: u32 = 64 * 1024 * 1024;
 /// For connections to take the last answers, once all processes have ended.
 const LAST_ANSWERS: Duration = Duration::from_millis(50);
 
@@ -66,7 +72,7 @@ fn run() -> Result<(), Box<dyn Error>> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .thread_stack_size(WORKER_STACK_BYTES)
-        .max_blocking_threads(MOST_WORKERS)
+        .max_blocking_threads(workers::MOST_WORKERS)
         .thread_keep_alive(IDLE_WORKER)
         .build()?;
     let registry = Registry::new(startup::environment(), reaper, PathBuf::from(EXEC_DIRECTORY));
@@ -123,7 +129,7 @@ fn services(registry: &Arc<Registry>) -> BothServices {
             sessions: Sessions::default(),
         })
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
-        .max_encoding_message_size(MAX_MESSAGE_BYTES),
+        .max_encoding_message_size(LONGEST_ANSWER_BYTES),
     }
 }
 
@@ -131,8 +137,8 @@ fn server() -> Server {
     Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .initial_stream_window_size(2 * 1024 * 1024)
-        .initial_connection_window_size(8 * 1024 * 1024)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_frame_size(1024 * 1024)
         // Execs and transfers side by side on the host's one connection.
         .max_concurrent_streams(4096)

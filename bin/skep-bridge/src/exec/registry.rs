@@ -24,6 +24,7 @@ use super::stored::{self, Stored};
 use crate::failure;
 use crate::log::tell;
 use crate::reaper::Reaper;
+use crate::workers::{self, Asked};
 
 /// Kept of one stream unless the caller says otherwise, in bytes.
 const DEFAULT_LOG_BYTES: u64 = 64 * 1024 * 1024;
@@ -181,10 +182,12 @@ impl Registry {
             }
         }
         let registry = Arc::clone(self);
-        // A task of its own: a caller that goes away must not leave a process that nobody watches.
+        // A task of its own: a caller that goes away must not leave a process that nobody watches. One that has gone before
+        // there was a thread for it leaves none at all.
+        let (_waiting, asked) = workers::asked();
         let started = self.tasks.spawn(async move {
             let id = request.id.clone();
-            let result = registry.start_reserved(request).await;
+            let result = registry.start_reserved(request, asked).await;
             if result.is_err() {
                 // Not why: the reason names the program.
                 tell!("exec {} was not started", id.as_deref().unwrap_or(UNLISTED));
@@ -227,12 +230,10 @@ impl Registry {
         }
     }
 
-    async fn start_reserved(self: &Arc<Self>, request: Request) -> Result<Arc<Exec>, Status> {
+    async fn start_reserved(self: &Arc<Self>, request: Request, asked: Asked) -> Result<Arc<Exec>, Status> {
         let (registry, program) = (Arc::clone(self), request.program);
         let work = move || start::start(&program, &registry.environment, &registry.reaper).map(|ends| (program, ends));
-        let (program, started) = tokio::task::spawn_blocking(work)
-            .await
-            .map_err(|_| failure::worker_gone())??;
+        let (program, started) = workers::blocking_while(asked, work).await?;
         let pid = started.pid;
         let output = Arc::new(Output::new(self.logs(request.id.as_deref(), request.log_bytes), None));
         let taken = Process::take(started, output, request.watch, request.first);

@@ -18,6 +18,6 @@ pub(crate) use info::{entry_of, stat};
 pub(crate) use read::{ReadPlan, open_regular};
 pub(crate) use search::Search;
 pub(crate) use text::read_lines;
-pub(crate) use walk::{Walk, walk};
+pub(crate) use walk::{Walk, Walking, walk};
 pub(crate) use watch::Watched;
 pub(crate) use write::{Commit, NewFile, Target};

@@ -2,7 +2,7 @@
 //! of names; what is told about an entry is asked only for those that are shown.
 
 use std::cmp::Ordering;
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io;
 use std::ops::ControlFlow;
@@ -88,73 +88,103 @@ pub(super) fn joined(root: &[u8], relative: &[u8]) -> Vec<u8> {
     path
 }
 
-/// Calls `visit` for each entry below `root` (a link to a directory is followed, links below it are not).
+/// What is told of each entry. A break pauses the walk after it.
+pub(crate) type Visit<'a> = dyn FnMut(&Item<'_>) -> io::Result<ControlFlow<()>> + 'a;
+
+/// Calls `visit` for each entry below `root` (a link to a directory is followed, links below it are not), until it breaks.
 ///
 /// # Errors
-/// Those of opening and reading `root`, and what `visit` says. A directory below that may not be entered, or that
-/// went away, shows its own entry alone.
-pub(crate) fn walk(
-    root: &Path,
-    options: &Walk<'_>,
-    visit: &mut dyn FnMut(&Item<'_>) -> io::Result<ControlFlow<()>>,
-) -> io::Result<()> {
-    let opened = rustix::fs::openat(
-        CWD,
-        root,
-        OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?;
-    let root_device = rustix::fs::fstat(&opened)?.st_dev;
-    let mut levels = vec![Level::read(opened, Vec::new(), options.after)?];
-    while let Some(level) = levels.last_mut() {
-        let Some((name, is_directory, resume)) = level.next() else {
-            levels.pop();
-            continue;
-        };
-        let relative = joined(&level.prefix, name.to_bytes());
-        let top = level.prefix.is_empty();
-        if resume.is_none() {
-            let item = Item {
-                relative: &relative,
-                collapsed: None,
-                directory: &level.directory,
-                name: &name,
-                is_directory,
-            };
-            if visit(&item)?.is_break() {
-                return Ok(());
-            }
-        }
-        // What was shown closed on the page before is not opened on this one.
-        if !options.recursive || !is_directory || resume.as_deref() == Some(b"") {
-            continue;
-        }
-        let Some(opened) = open_below(&level.directory, &name)? else {
-            continue;
-        };
-        if options.one_file_system && rustix::fs::fstat(&opened)?.st_dev != root_device {
-            continue;
-        }
-        if top && options.collapse_threshold > 0 {
-            let count = count_below(&opened)?;
-            if count > u64::from(options.collapse_threshold) {
-                let closed = [&relative[..], b"/"].concat();
-                let item = Item {
-                    relative: &closed,
-                    collapsed: Some(count),
-                    directory: &level.directory,
-                    name: &name,
-                    is_directory,
-                };
-                if visit(&item)?.is_break() {
-                    return Ok(());
-                }
-                continue;
-            }
-        }
-        levels.push(Level::read(opened, relative, &resume.unwrap_or_default())?);
+/// As [`Walking::begin`] and [`Walking::go_on`].
+pub(crate) fn walk(root: &Path, options: &Walk<'_>, visit: &mut Visit<'_>) -> io::Result<()> {
+    Walking::begin(root, options)?.go_on(visit).map(drop)
+}
+
+/// A walk that can pause: it holds the directories that it is in open, and no thread.
+pub(crate) struct Walking {
+    levels: Vec<Level>,
+    root_device: u64,
+    recursive: bool,
+    collapse_threshold: u32,
+    one_file_system: bool,
+    /// The entry after which it paused, which may have to be entered.
+    shown: Option<Step>,
+}
+
+impl Walking {
+    /// # Errors
+    /// Those of opening and reading `root`.
+    pub(crate) fn begin(root: &Path, options: &Walk<'_>) -> io::Result<Self> {
+        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+        let opened = rustix::fs::openat(CWD, root, flags, Mode::empty())?;
+        Ok(Self {
+            root_device: rustix::fs::fstat(&opened)?.st_dev,
+            levels: vec![Level::read(opened, Vec::new(), options.after)?],
+            recursive: options.recursive,
+            collapse_threshold: options.collapse_threshold,
+            one_file_system: options.one_file_system,
+            shown: None,
+        })
     }
-    Ok(())
+
+    /// Goes on until `visit` breaks. `Continue`: nothing is left.
+    ///
+    /// # Errors
+    /// What `visit` says. A directory below the root that may not be entered, or that went away, shows its own entry alone.
+    pub(crate) fn go_on(&mut self, visit: &mut Visit<'_>) -> io::Result<ControlFlow<()>> {
+        if let Some(step) = self.shown.take()
+            && self.enter(step, visit)?.is_break()
+        {
+            return Ok(ControlFlow::Break(()));
+        }
+        while let Some(level) = self.levels.last_mut() {
+            let Some(step) = level.next() else {
+                self.levels.pop();
+                continue;
+            };
+            if step.resume.is_none() && visit(&level.item(&step, &level.place_of(&step), None))?.is_break() {
+                self.shown = Some(step);
+                return Ok(ControlFlow::Break(()));
+            }
+            if self.enter(step, visit)?.is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// Opens the directory of a step, if it is one that is to be entered, or shows it closed.
+    fn enter(&mut self, step: Step, visit: &mut Visit<'_>) -> io::Result<ControlFlow<()>> {
+        let done = Ok(ControlFlow::Continue(()));
+        // What was shown closed on the page before is not opened on this one.
+        if !self.recursive || !step.is_directory || step.resume.as_deref() == Some(b"") {
+            return done;
+        }
+        let Some(level) = self.levels.last() else { return done };
+        let Some(opened) = open_below(&level.directory, &step.name)? else {
+            return done;
+        };
+        if self.one_file_system && rustix::fs::fstat(&opened)?.st_dev != self.root_device {
+            return done;
+        }
+        let place = level.place_of(&step);
+        if level.prefix.is_empty() && self.collapse_threshold > 0 {
+            let count = count_below(&opened)?;
+            if count > u64::from(self.collapse_threshold) {
+                return visit(&level.item(&step, &[&place[..], b"/"].concat(), Some(count)));
+            }
+        }
+        self.levels
+            .push(Level::read(opened, place, &step.resume.unwrap_or_default())?);
+        done
+    }
+}
+
+/// An entry that the walk has come to.
+struct Step {
+    name: CString,
+    is_directory: bool,
+    /// For the one that the place to go on after begins with: what comes after below it.
+    resume: Option<Vec<u8>>,
 }
 
 /// One open directory of the walk with its sorted names.
@@ -182,8 +212,22 @@ impl Level {
         })
     }
 
-    /// The next name, whether it is a directory, and (for the one that `after` begins with) what comes after below it.
-    fn next(&mut self) -> Option<(std::ffi::CString, bool, Option<Vec<u8>>)> {
+    /// Below the root of the walk.
+    fn place_of(&self, step: &Step) -> Vec<u8> {
+        joined(&self.prefix, step.name.to_bytes())
+    }
+
+    fn item<'a>(&'a self, step: &'a Step, relative: &'a [u8], collapsed: Option<u64>) -> Item<'a> {
+        Item {
+            relative,
+            collapsed,
+            directory: &self.directory,
+            name: &step.name,
+            is_directory: step.is_directory,
+        }
+    }
+
+    fn next(&mut self) -> Option<Step> {
         if self.next == self.names.sorted {
             self.names.sort_more();
         }
@@ -202,7 +246,11 @@ impl Level {
             Some((first, Some(rest))) if first == name.to_bytes() => Some(rest),
             _ => None,
         };
-        Some((name, is_directory, resume))
+        Some(Step {
+            name,
+            is_directory,
+            resume,
+        })
     }
 }
 
@@ -414,6 +462,26 @@ mod tests {
                 };
                 assert_eq!(listed(tree.path(), &options, 99), all[index + 1..], "after {after}");
             }
+        }
+    }
+
+    #[test]
+    fn a_walk_that_pauses_after_each_entry_shows_the_same() {
+        let tree = tree();
+        for collapse_threshold in [0, 2] {
+            let options = Walk {
+                recursive: true,
+                collapse_threshold,
+                ..Walk::default()
+            };
+            let mut names = Vec::new();
+            let mut walking = Walking::begin(tree.path(), &options).expect("begun");
+            let mut pause = |item: &Item<'_>| {
+                names.push(String::from_utf8_lossy(item.relative).into_owned());
+                Ok(ControlFlow::Break(()))
+            };
+            while walking.go_on(&mut pause).expect("a walk").is_break() {}
+            assert_eq!(names, listed(tree.path(), &options, 0), "{collapse_threshold}");
         }
     }
 

@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 
+use super::input::{self, End};
 use super::streams::ResponseStream;
 use crate::failure;
 
@@ -93,14 +94,22 @@ async fn outward(mut from: ReadHalf<'_>, outlet: &Outlet) -> Result<(), Status> 
     }
 }
 
-async fn inward(mut into: WriteHalf<'_>, mut chunks: Streaming<ForwardChunk>) -> Result<(), Status> {
-    while let Some(chunk) = chunks.message().await? {
-        into.write_all(&chunk.data).await.map_err(broken)?;
-        if chunk.end {
-            return into.shutdown().await.map_err(broken);
+async fn inward(mut into: WriteHalf<'_>, chunks: Streaming<ForwardChunk>) -> Result<(), Status> {
+    let (given, mut taken) = input::pipe();
+    let receive = async {
+        match given.put_all(chunks, |chunk| (chunk.data, chunk.end)).await? {
+            End::Told => Ok(()),
+            End::Silent => Err(cut()),
         }
-    }
-    Err(cut())
+    };
+    let send = async {
+        while let Some(data) = taken.next().await? {
+            into.write_all(&data).await.map_err(broken)?;
+        }
+        Ok::<_, Status>(())
+    };
+    tokio::try_join!(receive, send)?;
+    into.shutdown().await.map_err(broken)
 }
 
 fn broken(error: io::Error) -> Status {

@@ -2,6 +2,7 @@
 
 mod dispatch;
 mod forward;
+mod input;
 mod reference;
 mod reference_exec;
 mod streams;

@@ -11,13 +11,12 @@ use skep_bridge_protocol::bridgepb::container_service_server::ContainerService;
 use skep_bridge_protocol::bridgepb::*;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::streams::{
-    Piece, ResponseStream, blocking, consumed, from_path_to_path, on_path, pieces, produced, read_chunk, write_pieces,
-};
+use super::streams::{Piece, ResponseStream, pieces, pulled, read_chunk, write_pieces};
 use crate::exec::Registry;
 use crate::failure;
 use crate::files::{self, Commit, Walk};
 use crate::paths;
+use crate::workers::{Lane, blocking, from_path_to_path, on_path};
 
 const DIRECTORY_MODE: u32 = 0o750;
 const WRITTEN_MODE: u32 = 0o600;
@@ -96,17 +95,19 @@ impl ContainerService for Reference {
 
     async fn read_raw(&self, request: Request<ReadRawRequest>) -> Result<Response<Self::ReadRawStream>, Status> {
         let path = paths::resolve(request.into_inner().path.as_bytes())?;
-        let (mut file, path) = on_path(path, |path| {
-            Ok((files::open_regular(path, None)?.0, path.to_path_buf()))
-        })
-        .await?;
-        Ok(Response::new(produced(move |outlet| {
-            loop {
-                let data = read_chunk(&mut file, u64::MAX).map_err(|error| failure::of_path(&error, &path))?;
-                if data.is_empty() || outlet.send(DataChunk { data }).is_err() {
-                    return Ok(());
-                }
-            }
+        let opened = on_path(path, |path| {
+            let mut file = files::open_regular(path, None)?.0;
+            let first = read_chunk(&mut file, u64::MAX)?;
+            Ok((file, first, path.to_path_buf()))
+        });
+        let (mut file, first, path) = opened.await?;
+        if first.is_empty() {
+            return Ok(Response::new(Box::pin(tokio_stream::empty())));
+        }
+        let place = Lane::Downloads.place().await?;
+        Ok(Response::new(pulled(place, DataChunk { data: first }, move || {
+            let data = read_chunk(&mut file, u64::MAX).map_err(|error| failure::of_path(&error, &path))?;
+            Ok((!data.is_empty()).then_some(DataChunk { data }))
         })))
     }
 
@@ -117,21 +118,14 @@ impl ContainerService for Reference {
         let mut chunks = request.into_inner();
         let first = chunks.message().await?.ok_or_else(failure::path_is_required)?;
         let path = paths::resolve(first.path.as_bytes())?;
-        let work = move |pieces| {
-            write_pieces(
-                &path,
-                &Commit {
-                    new_mode: UPLOADED_MODE,
-                    set_mode: None,
-                },
-                pieces,
-                |_| Ok(()),
-            )
+        let modes = Commit {
+            new_mode: UPLOADED_MODE,
+            set_mode: None,
         };
         // The reference's clients end the stream when all is sent; one that is cut is an error in it.
         let sent = pieces(first, chunks, |chunk: WriteRawChunk| (chunk.data, false));
         let sent = sent.chain(stream::once(ready(Ok(Piece::Finish))));
-        let (written, _) = consumed(work, sent).await?;
+        let (written, _) = write_pieces(path, modes, sent, |_: &files::Target| Ok(())).await?;
         Ok(Response::new(WriteRawResponse {
             bytes_written: written.cast_signed(),
         }))

@@ -9,6 +9,7 @@ use skep_bridge_protocol::bridgepb::exec_output::Stream as OutputStream;
 use skep_bridge_protocol::bridgepb::{ExecInput, ExecOutput};
 use tonic::{Response, Status, Streaming};
 
+use super::input;
 use super::streams::ResponseStream;
 use crate::exec::{FirstInput, Found, Holder, Next, Pace, Process, Program, Reader, Registry, Request, Watch, Which};
 use crate::log;
@@ -116,7 +117,8 @@ fn is_bare_path(command: &str) -> bool {
 
 /// Carries the client's input until it half-closes, goes away, or the process has exited.
 async fn feed(process: Arc<Process>, mut inputs: Streaming<ExecInput>) {
-    let carry = async {
+    let (mut given, mut taken) = input::pipe();
+    let receive = async {
         // An error is a lost stream: what outlives it gets the same end of input.
         while let Ok(Some(input)) = inputs.message().await {
             if let Some(size) = input.resize
@@ -125,18 +127,26 @@ async fn feed(process: Arc<Process>, mut inputs: Streaming<ExecInput>) {
             {
                 log::tell!("resize a terminal: {error}");
             }
-            if !input.stdin_data.is_empty() && process.write_stdin(input.stdin_data, false).await.is_err() {
-                // The process no longer reads; resizes may still come.
-                continue;
-            }
+            given.put(&input.stdin_data).await?;
+        }
+        given.end().await
+    };
+    let write = async {
+        while let Some(data) = taken.next().await? {
+            // A process need not read; resizes may still come.
+            drop(process.write_stdin(data, false).await);
         }
         if !process.has_terminal() {
             // Already closed is closed.
             drop(process.write_stdin(Bytes::new(), true).await);
         }
+        Ok::<_, Status>(())
     };
+    let carry = async { tokio::try_join!(receive, write) };
     tokio::select! {
-        () = carry => {}
+        carried = carry => if let Err(error) = carried {
+            log::tell!("carry input: {error}");
+        },
         _ = process.output.exited() => {}
     }
 }

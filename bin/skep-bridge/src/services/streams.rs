@@ -1,8 +1,11 @@
-//! Between gRPC streams and blocking work on files: bounded channels, one worker thread for each stream.
+//! Between gRPC streams and blocking work on files: bounded channels, and as few threads as the work allows. What can be
+//! done piece by piece takes a thread for each piece, and none while its caller does not read or write; an
+//! archive or a search keeps one, in a lane of its own.
 
+use std::future::ready;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt, stream};
@@ -12,41 +15,15 @@ use tonic::Status;
 
 use crate::failure;
 use crate::files::{self, Commit, NewFile};
+use crate::workers::{Lane, Place, asked, blocking, blocking_while};
 use skep_bridge_protocol::workspace::FileInfo;
 
 pub(crate) type ResponseStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// Chunks on their way between the network and a thread.
 const IN_FLIGHT: usize = 4;
-
-/// Runs blocking work on a worker thread.
-pub(crate) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Status> + Send + 'static,
-) -> Result<T, Status> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|_| failure::worker_gone())?
-}
-
-/// Like [`blocking`], for work whose error is about one path.
-pub(crate) async fn on_path<T: Send + 'static>(
-    path: PathBuf,
-    work: impl FnOnce(&Path) -> io::Result<T> + Send + 'static,
-) -> Result<T, Status> {
-    blocking(move || work(&path).map_err(|error| failure::of_path(&error, &path))).await
-}
-
-/// Like [`on_path`], for work from one path to another: its error names the one that is at fault.
-pub(crate) async fn from_path_to_path(
-    from: PathBuf,
-    to: PathBuf,
-    work: impl FnOnce(&Path, &Path) -> io::Result<()> + Send + 'static,
-) -> Result<(), Status> {
-    blocking(move || {
-        work(&from, &to).map_err(|error| failure::of_path(&error, failure::path_at_fault(&error, &from, &to)))
-    })
-    .await
-}
+/// Pieces that are made before they can be sent: the next one, while one is sent.
+const AHEAD: usize = 1;
 
 /// What a producer on a worker thread writes to. When the caller is gone every send fails, which ends the producer.
 pub(crate) struct Outlet<T>(mpsc::Sender<Result<T, Status>>);
@@ -60,19 +37,53 @@ impl<T> Outlet<T> {
 }
 
 /// A response stream that `produce` fills from a worker thread. Its error is the last thing in the stream.
-pub(crate) fn produced<T: Send + 'static>(
+///
+/// # Errors
+/// As [`Lane::place`].
+pub(crate) async fn produced<T: Send + 'static>(
+    lane: Lane,
     produce: impl FnOnce(&Outlet<T>) -> Result<(), Status> + Send + 'static,
-) -> ResponseStream<T> {
+) -> Result<ResponseStream<T>, Status> {
+    let place = lane.place().await?;
     let (sender, receiver) = mpsc::channel(IN_FLIGHT);
     // Not joined: it ends with the stream, by its own end or by a send that fails.
     tokio::task::spawn_blocking(move || {
+        let _place = place;
         let outlet = Outlet(sender);
-        if let Err(status) = produce(&outlet) {
+        // The caller may have gone before there was a thread.
+        if !outlet.0.is_closed()
+            && let Err(status) = produce(&outlet)
+        {
             // Nobody reads it when the caller has gone.
             drop(outlet.0.blocking_send(Err(status)));
         }
     });
-    Box::pin(ReceiverStream::new(receiver))
+    Ok(Box::pin(ReceiverStream::new(receiver)))
+}
+
+/// A response stream of `first` and then of what `next` gives, until that is nothing. No thread waits for a caller that does
+/// not read.
+pub(crate) fn pulled<T: Send + 'static>(
+    place: Place,
+    first: T,
+    mut next: impl FnMut() -> Result<Option<T>, Status> + Send + 'static,
+) -> ResponseStream<T> {
+    let (sender, receiver) = mpsc::channel(AHEAD);
+    // Not joined: it ends with the stream, by its own end or when there is nobody to make room.
+    tokio::spawn(async move {
+        let _place = place;
+        while let Ok(room) = sender.reserve().await {
+            match blocking(move || Ok((next()?, next))).await {
+                Ok((Some(item), again)) => {
+                    next = again;
+                    room.send(Ok(item));
+                }
+                Ok((None, _)) => return,
+                Err(status) => return room.send(Err(status)),
+            }
+        }
+    });
+    Box::pin(stream::once(ready(Ok(first))).chain(ReceiverStream::new(receiver)))
 }
 
 /// A piece of what a client sends.
@@ -83,13 +94,22 @@ pub(crate) enum Piece {
 }
 
 /// Hands a client's pieces to a worker that consumes them, and returns what the worker says.
+///
+/// # Errors
+/// Those of the worker and of the pieces, and as [`Lane::place`].
 pub(crate) async fn consumed<T: Send + 'static>(
+    lane: Lane,
     work: impl FnOnce(mpsc::Receiver<Piece>) -> Result<T, Status> + Send + 'static,
     pieces: impl Stream<Item = Result<Piece, Status>> + Send,
 ) -> Result<T, Status> {
+    let place = lane.place().await?;
     let (sender, receiver) = mpsc::channel(IN_FLIGHT);
-    let worker = tokio::task::spawn_blocking(move || work(receiver));
-    let mut pieces = std::pin::pin!(pieces);
+    let (_waiting, asked) = asked();
+    let worker = tokio::spawn(blocking_while(asked, move || {
+        let _place = place;
+        work(receiver)
+    }));
+    let mut pieces = pin!(pieces);
     // A send that fails means that the worker has ended with an error, which is told below.
     while let Some(piece) = pieces.next().await {
         let piece = piece?;
@@ -121,25 +141,59 @@ pub(crate) fn pieces<T: Send + 'static>(
 }
 
 /// Writes what comes into a file that is visible only when all of it has come.
-pub(crate) fn write_pieces(
-    path: &Path,
-    modes: &Commit,
-    mut pieces: mpsc::Receiver<Piece>,
-    check: impl Fn(&files::Target) -> Result<(), Status>,
+pub(crate) async fn write_pieces(
+    path: PathBuf,
+    modes: Commit,
+    pieces: impl Stream<Item = Result<Piece, Status>> + Send,
+    check: impl Fn(&files::Target) -> Result<(), Status> + Clone + Send + 'static,
 ) -> Result<(u64, FileInfo), Status> {
-    let told = |error: io::Error| failure::of_path(&error, path);
-    let target = files::Target::find(path).map_err(told)?;
-    check(&target)?;
-    let mut new: NewFile = target.begin().map_err(told)?;
+    let told = {
+        let path = path.clone();
+        move |error: io::Error| failure::of_path(&error, &path)
+    };
+    let (begin, checked, failed) = (path.clone(), check.clone(), told.clone());
+    let begun = blocking(move || {
+        let target = files::Target::find(&begin).map_err(&failed)?;
+        checked(&target)?;
+        target.begin().map_err(failed)
+    });
+    let mut unfinished = Unfinished(Some(begun.await?));
+    let mut pieces = pin!(pieces);
     loop {
-        match pieces.blocking_recv() {
-            Some(Piece::Data(data)) => new.write(&data).map_err(told)?,
+        match pieces.next().await.transpose()? {
+            Some(Piece::Data(data)) if data.is_empty() => {}
+            Some(Piece::Data(data)) => {
+                let (mut file, failed) = (unfinished.take()?, told.clone());
+                let written = blocking(move || file.write(&data).map(|()| file).map_err(failed));
+                unfinished.0 = Some(written.await?);
+            }
             Some(Piece::Finish) => break,
-            None => return Err(cut(path)),
+            None => return Err(cut(&path)),
         }
     }
-    check(new.target())?;
-    new.commit(modes).map_err(told)
+    let file = unfinished.take()?;
+    blocking(move || {
+        check(file.target())?;
+        file.commit(&modes).map_err(told)
+    })
+    .await
+}
+
+/// A file on its way. Given up, its bytes are let go by a worker: a large one takes its time.
+struct Unfinished(Option<NewFile>);
+
+impl Unfinished {
+    fn take(&mut self) -> Result<NewFile, Status> {
+        self.0.take().ok_or_else(failure::worker_gone)
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if let Some(file) = self.0.take() {
+            tokio::task::spawn_blocking(move || drop(file));
+        }
+    }
 }
 
 pub(crate) fn cut(path: &Path) -> Status {

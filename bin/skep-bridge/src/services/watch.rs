@@ -10,8 +10,9 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
-use super::streams::{ResponseStream, on_path};
+use super::streams::ResponseStream;
 use crate::files::Watched;
+use crate::workers::on_path;
 use crate::{failure, paths, system};
 
 /// Messages on their way to the caller.

@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::stream;
 use prost::Message;
 use skep_bridge_protocol::reason;
@@ -13,6 +14,7 @@ use skep_bridge_protocol::workspace::exec_event::Event;
 use skep_bridge_protocol::workspace::*;
 use tonic::{Status, Streaming};
 
+use super::input::{self, End};
 use super::reference_exec::dimension;
 use super::streams::ResponseStream;
 use crate::exec::{
@@ -242,22 +244,30 @@ fn exited(id: &str) -> Status {
 }
 
 pub(super) async fn stdin(registry: &Arc<Registry>, mut chunks: Streaming<ExecStdinChunk>) -> Result<(), Status> {
-    let mut target: Option<Arc<Exec>> = None;
-    while let Some(chunk) = chunks.message().await? {
-        let exec = match &target {
-            Some(exec) => exec,
-            None => target.insert(running(registry, &chunk.exec_id).await?),
-        };
-        let written = exec.process.write_stdin(chunk.data, chunk.eof).await;
-        written.map_err(|error| stdin_failed(exec, &error))?;
-        if chunk.eof {
-            return Ok(());
+    let first = chunks.message().await?;
+    let first = first.ok_or_else(|| Status::invalid_argument("exec_id is required"))?;
+    let exec = running(registry, &first.exec_id).await?;
+    let written = async |data, end| {
+        let written = exec.process.write_stdin(data, end).await;
+        written.map_err(|error| stdin_failed(&exec, &error))
+    };
+    if first.eof {
+        return written(first.data, true).await;
+    }
+    let (given, mut taken) = input::pipe();
+    let receive = given.put_all(chunks, |chunk: ExecStdinChunk| (chunk.data, chunk.eof));
+    let write = async {
+        // Also when it is empty: what takes no input is told at once.
+        written(first.data, false).await?;
+        while let Some(data) = taken.next().await? {
+            written(data, false).await?;
         }
+        Ok::<_, Status>(())
+    };
+    match tokio::try_join!(receive, write)? {
+        (End::Told, ()) => written(Bytes::new(), true).await,
+        (End::Silent, ()) => Ok(()),
     }
-    if target.is_none() {
-        return Err(Status::invalid_argument("exec_id is required"));
-    }
-    Ok(())
 }
 
 fn stdin_failed(exec: &Exec, error: &io::Error) -> Status {

@@ -3,23 +3,25 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
+use prost::Message;
 use skep_bridge_protocol::workspace::*;
 use skep_bridge_protocol::{etag, reason};
 use tonic::{Code, Status, Streaming};
 
 use super::reference::{missing_is_fine, refuse_root};
 use super::streams::{
-    Outlet, PieceReader, ResponseStream, blocking, consumed, cut, from_path_to_path, on_path, pieces, produced,
-    read_chunk, write_pieces,
+    Outlet, PieceReader, ResponseStream, consumed, cut, pieces, produced, pulled, read_chunk, write_pieces,
 };
 use crate::failure;
-use crate::files::{self, Commit, ReadPlan, Walk};
+use crate::files::{self, Commit, ReadPlan, Walk, Walking};
 use crate::paths;
+use crate::workers::{Lane, blocking, from_path_to_path, on_path};
 
-/// Entries of one page: with the longest paths still well below the largest message.
+/// A page of a listing holds no more entries than this, and is sent when it has so many bytes: a path may be of any length.
 const PAGE_ENTRIES: usize = 500;
+const PAGE_BYTES: usize = 256 * 1024;
 /// Bytes of matches after which they are sent.
-const PAGE_BYTES: usize = 64 * 1024;
+const MATCH_BYTES: usize = 64 * 1024;
 
 pub(super) async fn stat(request: StatRequest) -> Result<FileInfo, Status> {
     on_path(paths::resolve(&request.path)?, move |path| {
@@ -30,47 +32,72 @@ pub(super) async fn stat(request: StatRequest) -> Result<FileInfo, Status> {
 
 pub(super) async fn list(request: ListRequest) -> Result<ResponseStream<ListPage>, Status> {
     let path = paths::resolve_or_data(&request.path)?;
-    // Asked first, so that what cannot be listed is the answer itself and not the end of a stream.
-    let path = on_path(path, |path| {
-        let info = files::stat(path, true)?;
-        if info.mode & 0o170_000 == 0o040_000 {
-            return Ok(path.to_path_buf());
-        }
-        Err(rustix::io::Errno::NOTDIR.into())
-    })
-    .await?;
-    Ok(produced(move |outlet| {
-        list_pages(&path, &request, outlet).map_err(|error| failure::of_path(&error, &path))
+    let begin = move |path: &Path| {
+        let mut listing = Listing::begin(path, &request)?;
+        // Told first, so that what cannot be listed is the answer itself and not the end of a stream.
+        Ok((listing.next_page()?, listing))
+    };
+    let place = Lane::Listings.place().await?;
+    let (first, mut listing) = on_path(path, begin).await?;
+    Ok(pulled(place, first.unwrap_or_default(), move || {
+        listing
+            .next_page()
+            .map_err(|error| failure::of_path(&error, &listing.path))
     }))
 }
 
-fn list_pages(path: &Path, request: &ListRequest, outlet: &Outlet<ListPage>) -> std::io::Result<()> {
-    let walk = Walk {
-        recursive: request.recursive,
-        after: &request.after,
-        collapse_threshold: request.collapse_threshold,
-        ..Walk::default()
-    };
-    let (mut page, mut shown) = (ListPage::default(), 0);
-    files::walk(path, &walk, &mut |item| {
-        if request.limit > 0 && shown == request.limit {
-            page.truncated = true;
-            return Ok(ControlFlow::Break(()));
-        }
-        let Some(mut info) = item.info(path)? else {
-            return Ok(ControlFlow::Continue(()));
+struct Listing {
+    path: PathBuf,
+    walking: Walking,
+    /// Entries that may still be shown; none: as many as there are.
+    left: Option<u32>,
+    is_over: bool,
+}
+
+impl Listing {
+    fn begin(path: &Path, request: &ListRequest) -> std::io::Result<Self> {
+        let walk = Walk {
+            recursive: request.recursive,
+            after: &request.after,
+            collapse_threshold: request.collapse_threshold,
+            ..Walk::default()
         };
-        if item.collapsed.is_some() {
-            info.name.push(b'/');
+        Ok(Self {
+            path: path.to_path_buf(),
+            walking: Walking::begin(path, &walk)?,
+            left: (request.limit > 0).then_some(request.limit),
+            is_over: false,
+        })
+    }
+
+    fn next_page(&mut self) -> std::io::Result<Option<ListPage>> {
+        if self.is_over {
+            return Ok(None);
         }
-        page.entries.push(info);
-        shown += 1;
-        if page.entries.len() == PAGE_ENTRIES {
-            outlet.send(std::mem::take(&mut page))?;
-        }
-        Ok(ControlFlow::Continue(()))
-    })?;
-    outlet.send(page)
+        let (mut page, mut page_bytes) = (ListPage::default(), 0);
+        let (path, left) = (&self.path, &mut self.left);
+        let walked = self.walking.go_on(&mut |item| {
+            if *left == Some(0) {
+                page.truncated = true;
+                return Ok(ControlFlow::Break(()));
+            }
+            let Some(mut info) = item.info(path)? else {
+                return Ok(ControlFlow::Continue(()));
+            };
+            if item.collapsed.is_some() {
+                info.name.push(b'/');
+            }
+            page_bytes += info.encoded_len();
+            page.entries.push(info);
+            *left = left.map(|left| left - 1);
+            match page.entries.len() < PAGE_ENTRIES && page_bytes < PAGE_BYTES {
+                true => Ok(ControlFlow::Continue(())),
+                false => Ok(ControlFlow::Break(())),
+            }
+        })?;
+        self.is_over = page.truncated || walked.is_continue();
+        Ok(Some(page))
+    }
 }
 
 pub(super) async fn read(request: ReadRequest) -> Result<ResponseStream<ReadChunk>, Status> {
@@ -93,22 +120,18 @@ pub(super) async fn read(request: ReadRequest) -> Result<ResponseStream<ReadChun
     let first = ReadChunk { info: Some(info), data };
     let left = left - first.data.len() as u64;
     if left == 0 || first.data.len() < skep_bridge_protocol::STREAM_CHUNK_BYTES {
-        // All of it: no thread is needed.
+        // All of it.
         return Ok(Box::pin(tokio_stream::once(Ok(first))));
     }
-    Ok(produced(move |outlet| {
-        let mut left = left;
-        let mut next = first;
-        // A send fails when the caller is gone: then there is nobody to tell.
-        while outlet.send(next).is_ok() && left > 0 {
-            let data = read_chunk(&mut file, left).map_err(|error| failure::of_path(&error, &path))?;
-            if data.is_empty() {
-                break;
-            }
-            left -= data.len() as u64;
-            next = ReadChunk { info: None, data };
-        }
-        Ok(())
+    let place = Lane::Downloads.place().await?;
+    let mut left = left;
+    Ok(pulled(place, first, move || {
+        let data = match left {
+            0 => return Ok(None),
+            left => read_chunk(&mut file, left).map_err(|error| failure::of_path(&error, &path))?,
+        };
+        left -= data.len() as u64;
+        Ok((!data.is_empty()).then_some(ReadChunk { info: None, data }))
     }))
 }
 
@@ -119,19 +142,18 @@ pub(super) async fn write(mut chunks: Streaming<WriteChunk>) -> Result<WriteResu
         .take()
         .ok_or_else(|| Status::invalid_argument("the first message has a header"))?;
     let path = paths::resolve(&header.path)?;
-    let work = move |pieces| {
-        let modes = Commit {
-            new_mode: header.mode,
-            set_mode: header.set_mode,
-        };
-        let check = |target: &files::Target| check_match(&path, target, &header.if_match);
-        let (bytes_written, info) = write_pieces(&path, &modes, pieces, check)?;
-        Ok(WriteResult {
-            bytes_written,
-            info: Some(info),
-        })
+    let modes = Commit {
+        new_mode: header.mode,
+        set_mode: header.set_mode,
     };
-    consumed(work, pieces(first, chunks, |chunk| (chunk.data, chunk.finish))).await
+    let (checked, condition) = (path.clone(), header.if_match);
+    let check = move |target: &files::Target| check_match(&checked, target, &condition);
+    let sent = pieces(first, chunks, |chunk| (chunk.data, chunk.finish));
+    let (bytes_written, info) = write_pieces(path, modes, sent, check).await?;
+    Ok(WriteResult {
+        bytes_written,
+        info: Some(info),
+    })
 }
 
 /// An empty condition always holds, `*` for any file.
@@ -190,13 +212,13 @@ pub(super) async fn search(request: SearchRequest) -> Result<ResponseStream<Sear
         files::stat(path, true).map(|_| path.to_path_buf())
     })
     .await?;
-    Ok(produced(move |outlet| {
+    produced(Lane::Searches, move |outlet| {
         let mut page = SearchPage::default();
         let mut page_bytes = 0;
         let truncated = search.run(&path, &mut |found| {
             page_bytes += found.text.len() + found.path.len();
             page.matches.push(found);
-            if page_bytes < PAGE_BYTES {
+            if page_bytes < MATCH_BYTES {
                 return Ok(());
             }
             page_bytes = 0;
@@ -207,7 +229,8 @@ pub(super) async fn search(request: SearchRequest) -> Result<ResponseStream<Sear
         // Nobody reads it when the caller has gone.
         drop(outlet.send(page));
         Ok(())
-    }))
+    })
+    .await
 }
 
 pub(super) async fn archive_out(request: ArchiveOutRequest) -> Result<ResponseStream<DataChunk>, Status> {
@@ -226,7 +249,7 @@ pub(super) async fn archive_out(request: ArchiveOutRequest) -> Result<ResponseSt
         Ok(paths)
     })
     .await?;
-    Ok(produced(move |outlet| {
+    produced(Lane::Archives, move |outlet| {
         struct ToStream<'a>(&'a Outlet<DataChunk>);
         impl files::Sink for ToStream<'_> {
             fn send(&mut self, data: bytes::Bytes) -> std::io::Result<()> {
@@ -234,7 +257,8 @@ pub(super) async fn archive_out(request: ArchiveOutRequest) -> Result<ResponseSt
             }
         }
         files::pack(&paths, &mut ToStream(outlet)).map_err(|(path, error)| failure::of_path(&error, &path))
-    }))
+    })
+    .await
 }
 
 pub(super) async fn extract(request: ExtractRequest) -> Result<ArchiveInResult, Status> {
@@ -243,6 +267,7 @@ pub(super) async fn extract(request: ExtractRequest) -> Result<ArchiveInResult, 
         true => archive.parent().unwrap_or(&archive).to_path_buf(),
         false => paths::resolve(&request.to)?,
     };
+    let _place = Lane::Archives.place().await?;
     blocking(move || {
         let extracted = files::extract(&archive, &directory);
         extracted.map_err(|(path, error)| failure::of_path(&error, &path))
@@ -257,7 +282,7 @@ pub(super) async fn export(request: ExportRequest) -> Result<ResponseStream<Expo
         true => skep_archive::Changing::Refused,
         false => skep_archive::Changing::Counted,
     };
-    Ok(produced(move |outlet| export_chunks(&export, changing, outlet)))
+    produced(Lane::Archives, move |outlet| export_chunks(&export, changing, outlet)).await
 }
 
 fn export_chunks(
@@ -313,5 +338,6 @@ pub(super) async fn archive_in(mut chunks: Streaming<ArchiveInChunk>) -> Result<
         std::io::copy(&mut reader, &mut std::io::sink()).map_err(|_| cut(&path))?;
         Ok(result)
     };
-    consumed(work, pieces(first, chunks, |chunk| (chunk.data, chunk.finish))).await
+    let sent = pieces(first, chunks, |chunk| (chunk.data, chunk.finish));
+    consumed(Lane::Archives, work, sent).await
 }

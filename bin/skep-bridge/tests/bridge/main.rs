@@ -9,6 +9,7 @@ mod our_execs;
 mod our_files;
 mod reference_exec;
 mod reference_files;
+mod standing_still;
 mod start_and_end;
 mod tcp;
 mod workspace;
