@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+use prost::Message;
 use skep_bridge_protocol::workspace::{WatchEvent, WatchEvents, WatchRequest};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
@@ -17,8 +18,9 @@ use crate::{failure, paths, system};
 
 /// Messages on their way to the caller.
 const IN_FLIGHT: usize = 4;
-/// Events of one message: with the longest paths still well below the largest one.
+/// A message holds no more events than this, and no more bytes before its last one: a path may be of any length.
 const MESSAGE_EVENTS: usize = 500;
+const MESSAGE_BYTES: usize = 256 * 1024;
 /// Between two looks: what changes all the time is told so often.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(50);
 
@@ -59,8 +61,8 @@ async fn follow(mut watched: Watched, ready: AsyncFd<OwnedFd>, outlet: &Outlet) 
             let read = tokio::task::spawn_blocking(move || (watched.read(), watched)).await;
             let (batch, again) = read.map_err(io::Error::other)?;
             let batch = batch?;
-            for events in batch.events.chunks(MESSAGE_EVENTS) {
-                if !send(outlet, events.to_vec()).await {
+            for events in messages(batch.events) {
+                if !send(outlet, events).await {
                     return Ok(());
                 }
             }
@@ -73,7 +75,48 @@ async fn follow(mut watched: Watched, ready: AsyncFd<OwnedFd>, outlet: &Outlet) 
     }
 }
 
+/// The events in their order, as many as one message may hold in each.
+fn messages(events: Vec<WatchEvent>) -> Vec<Vec<WatchEvent>> {
+    let mut messages: Vec<Vec<WatchEvent>> = Vec::new();
+    let mut bytes = 0;
+    for event in events {
+        let is_full = bytes >= MESSAGE_BYTES || messages.last().is_none_or(|last| last.len() == MESSAGE_EVENTS);
+        if is_full {
+            messages.push(Vec::new());
+            bytes = 0;
+        }
+        bytes += event.encoded_len();
+        if let Some(last) = messages.last_mut() {
+            last.push(event);
+        }
+    }
+    messages
+}
+
 /// `false`: the caller has gone.
 async fn send(outlet: &Outlet, events: Vec<WatchEvent>) -> bool {
     outlet.send(Ok(WatchEvents { events })).await.is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_message_is_longer_than_a_host_takes() {
+        let event = |length: usize| WatchEvent {
+            path: vec![b'x'; length],
+            ..WatchEvent::default()
+        };
+        for (length, count) in [(0, 1200), (100_000, 40), (1 << 20, 5)] {
+            let all = messages(vec![event(length); count]);
+            assert_eq!(all.iter().map(Vec::len).sum::<usize>(), count);
+            for message in all {
+                assert!((1..=500).contains(&message.len()), "{length}: {}", message.len());
+                let bytes: usize = message.iter().map(Message::encoded_len).sum();
+                assert!(bytes < 2 << 20, "{length}: {bytes}");
+            }
+        }
+        assert!(messages(Vec::new()).is_empty());
+    }
 }

@@ -3,6 +3,8 @@
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 
+use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
+use skep_bridge_protocol::workspace::workspace_client::WorkspaceClient;
 use skep_bridge_protocol::workspace::*;
 
 use crate::our_execs::{run, shell};
@@ -75,4 +77,32 @@ async fn a_link_that_cannot_be_read_does_not_hide_what_is_beside_it() {
     let (entries, _) = list(&mut client, request).await;
     let link = entries.iter().find(|entry| entry.name == b"exe").expect("it is listed");
     assert!(link.link_target.is_empty() && entries.iter().any(|entry| entry.name == b"status"));
+}
+
+#[tokio::test]
+async fn a_page_of_paths_of_any_length_is_one_that_a_host_takes() {
+    const LEVELS: usize = 40;
+    const FILES: usize = 600;
+    let workspace = Workspace::start().await;
+    let directory = OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let mut deepest = openat(CWD, workspace.path("data"), directory, Mode::empty()).expect("data");
+    let long = "d".repeat(250);
+    for _ in 0..LEVELS {
+        mkdirat(&deepest, &long, Mode::RWXU).expect("a directory");
+        deepest = openat(&deepest, &long, directory, Mode::empty()).expect("the directory");
+    }
+    for number in 0..FILES {
+        let name = format!("{number:03}{}", "f".repeat(247));
+        let new = OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC;
+        openat(&deepest, name, new, Mode::RUSR).expect("a file");
+    }
+    // As long messages as a client takes by itself, and the host's too: 4 MiB.
+    let mut client = WorkspaceClient::new(workspace.channel().await);
+    let request = ListRequest {
+        recursive: true,
+        ..ListRequest::default()
+    };
+    let (entries, _) = list(&mut client, request).await;
+    assert_eq!(entries.len(), LEVELS + FILES);
+    assert!(entries.iter().all(|entry| entry.path.len() < 64 * 1024));
 }

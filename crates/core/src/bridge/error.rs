@@ -108,6 +108,10 @@ impl From<Status> for BridgeError {
             Code::Unimplemented if text.is_empty() => Self::Unsupported("this".to_owned()),
             Code::Unimplemented => Self::Unsupported(text),
             Code::DataLoss => Self::Untrustworthy(text),
+            // The word of both ends for a message beyond their limits.
+            Code::OutOfRange => {
+                Self::TooLarge("an answer of the bridge is longer than is taken of one; ask for less".to_owned())
+            }
             Code::DeadlineExceeded => Self::late("the bridge"),
             _ => Self::Unreachable(text),
         }
