@@ -4,7 +4,9 @@ use bytes::Bytes;
 use skep_names::{BotId, DATA_DIRECTORY_INSIDE};
 use skep_runtime::TaskState;
 use skep_store::{BotRow, BotStatus, ContainerRow, Desired, FaultRow};
+use tokio::time::timeout;
 
+use crate::bridge::{BridgeError, BridgeResult, SMALL_WITHIN};
 use crate::error::{Error, Result};
 use crate::files::{self, Depth, FileWriter, NewFile, RoomyBridge, WorkspacePath};
 use crate::skep::Skep;
@@ -235,20 +237,21 @@ impl Skep {
         let bridge = RoomyBridge::endless(self.bridges().bridge(bot).await?);
         let mark = uuid::Uuid::new_v4().to_string();
         let path = WorkspacePath::parse(&format!("{DATA_DIRECTORY_INSIDE}/.skep-check-{mark}"))?;
-        let mut writer = FileWriter::begin(
-            &bridge,
-            &path,
-            NewFile {
-                mode: 0o600,
-                ..NewFile::default()
-            },
-        )
-        .await?;
-        writer.write(Bytes::from(mark.clone())).await?;
-        writer.finish().await?;
-        let read = async { files::read(&bridge, &path, 0, 0).await?.collect(mark.len()).await }.await;
+        let file = NewFile {
+            mode: 0o600,
+            ..NewFile::default()
+        };
+        let written = async {
+            let mut writer = FileWriter::begin(&bridge, &path, file).await?;
+            writer.write(Bytes::from(mark.clone())).await?;
+            writer.finish().await
+        };
+        soon("the writing of a file", written).await?;
+        let read = async { files::read(&bridge, &path, 0, 0).await?.collect(mark.len()).await };
+        let read = soon("the reading of a file", read).await;
         // It goes also when it could not be read.
-        files::remove(&bridge, &path, Depth::EmptyOnly).await?;
+        let removed = files::remove(&bridge, &path, Depth::EmptyOnly);
+        soon("the removal of a file", removed).await?;
         match read?.as_slice() == mark.as_bytes() {
             true => Ok(()),
             false => Err(Error::BridgeUnavailable(
@@ -279,6 +282,14 @@ impl Skep {
             Ok(()) => item(CheckStatus::Ok, "a file was written and read"),
             Err(error) => item(CheckStatus::Error, "no file could be written and read").because(error.to_string()),
         }
+    }
+}
+
+/// What is so small takes no longer than this, whatever a bridge says meanwhile.
+async fn soon<T>(what: &str, step: impl Future<Output = BridgeResult<T>>) -> BridgeResult<T> {
+    match timeout(SMALL_WITHIN, step).await {
+        Ok(done) => done,
+        Err(_) => Err(BridgeError::late(what)),
     }
 }
 

@@ -120,25 +120,21 @@ impl PortReceiver {
     /// # Errors
     /// `Reset`, also after the workspace's own end, for what it was sent then; or the bridge's end.
     pub async fn next(&mut self) -> Result<Received, PortError> {
-        loop {
-            let Some(chunk) = self.chunks.message().await? else {
-                return match self.has_ended {
-                    true => Ok(Received::Over),
-                    false => Err(BridgeError::Unreachable("the bridge left a connection open".to_owned()).into()),
-                };
+        let Some(chunk) = self.chunks.message().await? else {
+            return match self.has_ended {
+                true => Ok(Received::Over),
+                false => Err(BridgeError::Unreachable("the bridge left a connection open".to_owned()).into()),
             };
-            match (chunk.data.is_empty(), chunk.end) {
-                (false, false) if !self.has_ended => return Ok(Received::Data(chunk.data)),
-                (true, true) if !self.has_ended => {
-                    self.has_ended = true;
-                    return Ok(Received::End);
-                }
-                (true, false) => {}
-                (_, _) => {
-                    let what = "data and their end in one, or after it".to_owned();
-                    return Err(BridgeError::Untrustworthy(what).into());
-                }
+        };
+        let untrustworthy = |what: &str| Err(BridgeError::Untrustworthy(what.to_owned()).into());
+        match (chunk.data.is_empty(), chunk.end) {
+            (false, false) if !self.has_ended => Ok(Received::Data(chunk.data)),
+            (true, true) if !self.has_ended => {
+                self.has_ended = true;
+                Ok(Received::End)
             }
+            (true, false) => untrustworthy("a piece without a byte"),
+            (_, _) => untrustworthy("data and their end in one, or after it"),
         }
     }
 }

@@ -4,13 +4,17 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::{StreamExt, stream};
-use skep_bridge_protocol::workspace::{ExecData, ExecEvent, ExecList, ExecStatus, exec_event::Event};
+use skep_bridge_protocol::workspace::{
+    DataChunk, ExecData, ExecEvent, ExecList, ExecStatus, ForwardChunk, ReadChunk, exec_event::Event,
+};
 use tonic::{Code, Status};
+use tonic_prost::prost::Message;
 
 use super::BridgeError;
-use super::hostile_tests::{Lies, impostor};
+use super::hostile_tests::{Lies, entry, framed, impostor};
 use crate::exec::{self, ExecId, ExecRequest, Program};
 use crate::files::{self, Links, WorkspacePath};
+use crate::ports::{self, PortError};
 
 /// More than this test and those beside it hold, far less than what the lies are about.
 const LITTLE_MEMORY: u64 = 256 << 20;
@@ -137,11 +141,8 @@ async fn streams_that_nobody_reads_hold_no_more_than_their_windows() {
 }
 
 /// The same message again and again.
-fn endless_messages(message: &impl tonic_prost::prost::Message) -> Lies {
-    let body = message.encode_to_vec();
-    let length = u32::try_from(body.len()).expect("it is below 4 MiB").to_be_bytes();
-    let framed = Bytes::from([&[0], length.as_slice(), &body].concat());
-    Lies::Raw(stream::repeat(framed).boxed())
+fn endless_messages(message: &impl Message) -> Lies {
+    Lies::Raw(stream::repeat(framed(message)).boxed())
 }
 
 #[tokio::test]
@@ -194,6 +195,46 @@ async fn a_connection_of_very_small_frames_that_nobody_reads_is_ended() {
     }
     let grown = resident_bytes().saturating_sub(before);
     assert!(grown < 2 * LITTLE_MEMORY, "memory grew by {grown} bytes");
+}
+
+/// One message, and then the same one again and again.
+fn first_and_endless(first: &impl Message, then: &impl Message) -> Lies {
+    let begin = stream::once(std::future::ready(framed(first)));
+    Lies::Raw(begin.chain(stream::repeat(framed(then))).boxed())
+}
+
+fn untrustworthy<T>(outcome: Result<Result<T, BridgeError>, tokio::time::error::Elapsed>) {
+    let error = outcome.expect("in time").map(drop).expect_err("it says nothing");
+    assert!(matches!(error, BridgeError::Untrustworthy(_)), "{error:?}");
+}
+
+#[tokio::test]
+async fn streams_that_say_nothing_are_ended() {
+    let first = ReadChunk {
+        info: Some(entry("/data/f")),
+        ..ReadChunk::default()
+    };
+    let impostor = impostor(move |method| match method {
+        "Read" => first_and_endless(&first, &ReadChunk::default()),
+        "ListExecs" => endless_messages(&ExecList::default()),
+        "ArchiveOut" => endless_messages(&DataChunk::default()),
+        _ => endless_messages(&ForwardChunk::default()),
+    })
+    .await;
+    let limit = Duration::from_secs(10);
+    let path = WorkspacePath::parse("/data/f").expect("a path");
+    let read = files::read(&impostor.bridge, &path, 7, 0).await.expect("it says so");
+    untrustworthy(tokio::time::timeout(limit, read.collect(1000)).await);
+    untrustworthy(tokio::time::timeout(limit, exec::list(&impostor.bridge)).await);
+    let archive = files::read_archive(&impostor.bridge, std::slice::from_ref(&path));
+    let mut archive = Box::pin(archive.await.expect("it says so"));
+    untrustworthy(tokio::time::timeout(limit, async { archive.next().await.expect("a piece") }).await);
+    let (_sender, mut receiver) = ports::connect(&impostor.bridge, 80).await.expect("it says so");
+    let next = tokio::time::timeout(limit, receiver.next()).await.expect("in time");
+    assert!(
+        matches!(next, Err(PortError::Bridge(BridgeError::Untrustworthy(_)))),
+        "{next:?}"
+    );
 }
 
 #[tokio::test]

@@ -7,14 +7,16 @@ use std::path::Path;
 use std::pin::Pin;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures::StreamExt;
 use futures::stream::BoxStream;
 use skep_bridge_protocol::workspace::{
     ExecData, ExecEvent, ExecStatus, FileInfo, InfoRequest, InfoResponse, ListPage, ListRequest, ReadChunk,
-    ReadRequest, StartExecRequest, exec_event::Event,
+    ReadRequest, StartExecRequest, WriteResult, exec_event::Event,
 };
 use skep_runtime::BridgeEndpoint;
 use tempfile::TempDir;
@@ -29,7 +31,7 @@ use tonic_prost::ProstCodec;
 
 use super::{Bridge, BridgeError};
 use crate::exec::{self, ExecId, ExecRequest, Program};
-use crate::files::{self, ListOptions, WorkspacePath};
+use crate::files::{self, FileWriter, ListOptions, NewFile, RoomyBridge, WorkspacePath};
 
 pub(super) fn endpoint(directory: &Path) -> BridgeEndpoint {
     BridgeEndpoint::Unix {
@@ -168,7 +170,20 @@ fn connect_without_waiting(directory: &Path) -> Option<std::os::fd::OwnedFd> {
 
 /// A bridge that says what a test wants: a service by hand, as the real one never would.
 #[derive(Clone)]
-pub(super) struct Hostile(pub(super) Arc<dyn Fn(&str) -> Lies + Send + Sync>);
+pub(super) struct Hostile {
+    lies: Arc<dyn Fn(&str) -> Lies + Send + Sync>,
+    /// How often it was asked what it is.
+    infos: Arc<AtomicUsize>,
+}
+
+impl Hostile {
+    pub(super) fn new(lies: impl Fn(&str) -> Lies + Send + Sync + 'static) -> Self {
+        Self {
+            lies: Arc::new(lies),
+            infos: Arc::default(),
+        }
+    }
+}
 
 pub(super) enum Lies {
     Info,
@@ -179,6 +194,8 @@ pub(super) enum Lies {
     EndlessEvents(Box<dyn FnMut() -> ExecEvent + Send>),
     /// The bytes of an answer as they are.
     Raw(BoxStream<'static, Bytes>),
+    /// The same, once all that was sent has been read.
+    AfterAll(Bytes),
     Status(Status),
     Silence,
 }
@@ -194,11 +211,11 @@ impl Service<http::Request<Body>> for Hostile {
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let method = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
-        let method = if method == "Info" { String::new() } else { method };
-        let lies = if method.is_empty() {
+        let lies = if method == "Info" {
+            self.infos.fetch_add(1, Ordering::Relaxed);
             Lies::Info
         } else {
-            (self.0)(&method)
+            (self.lies)(&method)
         };
         Box::pin(async move {
             Ok(match lies {
@@ -213,6 +230,17 @@ impl Service<http::Request<Body>> for Hostile {
                     grpc.server_streaming(events, request).await
                 }
                 Lies::Raw(bytes) => raw(bytes),
+                Lies::AfterAll(bytes) => {
+                    read_all(request.into_body()).await;
+                    let done = (
+                        http::HeaderName::from_static("grpc-status"),
+                        http::HeaderValue::from_static("0"),
+                    );
+                    answered(Pieces {
+                        bytes: futures::stream::iter([bytes]).boxed(),
+                        trailers: Some([done].into_iter().collect()),
+                    })
+                }
                 Lies::Status(status) => status.into_http(),
                 Lies::Endless(page) => {
                     let pages = Stream(Box::pin(futures::stream::repeat_with(move || Ok(page.clone()))));
@@ -225,7 +253,10 @@ impl Service<http::Request<Body>> for Hostile {
 }
 
 /// A body of bytes as they are.
-struct Pieces(BoxStream<'static, Bytes>);
+struct Pieces {
+    bytes: BoxStream<'static, Bytes>,
+    trailers: Option<http::HeaderMap>,
+}
 
 impl http_body::Body for Pieces {
     type Data = Bytes;
@@ -235,13 +266,33 @@ impl http_body::Body for Pieces {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<http_body::Frame<Bytes>, Infallible>>> {
-        let next = futures::StreamExt::poll_next_unpin(&mut self.0, context);
-        next.map(|piece| piece.map(|piece| Ok(http_body::Frame::data(piece))))
+        let next = std::task::ready!(self.bytes.poll_next_unpin(context));
+        let frame = match next {
+            Some(piece) => Some(http_body::Frame::data(piece)),
+            None => self.trailers.take().map(http_body::Frame::trailers),
+        };
+        Poll::Ready(frame.map(Ok))
     }
 }
 
+async fn read_all(mut body: Body) {
+    let next = |body: &mut Body, context: &mut Context<'_>| http_body::Body::poll_frame(Pin::new(body), context);
+    while let Some(Ok(_)) = std::future::poll_fn(|context| next(&mut body, context)).await {}
+}
+
+/// A message as it is on the wire.
+pub(super) fn framed(message: &impl tonic_prost::prost::Message) -> Bytes {
+    let body = message.encode_to_vec();
+    let length = u32::try_from(body.len()).expect("it is below 4 MiB").to_be_bytes();
+    Bytes::from([&[0], length.as_slice(), &body].concat())
+}
+
 fn raw(bytes: BoxStream<'static, Bytes>) -> http::Response<Body> {
-    let mut response = http::Response::new(Body::new(Pieces(bytes)));
+    answered(Pieces { bytes, trailers: None })
+}
+
+fn answered(pieces: Pieces) -> http::Response<Body> {
+    let mut response = http::Response::new(Body::new(pieces));
     let kind = http::HeaderValue::from_static("application/grpc");
     response.headers_mut().insert(http::header::CONTENT_TYPE, kind);
     response
@@ -293,6 +344,7 @@ impl<Asked, T: Send + 'static> ServerStreamingService<Asked> for Stream<T> {
 
 pub(super) struct Impostor {
     pub(super) bridge: Bridge,
+    infos: Arc<AtomicUsize>,
     serving: tokio::task::JoinHandle<()>,
     _place: TempDir,
 }
@@ -306,7 +358,8 @@ impl Drop for Impostor {
 pub(super) async fn impostor(lies: impl Fn(&str) -> Lies + Send + Sync + 'static) -> Impostor {
     let place = TempDir::new().unwrap();
     let listener = UnixListener::bind(place.path().join("bridge.sock")).unwrap();
-    let service = Hostile(Arc::new(lies));
+    let service = Hostile::new(lies);
+    let infos = Arc::clone(&service.infos);
     let serving = tokio::spawn(async move {
         let server = tonic::transport::Server::builder();
         server
@@ -317,6 +370,7 @@ pub(super) async fn impostor(lies: impl Fn(&str) -> Lies + Send + Sync + 'static
     let bridge = Bridge::at(&endpoint(place.path())).await.unwrap();
     Impostor {
         bridge,
+        infos,
         serving,
         _place: place,
     }
@@ -453,6 +507,36 @@ async fn an_exit_that_cannot_be_is_refused() {
 }
 
 #[tokio::test]
+async fn a_bridge_is_asked_once_for_each_connection_what_it_is() {
+    let impostor = impostor(|_| Lies::Pages(vec![page(&["/data/a"])])).await;
+    for _ in 0..5 {
+        assert_eq!(listed(&impostor.bridge, 0).await, Ok(1));
+    }
+    assert_eq!(impostor.infos.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn a_file_that_is_said_to_be_longer_or_shorter_than_it_was_sent_is_not_believed() {
+    let path = WorkspacePath::parse("/data/f").unwrap();
+    for (told, is_right) in [(0, false), (3, false), (4, true), (5, false), (u64::MAX, false)] {
+        let result = WriteResult {
+            bytes_written: told,
+            ..WriteResult::default()
+        };
+        let impostor = impostor(move |_| Lies::AfterAll(framed(&result))).await;
+        let bridge = RoomyBridge::endless(impostor.bridge.clone());
+        let mut writer = FileWriter::begin(&bridge, &path, NewFile::default()).await.unwrap();
+        writer.write(Bytes::from_static(b"four")).await.unwrap();
+        let outcome = writer.finish().await;
+        assert_eq!(outcome.is_ok(), is_right, "{told}: {outcome:?}");
+        assert!(
+            is_right || matches!(outcome, Err(BridgeError::Untrustworthy(_))),
+            "{outcome:?}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn a_socket_is_reached_below_a_directory_of_any_length() {
     let place = TempDir::new().unwrap();
     let deep = place.path().join("d".repeat(200)).join("e".repeat(200));
@@ -460,7 +544,7 @@ async fn a_socket_is_reached_below_a_directory_of_any_length() {
     let short = place.path().join("bridge.sock");
     let listener = UnixListener::bind(&short).unwrap();
     std::fs::rename(&short, deep.join("bridge.sock")).unwrap();
-    let service = Hostile(Arc::new(|_| Lies::Silence));
+    let service = Hostile::new(|_| Lies::Silence);
     let serving = tokio::spawn(async move {
         let server = tonic::transport::Server::builder();
         server

@@ -1,6 +1,5 @@
 //! A bridge that answered and then falls silent, with its connection open: what a frozen workspace is.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
@@ -19,7 +18,7 @@ async fn answer_unless(listener: UnixListener, mut frozen: watch::Receiver<bool>
     let (mut stream, _) = listener.accept().await.unwrap();
     let (mut near, far) = tokio::io::duplex(64 << 10);
     let served = tonic::transport::Server::builder().serve_with_incoming(
-        Hostile(Arc::new(|_| Lies::Silence)),
+        Hostile::new(|_| Lies::Silence),
         // One that ended would end the serving.
         futures::stream::iter([Ok::<_, std::io::Error>(far)]).chain(futures::stream::pending()),
     );

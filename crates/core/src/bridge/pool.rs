@@ -284,6 +284,11 @@ impl Bridge {
         matches!(self.connection.kind, Kind::Ours(_))
     }
 
+    /// Whether it reads a file from its beginning to get to an offset, and tells so by pieces without a byte.
+    pub(crate) fn skips_to_offsets(&self) -> bool {
+        matches!(self.connection.kind, Kind::Reference(_))
+    }
+
     /// The reference's service, which every bridge has.
     pub fn reference(&self) -> ContainerServiceClient<Channel> {
         ContainerServiceClient::new(self.connection.channel.clone())

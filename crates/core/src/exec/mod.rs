@@ -171,16 +171,20 @@ async fn list_all(bridge: &Bridge) -> BridgeResult<Vec<ExecStatus>> {
     let mut client = bridge.workspace();
     let mut pages = Bridge::answer(SMALL_WITHIN, client.list_execs(wire::Empty {})).await?;
     let mut found = Vec::new();
-    let (mut page_count, mut held_bytes) = (0, 0);
+    let mut held_bytes = 0;
     loop {
         let page = match timeout(NEXT_PIECE_WITHIN, pages.message()).await {
             Ok(page) => page?,
             Err(_) => return Err(BridgeError::late("the next part of the processes")),
         };
         let Some(page) = page else { return Ok(found) };
-        page_count += 1;
+        if page.execs.is_empty() {
+            return Err(BridgeError::Untrustworthy(
+                "a part of a list with nothing in it".to_owned(),
+            ));
+        }
         let too_many = || BridgeError::Untrustworthy("more processes than it can remember".to_owned());
-        if found.len() + page.execs.len() > MOST_EXECS || page_count > MOST_EXECS {
+        if found.len() + page.execs.len() > MOST_EXECS {
             return Err(too_many());
         }
         for status in page.execs {

@@ -40,6 +40,9 @@ pub async fn read_archive(
     let chunks = Bridge::answer(SMALL_WITHIN, client.archive_out(request)).await?;
     Ok(futures::stream::try_unfold(chunks, |mut chunks| async move {
         match timeout(NEXT_PIECE_WITHIN, chunks.message()).await {
+            Ok(Ok(Some(chunk))) if chunk.data.is_empty() => {
+                Err(BridgeError::Untrustworthy("a piece without a byte".to_owned()))
+            }
             Ok(Ok(Some(chunk))) => Ok(Some((chunk.data, chunks))),
             Ok(Ok(None)) => Ok(None),
             Ok(Err(status)) => Err(status.into()),

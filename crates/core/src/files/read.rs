@@ -7,13 +7,15 @@ use tonic::Streaming;
 
 use super::entry::FileEntry;
 use super::path::WorkspacePath;
-use crate::bridge::{Bridge, BridgeError, BridgeResult, NEXT_PIECE_WITHIN, SMALL_WITHIN};
+use crate::bridge::{Bridge, BridgeError, BridgeResult, LARGE_WITHIN, NEXT_PIECE_WITHIN, SMALL_WITHIN};
 
 /// An open file of a workspace.
 pub struct FileReader {
     entry: FileEntry,
     chunks: Streaming<ReadChunk>,
     first: Option<Bytes>,
+    /// Pieces without a byte that may still come: an old bridge skips what lies before the offset, and says so.
+    empty_pieces: u64,
 }
 
 /// Opens a regular file at `offset`, for `length` bytes (0: to its end).
@@ -50,6 +52,8 @@ pub async fn read_below(
         entry: FileEntry::of_path(info, path)?,
         first: Some(first.data).filter(|data| !data.is_empty()),
         chunks,
+        // Each stands for one byte or more of what is skipped.
+        empty_pieces: if bridge.skips_to_offsets() { offset } else { 0 },
     })
 }
 
@@ -72,6 +76,8 @@ impl FileReader {
             if !chunk.data.is_empty() {
                 return Ok(Some(chunk.data));
             }
+            let left = self.empty_pieces.checked_sub(1);
+            self.empty_pieces = left.ok_or_else(|| BridgeError::Untrustworthy("a piece without a byte".to_owned()))?;
         }
         Ok(None)
     }
@@ -79,8 +85,15 @@ impl FileReader {
     /// The whole rest, at most `most` bytes.
     ///
     /// # Errors
-    /// `TooLarge` when there is more.
-    pub async fn collect(mut self, most: usize) -> BridgeResult<Vec<u8>> {
+    /// `TooLarge` when there is more; `Unreachable` when it takes longer than anything that small may.
+    pub async fn collect(self, most: usize) -> BridgeResult<Vec<u8>> {
+        match timeout(LARGE_WITHIN, self.collect_all(most)).await {
+            Ok(collected) => collected,
+            Err(_) => Err(BridgeError::late("the file")),
+        }
+    }
+
+    async fn collect_all(mut self, most: usize) -> BridgeResult<Vec<u8>> {
         let mut bytes = Vec::with_capacity(usize::try_from(self.entry.size_bytes).unwrap_or(most).min(most));
         while let Some(piece) = self.next_piece().await? {
             if bytes.len() + piece.len() > most {

@@ -31,6 +31,7 @@ pub struct NewFile {
 pub struct FileWriter {
     bridge: RoomyBridge,
     pieces: Option<mpsc::Sender<WriteChunk>>,
+    sent_bytes: u64,
     call: JoinHandle<BridgeResult<WriteResult>>,
 }
 
@@ -55,6 +56,7 @@ impl FileWriter {
         let mut writer = Self {
             bridge: bridge.clone(),
             pieces: Some(sender),
+            sent_bytes: 0,
             call,
         };
         let first = WriteChunk {
@@ -73,6 +75,7 @@ impl FileWriter {
         while !bytes.is_empty() {
             let piece = bytes.split_to(bytes.len().min(STREAM_CHUNK_BYTES));
             self.bridge.take(piece.len())?;
+            self.sent_bytes += piece.len() as u64;
             let chunk = WriteChunk {
                 data: piece,
                 ..WriteChunk::default()
@@ -85,14 +88,19 @@ impl FileWriter {
     /// Puts the file in its place; says how many bytes it has.
     ///
     /// # Errors
-    /// As [`FileWriter::write`].
+    /// As [`FileWriter::write`]; `Untrustworthy` when the bridge says that these were more or fewer than were sent.
     pub async fn finish(mut self) -> BridgeResult<u64> {
         let last = WriteChunk {
             finish: true,
             ..WriteChunk::default()
         };
         self.send(last).await?;
-        Ok(self.outcome().await?.bytes_written)
+        match self.outcome().await?.bytes_written {
+            written if written == self.sent_bytes => Ok(written),
+            _ => Err(BridgeError::Untrustworthy(
+                "another number of bytes than was sent".to_owned(),
+            )),
+        }
     }
 
     async fn send(&mut self, chunk: WriteChunk) -> BridgeResult<()> {

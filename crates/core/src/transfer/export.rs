@@ -245,6 +245,9 @@ async fn following(rest: Rest) -> Result<Option<(TarPiece, Rest)>> {
             "the export ended before its end".to_owned(),
         )));
     };
+    if more.data.is_empty() && more.report.is_none() {
+        return Err(BridgeError::Untrustworthy("a piece without a byte".to_owned()).into());
+    }
     Ok(Some((TarPiece::Data(chunk.data), Some((more, chunks)))))
 }
 

@@ -194,6 +194,9 @@ impl Reading {
         let Some(mut data) = self.chunks.message().await.map_err(of_file)?.map(|chunk| chunk.data) else {
             return Ok(None);
         };
+        if data.is_empty() {
+            return Err(impossible("a piece without a byte"));
+        }
         let skipped = data.len().min(usize::try_from(self.skip).unwrap_or(usize::MAX));
         self.skip -= skipped as u64;
         drop(data.split_to(skipped));
