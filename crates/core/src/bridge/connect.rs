@@ -63,7 +63,13 @@ async fn connect_unix(directory: &Path, file_name: &str, owner_uid: u32) -> io::
     // The connect does not block: a listener that never accepts is EAGAIN.
     let stream = UnixStream::connect(format!("/proc/self/fd/{}", socket.as_raw_fd()))
         .await
-        .map_err(|error| io::Error::new(error.kind(), "nobody listens on its socket"))?;
+        .map_err(|error| {
+            let what = match error.kind() {
+                io::ErrorKind::WouldBlock => "whoever listens on its socket takes no more callers",
+                _ => "nobody listens on its socket",
+            };
+            io::Error::new(error.kind(), what)
+        })?;
     if stream.peer_cred()?.uid() != owner_uid {
         return Err(io::Error::new(
             io::ErrorKind::PermissionDenied,

@@ -157,7 +157,10 @@ async fn a_peer_of_garbage_silence_or_a_full_queue_is_given_up_in_time() {
     socket.bind(full.path().join("bridge.sock")).unwrap();
     let _listener = socket.listen(0).unwrap();
     let _waiting: Vec<_> = (0..4).map_while(|_| connect_without_waiting(full.path())).collect();
-    refusal(full.path()).await;
+    assert_eq!(
+        refusal(full.path()).await,
+        "container not reachable: whoever listens on its socket takes no more callers"
+    );
     assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
 }
 

@@ -64,6 +64,39 @@ async fn a_bridge_that_answers_no_ping_is_given_up() {
 }
 
 #[tokio::test]
+async fn a_bridge_that_takes_no_more_calls_is_given_up_while_an_old_one_goes_on() {
+    let place = TempDir::new().unwrap();
+    let listener = UnixListener::bind(place.path().join("bridge.sock")).unwrap();
+    let (goodbye, told) = tokio::sync::oneshot::channel::<()>();
+    let serving = tokio::spawn(async move {
+        let server = tonic::transport::Server::builder();
+        let connections = tokio_stream::wrappers::UnixListenerStream::new(listener);
+        let until = async { drop(told.await) };
+        server
+            .serve_with_incoming_shutdown(Hostile::new(|_| Lies::Silence), connections, until)
+            .await
+    });
+    let bridge = Bridge::at(&endpoint(place.path())).await.unwrap();
+    let mut client = bridge.workspace();
+    let old = tokio::spawn(async move { client.list(ListRequest::default()).await.map(drop) });
+    // It is on its way before what follows it has its answer.
+    bridge.workspace().info(InfoRequest {}).await.expect("an answer");
+    goodbye.send(()).unwrap();
+    let begun = Instant::now();
+    while !bridge.is_dead() {
+        assert!(
+            begun.elapsed() < Duration::from_secs(10),
+            "the pool would use it for ever"
+        );
+        let mut client = bridge.workspace();
+        let asked = client.info(InfoRequest {});
+        drop(tokio::time::timeout(Duration::from_millis(100), asked).await);
+    }
+    assert!(!old.is_finished(), "the old call still waits");
+    serving.abort();
+}
+
+#[tokio::test]
 async fn a_call_goes_on_after_a_freeze_that_is_longer_than_a_ping_takes() {
     const FROZEN: Duration = Duration::from_secs(45);
     assert!(FROZEN < LONGEST_FREEZE && LONGEST_FREEZE < KEEPALIVE.timeout);

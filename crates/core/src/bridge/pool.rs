@@ -18,7 +18,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Response, Status};
 
-use super::connect::connect;
+use super::connect::{Wire, connect};
 use super::error::{BridgeError, BridgeResult, sentence};
 use super::reference::{self, OverReference, Route};
 use crate::error::Error;
@@ -106,7 +106,7 @@ impl BridgePool {
     /// The bridge of a bot's running workspace; a dead connection is replaced.
     ///
     /// # Errors
-    /// `Unreachable` within 10 s when nobody trustworthy answers.
+    /// `Unreachable` within 15 s when nobody trustworthy answers: 5 s each to connect, to shake hands and to say what it is.
     pub async fn bridge(&self, bot: &BotId) -> BridgeResult<Bridge> {
         let slot = self.slot(bot);
         let connection = slot.connection.get_or_init(|| self.connect(bot)).await;
@@ -186,7 +186,7 @@ async fn connection_to(endpoint: &BridgeEndpoint, keepalive: Keepalive) -> Bridg
         .await
         .map_err(|_| BridgeError::late("the connection"))?
         .map_err(|error| BridgeError::Unreachable(error.to_string()))?;
-    let channel = timeout(CONNECT_WITHIN, channel_over(wire, keepalive))
+    let channel = timeout(CONNECT_WITHIN, channel_over((wire, Arc::clone(&gone)), keepalive))
         .await
         .map_err(|_| BridgeError::late("the handshake"))?
         .map_err(|_| BridgeError::Unreachable("the handshake failed".to_owned()))?;
@@ -194,11 +194,19 @@ async fn connection_to(endpoint: &BridgeEndpoint, keepalive: Keepalive) -> Bridg
     Ok(Arc::new(Connection { channel, gone, kind }))
 }
 
-/// A channel over this one stream: when the stream ends, the channel is dead and the pool makes another.
-async fn channel_over(wire: super::connect::Wire, keepalive: Keepalive) -> Result<Channel, tonic::transport::Error> {
+/// A channel over this one stream: when the stream ends, or the other end takes no more calls on it, the channel is dead and
+/// the pool makes another.
+async fn channel_over(
+    (wire, gone): (Wire, Arc<AtomicBool>),
+    keepalive: Keepalive,
+) -> Result<Channel, tonic::transport::Error> {
     let mut once = Some(wire);
     let connector = tower::service_fn(move |_: Uri| {
         let wire = once.take().map(TokioIo::new);
+        // Asked for another one while the old stream may still carry calls: the bridge has said goodbye.
+        if wire.is_none() {
+            gone.store(true, Ordering::Release);
+        }
         std::future::ready(wire.ok_or_else(|| std::io::Error::other("the connection was lost")))
     });
     Endpoint::from_static("http://bridge")
