@@ -4,7 +4,7 @@
 //! A `true` or an `ls` never touches a disk here: only what outgrows the memory part is spilled.
 
 use std::collections::{HashMap, VecDeque};
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::PathBuf;
@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 
 use super::disk_use::DiskUse;
+use super::record;
 use crate::log;
 
 /// What outgrows this goes to disk.
@@ -108,15 +109,15 @@ impl OutputLog {
         for entry in fs::read_dir(directory)? {
             let entry = entry?;
             let name = entry.file_name();
-            let start = name
+            let start: Option<u64> = name
                 .to_str()
                 .and_then(|name| name.strip_prefix(prefix)?.strip_prefix('.')?.parse().ok());
-            if let Some(start) = start {
-                segments.push(Segment {
-                    start,
-                    length: entry.metadata()?.len(),
-                    path: entry.path(),
-                });
+            let length = entry.metadata()?.len();
+            if let Some(start) = start
+                && length.checked_add(start).is_some()
+            {
+                let path = entry.path();
+                segments.push(Segment { start, length, path });
             }
         }
         segments.sort_by_key(|segment: &Segment| segment.start);
@@ -352,12 +353,13 @@ fn write_at_end(segment: &Segment, pieces: &VecDeque<Bytes>) -> io::Result<()> {
     if segment.length == 0
         && let Some(directory) = segment.path.parent()
     {
-        super::record::make_directory(directory)?;
+        record::make_directory(directory)?;
     }
     let mut file = OpenOptions::new()
         .append(true)
         .create(true)
         .mode(0o600)
+        .custom_flags(record::PLAIN_FILE_ONLY)
         .open(&segment.path)?;
     for piece in pieces {
         if let Err(error) = file.write_all(piece) {
@@ -372,7 +374,7 @@ fn write_at_end(segment: &Segment, pieces: &VecDeque<Bytes>) -> io::Result<()> {
 /// Reads a piece from disk. Blocks. A segment that was dropped meanwhile is `NotFound`: ask the log again.
 pub(crate) fn read_segment(path: &std::path::Path, position: u64, length: u64) -> io::Result<Bytes> {
     let mut data = vec![0; length as usize];
-    File::open(path)?.read_exact_at(&mut data, position)?;
+    record::open_stored(path)?.read_exact_at(&mut data, position)?;
     Ok(data.into())
 }
 

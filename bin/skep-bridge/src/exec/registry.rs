@@ -400,7 +400,7 @@ impl Registry {
                 self.wait_until_loaded().await;
             }
         }
-        Err(Status::not_found(format!("no exec {id}")))
+        Err(unknown(id))
     }
 
     /// It runs, is being started, or has run.
@@ -425,13 +425,38 @@ impl Registry {
     pub(crate) async fn status(&self, found: &Found) -> Result<ExecStatus, Status> {
         match found {
             Found::Live(exec) => Ok(exec.status()),
-            Found::Stored(id) => {
-                let directory = self.directory_of(id);
-                let read = tokio::task::spawn_blocking(move || record::read_status(&directory)).await;
-                read.map_err(|_| failure::worker_gone())?
-                    .map_err(|error| forgotten(id, &error))
-            }
+            Found::Stored(id) => self.read_stored(id, record::read_status).await,
         }
+    }
+
+    /// Reads what is on disk of an ended process. What no bridge wrote there is forgotten, with whatever lies beside it.
+    async fn read_stored<T: Send + 'static>(
+        &self,
+        id: &str,
+        read: fn(&Path) -> std::io::Result<T>,
+    ) -> Result<T, Status> {
+        let directory = self.directory_of(id);
+        match workers::blocking(move || Ok(read(&directory))).await? {
+            Err(error) if record::is_torn(&error) => {
+                tell!("forget exec {id}: {error}");
+                self.remove_stored(id).await;
+                Err(unknown(id))
+            }
+            read => read.map_err(|error| forgotten(id, &error)),
+        }
+    }
+
+    async fn remove_stored(&self, id: &str) {
+        {
+            let mut entries = lock(&self.entries);
+            // Another one may have that id by now.
+            let Some(Entry::Stored(stored)) = entries.get(id) else {
+                return;
+            };
+            self.disk.drop_ended(stored.bytes);
+            entries.remove(id);
+        }
+        stored::remove(self.directory_of(id)).await;
     }
 
     /// The output of a process, running or not.
@@ -439,11 +464,7 @@ impl Registry {
         match found {
             Found::Live(exec) => Ok((Arc::clone(&exec.process.output), exec.status())),
             Found::Stored(id) => {
-                let directory = self.directory_of(id);
-                let read = tokio::task::spawn_blocking(move || stored::open(&directory)).await;
-                let (output, status) = read
-                    .map_err(|_| failure::worker_gone())?
-                    .map_err(|error| forgotten(id, &error))?;
+                let (output, status) = self.read_stored(id, stored::open).await?;
                 Ok((Arc::new(output), status))
             }
         }
@@ -565,7 +586,11 @@ pub(super) fn check_id(what: &str, id: &str) -> Result<(), Status> {
 
 fn forgotten(id: &str, error: &std::io::Error) -> Status {
     if error.kind() == std::io::ErrorKind::NotFound {
-        return Status::not_found(format!("no exec {id}"));
+        return unknown(id);
     }
     failure::of_path(error, Path::new(id))
+}
+
+fn unknown(id: &str) -> Status {
+    Status::not_found(format!("no exec {id}"))
 }

@@ -1,13 +1,16 @@
 //! Who a process runs as, from `/etc/passwd` and `/etc/group` by a parser of our own: a static program has no NSS,
 //! and the image's own libraries must not run inside the bridge.
 
-use std::fs;
-use std::io;
-use std::path::PathBuf;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
 
 use rustix::process::{Gid, Uid};
 
+use crate::files::open_regular;
 use crate::system::Identity;
+
+/// What is read of either list.
+const LARGEST_BYTES: u64 = 8 * 1024 * 1024;
 
 pub(crate) struct User {
     /// As in `/etc/passwd`; none for a number that is not listed.
@@ -27,7 +30,14 @@ pub(crate) fn find(wanted: &str) -> Result<User, String> {
 }
 
 fn read(path: &str) -> Result<String, String> {
-    match fs::read(path) {
+    // What is no plain file is neither waited for nor read for ever.
+    let read = open_regular(Path::new(path), None).and_then(|(file, _)| {
+        let mut content = Vec::new();
+        file.take(LARGEST_BYTES + 1).read_to_end(&mut content)?;
+        Ok(content)
+    });
+    match read {
+        Ok(content) if content.len() as u64 > LARGEST_BYTES => Err(format!("{path}: too large")),
         Ok(content) => Ok(String::from_utf8_lossy(&content).into_owned()),
         // A scratch image has neither file: there numbers alone are known.
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),

@@ -11,5 +11,6 @@ mod reference_exec;
 mod reference_files;
 mod standing_still;
 mod start_and_end;
+mod stored_execs;
 mod tcp;
 mod workspace;
