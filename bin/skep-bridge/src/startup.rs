@@ -25,10 +25,11 @@ pub(crate) fn prepare_data() {
         return;
     }
     if let Err(error) = copy_templates(Path::new(TEMPLATES), Path::new(DATA_DIRECTORY)) {
-        log::tell!("copy the templates of {TEMPLATES}: {error}");
+        log::tell!("read the templates of {TEMPLATES}: {error}");
     }
 }
 
+/// One that fails is told, and the others are copied.
 fn copy_templates(templates: &Path, data: &Path) -> io::Result<()> {
     let entries = match fs::read_dir(templates) {
         Ok(entries) => entries,
@@ -36,19 +37,26 @@ fn copy_templates(templates: &Path, data: &Path) -> io::Result<()> {
         Err(error) => return Err(error),
     };
     for entry in entries {
-        let entry = entry?;
-        let to = data.join(entry.file_name());
-        // A link that leads nowhere is a name too.
-        if !entry.path().is_file() || to.symlink_metadata().is_ok() {
-            continue;
+        let template = entry?.path();
+        let Some(name) = template.file_name() else { continue };
+        if let Err(error) = copy_template(&template, &data.join(name)) {
+            log::tell!("copy the template {}: {error}", template.display());
         }
-        let mut new = files::Target::find(&to)?.begin()?;
-        new.write(&fs::read(entry.path())?)?;
-        new.commit(&Commit {
-            new_mode: TEMPLATE_MODE,
-            set_mode: Some(TEMPLATE_MODE),
-        })?;
     }
+    Ok(())
+}
+
+fn copy_template(template: &Path, to: &Path) -> io::Result<()> {
+    // A link that leads nowhere is a name too.
+    if !template.is_file() || to.symlink_metadata().is_ok() {
+        return Ok(());
+    }
+    let mut new = files::Target::find(to)?.begin()?;
+    new.write(&fs::read(template)?)?;
+    new.commit(&Commit {
+        new_mode: TEMPLATE_MODE,
+        set_mode: Some(TEMPLATE_MODE),
+    })?;
     Ok(())
 }
 
@@ -105,6 +113,28 @@ mod tests {
         assert_eq!(fs::read(data.path().join("b")).expect("b"), b"template");
         let mode = fs::metadata(data.path().join("b")).expect("b").permissions().mode();
         assert_eq!(mode & 0o7777, 0o644);
+    }
+
+    #[test]
+    fn a_template_that_cannot_be_copied_keeps_back_no_other() {
+        let (templates, data) = (
+            tempfile::tempdir().expect("a directory"),
+            tempfile::tempdir().expect("another"),
+        );
+        let names: Vec<String> = (0..20).map(|number| format!("{number:02}.md")).collect();
+        for name in &names {
+            fs::write(templates.path().join(name), b"template").expect("written");
+        }
+        // Whoever reads the directory's entries in whatever order meets one of these before another.
+        for bad in ["00.md", "10.md", "19.md"] {
+            let path = templates.path().join(bad);
+            fs::remove_file(&path).expect("removed");
+            // A plain file that no read of any length takes: what it maps is nowhere.
+            std::os::unix::fs::symlink("/proc/self/mem", path).expect("a link");
+        }
+        copy_templates(templates.path(), data.path()).expect("told, and no more");
+        let copied = fs::read_dir(data.path()).expect("listed").count();
+        assert_eq!(copied, names.len() - 3);
     }
 
     #[test]
