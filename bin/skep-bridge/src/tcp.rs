@@ -4,9 +4,9 @@
 //! process of the workspace reaches it and whoever set it up so trusts them all; on any address only with mutual TLS
 //! ([`crate::tls`]), where the key of a client is what no process of the workspace has.
 
+use std::collections::VecDeque;
 use std::env;
 use std::ffi::OsString;
-use std::future::ready;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -16,6 +16,7 @@ use std::time::Duration;
 use futures::{Stream, StreamExt, stream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tonic::transport::server::Connected;
@@ -36,7 +37,7 @@ pub(crate) const VARIABLES: [&str; 5] = [
 ];
 /// How long a caller may take to show who it is.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
-/// Callers that show at once who they are; more wait in the kernel's queue.
+/// Callers that show at once who they are; when one more comes, the oldest is let go.
 const MOST_HANDSHAKES: usize = 64;
 
 /// Where the bridge listens on the network, and how.
@@ -108,13 +109,53 @@ fn wanted(address: Option<OsString>, mode: Option<OsString>) -> io::Result<Wante
 }
 
 impl Listener {
-    /// The connections of callers that may call. One that is slow to show it holds up nobody.
+    /// The connections of callers that may call. Those that are slow to show it hold up nobody, however many they are.
     pub(crate) fn connections(self) -> impl Stream<Item = io::Result<Connection>> {
-        let acceptor = self.acceptor;
-        accepted(self.listener)
-            .map(move |connection| admit(connection, acceptor.clone()))
-            .buffer_unordered(MOST_HANDSHAKES)
-            .filter_map(|admitted| ready(admitted.map(Ok)))
+        let admitting = Admitting {
+            callers: Box::pin(accepted(self.listener)),
+            acceptor: self.acceptor,
+            under_way: JoinSet::new(),
+            oldest_first: VecDeque::new(),
+        };
+        stream::unfold(admitting, async |mut admitting| {
+            Some((Ok(admitting.next().await), admitting))
+        })
+    }
+}
+
+/// Callers that have come, and are yet to show who they are.
+struct Admitting<S> {
+    callers: Pin<Box<S>>,
+    acceptor: Option<TlsAcceptor>,
+    under_way: JoinSet<Option<Connection>>,
+    oldest_first: VecDeque<AbortHandle>,
+}
+
+impl<S: Stream<Item = TcpStream>> Admitting<S> {
+    async fn next(&mut self) -> Connection {
+        loop {
+            tokio::select! {
+                Some(caller) = self.callers.next() => self.begin(caller),
+                admitted = self.under_way.join_next(), if !self.under_way.is_empty() => {
+                    // One that was let go, or refused, is none.
+                    if let Some(Ok(Some(connection))) = admitted {
+                        return connection;
+                    }
+                }
+            }
+        }
+    }
+
+    fn begin(&mut self, caller: TcpStream) {
+        self.oldest_first.retain(|one| !one.is_finished());
+        if self.oldest_first.len() == MOST_HANDSHAKES
+            && let Some(oldest) = self.oldest_first.pop_front()
+        {
+            log::tell!("a caller was refused: it did not show who it is before {MOST_HANDSHAKES} others came");
+            oldest.abort();
+        }
+        let admission = admit(caller, self.acceptor.clone());
+        self.oldest_first.push_back(self.under_way.spawn(admission));
     }
 }
 

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::pem::PemObject;
@@ -161,6 +162,21 @@ async fn with_mutual_tls_it_answers_on_any_address_those_it_knows() {
     assert_eq!(outcome.exit_code, 7);
     let told = run(&client, command("env | grep -c BRIDGE_T")).await;
     assert_eq!(told.text(), "0\n", "that is meant for the bridge alone");
+}
+
+#[tokio::test]
+async fn however_many_say_nothing_an_honest_caller_is_served() {
+    let workspace = Workspace::with(layout("127.0.0.1:0", &[])).await;
+    let address = address(&workspace);
+    let mut silent = Vec::new();
+    for _ in 0..100 {
+        silent.push(TcpStream::connect(address).await.expect("a connection"));
+    }
+    let begun = Instant::now();
+    let known = version(caller(&workspace, Some("good")).await).await;
+    assert_eq!(known.as_deref(), Ok(env!("CARGO_PKG_VERSION")));
+    // Each of them has ten seconds.
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
 }
 
 #[tokio::test]
