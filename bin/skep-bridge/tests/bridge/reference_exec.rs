@@ -380,3 +380,14 @@ async fn exit_is_the_last_message_and_the_only_one_with_a_code() {
     let exit = tokio::time::timeout(LIMIT, running.finish()).await.expect("in time");
     assert_eq!(exit.exit_code, 6);
 }
+
+#[tokio::test]
+async fn a_process_without_a_timeout_of_its_own_has_thirty_seconds() {
+    let workspace = Workspace::start().await;
+    let client = workspace.reference().await;
+    let begun = Instant::now();
+    let ended = run(&client, command("while :; do echo; sleep 2; done")).await;
+    let took = begun.elapsed().as_secs_f64();
+    assert!((29.5..36.0).contains(&took), "it took {took} s");
+    assert_eq!(ended.exit_code, 143);
+}

@@ -349,3 +349,17 @@ async fn an_aborted_upload_leaves_the_old_file_and_nothing_else() {
     );
     drop(sender);
 }
+
+#[tokio::test]
+async fn a_message_of_sixteen_mebibytes_is_taken_and_a_longer_one_refused() {
+    const MIB: usize = 1024 * 1024;
+    let workspace = Workspace::start().await;
+    let mut client = workspace.reference().await.max_encoding_message_size(20 * MIB);
+    let long: Vec<u8> = (0..16 * MIB - MIB / 10).map(|number| (number % 251) as u8).collect();
+    write(&mut client, "/data/long", &long).await.expect("15.9 MiB");
+    assert!(fs::read(workspace.path("data/long")).expect("written") == long);
+    let longer = vec![0; 16 * MIB + MIB / 10];
+    let refused = write(&mut client, "/data/long", &longer).await.expect_err("16.1 MiB");
+    assert_eq!(refused.code(), Code::OutOfRange, "{refused}");
+    assert!(fs::read(workspace.path("data/long")).expect("as it was") == long);
+}

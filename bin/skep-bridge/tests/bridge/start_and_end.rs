@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use skep_bridge_protocol::bridgepb::ExecInput;
@@ -148,13 +149,38 @@ async fn a_workspace_that_ends_starts_nothing_more() {
     }
 }
 
+/// How many bytes the bridge says to a process that has a number in its own namespace.
+fn said_inside(workspace: &Workspace) -> usize {
+    // An HTTP/2 preface and empty settings: the host gets settings for them.
+    let script = r#"
+        $SIG{PIPE} = 'IGNORE';
+        $s = IO::Socket::UNIX->new(Peer => $ARGV[0]) or die $!;
+        syswrite $s, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" . "\0\0\0\4\0\0\0\0\0";
+        alarm 10;
+        print sysread($s, $said, 99) || 0;
+    "#;
+    let said = Command::new("nsenter")
+        .args(["--pid", "--target", &workspace.bridge_pid().to_string()])
+        .args(["perl", "-MIO::Socket::UNIX", "-e", script])
+        .arg(workspace.path(SOCKET))
+        .output()
+        .expect("nsenter (util-linux) and perl are part of every Debian");
+    let text = String::from_utf8_lossy(&said.stdout);
+    text.parse()
+        .unwrap_or_else(|_| panic!("{text:?}, {}", String::from_utf8_lossy(&said.stderr)))
+}
+
 #[tokio::test]
 async fn a_caller_from_inside_the_workspace_is_refused() {
     let workspace = Workspace::start().await;
-    let client = workspace.reference().await;
-    // An HTTP/2 preface: the host would get SETTINGS for it.
-    let text = r"printf 'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n' | nc -w 2 local:/run/memoh/bridge.sock | wc -c";
-    assert_eq!(run(&client, command(text)).await.text().trim(), "0");
+    assert_eq!(said_inside(&workspace), 0);
+    // The same where it may: it is the bridge that refuses.
+    let told_to = Workspace::with(Layout {
+        environment: vec![("BRIDGE_ALLOW_SAME_PID_NAMESPACE", "1")],
+        ..Layout::default()
+    })
+    .await;
+    assert!(said_inside(&told_to) > 0);
 }
 
 #[tokio::test]
