@@ -1,5 +1,6 @@
 //! [`Layers`] on directories: every layer is a whole copy of its file system, so nothing stands on anything but by name.
 
+use std::collections::HashSet;
 use std::fs::Metadata;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -434,30 +435,41 @@ fn new_layer(name: &str, parent: &str) -> LayerRecord {
 
 /// What goes away while it is counted is not counted.
 fn size_of(directories: &[PathBuf]) -> io::Result<StorageHeld> {
-    let mut held = StorageHeld::default();
+    let mut counted = Counted::default();
     for directory in directories {
-        add_size_of(directory, &mut held)?;
+        counted.add(directory)?;
     }
-    Ok(held)
+    Ok(counted.held)
 }
 
-fn add_size_of(path: &Path, held: &mut StorageHeld) -> io::Result<()> {
-    match add_size_of_what_is_there(path, held) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        sized => sized,
-    }
+#[derive(Default)]
+struct Counted {
+    held: StorageHeld,
+    /// A file with several names is held once.
+    inodes: HashSet<u64>,
 }
 
-fn add_size_of_what_is_there(path: &Path, held: &mut StorageHeld) -> io::Result<()> {
-    let metadata = std::fs::symlink_metadata(path)?;
-    held.bytes += metadata.blocks() * 512;
-    held.files += 1;
-    if metadata.is_dir() {
-        for entry in std::fs::read_dir(path)? {
-            add_size_of(&entry?.path(), held)?;
+impl Counted {
+    fn add(&mut self, path: &Path) -> io::Result<()> {
+        match self.add_what_is_there(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            sized => sized,
         }
     }
-    Ok(())
+
+    fn add_what_is_there(&mut self, path: &Path) -> io::Result<()> {
+        let metadata = std::fs::symlink_metadata(path)?;
+        if self.inodes.insert(metadata.ino()) {
+            self.held.bytes += metadata.blocks() * 512;
+            self.held.files += 1;
+        }
+        if metadata.is_dir() {
+            for entry in std::fs::read_dir(path)? {
+                self.add(&entry?.path())?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// By names, kinds, sizes, owners, modes and times: a copy has them all.
