@@ -37,7 +37,6 @@ use services::{BothServices, Reference, WorkspaceService};
 
 const EXEC_DIRECTORY: &str = "/var/lib/skep/exec";
 const WORKER_STACK_BYTES: usize = 256 * 1024;
-const IDLE_WORKER: Duration = Duration::from_secs(2);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest message of our own service that the host takes.
@@ -73,7 +72,7 @@ fn run() -> Result<(), Box<dyn Error>> {
         .enable_all()
         .thread_stack_size(WORKER_STACK_BYTES)
         .max_blocking_threads(workers::MOST_WORKERS)
-        .thread_keep_alive(IDLE_WORKER)
+        .thread_keep_alive(workers::IDLE)
         .build()?;
     let registry = Registry::new(startup::environment(), reaper, PathBuf::from(EXEC_DIRECTORY));
     let result = runtime.block_on(serve(registry, signals));
@@ -95,6 +94,7 @@ async fn serve(registry: Arc<Registry>, signals: watch::Receiver<bool>) -> io::R
         servers.spawn(server().serve_with_incoming_shutdown(both, tcp.connections(), until));
     }
     let store = tokio::spawn(Arc::clone(&registry).keep_store());
+    tokio::spawn(workers::keep_one());
     log::tell!(
         "version {} started as process {}",
         env!("CARGO_PKG_VERSION"),

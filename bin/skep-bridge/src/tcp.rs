@@ -135,7 +135,14 @@ impl<S: Stream<Item = TcpStream>> Admitting<S> {
     async fn next(&mut self) -> Connection {
         loop {
             tokio::select! {
-                Some(caller) = self.callers.next() => self.begin(caller),
+                Some(caller) = self.callers.next() => match self.acceptor.clone() {
+                    None => return Connection(Box::pin(caller)),
+                    Some(acceptor) => {
+                        self.begin(caller, acceptor);
+                        // Those who have come before get on first.
+                        tokio::task::yield_now().await;
+                    }
+                },
                 admitted = self.under_way.join_next(), if !self.under_way.is_empty() => {
                     // One that was let go, or refused, is none.
                     if let Some(Ok(Some(connection))) = admitted {
@@ -146,7 +153,7 @@ impl<S: Stream<Item = TcpStream>> Admitting<S> {
         }
     }
 
-    fn begin(&mut self, caller: TcpStream) {
+    fn begin(&mut self, caller: TcpStream, acceptor: TlsAcceptor) {
         self.oldest_first.retain(|one| !one.is_finished());
         if self.oldest_first.len() == MOST_HANDSHAKES
             && let Some(oldest) = self.oldest_first.pop_front()
@@ -154,8 +161,8 @@ impl<S: Stream<Item = TcpStream>> Admitting<S> {
             log::tell!("a caller was refused: it did not show who it is before {MOST_HANDSHAKES} others came");
             oldest.abort();
         }
-        let admission = admit(caller, self.acceptor.clone());
-        self.oldest_first.push_back(self.under_way.spawn(admission));
+        self.oldest_first
+            .push_back(self.under_way.spawn(admit(caller, acceptor)));
     }
 }
 
@@ -177,10 +184,7 @@ fn accepted(listener: TcpListener) -> impl Stream<Item = TcpStream> {
     })
 }
 
-async fn admit(connection: TcpStream, acceptor: Option<TlsAcceptor>) -> Option<Connection> {
-    let Some(acceptor) = acceptor else {
-        return Some(Connection(Box::pin(connection)));
-    };
+async fn admit(connection: TcpStream, acceptor: TlsAcceptor) -> Option<Connection> {
     match timeout(HANDSHAKE_WITHIN, acceptor.accept(connection)).await {
         Ok(Ok(encrypted)) => return Some(Connection(Box::pin(encrypted))),
         Ok(Err(error)) => log::tell!("a caller was refused: {error}"),

@@ -7,6 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use skep_bridge_protocol::reason;
 use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
 use tonic::Status;
 
@@ -14,6 +15,10 @@ use crate::failure;
 
 /// Pieces of work that run at once; more wait for a thread.
 pub(crate) const MOST_WORKERS: usize = 128;
+/// How long a thread without work stays.
+pub(crate) const IDLE: Duration = Duration::from_secs(10);
+/// Well before the last one goes.
+const KEPT_EVERY: Duration = Duration::from_secs(4);
 /// How long is waited for a place in a lane, well within the caller's own patience.
 const PLACE_WITHIN: Duration = Duration::from_secs(10);
 
@@ -47,7 +52,7 @@ pub(crate) type Place = SemaphorePermit<'static>;
 
 impl Lane {
     /// # Errors
-    /// FailedPrecondition when all are taken and none becomes free in time.
+    /// FailedPrecondition with the reason `too_many` when all are taken and none becomes free in time.
     pub(crate) async fn place(self) -> Result<Place, Status> {
         self.place_within(PLACE_WITHIN).await
     }
@@ -61,10 +66,21 @@ impl Lane {
         };
         match tokio::time::timeout(limit, places.acquire()).await {
             Ok(place) => place.map_err(|_| failure::worker_gone()),
-            Err(_) => Err(Status::failed_precondition(format!(
-                "{most} {what} of this workspace are under way already; try again when one has ended"
-            ))),
+            Err(_) => Err(failure::refused(
+                reason::TOO_MANY,
+                format!("{most} {what} of this workspace are under way already; try again when one has ended"),
+            )),
         }
+    }
+}
+
+/// Keeps one thread, as long as it is polled. Where no thread can be made, as in a workspace at its limit of processes,
+/// work waits for one that is there; without any, tokio would end process 1 and all of the workspace with it.
+pub(crate) async fn keep_one() {
+    let mut turns = tokio::time::interval(KEPT_EVERY);
+    loop {
+        turns.tick().await;
+        drop(tokio::task::spawn_blocking(|| ()));
     }
 }
 

@@ -19,6 +19,8 @@ pub const NOT_EMPTY: &str = "not_empty";
 pub const CHANGED: &str = "changed";
 /// A name or path is longer than the file system takes.
 pub const NAME_TOO_LONG: &str = "name_too_long";
+/// As many of its kind are under way as may be; it may be tried again.
+pub const TOO_MANY: &str = "too_many";
 /// No space, no quota or no inode left.
 pub const NO_SPACE: &str = "no_space";
 /// Nothing listens on the port.

@@ -348,6 +348,7 @@ impl From<BridgeError> for Error {
             BridgeError::Changed(_) => Self::PreconditionFailed(text),
             BridgeError::NoSpace(_) => Self::DiskFull(text),
             BridgeError::NotStarted(_) => Self::ExecNotStarted(text),
+            BridgeError::TooMany(_) => Self::RateLimited(text),
             BridgeError::TooLarge(_) => Self::BodyTooLarge(text),
             BridgeError::OutsideOfFile { size } => Self::RangeNotSatisfiable { size },
             BridgeError::Unsupported(_) => Self::Unsupported(text),

@@ -14,9 +14,9 @@ use rustix::io::Errno;
 use skep_bridge_protocol::workspace::ExecStatus;
 
 const FILE: &str = "record";
-/// A status holds a command line and its arguments; the kernel takes no longer ones (2 MiB with the environment), and the
-/// host no longer answer than 4 MiB.
-const LARGEST_STATUS: u32 = 3 * 1024 * 1024;
+/// A status holds a command line and its arguments; the kernel takes no longer ones (2 MiB with the environment), and a page
+/// of a list, which the host takes up to 4 MiB, may have 1 MiB before it.
+const LARGEST_STATUS: u32 = 2560 * 1024;
 /// More than a log holds in memory.
 const LARGEST_TAIL: u32 = 2 * 1024 * 1024;
 

@@ -9,7 +9,7 @@ use tonic::{Status, Streaming};
 use crate::failure;
 
 /// What waits of one stream; more is left on the wire, and the caller waits.
-const WAITING_BYTES: usize = 1024 * 1024;
+const WAITING_BYTES: usize = 128 * 1024;
 /// One piece of it.
 const PIECE_BYTES: usize = 32 * 1024;
 

@@ -388,6 +388,6 @@ async fn a_process_without_a_timeout_of_its_own_has_thirty_seconds() {
     let begun = Instant::now();
     let ended = run(&client, command("while :; do echo; sleep 2; done")).await;
     let took = begun.elapsed().as_secs_f64();
-    assert!((29.5..36.0).contains(&took), "it took {took} s");
+    assert!((29.5..60.0).contains(&took), "it took {took} s");
     assert_eq!(ended.exit_code, 143);
 }

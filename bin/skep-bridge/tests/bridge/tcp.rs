@@ -176,7 +176,7 @@ async fn however_many_say_nothing_an_honest_caller_is_served() {
     let known = version(caller(&workspace, Some("good")).await).await;
     assert_eq!(known.as_deref(), Ok(env!("CARGO_PKG_VERSION")));
     // Each of them has ten seconds.
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(9), "{:?}", begun.elapsed());
 }
 
 #[tokio::test]

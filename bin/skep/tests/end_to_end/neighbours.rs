@@ -16,6 +16,8 @@ const MORE: Duration = Duration::from_millis(10);
 const BESIDE_OTHER_TESTS: Duration = Duration::from_millis(500);
 const PAUSE: Duration = Duration::from_millis(10);
 
+const FORK_BOMB: &str = "bomb() { bomb | bomb & }; bomb; sleep 600";
+
 fn is_soak() -> bool {
     std::env::var_os("SKEP_SOAK").is_some()
 }
@@ -84,12 +86,30 @@ async fn a_fork_bomb_a_memory_hog_and_endless_output_are_not_felt_by_others() {
             "a memory hog",
             "while :; do head -c 2000000000 /dev/zero | tail -c 1900000000 > /dev/null; done",
         ),
-        ("a fork bomb", "bomb() { bomb | bomb & }; bomb; sleep 600"),
+        ("a fork bomb", FORK_BOMB),
     ] {
         detached(&skep, &hog, command).await;
         Medians::measure(&skep, &neighbour, window()).await.check(idle, what);
         skep.client.act(&hog, "restart").await;
     }
+}
+
+/// A bridge that has had nothing to do for so long keeps no thread that it does not need.
+const QUIET: Duration = Duration::from_secs(12);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_workspace_at_its_limit_of_processes_is_still_reached() {
+    let skep = Installation::start(OciRuntime::Found).await;
+    let bot = skep.client.workspace("full", None).await;
+    let path = format!("/bots/{bot}/container/limits");
+    skep.client.good(Method::PUT, &path, Some(json!({"pids": 64}))).await;
+    let first = skep.process_ones();
+    detached(&skep, &bot, FORK_BOMB).await;
+    tokio::time::sleep(QUIET).await;
+    let files = format!("/bots/{bot}/container/fs/list?path=/data");
+    let listed = skep.client.good(Method::GET, &files, None).await;
+    assert_eq!(listed["entries"], json!([]), "{listed}");
+    assert_eq!(skep.process_ones(), first, "process 1 is the same");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -48,9 +48,9 @@ async fn a_message_of_a_gibibyte_is_refused_and_not_held() {
     let before = resident_bytes();
     for _ in 0..4 {
         let stat = files::stat(&impostor.bridge, &path, Links::Followed).await;
-        assert!(matches!(stat, Err(BridgeError::TooLarge(_))), "{stat:?}");
+        assert!(matches!(stat, Err(BridgeError::Untrustworthy(_))), "{stat:?}");
         let read = files::read(&impostor.bridge, &path, 0, 0).await.map(drop);
-        assert!(matches!(read, Err(BridgeError::TooLarge(_))), "{read:?}");
+        assert!(matches!(read, Err(BridgeError::Untrustworthy(_))), "{read:?}");
     }
     let grown = resident_bytes().saturating_sub(before);
     assert!(grown < LITTLE_MEMORY, "memory grew by {grown} bytes");

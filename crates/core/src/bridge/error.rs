@@ -40,6 +40,9 @@ pub enum BridgeError {
     /// The process could not be started at all.
     #[error("{0}")]
     NotStarted(String),
+    /// As many of its kind are under way as may be.
+    #[error("{0}")]
+    TooMany(String),
     /// Over a limit of ours; says the limit and the way round it.
     #[error("{0}")]
     TooLarge(String),
@@ -95,6 +98,7 @@ impl From<Status> for BridgeError {
                 reason::IS_A_DIRECTORY | reason::NOT_A_DIRECTORY | reason::NOT_A_REGULAR_FILE | reason::NAME_TOO_LONG,
             ) => return Self::InvalidPath(text),
             Some(reason::CHANGED) => return Self::Changed(text),
+            Some(reason::TOO_MANY) => return Self::TooMany(text),
             Some(reason::NO_SPACE) => return Self::NoSpace(text),
             _ => {}
         }
@@ -108,10 +112,8 @@ impl From<Status> for BridgeError {
             Code::Unimplemented if text.is_empty() => Self::Unsupported("this".to_owned()),
             Code::Unimplemented => Self::Unsupported(text),
             Code::DataLoss => Self::Untrustworthy(text),
-            // The word of both ends for a message beyond their limits.
-            Code::OutOfRange => {
-                Self::TooLarge("an answer of the bridge is longer than is taken of one; ask for less".to_owned())
-            }
+            // The word of both ends for a message beyond their limits, which ours do not send.
+            Code::OutOfRange => Self::Untrustworthy("a longer message than is taken of one".to_owned()),
             Code::DeadlineExceeded => Self::late("the bridge"),
             _ => Self::Unreachable(text),
         }

@@ -265,7 +265,7 @@ async fn a_page_of_a_million_nothings_is_not_held() {
         .await
         .expect("begun");
     let error = pages.next_page().await.expect_err("too large");
-    assert!(matches!(error, BridgeError::TooLarge(_)), "{error:?}");
+    assert!(matches!(error, BridgeError::Untrustworthy(_)), "{error:?}");
 }
 
 fn output(stream: exec_output::Stream, data: &'static [u8], exit_code: i32) -> ExecOutput {
