@@ -10,7 +10,7 @@ help:
 	@echo 'make up      install what is missing, build, start a server with a first workspace'
 	@echo 'make down    stop workspaces, server and containerd; deletes nothing'
 	@echo 'make build   target/release/skep, the one file to copy to a host'
-	@echo 'make test    install what the tests need and run all of them (root)'
+	@echo 'make test    install what the tests need and run them (root)'
 	@echo 'make test-more  what takes longer: other releases of containerd, generated requests'
 	@echo 'make check   format, lints, licences and duplicate versions, walls between the crates'
 	@echo 'make soak-…  long forms of tests that kill, delete and pull the plug (docs/development.md)'

@@ -27,7 +27,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// bring as many bytes as there are; TCP notices a dead server.
 const ANSWER_LIMIT: Duration = Duration::from_secs(15 * 60);
 /// What is told when a connection broke with a change under way.
-const MAY_GO_ON: &str = "; what was asked for may go on there, `skep ops ls` shows it";
+const MAY_GO_ON: &str = "; what was asked for may have been done, or go on there";
 
 /// One server and how we are known to it.
 #[derive(Debug, Clone)]
@@ -345,7 +345,7 @@ mod tests {
         let body = futures::stream::iter([std::io::Result::Ok("piece")]);
         let request = client.request(Method::POST, "/").body(reqwest::Body::wrap_stream(body));
         let broken = client.json(request).await.unwrap_err();
-        assert!(broken.to_string().contains("`skep ops ls`"), "{broken}");
+        assert!(broken.to_string().contains("may have been done"), "{broken}");
         serving.abort();
     }
 }

@@ -88,7 +88,7 @@ pub(crate) async fn run(client: &Client, form: OutputForm, command: SnapshotComm
         }
         SnapshotCommand::Rm { named, numbers } => {
             let path = snapshots_of(client, &named.name).await?;
-            let mut gone = Vec::new();
+            let (is_one, mut gone) = (numbers.len() == 1, Vec::new());
             let mut ended = Ok(());
             for number in numbers {
                 ended = client.delete(&format!("{path}/{number}")).await.map(drop);
@@ -102,7 +102,10 @@ pub(crate) async fn run(client: &Client, form: OutputForm, command: SnapshotComm
             }
             // One document for all of them, also of those before one that failed.
             if form == OutputForm::Json {
-                output::print_json(&Value::Array(gone))?;
+                match is_one {
+                    true => gone.iter().try_for_each(output::print_json)?,
+                    false => output::print_json(&gone.into())?,
+                }
             }
             ended
         }

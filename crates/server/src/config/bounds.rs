@@ -5,9 +5,7 @@ use skep_runtime::network::{is_interface_name, is_table_name};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::ConfigError;
-use crate::config::load::Setting;
 use crate::config::settled::Reader;
-use crate::config::value::Value;
 
 /// Durations of nothing, and what would happen with them.
 const NEVER_ZERO: &[(&str, &str, &str)] = &[
@@ -62,8 +60,7 @@ pub(super) fn refuse_what_cannot_work(reader: &Reader<'_>) -> Result<(), ConfigE
         let expected = format!("a level such as info, or a filter such as info,skep_core=debug: {error}");
         return Err(reader.refuse("log", "level", expected));
     }
-    refuse_names_that_cannot_be(reader)?;
-    refuse_authorities_that_are_not_there(reader)
+    refuse_names_that_cannot_be(reader)
 }
 
 fn refuse_names_that_cannot_be(reader: &Reader<'_>) -> Result<(), ConfigError> {
@@ -74,28 +71,6 @@ fn refuse_names_that_cannot_be(reader: &Reader<'_>) -> Result<(), ConfigError> {
     if !is_table_name(&reader.text("network", "table")) {
         let expected = "a table's name: a letter, then letters, digits, `_` or `-`, 64 in all at most";
         return Err(reader.refuse("network", "table", expected));
-    }
-    Ok(())
-}
-
-/// Else every pull from there would fail, one by one.
-fn refuse_authorities_that_are_not_there(reader: &Reader<'_>) -> Result<(), ConfigError> {
-    for (host, keys) in &reader.0.registries {
-        let Some(Setting {
-            value: Value::Text(file),
-            origin,
-            ..
-        }) = keys.get("ca_file")
-        else {
-            continue;
-        };
-        if let (false, Err(error)) = (file.is_empty(), std::fs::File::open(file)) {
-            return Err(ConfigError::Invalid {
-                key: format!("registry.{host:?}.ca_file"),
-                origin: origin.to_string(),
-                expected: format!("a file that can be read: {error}"),
-            });
-        }
     }
     Ok(())
 }

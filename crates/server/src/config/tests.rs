@@ -117,10 +117,6 @@ fn a_value_that_does_not_fit_is_told_with_its_key_and_what_fits() {
         ("[network]\nsubnet = '10.88.0.0/30'", "network.subnet"),
         ("[log]\nlevel = 'x=y=z'", "log.level"),
         ("[workspace]\nstop_grace = '301s'", "workspace.stop_grace"),
-        (
-            "[registry.'r.test']\nca_file = '/none/ca.pem'",
-            "registry.\"r.test\".ca_file",
-        ),
         ("[database]\nurl = 'postgres://u@h/d'", "database.url"),
     ] {
         let told = Config::settle(&read(file).unwrap()).unwrap_err().to_string();
