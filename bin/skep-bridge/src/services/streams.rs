@@ -110,16 +110,25 @@ pub(crate) async fn consumed<T: Send + 'static>(
         work(receiver)
     }));
     let mut pieces = pin!(pieces);
+    let mut sent = Ok(());
     // A send that fails means that the worker has ended with an error, which is told below.
     while let Some(piece) = pieces.next().await {
-        let piece = piece?;
+        let piece = match piece {
+            Ok(piece) => piece,
+            Err(status) => {
+                sent = Err(status);
+                break;
+            }
+        };
         let finished = matches!(piece, Piece::Finish);
         if sender.send(piece).await.is_err() || finished {
             break;
         }
     }
     drop(sender);
-    worker.await.map_err(|_| failure::worker_gone())?
+    // Whatever is told, nothing is still being done then.
+    let worked = worker.await.map_err(|_| failure::worker_gone())?;
+    sent.and(worked)
 }
 
 /// A client's messages, the first of which was already read, as pieces; `split` tells a message's data and whether it
@@ -158,6 +167,27 @@ pub(crate) async fn write_pieces(
         target.begin().map_err(failed)
     });
     let mut unfinished = Unfinished(Some(begun.await?));
+    if let Err(status) = fill(&mut unfinished, &path, pieces, &told).await {
+        // Before the caller hears of it: what failed has left nothing behind.
+        if let Some(file) = unfinished.0.take() {
+            blocking(move || Ok(drop(file))).await?;
+        }
+        return Err(status);
+    }
+    let file = unfinished.take()?;
+    blocking(move || {
+        check(file.target())?;
+        file.commit(&modes).map_err(told)
+    })
+    .await
+}
+
+async fn fill(
+    unfinished: &mut Unfinished,
+    path: &Path,
+    pieces: impl Stream<Item = Result<Piece, Status>> + Send,
+    told: &(impl Fn(io::Error) -> Status + Clone + Send + 'static),
+) -> Result<(), Status> {
     let mut pieces = pin!(pieces);
     loop {
         match pieces.next().await.transpose()? {
@@ -167,16 +197,10 @@ pub(crate) async fn write_pieces(
                 let written = blocking(move || file.write(&data).map(|()| file).map_err(failed));
                 unfinished.0 = Some(written.await?);
             }
-            Some(Piece::Finish) => break,
-            None => return Err(cut(&path)),
+            Some(Piece::Finish) => return Ok(()),
+            None => return Err(cut(path)),
         }
     }
-    let file = unfinished.take()?;
-    blocking(move || {
-        check(file.target())?;
-        file.commit(&modes).map_err(told)
-    })
-    .await
 }
 
 /// A file on its way. Given up, its bytes are let go by a worker: a large one takes its time.
