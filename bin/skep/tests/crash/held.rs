@@ -219,7 +219,11 @@ fn in_the_kernel(stage: &Stage, raw: &mut Vec<String>) {
         }
     }
     let ports = Path::new("/sys/class/net").join(installation.bridge()).join("brif");
-    raw.extend(names_in(&ports).iter().map(|_| "port of the bridge".to_owned()));
+    let attached = attached_interfaces(&installation.run_directory().join("cni/attachments"));
+    raw.extend(names_in(&ports).iter().map(|port| match attached.get(port) {
+        Some(bot) => format!("port of the bridge of {bot}"),
+        None => "port of the bridge of nobody".to_owned(),
+    }));
     // One line whatever the number of hierarchies the host has.
     for parent in ["/sys/fs/cgroup/pids/skep", "/sys/fs/cgroup/skep"] {
         let cgroups = names_in(Path::new(parent)).into_iter().filter(ours);
@@ -234,6 +238,22 @@ fn in_the_kernel(stage: &Stage, raw: &mut Vec<String>) {
         let line = line.trim().replace(installation.bridge(), "<bridge>");
         format!("rule {}", without_addresses(&line))
     }));
+}
+
+/// Interfaces on the host's side, and the bots they were made for.
+fn attached_interfaces(directory: &Path) -> BTreeMap<String, String> {
+    let mut interfaces = BTreeMap::new();
+    for file in names_in(directory) {
+        // One that is being removed has none.
+        let Ok(text) = std::fs::read(directory.join(&file)) else {
+            continue;
+        };
+        let record: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
+        if let (Some(interface), Some(bot)) = (record["host_interface"].as_str(), record["bot"].as_str()) {
+            interfaces.insert(interface.to_owned(), bot.to_owned());
+        }
+    }
+    interfaces
 }
 
 /// Addresses are given out in turn.

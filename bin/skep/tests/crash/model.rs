@@ -207,7 +207,7 @@ fn add_running(held: &mut Held, name: &str, container: &str) {
             format!("file <run>/running/{name}"),
             format!("file <run>/cni/attachments/{name}.json"),
             "file <run>/cni/leases/skep/<address>".to_owned(),
-            "port of the bridge".to_owned(),
+            format!("port of the bridge of {name}"),
             format!("cgroup {container}"),
             format!("claim of ids: {{\"data_root\":\"<data root>\",\"bot\":\"{name}\"}}"),
         ]

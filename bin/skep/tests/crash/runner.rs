@@ -80,7 +80,7 @@ pub(crate) async fn work_off(queue: &Queue, report: &Report) {
 
 fn last_lines(log: &str) -> String {
     let lines: Vec<&str> = log.lines().collect();
-    lines[lines.len().saturating_sub(12)..].join("\n")
+    lines[lines.len().saturating_sub(40)..].join("\n")
 }
 
 /// Runs a scenario with nothing armed, and returns the points it passed.
