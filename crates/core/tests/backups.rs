@@ -6,6 +6,7 @@ mod harness;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use harness::{World, admin, all, failure, kinds, until};
 use skep_core::{Backup, Code, CreateBot, CreateRequest, DeleteData, Outcome, WorkspaceStatus};
@@ -331,6 +332,54 @@ async fn a_workspace_whose_layer_is_gone_stays_missing_until_a_create_decides() 
     let completed = create_with(&world, &bot, None).await;
     assert!(completed.data_restored);
     assert_eq!(world.read(&bot, "/data/file").await, "kept");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_made_in_the_place_of_a_lost_layer_while_anything_of_the_bot_is_kept() {
+    let world = World::with(|settings| settings.reconcile_interval = Duration::from_millis(20)).await;
+    let bot = world.bot().await;
+    for content in ["older", "newer"] {
+        create_with(&world, &bot, Some(false)).await;
+        world.write(&bot, "/data/file", content).await;
+        preserve(&world, &bot).await.unwrap();
+    }
+    create_with(&world, &bot, None).await;
+    let generation = format!("{bot}.1.tar.gz");
+    assert_eq!(names(&backups(&world, &bot).await), [generation.as_str()]);
+    let aside = file_of(&world, &format!("{bot}.tar.gz.corrupt"));
+    let migrated = legacy(&world, &bot).with_extension("migrated");
+    for kept in [file_of(&world, &generation), aside, migrated] {
+        match kept.extension() {
+            Some(ending) if ending == "migrated" => fs::create_dir_all(&kept).unwrap(),
+            Some(ending) if ending == "corrupt" => fs::write(&kept, "half an archive").unwrap(),
+            _ => {}
+        }
+        world.runtime.remove(&bot).await.unwrap();
+        // The last of them begins after two have ended.
+        let compared = world.runtime.faults().calls(Verb::Sweep) + 3;
+        until(|| async {
+            match world.runtime.faults().calls(Verb::Sweep) {
+                calls if calls >= compared => Ok(()),
+                calls => Err(format!("{calls} of {compared} comparisons")),
+            }
+        })
+        .await;
+        let info = world.skep.workspace_info(&bot).await.unwrap();
+        assert_eq!(
+            (info.status, info.recoverable),
+            (WorkspaceStatus::Missing, Some(false)),
+            "{kept:?}"
+        );
+        assert_eq!(world.start(&bot).await.unwrap_err().code(), Code::Conflict, "{kept:?}");
+        assert_eq!(world.runtime.bots_with_layers().await.unwrap(), [], "{kept:?}");
+        // A create decides: what is older than the last is put back by its name only.
+        let completed = create_with(&world, &bot, None).await;
+        assert!(completed.started && !completed.data_restored, "{completed:?}");
+        match kept.is_dir() {
+            true => fs::remove_dir_all(&kept).unwrap(),
+            false => fs::remove_file(&kept).unwrap(),
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

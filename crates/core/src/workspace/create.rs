@@ -90,14 +90,14 @@ impl Work {
     }
 
     /// The record of a workspace that is there, or that nothing is kept of elsewhere. One whose layer is gone while
-    /// data of it is preserved is made anew: this is the create that decides.
+    /// data of it is kept anywhere is made anew: this is the create that decides.
     async fn row_to_keep(&self) -> Result<Option<ContainerRow>> {
         let Some(row) = self.row().await? else {
             return Ok(None);
         };
         let is_there = self.runtime().inspect(self.bot()).await?.is_some()
             || self.runtime().bots_with_layers().await?.contains(self.bot());
-        if is_there || !self.skep().has_preserved_data(self.bot()).await? {
+        if is_there || !self.skep().has_data_elsewhere(self.bot()).await? {
             return Ok(Some(row));
         }
         let limits = serde_json::to_value(row.limits_wanted);

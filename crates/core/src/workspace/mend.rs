@@ -13,8 +13,8 @@ pub(crate) struct Seen {
     /// The container there is, if any, is the one of the record.
     pub(crate) is_the_recorded: bool,
     pub(crate) has_layer: bool,
-    /// Data of the bot is kept somewhere outside of its layer.
-    pub(crate) has_backup: bool,
+    /// Data of the bot is kept anywhere outside of its layer; asked only when that is gone.
+    pub(crate) has_data_elsewhere: bool,
     /// The back-off of a workspace that keeps dying allows a start.
     pub(crate) may_try: bool,
 }
@@ -45,7 +45,7 @@ pub(crate) enum Mend {
 /// Decides.
 pub(crate) fn mend(seen: &Seen) -> Mend {
     match (seen.task, seen.desired) {
-        (None, _) if !seen.has_layer && seen.has_backup => Mend::LeaveMissing,
+        (None, _) if !seen.has_layer && seen.has_data_elsewhere => Mend::LeaveMissing,
         (None, Desired::Running) if !seen.may_try => Mend::Wait,
         (None, Desired::Running) if seen.has_layer => Mend::Start,
         (None, Desired::Stopped) if seen.has_layer => Mend::PutBack,
@@ -76,7 +76,7 @@ mod tests {
             task,
             is_the_recorded: true,
             has_layer: true,
-            has_backup: false,
+            has_data_elsewhere: false,
             may_try: true,
         }
     }
@@ -107,7 +107,7 @@ mod tests {
             };
             assert_eq!(mend(&gone), Mend::Rebuild);
             let kept = Seen {
-                has_backup: true,
+                has_data_elsewhere: true,
                 ..gone
             };
             assert_eq!(mend(&kept), Mend::LeaveMissing);

@@ -56,12 +56,26 @@ impl Preserved {
 }
 
 impl Skep {
-    /// Data of the bot is kept outside of its layer: a backup, or a legacy directory that was not migrated.
+    /// Data of the bot is kept that a create puts back: the current backup, or a legacy directory that was not migrated.
     pub(crate) async fn has_preserved_data(&self, bot: &BotId) -> Result<bool> {
         Ok(!self.preserved_among(std::slice::from_ref(bot)).await?.is_empty())
     }
 
-    /// Those of these bots of which data is kept outside of their layers.
+    /// Data of the bot is kept anywhere outside of its layer: also what a create does not put back by itself, an older
+    /// backup, one that was set aside, or a legacy directory under the name it was given later.
+    pub(crate) async fn has_data_elsewhere(&self, bot: &BotId) -> Result<bool> {
+        let (directory, bot) = (legacy_path(&self.settings().data_root, bot), bot.clone());
+        self.with_backups(move |files| {
+            if !files.list(Some(&bot))?.is_empty() || is_directory(&directory)? {
+                return Ok(true);
+            }
+            // Where there is one by that name, there is the first of them.
+            Ok(is_directory(&renamed(&directory, MIGRATED, 1))? || is_directory(&renamed(&directory, SUPERSEDED, 1))?)
+        })
+        .await
+    }
+
+    /// Those of these bots of which data is kept that a create puts back.
     pub(crate) async fn preserved_among(&self, bots: &[BotId]) -> Result<HashSet<BotId>> {
         let (root, bots) = (self.settings().data_root.clone(), bots.to_vec());
         // All on one thread for that: hundreds of them are asked about at once.

@@ -107,14 +107,15 @@ impl Skep {
             return Ok(());
         }
         let instance = there.instances.get(bot);
+        let has_layer = there.layers.contains(bot);
         let task = instance.map(|instance| instance.task);
         let mend = mend(&Seen {
             desired: row.desired,
             recorded: row.status,
             task,
             is_the_recorded: instance.is_none_or(|instance| instance.container_id == row.container_id),
-            has_layer: there.layers.contains(bot),
-            has_backup: self.has_preserved_data(bot).await?,
+            has_layer,
+            has_data_elsewhere: instance.is_none() && !has_layer && self.has_data_elsewhere(bot).await?,
             may_try: self.observations().may_try(bot),
         });
         let is_to_be_finished = match mend {

@@ -139,13 +139,15 @@ impl Work {
 
     async fn look(&self, row: &ContainerRow) -> Result<Seen> {
         let instance = self.runtime().inspect(self.bot()).await?;
+        let has_layer = self.runtime().bots_with_layers().await?.contains(self.bot());
+        let is_gone = instance.is_none() && !has_layer;
         Ok(Seen {
             desired: row.desired,
             recorded: row.status,
             is_the_recorded: true,
             task: instance.map(|instance| instance.task),
-            has_layer: self.runtime().bots_with_layers().await?.contains(self.bot()),
-            has_backup: self.skep().has_preserved_data(self.bot()).await?,
+            has_layer,
+            has_data_elsewhere: is_gone && self.skep().has_data_elsewhere(self.bot()).await?,
             may_try: self.skep().observations().may_try(self.bot()),
         })
     }
@@ -292,7 +294,7 @@ impl Work {
         if has_layer && matches!(self.skep().remains(self.bot()).await?, Some(Remains::OfRemoval { .. })) {
             return Err(half_removed());
         }
-        if !has_layer && self.skep().has_preserved_data(self.bot()).await? {
+        if !has_layer && self.skep().has_data_elsewhere(self.bot()).await? {
             return Err(Error::Conflict(
                 "the workspace's layer is gone and preserved data is kept: a create decides".to_owned(),
             ));
