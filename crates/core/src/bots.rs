@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::operations::OperationHandle;
 use crate::requester::Requester;
 use crate::skep::Skep;
-use crate::workspace::{CreateRequest, DeleteData, Request};
+use crate::workspace::{DeleteData, Request};
 
 /// The longest metadata of a bot, as JSON text.
 const METADATA_BYTES: usize = 256 * 1024;
@@ -226,38 +226,53 @@ impl Skep {
     /// Changes a bot; its metadata is replaced as a whole (`PUT`).
     ///
     /// # Errors
-    /// [`Error::BotNotFound`].
-    pub async fn replace_bot(&self, id: &BotId, change: BotChange) -> Result<Bot> {
-        self.change_bot(id, change).await?;
-        self.bot(id).await
+    /// [`Error::BotNotFound`]; [`Error::ImageNotAllowed`], [`Error::Forbidden`] for an image or a device in the metadata
+    /// that a requester who is not the owner may not ask for himself.
+    pub async fn replace_bot(&self, id: &BotId, change: BotChange, requester: &Requester) -> Result<Bot> {
+        self.change_bot(id, (change, requester), |metadata, new| *metadata = new)
+            .await
     }
 
     /// Changes a bot; its metadata is merged (`PATCH`, RFC 7396). All of it or nothing.
     ///
     /// # Errors
-    /// [`Error::BotNotFound`]; [`Error::InvalidArgument`] when the merged metadata is too large.
-    pub async fn patch_bot(&self, id: &BotId, mut change: BotChange) -> Result<Bot> {
-        let Some(patch) = change.metadata.take() else {
-            self.change_bot(id, change).await?;
-            return self.bot(id).await;
-        };
-        check_metadata(&patch)?;
-        // What counts is the whole that comes of it: many patches would otherwise make it as large as they like.
-        let merge = move |metadata: &mut Map<String, Value>| {
-            merge_patch(metadata, &patch);
-            check_metadata(metadata)
-        };
-        self.store()
-            .patch_bot(id, checked_update(change)?, merge)
-            .await?
-            .ok_or(Error::BotNotFound)?;
-        self.bot(id).await
+    /// As [`Skep::replace_bot`]; [`Error::InvalidArgument`] when the merged metadata is too large.
+    pub async fn patch_bot(&self, id: &BotId, change: BotChange, requester: &Requester) -> Result<Bot> {
+        self.change_bot(id, (change, requester), |metadata, patch| merge_patch(metadata, &patch))
+            .await
     }
 
-    async fn change_bot(&self, id: &BotId, change: BotChange) -> Result<()> {
+    async fn change_bot(
+        &self,
+        id: &BotId,
+        (mut change, requester): (BotChange, &Requester),
+        put: impl FnOnce(&mut Map<String, Value>, Map<String, Value>) + Send,
+    ) -> Result<Bot> {
+        let new = change.metadata.take();
+        new.as_ref().map_or(Ok(()), check_metadata)?;
         let update = checked_update(change)?;
-        self.store().update_bot(id, update).await?.ok_or(Error::BotNotFound)?;
-        Ok(())
+        let changed = match new {
+            Some(new) => {
+                let row = self.store().bot(id).await?.ok_or(Error::BotNotFound)?;
+                // It is the owner's word, and held against him when it is to be done.
+                let is_the_owners = requester.user_id.as_ref() == Some(&row.owner_user_id);
+                let change = move |metadata: &mut Map<String, Value>| {
+                    let before = metadata.clone();
+                    put(metadata, new);
+                    // What counts is the whole that comes of it: many patches would otherwise make it as large as they
+                    // like.
+                    check_metadata(metadata)?;
+                    match is_the_owners {
+                        true => Ok(()),
+                        false => self.check_remembered(&before, metadata, requester),
+                    }
+                };
+                self.store().patch_bot(id, update, change).await?
+            }
+            None => self.store().update_bot(id, update).await?,
+        };
+        changed.ok_or(Error::BotNotFound)?;
+        self.bot(id).await
     }
 
     /// Gives a bot to another user, who must exist (the caller checked).
@@ -285,19 +300,6 @@ impl Skep {
             id: id.clone(),
             operation,
         })
-    }
-
-    /// What a first create of a new bot needs, decided before the bot is kept.
-    async fn plan_first_create(
-        &self,
-        metadata: &Map<String, Value>,
-        requester: &Requester,
-    ) -> Result<crate::workspace::CreatePlan> {
-        let mut plan = self
-            .plan_new_workspace(metadata, &CreateRequest::default(), requester)
-            .await?;
-        plan.of_new_bot = true;
-        Ok(plan)
     }
 
     fn shown(&self, row: BotRow, issues: &HashMap<String, u32>) -> Bot {

@@ -42,6 +42,14 @@ impl Skep {
         }
         self.can_give_devices()?;
         self.runtime().check_devices(devices).await?;
+        self.check_allowed_devices(devices, requester)
+    }
+
+    /// Whether he may use them, wherever they are.
+    ///
+    /// # Errors
+    /// [`Error::Forbidden`].
+    pub(crate) fn check_allowed_devices(&self, devices: &[String], requester: &Requester) -> Result<()> {
         match devices.iter().find(|device| !self.may_use(device, requester)) {
             Some(device) => Err(Error::Forbidden(format!(
                 "the device {device} is for administrators alone here (gpu.allow)"

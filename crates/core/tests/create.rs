@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use harness::{LIMIT, World, admin, all, failure, kinds, until};
 use serde_json::json;
-use skep_core::{AskedLimits, BotChange, Code, CreateRequest, EventBody, Outcome, Requester};
+use skep_core::{AskedLimits, BotChange, Code, CreateRequest, DeleteData, EventBody, Outcome, Requester};
 use skep_names::ImageReference;
 use skep_runtime::{Runtime, RuntimeError};
 use skep_testkit::fake_runtime::{FAKE_IMAGE, FakeLayer, Verb};
@@ -301,7 +301,7 @@ async fn the_image_that_a_bot_remembers_is_its_owners_wish_whoever_creates() {
         metadata,
         ..BotChange::default()
     };
-    world.skep.patch_bot(&bot, change).await.unwrap();
+    world.skep.patch_bot(&bot, change, &admin()).await.unwrap();
     let admin = admin();
     let plain = world.skep.create_workspace(&bot, CreateRequest::default(), &admin);
     let refused = plain.await.unwrap_err();
@@ -310,6 +310,69 @@ async fn the_image_that_a_bot_remembers_is_its_owners_wish_whoever_creates() {
     // Named by an administrator, it is his wish.
     let named = world.skep.create_workspace(&bot, of_image(image.as_str()), &admin);
     named.await.unwrap().outcome().await.unwrap();
+}
+
+#[tokio::test]
+async fn whoever_may_create_gets_the_image_that_the_bot_remembers() {
+    let world = World::new().await;
+    let bot = world.bot().await;
+    let image: ImageReference = "debian:12".parse().unwrap();
+    world.runtime.offer_image(&image, Vec::new());
+    let named = world.skep.create_workspace(&bot, of_image("debian:12"), &admin()).await;
+    named.unwrap().outcome().await.unwrap();
+    let operator = Requester {
+        user_id: Some("operator".to_owned()),
+        ..Requester::default()
+    };
+    let deleted = world.skep.delete_workspace(&bot, DeleteData::Remove, &admin()).await;
+    deleted.unwrap().outcome().await.unwrap();
+    let refused = world
+        .skep
+        .create_workspace(&bot, of_image("debian:12"), &operator)
+        .await;
+    assert_eq!(
+        refused.unwrap_err().code(),
+        Code::ImageNotAllowed,
+        "he names it himself"
+    );
+    let plain = world.skep.create_workspace(&bot, CreateRequest::default(), &operator);
+    plain.await.unwrap().outcome().await.unwrap();
+    assert_eq!(world.skep.workspace_info(&bot).await.unwrap().image, image.as_str());
+}
+
+#[tokio::test]
+async fn nobody_has_a_bot_remember_an_image_that_he_may_not_ask_for() {
+    let world = World::new().await;
+    let bot = world.bot().await;
+    let manager = Requester {
+        user_id: Some("manager".to_owned()),
+        may_manage: true,
+        ..Requester::default()
+    };
+    let remembering = |image: &str, note: &str| BotChange {
+        metadata: json!({"workspace": {"image": image}, "note": note})
+            .as_object()
+            .cloned(),
+        ..BotChange::default()
+    };
+    let other = || remembering("ghcr.io/x/y:1", "");
+    let refused = world.skep.patch_bot(&bot, other(), &manager).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ImageNotAllowed);
+    let refused = world.skep.replace_bot(&bot, other(), &manager).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ImageNotAllowed);
+    assert!(world.skep.bot(&bot).await.unwrap().row.metadata.is_empty());
+    world
+        .skep
+        .patch_bot(&bot, remembering("debian:12", ""), &manager)
+        .await
+        .unwrap();
+    // What an administrator has it remember may stay beside what he writes.
+    world.skep.patch_bot(&bot, other(), &admin()).await.unwrap();
+    let noted = world
+        .skep
+        .replace_bot(&bot, remembering("ghcr.io/x/y:1", "mine"), &manager)
+        .await;
+    assert_eq!(noted.unwrap().row.metadata["note"], "mine");
 }
 
 #[tokio::test]

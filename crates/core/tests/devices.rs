@@ -4,9 +4,10 @@ mod harness;
 
 use harness::{LIMIT, World, admin, all, until};
 use serde_json::json;
-use skep_core::{Code, CreateBot, CreateRequest, Outcome, Requester, WorkspaceStatus};
+use skep_core::{BotChange, Code, CreateBot, CreateRequest, Outcome, Requester, WorkspaceStatus};
 use skep_names::BotId;
 use skep_runtime::Runtime;
+use skep_store::{NewUser, UserRole};
 
 const CARD: &str = "example.com/gpu=0";
 const OTHER: &str = "example.com/gpu=1";
@@ -192,6 +193,43 @@ async fn metadata_give_a_member_nothing_that_he_may_not_ask_for() {
     world.start(&bot).await.unwrap();
     assert_eq!(world.read(&bot, "/data/file").await, "kept");
     assert_eq!(card(&world, &bot).await, "");
+}
+
+#[tokio::test]
+async fn whoever_may_create_gives_what_an_administrators_bot_remembers() {
+    let world = offering().await;
+    let owner = NewUser {
+        id: "owner".to_owned(),
+        username: "owner".to_owned(),
+        email: None,
+        password_hash: String::new(),
+        role: UserRole::Admin,
+        display_name: String::new(),
+        avatar_url: None,
+        timezone: None,
+        is_active: true,
+    };
+    world.skep.store().insert_user(owner).await.unwrap();
+    let bot = world.bot().await;
+    create(&world, &bot, &[CARD]).await;
+    delete(&world, &bot).await;
+    let plain = world
+        .skep
+        .create_workspace(&bot, CreateRequest::default(), &member())
+        .await;
+    plain.unwrap().outcome().await.unwrap();
+    assert_eq!(card(&world, &bot).await, "0");
+    // But he has it remember none that he may not ask for.
+    let both = json!({"workspace": {"gpu": {"devices": [CARD, OTHER]}}});
+    let change = |metadata: &serde_json::Value| BotChange {
+        metadata: metadata.as_object().cloned(),
+        ..BotChange::default()
+    };
+    world.skep.patch_bot(&bot, change(&both), &member()).await.unwrap();
+    let none = json!({"workspace": {"gpu": null}});
+    world.skep.patch_bot(&bot, change(&none), &member()).await.unwrap();
+    let refused = world.skep.patch_bot(&bot, change(&both), &member()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Forbidden);
 }
 
 #[tokio::test]

@@ -43,16 +43,19 @@ impl Skep {
         {
             return Ok(plan);
         }
-        // The bot's metadata are its owner's word, whoever asks.
+        // What the request names is the caller's word. What the bot's metadata name is its owner's, whoever asks.
         let owner = self.as_owner_of(&bot_row).await?;
-        if request.gpu_devices.is_none() {
-            let remembered = tidy_devices(&devices_in(&bot_row.metadata));
-            self.check_devices(&remembered, &owner).await?;
-        }
-        if asked_image(request).is_none() {
-            self.image_for(&bot_row.metadata, request, &owner)?;
-        }
-        self.plan_new_workspace(&bot_row.metadata, request, requester).await
+        let words = Words {
+            image: match asked_image(request) {
+                Some(_) => requester,
+                None => &owner,
+            },
+            devices: match request.gpu_devices {
+                Some(_) => requester,
+                None => &owner,
+            },
+        };
+        self.plan_on_words(&bot_row.metadata, request, words).await
     }
 
     /// Beside a create that is under way, which is joined when it does all that is asked. Limits that it does not set are
@@ -117,18 +120,54 @@ impl Skep {
         }))
     }
 
-    /// Decides on a create for a bot without a workspace.
-    pub(crate) async fn plan_new_workspace(
+    /// Decides on the first create of a new bot, whose metadata are the word of the one who makes it.
+    pub(crate) async fn plan_first_create(
+        &self,
+        metadata: &Map<String, Value>,
+        requester: &Requester,
+    ) -> Result<CreatePlan> {
+        let words = Words {
+            image: requester,
+            devices: requester,
+        };
+        let mut plan = self.plan_on_words(metadata, &CreateRequest::default(), words).await?;
+        plan.of_new_bot = true;
+        Ok(plan)
+    }
+
+    async fn plan_on_words(
         &self,
         metadata: &Map<String, Value>,
         request: &CreateRequest,
-        requester: &Requester,
+        words: Words<'_>,
     ) -> Result<CreatePlan> {
         let remembered = devices_in(metadata);
         let devices = tidy_devices(request.gpu_devices.as_ref().unwrap_or(&remembered));
-        let plan = self.plan_with_devices(metadata, request, (devices, requester))?;
-        self.check_devices(&plan.cdi_devices, requester).await?;
+        let plan = self.plan_with_devices(metadata, request, (devices, words.image))?;
+        self.check_devices(&plan.cdi_devices, words.devices).await?;
         Ok(plan)
+    }
+
+    /// Refuses metadata that would have somebody else's bot remember what their writer may not ask for himself: it counts
+    /// as the owner's word later. What was remembered before may stay.
+    pub(crate) fn check_remembered(
+        &self,
+        before: &Map<String, Value>,
+        after: &Map<String, Value>,
+        writer: &Requester,
+    ) -> Result<()> {
+        let had = devices_in(before);
+        let new = devices_in(after).into_iter().filter(|device| !had.contains(device));
+        self.check_allowed_devices(&tidy_devices(&new.collect::<Vec<_>>()), writer)?;
+        let image = remembered_image(after);
+        if image == remembered_image(before) {
+            return Ok(());
+        }
+        // What is no reference is told when it is to be used.
+        match image.map(parse_image) {
+            Some(Ok(image)) if image != self.settings().default_image => self.check_image_allowed(&image, writer),
+            Some(Ok(_) | Err(_)) | None => Ok(()),
+        }
     }
 
     /// Decides anew on the first create of a bot that was let in.
@@ -179,30 +218,24 @@ impl Skep {
         })
     }
 
-    /// The image that is named, if that caller may have one by its name.
+    /// The image that is named, if the one whose word that is may have one by its name.
     fn image_for(
         &self,
         metadata: &Map<String, Value>,
         request: &CreateRequest,
-        caller: &Requester,
+        namer: &Requester,
     ) -> Result<ImageReference> {
         match self.named_image(metadata, request)? {
             Named::Given(image) => Ok(image),
             Named::ByName(image) => {
-                self.check_image_allowed(&image, caller)?;
+                self.check_image_allowed(&image, namer)?;
                 Ok(image)
             }
         }
     }
 
     fn named_image(&self, metadata: &Map<String, Value>, request: &CreateRequest) -> Result<Named> {
-        let remembered = metadata
-            .get("workspace")
-            .and_then(|workspace| workspace.get("image"))
-            .and_then(Value::as_str)
-            .map(str::trim)
-            .filter(|image| !image.is_empty());
-        match asked_image(request).or(remembered) {
+        match asked_image(request).or(remembered_image(metadata)) {
             Some(image) => {
                 let image = parse_image(image)?;
                 if image == self.settings().default_image {
@@ -213,6 +246,18 @@ impl Skep {
             None => Ok(Named::Given(self.settings().default_image.clone())),
         }
     }
+}
+
+/// Whose word it is that a workspace has this image and these devices: he has to be allowed them.
+struct Words<'a> {
+    image: &'a Requester,
+    devices: &'a Requester,
+}
+
+/// `workspace.image` of a bot's metadata.
+fn remembered_image(metadata: &Map<String, Value>) -> Option<&str> {
+    let image = metadata.get("workspace")?.get("image")?.as_str()?.trim();
+    (!image.is_empty()).then_some(image)
 }
 
 /// The image that a request names.

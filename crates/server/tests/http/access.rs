@@ -177,8 +177,21 @@ async fn an_operator_makes_a_workspace_but_chooses_nothing_of_it() {
         let refused = server.call_as(&operator, "POST", &path).json(&chosen).send().await;
         refused.expect_error(403, "bot_access_denied");
     }
-    let plain = server.call_as(&operator, "POST", &path).json(&json!({})).send().await;
-    plain.expect_status(200);
-    let last = plain.events().pop().expect("an end");
-    assert_eq!(text_of(&last, "type"), "complete");
+    let create = async |credential: &str, body: &Value| {
+        let made = server.call_as(credential, "POST", &path).json(body).send().await;
+        let last = made.expect_status(200).events().pop().expect("an end");
+        assert_eq!(text_of(&last, "type"), "complete", "{last}");
+        text_of(&last["container"], "image").to_owned()
+    };
+    create(&operator, &json!({})).await;
+    // Nor does he choose what the bot remembers from a create of somebody who may.
+    let image = "docker.io/library/debian:12";
+    server
+        .runtime()
+        .offer_image(&image.parse().expect("a reference"), Vec::new());
+    let delete = || server.call("DELETE", &path).send();
+    delete().await.expect_status(204);
+    create(server.admin_key(), &json!({"image": image})).await;
+    delete().await.expect_status(204);
+    assert_eq!(create(&operator, &json!({})).await, image);
 }

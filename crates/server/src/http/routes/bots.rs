@@ -277,9 +277,9 @@ async fn replace(
     access: BotAccess<Manage>,
     JsonBody(body): JsonBody<UpdateBotRequest>,
 ) -> ApiResult<Json<Bot>> {
-    Ok(Json(wire::bot(
-        app.core().replace_bot(access.bot_id(), change(body)?).await?,
-    )))
+    let requester = access.requester();
+    let bot = app.core().replace_bot(access.bot_id(), change(body)?, &requester);
+    Ok(Json(wire::bot(bot.await?)))
 }
 
 /// Change a bot; its metadata is merged (RFC 7396).
@@ -290,9 +290,9 @@ async fn patch(
     access: BotAccess<Manage>,
     JsonBody(body): JsonBody<UpdateBotRequest>,
 ) -> ApiResult<Json<Bot>> {
-    Ok(Json(wire::bot(
-        app.core().patch_bot(access.bot_id(), change(body)?).await?,
-    )))
+    let requester = access.requester();
+    let bot = app.core().patch_bot(access.bot_id(), change(body)?, &requester);
+    Ok(Json(wire::bot(bot.await?)))
 }
 
 fn change(body: UpdateBotRequest) -> ApiResult<BotChange> {
