@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use skep_runtime::containerd::{ContainerdConfig, ContainerdRuntime, IsolationConfig, UserNamespaceMode};
-use skep_runtime::host::choose_resolver;
 use skep_runtime::images::{RegistryHost, RegistrySettings};
 use skep_runtime::layer_access::LayerProgram;
 use skep_runtime::network::{NetworkConfig, NetworkError, NetworkMode};
@@ -59,8 +58,6 @@ fn containerd_config(config: &Config, data_root: &DataRoot) -> Result<Containerd
     let id = data_root.id().to_string();
     let runtime_dir = runtime_directory(config, data_root)?;
     let run_directory = run_directory(&id)?;
-    let resolver = choose_resolver(Path::new("/"), data_root.path(), &run_directory)
-        .map_err(|source| file("choosing the resolver below", data_root.path(), source))?;
     let registries = RegistrySettings {
         hosts: config
             .registries
@@ -80,7 +77,7 @@ fn containerd_config(config: &Config, data_root: &DataRoot) -> Result<Containerd
         data_root: data_root.path().to_owned(),
         run_root: PathBuf::from(RUN_ROOT),
         runtime_dir,
-        resolv_conf: resolver.file,
+        host_root: PathBuf::from("/"),
         base_environment: [("LANG".to_owned(), "C.UTF-8".to_owned())].into(),
         cgroup_parent: CGROUP_PARENT.to_owned(),
         isolation: isolation(config),
@@ -98,7 +95,6 @@ fn containerd_config(config: &Config, data_root: &DataRoot) -> Result<Containerd
             unisolated: config.network.unisolated,
             cni_bin_dir: config.workspace.cni_bin_dir.clone(),
             cni_conf_dir: config.workspace.cni_conf_dir.clone(),
-            resolvers: resolver.servers,
             ..NetworkConfig::new(id.clone())
         },
         data_root_id: id,

@@ -17,6 +17,9 @@ use crate::{ContainerdRelease, ContainerdServer, images, mounts_below, unmount_b
 /// The image every rig has.
 pub const RIG_IMAGE: &str = "skep.test/busybox:1";
 
+/// The host's `etc/resolv.conf`, below [`ContainerdConfig::host_root`].
+pub const RIG_RESOLVER: &str = "nameserver 192.0.2.53\n";
+
 /// Environment variable that chooses the program that makes containers in tests: `crun` (by the wrapper where
 /// the host needs it) or `runc`. Unset: as the server chooses.
 pub const OCI_RUNTIME_VARIABLE: &str = "SKEP_TEST_OCI_RUNTIME";
@@ -91,7 +94,8 @@ impl ContainerdRig {
             .expect("start a containerd");
         let config = configuration(&server, &options);
         prepare_runtime_directory(&config.runtime_dir, options.script.as_deref());
-        std::fs::write(&config.resolv_conf, "nameserver 192.0.2.53\n").expect("write resolv.conf");
+        std::fs::create_dir_all(config.host_root.join("etc")).expect("make the directory of resolv.conf");
+        std::fs::write(config.host_root.join("etc/resolv.conf"), RIG_RESOLVER).expect("write resolv.conf");
         let runtime = ContainerdRuntime::new(config.clone()).expect("make the backend");
         runtime.network().prepare().await.expect("prepare the network");
         let rig = Self {
@@ -343,7 +347,7 @@ fn configuration(server: &ContainerdServer, options: &RigOptions) -> ContainerdC
         data_root_id,
         run_root: PathBuf::from("/run/skep"),
         runtime_dir,
-        resolv_conf: directory.join("resolv.conf"),
+        host_root: directory.join("host"),
         base_environment: [("TZ".to_owned(), "UTC".to_owned())].into(),
         isolation: IsolationConfig {
             user_namespace: options.user_namespace,

@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use skep_names::BotId;
-use skep_runtime::network::NetworkConfig;
 use skep_runtime::{Limits, Runtime, RuntimeError, RuntimeEvent, TaskState};
 use skep_testkit::containerd_rig::{ContainerdRig, RigOptions, instance_spec, until};
 
@@ -219,35 +218,4 @@ async fn a_frozen_containerd_is_unavailable_within_its_limit() {
     assert_eq!(runtime.status, skep_runtime::CheckStatus::Error, "{runtime:?}");
     rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
     rig.runtime().list().await.unwrap();
-}
-
-#[tokio::test]
-async fn a_workspace_on_a_bridge_has_an_address_and_releases_it() {
-    let unique = u8::from_str_radix(&BotId::random().as_str()[..2], 16).unwrap();
-    let mut network = NetworkConfig::new("");
-    network.bridge = format!("skt{unique:02x}");
-    network.table = format!("skt{unique:02x}");
-    network.subnet = format!("10.215.{unique}.0/24").parse().unwrap();
-    let rig = ContainerdRig::start_with(RigOptions {
-        script: Some(SCRIPT.into()),
-        network: Some(network.clone()),
-        ..Default::default()
-    })
-    .await;
-    let bot = BotId::random();
-    rig.runtime().create(&instance_spec(&bot, &rig.image())).await.unwrap();
-    for _ in 0..2 {
-        let begun = Instant::now();
-        let started = rig.runtime().start(&bot, &Limits::default()).await.unwrap();
-        println!("start on a bridge: {:?}", begun.elapsed());
-        let address = started.address.expect("an address");
-        assert!(matches!(address, std::net::IpAddr::V4(v4) if network.subnet.contains(&v4)));
-        assert_eq!(rig.runtime().address(&bot).await.unwrap(), Some(address));
-        let begun = Instant::now();
-        rig.runtime().stop(&bot, Duration::from_secs(5)).await.unwrap();
-        println!("stop on a bridge: {:?}", begun.elapsed());
-        assert_eq!(rig.runtime().address(&bot).await.unwrap(), None);
-    }
-    rig.runtime().remove(&bot).await.unwrap();
-    rig.runtime().network().teardown().await.unwrap();
 }

@@ -32,8 +32,8 @@ pub struct ContainerdConfig {
     pub run_root: PathBuf,
     /// Host's directory with the bridge, mounted at `/opt/memoh`.
     pub runtime_dir: PathBuf,
-    /// Host's resolver file, mounted at `/etc/resolv.conf`.
-    pub resolv_conf: PathBuf,
+    /// The host's root directory, where its resolver is looked up: `/`.
+    pub host_root: PathBuf,
     /// Environment of every workspace, below what its owner asks for.
     pub base_environment: BTreeMap<String, String>,
     /// The cgroup above all workspaces, such as `/skep`.
@@ -44,7 +44,7 @@ pub struct ContainerdConfig {
     pub cdi_spec_dirs: Vec<PathBuf>,
     /// How images' registries are reached.
     pub registries: RegistrySettings,
-    /// Their network.
+    /// Their network; its resolvers are set by the backend.
     pub network: NetworkConfig,
 }
 

@@ -218,6 +218,7 @@ impl ContainerdRuntime {
         let user_namespace = self.paths.user_namespace(bot);
         let running = starting.map(|starting| starting.running);
         let ids = running.and_then(|running| running.ids);
+        let resolver = self.resolving.chosen();
         Ok(spec::specification(&SpecInput {
             host_name: &host_name(bot),
             environment,
@@ -226,7 +227,7 @@ impl ContainerdRuntime {
             cgroup: &self.cgroup_of(&container_id_for(bot)),
             user_namespace: ids.map(|ids| (ids.base(), user_namespace.as_path())),
             network_namespace: &self.paths.network_namespace(bot),
-            resolv_conf: &self.config.resolv_conf,
+            resolv_conf: &resolver.file,
             runtime_dir: &self.config.runtime_dir,
             socket_directory: &self.paths.socket_directory(bot),
             open_files_hard: self.open_files_hard()?,

@@ -44,6 +44,7 @@ impl ContainerdRuntime {
             false => self.guards().await?,
         };
         let network = self.network.mode().as_str().to_owned();
+        let resolvers = self.resolving.chosen().servers;
         let (id, data_root_id) = (container_id.to_owned(), self.config.data_root_id.clone());
         let (cgroup, bot) = (self.cgroup_of(&id), bot.clone());
         self.on_host(turn, move |paths, records| {
@@ -61,6 +62,7 @@ impl ContainerdRuntime {
                 started_at: chrono::Utc::now(),
                 address: None,
                 found: None,
+                resolvers,
             };
             // The record first: undoing what fails from here on finds the claim by it.
             let recorded = failpoint::IDS_CLAIMED.pass().tried(starting);
@@ -199,6 +201,7 @@ impl ContainerdRuntime {
         self.sweep_leases().await?;
         let live: BTreeSet<BotId> = self.live_bots().await?;
         self.network.sweep(&live).await?;
+        self.sweep_resolvers().await?;
         let rules = self.network.check_rules().await?;
         if rules == RulesCheck::Restored {
             tracing::warn!("the network's rules were not as they should be, and are again");

@@ -97,6 +97,7 @@ impl ContainerdRuntime {
             started_at: chrono::Utc::now(),
             address,
             found: Some(found),
+            resolvers: Vec::new(),
         };
         let bot = bot.clone();
         self.on_host(turn, move |_, records| records.put(&bot, running)).await

@@ -35,6 +35,7 @@ impl ContainerdRuntime {
             self.release_host(&turn, bot).await?;
         }
         self.prepare_parent_cgroup().await?;
+        self.follow_resolver().await?;
         match self.start_steps(&turn, bot, &container, limits).await {
             Ok(started) => Ok(started),
             Err(error) => {

@@ -25,6 +25,7 @@ mod merge;
 mod oci_runtime;
 mod picture;
 mod records;
+mod resolver;
 mod shims;
 mod shorten;
 mod task;
@@ -50,7 +51,7 @@ use crate::images::{ImageStore, ImageStoreConfig};
 use crate::isolation::{AppArmor, HostPaths};
 use crate::layer_access::LayerAccess;
 use crate::log::LogPlaces;
-use crate::network::Network;
+use crate::network::{Network, NetworkConfig};
 use crate::spec::LimitSupport;
 use crate::{
     BridgeEndpoint, Capabilities, Check, CheckStatus, CreateOutcome, ImageArchive, ImageRecord, Instance, InstanceSpec,
@@ -60,6 +61,7 @@ use client::Client;
 use echo::Echoes;
 use picture::Picture;
 use records::Records;
+use resolver::Resolving;
 use turns::Turns;
 
 /// Events that wait for a slow reader; one that lags lists anew.
@@ -81,6 +83,7 @@ pub struct ContainerdRuntime {
     network: Network,
     paths: Arc<HostPaths>,
     records: Arc<Records>,
+    resolving: Resolving,
     turns: Turns,
     picture: Picture,
     echoes: Echoes,
@@ -100,9 +103,9 @@ impl ContainerdRuntime {
     /// followed from now on.
     ///
     /// # Errors
-    /// A configuration that can never work, or records of the last server that cannot be listed.
+    /// A configuration that can never work, a resolver that cannot be read or written, or records of the last server that
+    /// cannot be listed.
     pub fn new(config: ContainerdConfig) -> Result<Arc<Self>> {
-        let network = Network::new(config.network.clone())?;
         let client = Client::new(&config.socket, &config.namespace)?;
         let images = ImageStoreConfig {
             namespace: config.namespace.clone(),
@@ -117,12 +120,18 @@ impl ContainerdRuntime {
             data_root: config.data_root.clone(),
         };
         let records = Records::load(&paths).map_err(host::on_host_failed)?;
+        let mut resolving = Resolving::begin(&config, &paths, &records)?;
+        let network = Network::new(NetworkConfig {
+            resolvers: resolving.open_at_first(),
+            ..config.network.clone()
+        })?;
         let runtime = Arc::new(Self {
             client: client.clone(),
             images,
             network,
             paths: Arc::new(paths),
             records: Arc::new(records),
+            resolving,
             turns: Turns::default(),
             picture: Picture::default(),
             echoes: Echoes::default(),

@@ -1,7 +1,7 @@
 //! What was started on this host and is not released yet: kept in memory and, one file each, below `/run`,
 //! so that a bridge is found when containerd is away and a new server knows what the last one started.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -36,6 +36,9 @@ pub(super) struct Running {
     /// The process that was found at that address, when somebody else started it.
     #[serde(default)]
     pub(super) found: Option<FoundProcess>,
+    /// The servers in the resolver file that it was started with.
+    #[serde(default)]
+    pub(super) resolvers: Vec<IpAddr>,
 }
 
 /// A process of the host, told from one that has its number later.
@@ -138,6 +141,15 @@ impl Records {
         self.locked().get(bot).cloned()
     }
 
+    /// The servers that any of them was started with.
+    pub(super) fn resolvers(&self) -> BTreeSet<IpAddr> {
+        let known = self.locked();
+        known
+            .values()
+            .flat_map(|running| running.resolvers.iter().copied())
+            .collect()
+    }
+
     /// Blocks for a file write.
     pub(super) fn put(&self, bot: &BotId, running: Running) -> Result<()> {
         make_directory(&self.directory, 0o700)?;
@@ -183,6 +195,7 @@ mod tests {
             started_at: Utc::now(),
             address: None,
             found,
+            resolvers: Vec::new(),
         };
         assert!(running(FOREIGN_NETWORK, Some(found)).is_still_there());
         let another = FoundProcess {

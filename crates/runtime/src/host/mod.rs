@@ -3,5 +3,5 @@
 mod resolver;
 mod time_zone;
 
-pub use resolver::{Resolver, choose_resolver};
+pub(crate) use resolver::{Resolver, choose_resolver};
 pub use time_zone::time_zone;

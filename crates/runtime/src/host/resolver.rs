@@ -10,11 +10,11 @@ const FALLBACK: &str = "nameserver 1.1.1.1\nnameserver 8.8.8.8\n";
 
 /// The file to mount at `/etc/resolv.conf`, and the servers it names.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Resolver {
+pub(crate) struct Resolver {
     /// On the host.
-    pub file: PathBuf,
+    pub(crate) file: PathBuf,
     /// For the rules: port 53 is open to them, wherever they are.
-    pub servers: Vec<IpAddr>,
+    pub(crate) servers: Vec<IpAddr>,
 }
 
 /// Chooses for a host whose root directory is `root` (`/`).
@@ -24,11 +24,11 @@ pub struct Resolver {
 ///    kinds, `<run_directory>/resolv.conf` is its copy without the loopback ones.
 /// 3. `<data_root>/resolv.conf`, made (0644) with `1.1.1.1` and `8.8.8.8` when it is missing.
 ///
-/// May be repeated, and is at each start of the server; a copy is written anew in one step.
+/// May be repeated, and is at each start of a workspace and by reconcile; a copy is written anew in one step.
 ///
 /// # Errors
 /// A file that is there and cannot be read, or one that cannot be written.
-pub fn choose_resolver(root: &Path, data_root: &Path, run_directory: &Path) -> std::io::Result<Resolver> {
+pub(crate) fn choose_resolver(root: &Path, data_root: &Path, run_directory: &Path) -> std::io::Result<Resolver> {
     let systemd = root.join("run/systemd/resolve/resolv.conf");
     if let Some(text) = read_if_there(&systemd)? {
         return Ok(Resolver {

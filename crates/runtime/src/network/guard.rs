@@ -199,8 +199,13 @@ impl Keeper {
             Order::Release(ports) => self.release(&ports, events).await?,
             Order::Resolvers(resolvers) => {
                 if resolvers != self.rules.resolvers {
-                    self.rules.resolvers = resolvers;
-                    self.reload(events).await?;
+                    let before = std::mem::replace(&mut self.rules.resolvers, resolvers);
+                    let reloaded = self.reload(events).await;
+                    // What is not in force is not taken for it when it is asked for again.
+                    if reloaded.is_err() {
+                        self.rules.resolvers = before;
+                    }
+                    reloaded?;
                 }
             }
             Order::Verify => return self.verify(events).await,
