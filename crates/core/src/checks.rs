@@ -172,7 +172,8 @@ fn of_record(row: Option<&ContainerRow>, task: &Result<Option<TaskState>>) -> Ch
     }
 }
 
-fn of_task(row: Option<&ContainerRow>, task: &Result<Option<TaskState>>) -> CheckItem {
+/// What is kept of one that runs is what is wrong with its network.
+fn of_task(row: Option<&ContainerRow>, task: &Result<Option<TaskState>>, faults: &[FaultRow]) -> CheckItem {
     let item = |status, summary| CheckItem::new(CheckType::ContainerTask, status, summary);
     let task = match task {
         Ok(task) => *task,
@@ -187,7 +188,12 @@ fn of_task(row: Option<&ContainerRow>, task: &Result<Option<TaskState>>) -> Chec
     };
     match (task, row.desired) {
         (None, _) => item(CheckStatus::Error, "the container is gone"),
-        (Some(TaskState::Running), Desired::Running) => item(CheckStatus::Ok, "running"),
+        (Some(TaskState::Running), Desired::Running) => of_fault(
+            CheckType::ContainerTask,
+            faults,
+            (CheckStatus::Ok, "running"),
+            "running, but its network does not work any more: stop and start it",
+        ),
         (Some(TaskState::Running), Desired::Stopped) => item(CheckStatus::Warn, "running, but should be stopped"),
         (Some(_), Desired::Stopped) => match &row.reason {
             None => item(CheckStatus::Ok, "stopped"),
@@ -218,7 +224,7 @@ impl Skep {
         let mut checks = vec![
             of_set_up(&faults, init),
             of_record(row.as_ref(), &task),
-            of_task(row.as_ref(), &task),
+            of_task(row.as_ref(), &task, &faults),
             self.check_data_path(bot, row.as_ref(), &task).await,
         ];
         let removal = (CheckStatus::Ok, "no removal has failed");

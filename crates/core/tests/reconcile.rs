@@ -523,3 +523,34 @@ async fn until_refusals(world: &World, bot: &BotId, wanted: &[u64]) {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_workspace_whose_network_is_broken_runs_on_and_is_shown_as_that_until_it_is_whole() {
+    let world = World::with(|settings| settings.reconcile_interval = Duration::from_millis(20)).await;
+    let bot = world.running_bot().await;
+    let until_shown = async |wanted: (&str, Option<&str>, u32)| {
+        until(|| async {
+            let checks = world.skep.checks(&bot).await.unwrap();
+            let task = checks.iter().find(|one| one.check_type.as_str() == "container.task");
+            let task = task.expect("a check of the task");
+            let issues = world.skep.bot(&bot).await.unwrap().check_issue_count;
+            match (task.status.as_str(), task.detail.as_deref(), issues) {
+                shown if shown == wanted => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        })
+        .await;
+    };
+    until_shown(("ok", None, 0)).await;
+    let starts = world.runtime.faults().calls(Verb::Start);
+    world.runtime.set_broken_network(&bot, Some("veth1 is gone"));
+    until_shown(("error", Some("veth1 is gone"), 1)).await;
+    assert!(world.skep.workspace_info(&bot).await.unwrap().task_running);
+    assert_eq!(
+        world.runtime.faults().calls(Verb::Start),
+        starts,
+        "nobody asked for that"
+    );
+    world.runtime.set_broken_network(&bot, None);
+    until_shown(("ok", None, 0)).await;
+}

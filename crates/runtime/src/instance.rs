@@ -120,6 +120,13 @@ pub struct Started {
     pub already_running: bool,
 }
 
+/// What a sweep found that only a stop and a start can mend.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Running workspaces whose network does not work any more, each with what is missing.
+    pub broken_networks: BTreeMap<BotId, String>,
+}
+
 /// The running process tree, or what is left of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TaskState {

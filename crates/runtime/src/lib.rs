@@ -40,7 +40,7 @@ pub use free_space::free_space;
 pub use image::{ImageRecord, LayerPhase, LayerProgress, PullCredentials, PullProgress};
 pub use instance::{
     BridgeEndpoint, Capabilities, Check, CheckStatus, CreateOutcome, Instance, InstanceSpec, IoBytes, Isolation,
-    LayerOutcome, Limits, NetworkBytes, RuntimeEvent, Started, StorageHeld, TaskState, Usage,
+    LayerOutcome, Limits, NetworkBytes, RuntimeEvent, Started, StorageHeld, Swept, TaskState, Usage,
 };
 pub use layers::{LayerKind, LayerMount, LayerRecord, LayerTree, Layers};
 pub use peer::listener_is_in_cgroup;
@@ -160,8 +160,9 @@ pub trait Runtime: Send + Sync + 'static {
     fn log_places(&self, bot: &BotId) -> log::LogPlaces;
 
     /// Removes what a crash left on the host (mounts, namespaces, addresses, rules, claims) of bots
-    /// that have no live task. Called at start, and by reconcile.
-    async fn sweep(&self) -> Result<()>;
+    /// that have no live task, and sees to it that those that run are kept apart as they were at their start. Called at
+    /// start, and by reconcile.
+    async fn sweep(&self) -> Result<Swept>;
 
     /// `/data` of workspaces that do not run, where a backend can reach it from outside.
     fn layer_access(&self) -> Option<&dyn layer_access::LayerAccess> {

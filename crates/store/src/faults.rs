@@ -49,6 +49,26 @@ impl Store {
         Ok(())
     }
 
+    /// The bots with a kept failure of this check, and its sentence.
+    pub async fn faults_of_all(&self, check_type: &str) -> Result<HashMap<BotId, String>> {
+        const OPERATION: &str = "reading failures";
+        let column = StoreError::on(OPERATION);
+        let rows = sqlx::query("SELECT bot_id, message FROM bot_faults WHERE check_type = ?1")
+            .bind(check_type)
+            .fetch_all(self.readers())
+            .await
+            .map_err(&column)?;
+        rows.iter()
+            .map(|row| {
+                let bot: String = row.try_get("bot_id").map_err(&column)?;
+                let bot = bot
+                    .parse()
+                    .map_err(|_| StoreError::damaged(OPERATION, "the id of a bot"))?;
+                Ok((bot, row.try_get("message").map_err(&column)?))
+            })
+            .collect()
+    }
+
     /// The kept failures of a bot.
     pub async fn faults(&self, bot: &BotId) -> Result<Vec<FaultRow>> {
         const OPERATION: &str = "reading failures";

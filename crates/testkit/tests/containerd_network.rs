@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use skep_names::BotId;
 use skep_runtime::network::NetworkConfig;
-use skep_runtime::{Limits, Runtime};
+use skep_runtime::{Limits, Runtime, Swept, TaskState};
 use skep_testkit::containerd_rig::{ContainerdRig, RIG_RESOLVER, RigOptions, instance_spec, until};
 
 const SCRIPT: &str = "trap 'exit 0' TERM; cp /etc/resolv.conf /asked; while :; do sleep 1 & wait; done";
@@ -151,4 +151,38 @@ async fn the_rules_follow_the_hosts_resolver_and_keep_those_that_are_in_use() {
     runtime.start(&first, &Limits::default()).await.unwrap();
     assert_eq!(host.open_among(&["1.1.1.1", "8.8.8.8"]), ["1.1.1.1", "8.8.8.8"]);
     host.end(&[first, second]).await;
+}
+
+#[tokio::test]
+async fn the_sweep_isolates_a_port_again_and_tells_what_it_cannot_mend() {
+    let host = OnABridge::start().await;
+    let runtime = host.rig.runtime();
+    let (whole, broken) = (host.workspace().await, host.workspace().await);
+    let port_of = |bot: &BotId| {
+        let netns = format!("skep-{bot}");
+        let own = output("ip", &["-netns", &netns, "-o", "link", "show", "eth0"]);
+        let peer = own.split("eth0@if").nth(1).and_then(|rest| rest.split(':').next());
+        let peer = peer.unwrap_or_else(|| panic!("no peer in {own}")).to_owned();
+        let links = output("ip", &["-o", "link", "show", "master", &host.network.bridge]);
+        let line = links.lines().find(|line| line.starts_with(&format!("{peer}: ")));
+        let name = line.and_then(|line| line.split(": ").nth(1)?.split('@').next().map(str::to_owned));
+        name.unwrap_or_else(|| panic!("no {peer} in {links}"))
+    };
+    let (kept, lost) = (port_of(&whole), port_of(&broken));
+    let isolated = |port: &str| output("ip", &["-d", "link", "show", port]).contains("isolated on");
+    assert!(isolated(&kept));
+    output("ip", &["link", "set", &kept, "type", "bridge_slave", "isolated", "off"]);
+    output("ip", &["link", "delete", &lost]);
+    let swept = runtime.sweep().await.unwrap();
+    assert!(isolated(&kept), "it is open to its neighbours");
+    let missing: Vec<_> = swept.broken_networks.iter().collect();
+    assert_eq!(missing, [(&broken, &format!("{lost} is gone"))]);
+    for bot in [&whole, &broken] {
+        let task = runtime.inspect(bot).await.unwrap().unwrap().task;
+        assert_eq!(task, TaskState::Running, "nothing was stopped");
+    }
+    host.stop(&broken).await;
+    runtime.start(&broken, &Limits::default()).await.unwrap();
+    assert_eq!(runtime.sweep().await.unwrap(), Swept::default());
+    host.end(&[whole, broken]).await;
 }

@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 use chrono::{TimeDelta, Utc};
 use futures::StreamExt;
 use skep_names::BotId;
-use skep_runtime::{Instance, TaskState};
+use skep_runtime::{Instance, Swept, TaskState};
 use skep_store::{BotRow, BotStatus, ContainerRow, ContainerStatus};
 
 use super::mend::{Mend, Seen, mend};
@@ -14,6 +14,7 @@ use super::observed::Moment;
 use super::remains::Remains;
 use super::request::{DeleteData, Request};
 use super::state::State;
+use crate::checks::CheckType;
 use crate::error::{Error, Result};
 use crate::requester::{Patience, Requester};
 use crate::skep::Skep;
@@ -51,9 +52,12 @@ impl Skep {
     /// [`Error::RuntimeUnavailable`], [`Error::StoreUnavailable`]; what fails for one workspace is logged and does
     /// not keep the others waiting.
     pub(crate) async fn reconcile(&self) -> Result<()> {
-        if let Err(error) = self.runtime().sweep().await {
-            let error = Error::from(error);
-            tracing::warn!(error = error.with_causes(), "what a crash left was not swept");
+        match self.runtime().sweep().await {
+            Ok(swept) => self.show_networks(&swept).await?,
+            Err(error) => {
+                let error = Error::from(error);
+                tracing::warn!(error = error.with_causes(), "what a crash left was not swept");
+            }
         }
         let looked = self.observations().moment();
         let instances = self.runtime().list().await?;
@@ -91,6 +95,22 @@ impl Skep {
         self.store()
             .forget_operations(days(KEPT_DAYS.0), days(KEPT_DAYS.1))
             .await?;
+        Ok(())
+    }
+
+    /// A workspace whose network is broken runs on, and is shown as that until it is whole, or stopped.
+    async fn show_networks(&self, swept: &Swept) -> Result<()> {
+        let check = CheckType::ContainerTask.as_str();
+        let shown = self.store().faults_of_all(check).await?;
+        for bot in shown.keys().filter(|bot| !swept.broken_networks.contains_key(*bot)) {
+            self.store().clear_fault(bot, check).await?;
+        }
+        for (bot, why) in &swept.broken_networks {
+            if shown.get(bot) != Some(why) {
+                tracing::error!(%bot, why, "the network of a workspace does not work any more: stop and start it");
+                self.store().put_fault(bot, check, why).await?;
+            }
+        }
         Ok(())
     }
 
@@ -224,7 +244,7 @@ impl Skep {
             Err(away @ Error::RuntimeUnavailable { .. }) => return Err(away),
             // It was let in once and cannot be made now, after a change of the configuration, say.
             Err(error) => {
-                let check = crate::CheckType::ContainerInit.as_str();
+                let check = CheckType::ContainerInit.as_str();
                 self.store().put_fault(&bot.id, check, &error.to_string()).await?;
                 self.store()
                     .advance_bot_status(&bot.id, BotStatus::Creating, BotStatus::Ready)

@@ -12,8 +12,8 @@ use super::turns::Turn;
 use super::{ContainerdRuntime, daemon};
 use crate::failpoint;
 use crate::isolation::{self, HostError, HostPaths, IdBlock, Layers, Tried, WHOLE_LAYERS};
-use crate::network::RulesCheck;
-use crate::{Result, RuntimeError, TaskState, cgroup, freezer};
+use crate::network::{NetworkError, RulesCheck};
+use crate::{Result, RuntimeError, Swept, TaskState, cgroup, freezer};
 
 impl ContainerdRuntime {
     /// Runs work on the host that blocks. It holds the bot's turn to its end, also when its caller is cancelled.
@@ -184,7 +184,9 @@ impl ContainerdRuntime {
     }
 
     /// Releases what bots without a live task hold; those a verb works on just now are left to it.
-    pub(super) async fn sweep_host(&self) -> Result<()> {
+    pub(super) async fn sweep_host(&self) -> Result<Swept> {
+        // What keeps workspaces apart is not kept waiting by anything that fails.
+        let apart = self.keep_apart().await;
         let bots = self.bots_with_traces().await?;
         for bot in bots {
             // One that cannot be cleared away must not keep the others waiting.
@@ -197,16 +199,61 @@ impl ContainerdRuntime {
             }
         }
         self.know_running_legacy_ones().await?;
+        let swept = self.sweep_network().await?;
         self.images.sweep().await?;
         self.sweep_leases().await?;
-        let live: BTreeSet<BotId> = self.live_bots().await?;
-        self.network.sweep(&live).await?;
-        self.sweep_resolvers().await?;
-        let rules = self.network.check_rules().await?;
-        if rules == RulesCheck::Restored {
+        apart.map(|()| swept)
+    }
+
+    async fn keep_apart(&self) -> Result<()> {
+        if self.network.check_rules().await? == RulesCheck::Restored {
             tracing::warn!("the network's rules were not as they should be, and are again");
         }
+        if self.network.restore_bridge().await? {
+            tracing::warn!(
+                "the bridge of workspaces was gone and is there again; those that ran have lost their network"
+            );
+        }
         Ok(())
+    }
+
+    /// Releases what is held without a task, and looks at the network of all that run.
+    async fn sweep_network(&self) -> Result<Swept> {
+        let live = self.live_bots().await?;
+        self.network.sweep(&live).await?;
+        self.sweep_resolvers().await?;
+        let mut swept = Swept::default();
+        for bot in live {
+            let Some(_turn) = self.turns.try_take(&bot) else {
+                continue;
+            };
+            // What others started has a network of theirs.
+            let ours = self.network.mode().as_str();
+            if self.records.get(&bot).is_none_or(|running| running.network != ours) {
+                continue;
+            }
+            match self.missing_of_network(&bot).await {
+                Ok(missing) => swept.broken_networks.extend(missing.map(|missing| (bot, missing))),
+                Err(error) => {
+                    tracing::warn!(%bot, error = error.chain(), "the network of a workspace could not be looked at");
+                }
+            }
+        }
+        Ok(swept)
+    }
+
+    /// Also at a second look: ports are down while lost rules are put back.
+    async fn missing_of_network(&self, bot: &BotId) -> std::result::Result<Option<String>, NetworkError> {
+        let namespace = self.paths.network_namespace(bot);
+        if self.network.look(bot, &namespace).await.is_ok() {
+            return Ok(None);
+        }
+        self.network.check_rules().await?;
+        match self.network.look(bot, &namespace).await {
+            Ok(()) => Ok(None),
+            Err(NetworkError::Broken { reason, .. }) => Ok(Some(reason)),
+            Err(error) => Err(error),
+        }
     }
 
     async fn sweep_one(&self, bot: &BotId) -> Result<()> {

@@ -55,7 +55,7 @@ use crate::network::{Network, NetworkConfig};
 use crate::spec::LimitSupport;
 use crate::{
     BridgeEndpoint, Capabilities, Check, CheckStatus, CreateOutcome, ImageArchive, ImageRecord, Instance, InstanceSpec,
-    Layers, Limits, PullProgress, Result, Runtime, RuntimeError, RuntimeEvent, Started, StorageHeld, Usage,
+    Layers, Limits, PullProgress, Result, Runtime, RuntimeError, RuntimeEvent, Started, StorageHeld, Swept, Usage,
 };
 use client::Client;
 use echo::Echoes;
@@ -393,7 +393,7 @@ impl Runtime for ContainerdRuntime {
         self.paths.log(bot)
     }
 
-    async fn sweep(&self) -> Result<()> {
+    async fn sweep(&self) -> Result<Swept> {
         self.sweep_host().await
     }
 

@@ -74,13 +74,23 @@ impl Wired {
         }
     }
 
-    /// What is wrong; a port that lost its isolation gets it back first.
-    pub(super) async fn check_host_side(&self, prepared: &Prepared, name: &str) -> Result<Option<String>> {
+    /// What is wrong; a port that lost its isolation gets it back first. It has to be a port of one of `bridges`, if any
+    /// are given.
+    pub(super) async fn check_host_side(
+        &self,
+        prepared: &Prepared,
+        name: &str,
+        bridges: Option<&[u32]>,
+    ) -> Result<Option<String>> {
         let Some(link) = prepared.links.find(name).await? else {
             return Ok(Some(format!("{name} is gone")));
         };
         if !link.up {
             return Ok(Some(format!("{name} is down")));
+        }
+        let is_cut_off = |bridges: &[u32]| link.controller.is_none_or(|index| !bridges.contains(&index));
+        if !self.config.unisolated && bridges.is_some_and(is_cut_off) {
+            return Ok(Some(format!("{name} is no port of its bridge any more")));
         }
         if link.controller.is_some() && !link.isolated && !self.config.unisolated {
             tracing::warn!(interface = name, "a bridge port was no longer isolated; it is again");

@@ -140,6 +140,30 @@ impl Network {
         }
     }
 
+    /// As [`Network::check`], by a few questions to the kernel alone, for all that run, again and again: the plugins of a
+    /// configuration of the user's are not asked.
+    ///
+    /// # Errors
+    /// As [`Network::check`].
+    pub async fn look(&self, bot: &BotId, netns: &Path) -> Result<()> {
+        match &self.wired {
+            Some(wired) => wired.look(bot, netns).await.map(drop),
+            None => Ok(()),
+        }
+    }
+
+    /// Makes our own bridge again when somebody deleted it; `true`: it was. Workspaces that were its ports are so again
+    /// when they are started anew.
+    ///
+    /// # Errors
+    /// [`NetworkError::RulesMissing`] while the rules are not in force.
+    pub async fn restore_bridge(&self) -> Result<bool> {
+        match &self.wired {
+            Some(wired) => wired.restore_bridge().await,
+            None => Ok(false),
+        }
+    }
+
     /// Releases what bots outside `live` hold: addresses, interfaces, records. Attachments made within
     /// the last minute are left alone, as their task may not be there yet.
     pub async fn sweep(&self, live: &BTreeSet<BotId>) -> Result<()> {

@@ -10,7 +10,7 @@ use skep_names::{BotId, container_id_for};
 use tokio::sync::OnceCell;
 
 use super::claim::Claim;
-use super::cni::{Configuration, Plugins, Record, Records, Target};
+use super::cni::{Answer, Configuration, Plugins, Record, Records, Target};
 use super::config::NetworkConfig;
 use super::error::NetworkError;
 use super::host_side::{HostSide, check_inside};
@@ -243,6 +243,19 @@ impl Wired {
     }
 
     pub(super) async fn check(&self, bot: &BotId, netns: &Path) -> Result<()> {
+        let (record, result) = self.look(bot, netns).await?;
+        if record.own_network {
+            return Ok(());
+        }
+        let target = Target {
+            container_id: &record.container_id,
+            netns: Some(netns),
+        };
+        self.plugins.check(&record.configuration, target, &result).await
+    }
+
+    /// As `check`, by netlink alone: no plugin is asked.
+    pub(super) async fn look(&self, bot: &BotId, netns: &Path) -> Result<(Record, Answer)> {
         let prepared = self.prepared()?;
         let broken = |reason: String| NetworkError::Broken {
             bot: bot.to_string(),
@@ -253,29 +266,40 @@ impl Wired {
             Some((Some(result), record)) => (record, result),
             _ => return Err(broken("it was never attached".into())),
         };
+        let mut bridges = Vec::new();
         for port in &record.ports {
             match prepared.links.find(port).await? {
+                Some(link) if link.up && link.kind == "bridge" => bridges.push(link.index),
                 Some(link) if link.up => {}
                 Some(_) => return Err(broken(format!("{port} is down"))),
                 None => return Err(broken(format!("{port} is gone"))),
             }
         }
         if let Some(name) = &record.host_interface {
-            self.check_host_side(prepared, name)
+            // By its own name the rules see what is no port of a bridge.
+            let bridges = (!record.ports.contains(name)).then_some(&*bridges);
+            self.check_host_side(prepared, name, bridges)
                 .await?
                 .map_or(Ok(()), |reason| Err(broken(reason)))?;
+        }
+        if !is_namespace(netns) {
+            return Err(broken("its network namespace is gone".into()));
         }
         check_inside(netns, record.address)
             .await?
             .map_or(Ok(()), |reason| Err(broken(reason)))?;
-        if record.own_network {
-            return Ok(());
+        Ok((record, result))
+    }
+
+    /// `true`: our own bridge was gone, and is there again, without its ports.
+    pub(super) async fn restore_bridge(&self) -> Result<bool> {
+        let prepared = self.prepared()?;
+        let Some(own) = &self.own else { return Ok(false) };
+        if prepared.links.find(&own.bridge).await?.is_some() {
+            return Ok(false);
         }
-        let target = Target {
-            container_id: &record.container_id,
-            netns: Some(netns),
-        };
-        self.plugins.check(&record.configuration, target, &result).await
+        own.ensure_bridge(&prepared.links).await?;
+        Ok(true)
     }
 
     pub(super) async fn sweep(&self, live: &BTreeSet<BotId>) -> Result<()> {

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use skep_names::BotId;
-use skep_runtime::network::{NetworkConfig, NetworkError};
+use skep_runtime::network::{NetworkConfig, NetworkError, RulesCheck};
 
-use crate::stage::{on_stage, output, run, run_in};
+use crate::stage::{PUBLIC, on_stage, output, run, run_in};
 
 #[test]
 fn a_thousand_cycles_leave_nothing() {
@@ -207,6 +207,35 @@ fn check_finds_what_is_missing_and_mends_a_lost_isolation() {
         assert!(matches!(broken, NetworkError::Broken { .. }), "{broken}");
         network.detach(&workspace.bot, &workspace.netns).await.unwrap();
         assert!(stage.leases().is_empty());
+    });
+}
+
+#[test]
+fn a_bridge_that_somebody_deleted_is_made_again_and_its_workspaces_are_told() {
+    on_stage(async |stage| {
+        let network = stage.network(stage.config()).await;
+        let workspace = stage.workspace();
+        let missing = async || match network.look(&workspace.bot, &workspace.netns).await {
+            Ok(()) => None,
+            Err(NetworkError::Broken { reason, .. }) => Some(reason),
+            Err(other) => panic!("{other}"),
+        };
+        network.attach(&workspace.bot, &workspace.netns).await.unwrap();
+        assert_eq!(missing().await, None);
+        assert!(!network.restore_bridge().await.unwrap());
+        run(&format!("ip link del {}", stage.bridge));
+        assert_eq!(missing().await, Some(format!("{} is gone", stage.bridge)));
+        assert!(network.restore_bridge().await.unwrap());
+        assert!(!network.restore_bridge().await.unwrap());
+        let cut_off = missing().await.unwrap();
+        assert!(cut_off.ends_with("is no port of its bridge any more"), "{cut_off}");
+        // As a start anew does it.
+        network.detach(&workspace.bot, &workspace.netns).await.unwrap();
+        let again = stage.workspace();
+        network.attach(&again.bot, &again.netns).await.unwrap();
+        network.look(&again.bot, &again.netns).await.unwrap();
+        assert_eq!(network.check_rules().await.unwrap(), RulesCheck::InForce);
+        run_in(&again.netns, &format!("ping -c 1 -W 2 {PUBLIC}"));
     });
 }
 

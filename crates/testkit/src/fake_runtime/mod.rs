@@ -57,6 +57,8 @@ struct Bot {
     nameless: u64,
     /// How often it is said to have been refused a process.
     refused_processes: u64,
+    /// What is said to be missing of its network.
+    broken_network: Option<String>,
     /// What the server is shown in the place of the bridge.
     shown: Option<ReferenceBridge>,
     gate: Arc<tokio::sync::Mutex<()>>,
@@ -144,6 +146,11 @@ impl FakeRuntime {
     /// From now on this workspace was refused a process so many times since its start.
     pub fn set_refused_processes(&self, bot: &BotId, times: u64) {
         self.lock().entry(bot.clone()).or_default().refused_processes = times;
+    }
+
+    /// From now on this is missing of the network of this workspace, whenever it runs; `None`: nothing.
+    pub fn set_broken_network(&self, bot: &BotId, missing: Option<&str>) {
+        self.lock().entry(bot.clone()).or_default().broken_network = missing.map(str::to_owned);
     }
 
     /// What goes wrong, waits or is counted.

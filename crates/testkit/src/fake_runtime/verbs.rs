@@ -14,7 +14,8 @@ use skep_runtime::layer_access::LayerAccess;
 use skep_runtime::log::LogPlaces;
 use skep_runtime::{
     BridgeEndpoint, Capabilities, Check, CheckStatus, CreateOutcome, ImageArchive, ImageRecord, Instance, InstanceSpec,
-    Layers, Limits, PullProgress, Result, Runtime, RuntimeError, RuntimeEvent, Started, StorageHeld, TaskState, Usage,
+    Layers, Limits, PullProgress, Result, Runtime, RuntimeError, RuntimeEvent, Started, StorageHeld, Swept, TaskState,
+    Usage,
 };
 use tokio::io::AsyncReadExt;
 use tokio::sync::broadcast;
@@ -289,8 +290,16 @@ impl Runtime for FakeRuntime {
         self.log_of(bot)
     }
 
-    async fn sweep(&self) -> Result<()> {
-        self.faults().enter(Verb::Sweep).await
+    async fn sweep(&self) -> Result<Swept> {
+        self.faults().enter(Verb::Sweep).await?;
+        let bots = self.lock();
+        let broken = bots.iter().filter_map(|(bot, state)| {
+            let why = state.broken_network.clone().filter(|_| state.process.is_some())?;
+            Some((bot.clone(), why))
+        });
+        Ok(Swept {
+            broken_networks: broken.collect(),
+        })
     }
 
     fn layer_access(&self) -> Option<&dyn LayerAccess> {
