@@ -277,9 +277,10 @@ impl Error {
         }
     }
 
-    /// Says at which stage it happened, unless the sentence says so already.
+    /// Says at which stage it happened, unless the sentence begins with one: the first that says so knows best.
     pub(crate) fn at(self, stage: &'static str) -> Self {
-        if self.to_string().starts_with(stage) {
+        let sentence = self.to_string();
+        if sentence.starts_with(stage) || stages::ALL.iter().any(|known| sentence.starts_with(known)) {
             return self;
         }
         Self::AtStage {
@@ -304,6 +305,15 @@ impl Error {
         }
         text
     }
+}
+
+/// The stages of a create, as its errors begin with them.
+pub(crate) mod stages {
+    pub(crate) const PULL: &str = "image pull failed";
+    pub(crate) const START: &str = "container start failed";
+    pub(crate) const NETWORK: &str = "network setup failed";
+    pub(crate) const RESTORE: &str = "restore preserved data failed";
+    pub(crate) const ALL: [&str; 4] = [PULL, START, NETWORK, RESTORE];
 }
 
 /// What was tried, up to the first path of the host in it. Whatever follows goes too: a path may have spaces.
@@ -427,7 +437,11 @@ mod tests {
             assert_eq!(error.to_string(), sentence);
             assert!(error.with_causes().contains(logged), "{}", error.with_causes());
             let error = error.at("a stage");
-            assert_eq!(error.to_string(), format!("a stage: {sentence}"));
+            let staged = match sentence.starts_with(stages::NETWORK) {
+                true => sentence.to_owned(),
+                false => format!("a stage: {sentence}"),
+            };
+            assert_eq!(error.to_string(), staged);
             assert!(error.with_causes().contains(logged), "{}", error.with_causes());
         }
     }

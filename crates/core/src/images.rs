@@ -7,7 +7,7 @@ use skep_names::ImageReference;
 use skep_runtime::{ImageArchive, ImageRecord, RuntimeError};
 use skep_store::ContainerRow;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, stages};
 use crate::operations::{EventBody, Hub, OperationEvent, Outcome};
 use crate::requester::Requester;
 use crate::skep::Skep;
@@ -88,7 +88,7 @@ impl Skep {
                 complete.map(tell);
                 Outcome::from(&record)
             })
-            .map_err(|error| error.at("image pull failed"));
+            .map_err(|error| error.at(stages::PULL));
         let last = match &result {
             Ok(outcome) => EventBody::Complete {
                 outcome: outcome.clone(),

@@ -198,14 +198,25 @@ async fn an_image_that_nobody_has_is_told_with_its_stage() {
 async fn a_failed_create_leaves_nothing_and_the_next_one_works() {
     let world = World::new().await;
     let bot = world.bot().await;
-    for (verb, code) in [(Verb::Create, "internal"), (Verb::Start, "container_start_failed")] {
-        let error = RuntimeError::other("doing it", std::io::Error::other("broken"));
+    let other = || RuntimeError::other("doing it", std::io::Error::other("broken"));
+    let network = RuntimeError::Network {
+        reason: "the CNI plugin bridge failed to ADD".to_owned(),
+        source: None,
+    };
+    let started = "container start failed: doing it failed";
+    for (verb, error, code, message) in [
+        (Verb::Create, other(), "internal", started),
+        (Verb::Start, other(), "container_start_failed", started),
+        (
+            Verb::Start,
+            network,
+            "network_setup_failed",
+            "network setup failed: the CNI plugin bridge failed to ADD",
+        ),
+    ] {
         world.runtime.faults().fail_next(verb, error);
         let events = all(&world.create(&bot).await).await;
-        assert_eq!(
-            failure(&events),
-            (code.to_owned(), "container start failed: doing it failed".to_owned())
-        );
+        assert_eq!(failure(&events), (code.to_owned(), message.to_owned()));
         assert!(world.runtime.inspect(&bot).await.unwrap().is_none());
         assert!(world.runtime.bots_with_layers().await.unwrap().is_empty());
         let checks = world.skep.checks(&bot).await.unwrap();

@@ -14,14 +14,12 @@ use super::work::Work;
 use crate::Code;
 use crate::bridge::BridgeError;
 use crate::checks::CheckType;
+use crate::error::stages::{PULL, RESTORE, START};
 use crate::error::{Error, Result};
 use crate::files::{self, Links, WorkspacePath};
 use crate::operations::{CompletedWorkspace, EventBody, Outcome};
 use crate::settings::ImagePullPolicy;
 
-/// Stages of a create, as its error event names them.
-const PULL: &str = "image pull failed";
-const START: &str = "container start failed";
 /// Note: whether the bot had a layer or a container before this create.
 pub(super) const HAD_LAYER: &str = "had_layer";
 /// Note: the limits of a workspace whose layer was gone.
@@ -33,6 +31,14 @@ const OTHER_ENV: &str = "the workspace keeps the env it has, which is another th
 impl Work {
     /// The work of `create`.
     pub(crate) async fn create(&self, plan: &CreatePlan) -> Result<Outcome> {
+        self.create_in_stages(plan).await.map_err(|error| match error {
+            // It was no stage's fault.
+            Error::OperationCancelled(_) => error,
+            error => error.at(START),
+        })
+    }
+
+    async fn create_in_stages(&self, plan: &CreatePlan) -> Result<Outcome> {
         // What nobody recorded, a container or a layer alone, is a workspace that exists, unless this very create made it.
         if self.row().await?.is_none() && self.noted(HAD_LAYER).is_none() {
             self.step("adopt", self.adopt_what_is_there()).await?;
@@ -47,7 +53,7 @@ impl Work {
                 self.make(plan).await?
             }
         };
-        self.release_put_back().await?;
+        self.release_put_back().await.map_err(|error| error.at(RESTORE))?;
         self.show_set_up().await?;
         self.bot_is_ready().await?;
         Ok(Outcome::Workspace(self.completed(plan, &row).await?))
@@ -125,7 +131,7 @@ impl Work {
             self.step("limits", self.set_limits(asked)).await?;
         }
         let row = self.row().await?.ok_or(Error::ContainerNotFound)?;
-        self.bring_up(&row).await.map_err(|error| error.at(START))?;
+        self.bring_up(&row).await?;
         Ok(row)
     }
 
@@ -142,18 +148,15 @@ impl Work {
             .map_err(|error| error.at(PULL))?;
         self.tell(EventBody::Creating).await?;
         let spec = self.spec(&image, plan).await?;
-        let made = self
-            .step("create", self.create_from_image(&spec))
-            .await
-            .map_err(|error| error.at(START))?;
+        let made = self.step("create", self.create_from_image(&spec)).await?;
         let is_ours = self.noted(HAD_LAYER).and_then(|had| had.as_bool()) == Some(false);
         if is_ours {
             self.put_preserved_back(plan).await?;
         }
         let limits = self.limits(plan);
-        let applied = self.start_and_answer(&limits).await.map_err(|error| error.at(START))?;
+        let applied = self.start_and_answer(&limits).await?;
         if is_ours {
-            self.has_data_directory().await.map_err(|error| error.at(START))?;
+            self.has_data_directory().await?;
         }
         // From here on it is a workspace that others may use: whoever cancels it comes too late.
         self.skep().lanes().settle(self.pending());

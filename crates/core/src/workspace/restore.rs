@@ -13,14 +13,12 @@ use super::request::{CreatePlan, PreservedData, RestoreRequest};
 use super::work::Work;
 use crate::backups::{Identity, Slot, Verified};
 use crate::checks::CheckType;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, stages};
 use crate::operations::{EventBody, Outcome};
 use crate::skep::Skep;
 use crate::transfer::chunks_of;
 
-/// The stage of a create, as its error event names it.
-const STAGE: &str = "restore preserved data failed";
-/// The stage after it, when what was put back stays where it was kept.
+/// What was put back stays where it was kept.
 const STILL_KEPT: &str = "the preserved data was put back, but could not be removed from where it was kept";
 /// How often that is tried, and how long after another.
 const RELEASE_TRIES: u32 = 3;
@@ -140,7 +138,7 @@ impl Work {
                 .await?;
             self.note_put_back(&preserved)
         };
-        put.await.map_err(|error: Error| error.at(STAGE))
+        put.await.map_err(|error: Error| error.at(stages::RESTORE))
     }
 
     pub(super) async fn write_preserved(

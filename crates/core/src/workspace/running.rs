@@ -15,6 +15,7 @@ use super::remains::Remains;
 use super::request::StopCause;
 use super::state::{Event, Retry};
 use super::work::Work;
+use crate::Code;
 use crate::error::{Error, Result};
 use crate::operations::Outcome;
 
@@ -200,8 +201,8 @@ impl Work {
 
     /// Of a start, a restart or a create of what is there that came to nothing.
     pub(crate) async fn undo_start(&self, error: &Error) -> Result<()> {
-        match error {
-            Error::OperationCancelled(_) | Error::WorkspaceExists(_) => self.want_as_before().await,
+        match error.code() {
+            Code::OperationCancelled | Code::WorkspaceExists => self.want_as_before().await,
             _ => self.note_not_running(error).await.map(drop),
         }
     }
@@ -409,8 +410,10 @@ impl Work {
     /// goes on running: its network or its bridge may be back in a moment. What cannot be known while the runtime or the
     /// store is away is left as it is, for reconcile, and has no answer.
     pub(crate) async fn note_not_running(&self, error: &Error) -> Result<Option<Retry>> {
-        use crate::Code::{OperationCancelled, RuntimeUnavailable, StoreUnavailable};
-        if matches!(error.code(), OperationCancelled | RuntimeUnavailable | StoreUnavailable) {
+        if matches!(
+            error.code(),
+            Code::OperationCancelled | Code::RuntimeUnavailable | Code::StoreUnavailable
+        ) {
             return Ok(None);
         }
         if self.noted(STARTED).is_none() && self.has_run_before().await? {
@@ -471,7 +474,6 @@ fn not_started(error: RuntimeError) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Code;
 
     #[test]
     fn a_task_that_cannot_be_made_is_a_start_that_failed() {
