@@ -171,6 +171,45 @@ async fn a_pull_shows_every_layer_from_its_start_to_its_end() {
 }
 
 #[tokio::test]
+async fn the_image_of_a_lost_workspace_is_had_before_it_is_made_and_told_by_a_create_alone() {
+    let world = World::new().await;
+    let bot = world.bot().await;
+    let image: ImageReference = "registry.test/lost:1".parse().unwrap();
+    let layer = FakeLayer {
+        size_bytes: 1000,
+        takes: Duration::ZERO,
+    };
+    world.runtime.offer_image(&image, vec![layer]);
+    let create = world
+        .skep
+        .create_workspace(&bot, of_image(image.as_str()), &admin())
+        .await;
+    create.unwrap().outcome().await.unwrap();
+    let lose = async || {
+        world.stop(&bot).await.unwrap();
+        world.runtime.remove(&bot).await.unwrap();
+        world.runtime.remove_image(&image).await.unwrap();
+    };
+    lose().await;
+    let refused = RuntimeError::Registry {
+        reason: "it is closed".to_owned(),
+    };
+    world.runtime.faults().fail_next(Verb::Pull, refused);
+    let events = all(&world.create(&bot).await).await;
+    let (code, message) = failure(&events);
+    assert_eq!(
+        (code.as_str(), message.as_str()),
+        ("image_pull_failed", "image pull failed: it is closed")
+    );
+    assert_eq!(kinds(&events), ["pulling", "error"]);
+    let events = all(&world.create(&bot).await).await;
+    assert_eq!(kinds(&events), ["pulling", "pull_progress", "creating", "complete"]);
+    lose().await;
+    let start = world.skep.start_workspace(&bot, &admin()).await.unwrap();
+    assert_eq!(kinds(&all(&start).await), ["step", "complete"]);
+}
+
+#[tokio::test]
 async fn an_image_that_nobody_has_is_told_with_its_stage() {
     let world = World::new().await;
     let bot = world.bot().await;

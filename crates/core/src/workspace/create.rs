@@ -28,6 +28,15 @@ const LIMITS: &str = "limits";
 const OTHER_ENV: &str = "the workspace keeps the env it has, which is another than this; delete it with \
                          preserve_data=true, then create it anew";
 
+/// Whether the progress of a pull is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PullProgress {
+    /// As events of a create, before its `creating`.
+    Told,
+    /// Other operations have no events of a pull.
+    Untold,
+}
+
 impl Work {
     /// The work of `create`.
     pub(crate) async fn create(&self, plan: &CreatePlan) -> Result<Outcome> {
@@ -124,6 +133,12 @@ impl Work {
             image: row.image.clone(),
         })
         .await?;
+        if self.runtime().inspect(self.bot()).await?.is_none() {
+            let image = parse_image(&row.image)?;
+            self.step("pull", self.have_image_again(&image, PullProgress::Told))
+                .await
+                .map_err(|error| error.at(PULL))?;
+        }
         self.tell(EventBody::Creating).await?;
         self.begin_to_want(Desired::Running).await?;
         if let Some(asked) = plan.limits {
@@ -143,7 +158,7 @@ impl Work {
         let image = parse_image(&plan.image)?;
         self.note_layer().await?;
         let record = self
-            .step("pull", self.have_image(&image))
+            .step("pull", self.have_image(&image, PullProgress::Told))
             .await
             .map_err(|error| error.at(PULL))?;
         self.tell(EventBody::Creating).await?;
@@ -209,8 +224,8 @@ impl Work {
         })
     }
 
-    /// The image, fetched when the policy says so; progress is told as it goes.
-    pub(crate) async fn have_image(&self, image: &ImageReference) -> Result<ImageRecord> {
+    /// The image, fetched when the policy says so.
+    pub(crate) async fn have_image(&self, image: &ImageReference, progress: PullProgress) -> Result<ImageRecord> {
         let policy = self.skep().settings().image_pull_policy;
         if policy != ImagePullPolicy::Always
             && let Some(record) = self.runtime().complete_image(image).await?
@@ -220,11 +235,14 @@ impl Work {
         if policy == ImagePullPolicy::Never {
             return Err(Error::ImageNotFound(image.to_string()));
         }
+        let is_told = progress == PullProgress::Told;
         let tell = |event| {
-            self.hub().tell(event);
+            if is_told {
+                self.hub().tell(event);
+            }
         };
         let (record, complete) = self.skep().fetch_image(image, tell).await?;
-        if let Some(complete) = complete {
+        if let Some(complete) = complete.filter(|_| is_told) {
             self.tell(complete).await?;
         }
         Ok(record)

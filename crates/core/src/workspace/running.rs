@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use skep_names::container_id_for;
+use skep_names::{ImageReference, container_id_for};
 use skep_runtime::{Instance, InstanceSpec, Limits, RuntimeError, Started, TaskState};
 use skep_store::{ContainerRow, ContainerStatus, Desired, NewContainer};
 use tokio::time::Instant;
 
+use super::create::PullProgress;
 use super::limits::{to_column, to_runtime};
 use super::mend::{Mend, Seen, mend};
 use super::plan::parse_image;
@@ -301,14 +302,7 @@ impl Work {
             ));
         }
         let image = parse_image(&row.image)?;
-        match self.have_image(&image).await {
-            Ok(_) => {}
-            // The layer stands on what is here. Data counts for more than the image's environment.
-            Err(error) if has_layer && !matches!(error, Error::RuntimeUnavailable { .. }) => {
-                tracing::warn!(bot = %self.bot(), error = error.with_causes(), "the image of a kept layer cannot be had");
-            }
-            Err(error) => return Err(error),
-        }
+        self.have_image_again(&image, PullProgress::Untold).await?;
         let spec = InstanceSpec {
             bot: self.bot().clone(),
             image,
@@ -323,6 +317,21 @@ impl Work {
         };
         tracing::warn!(bot = %self.bot(), layer = ?made.layer, "its container was gone and was made again");
         self.lived("recover", &json!({ "layer_kept": has_layer })).await
+    }
+
+    /// The image of a container that is gone.
+    pub(crate) async fn have_image_again(&self, image: &ImageReference, progress: PullProgress) -> Result<()> {
+        let Err(error) = self.have_image(image, progress).await else {
+            return Ok(());
+        };
+        // The layer stands on what is here. Data counts for more than the image's environment.
+        let is_spared =
+            error.code() != Code::RuntimeUnavailable && self.runtime().bots_with_layers().await?.contains(self.bot());
+        if !is_spared {
+            return Err(error);
+        }
+        tracing::warn!(bot = %self.bot(), error = error.with_causes(), "the image of a kept layer cannot be had");
+        Ok(())
     }
 
     /// Puts a container on a layer that has neither container nor row; the layer knows its image.
