@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use harness::{LIMIT, World, admin, until};
-use skep_core::{BotStatus, Code, CreateBot, DeleteData, Desired, WhenStopped, WorkspaceStatus};
+use skep_core::{BotStatus, Code, CreateBot, DeleteData, Desired, OperationHandle, WhenStopped, WorkspaceStatus};
 use skep_names::BotId;
 use skep_runtime::{Runtime, RuntimeError, TaskState};
-use skep_testkit::fake_runtime::Verb;
+use skep_testkit::fake_runtime::{Hold, Verb};
 
 async fn until_running(world: &World, bot: &BotId) {
     until(|| async {
@@ -85,6 +85,54 @@ async fn stopped_stays_stopped_until_somebody_starts_it() {
     assert!(!world.skep.workspace_info(&bot).await.unwrap().task_running);
     assert!(world.skep.usable_bridge(&bot, WhenStopped::Start).await.is_ok());
     assert_eq!(world.read(&bot, "/data/file").await, "kept");
+}
+
+#[tokio::test]
+async fn created_is_shown_of_what_was_never_started_alone() {
+    let world = World::new().await;
+    let bot = world.bot().await;
+    let shown = async || {
+        let state = world.skep.watch_workspace(&bot).await.unwrap().next().await.unwrap();
+        (state.status, state.task_running, state.desired)
+    };
+    // What is shown while the processes of this operation are made.
+    let while_starting = async |operation: OperationHandle, hold: Hold, calls: u64| {
+        until(|| async {
+            match world.runtime.faults().calls(Verb::Start) {
+                begun if begun > calls => Ok(()),
+                _ => Err("not begun".to_owned()),
+            }
+        })
+        .await;
+        let seen = shown().await;
+        drop(hold);
+        operation.outcome().await.unwrap();
+        seen
+    };
+    let begin = || {
+        (
+            world.runtime.faults().hold(Verb::Start),
+            world.runtime.faults().calls(Verb::Start),
+        )
+    };
+    let (hold, calls) = begin();
+    let create = world.create(&bot).await;
+    let (status, running, _) = while_starting(create, hold, calls).await;
+    assert_eq!((status, running), (Some(WorkspaceStatus::Created), false));
+    let running = (Some(WorkspaceStatus::Running), true, Some(Desired::Running));
+    let starting = (Some(WorkspaceStatus::Stopped), false, Some(Desired::Running));
+    assert_eq!(shown().await, running);
+
+    world.stop(&bot).await.unwrap();
+    let (hold, calls) = begin();
+    let start = world.skep.start_workspace(&bot, &admin()).await.unwrap();
+    assert_eq!(while_starting(start, hold, calls).await, starting);
+    assert_eq!(shown().await, running);
+
+    let (hold, calls) = begin();
+    let restart = world.skep.restart_workspace(&bot, None, &admin()).await.unwrap();
+    assert_eq!(while_starting(restart, hold, calls).await, starting);
+    assert_eq!(shown().await, running);
 }
 
 #[tokio::test]

@@ -31,8 +31,8 @@ pub(crate) enum State {
     Stopped,
     /// No process: it was stopped to keep the host from filling up.
     DiskFull,
-    /// Processes may be there, the bridge has not answered.
-    Starting,
+    /// Processes may be there, the bridge has not answered. Until it does, what it was before is shown.
+    Starting(Box<State>),
     /// The bridge answered.
     Running,
     /// Its processes are being ended.
@@ -70,8 +70,9 @@ pub(crate) enum Event {
 pub(crate) fn next(state: &State, event: &Event) -> State {
     match (state, event) {
         (_, Event::Removed) => State::Absent,
-        (State::Running, Event::Begun) => State::Running,
-        (_, Event::Begun) => State::Starting,
+        (State::Running | State::Starting(_), Event::Begun) => state.clone(),
+        (State::Stopping, Event::Begun) => State::Starting(Box::new(State::Stopped)),
+        (_, Event::Begun) => State::Starting(Box::new(state.clone())),
         (
             State::Absent,
             Event::Answered | Event::Ended | Event::DiskFull | Event::Lost | Event::Died { .. } | Event::Ending,
@@ -81,12 +82,12 @@ pub(crate) fn next(state: &State, event: &Event) -> State {
             State::Absent => State::Absent,
             _ => State::Down { why: why.clone() },
         },
-        (State::Starting | State::Running | State::Stopping, Event::Ending) => State::Stopping,
+        (State::Starting(_) | State::Running | State::Stopping, Event::Ending) => State::Stopping,
         (state, Event::Ending) => state.clone(),
         (_, Event::Ended) => State::Stopped,
         (_, Event::DiskFull) => State::DiskFull,
         // A death while it is being stopped is the stop's own doing.
-        (State::Running | State::Starting, Event::Died { why }) => State::Down { why: why.clone() },
+        (State::Running | State::Starting(_), Event::Died { why }) => State::Down { why: why.clone() },
         (state, Event::Died { .. }) => state.clone(),
         (_, Event::Lost) => State::Missing,
     }
@@ -117,7 +118,10 @@ impl State {
             Self::Absent => (None, false, None),
             Self::Stopped => (Some(WorkspaceStatus::Stopped), false, None),
             Self::DiskFull => (Some(WorkspaceStatus::Stopped), false, Some(DISK_FULL.to_owned())),
-            Self::Starting => (Some(WorkspaceStatus::Created), false, None),
+            Self::Starting(before) => match before.shown() {
+                (None, ..) => (Some(WorkspaceStatus::Created), false, None),
+                (status, _, reason) => (status, false, reason),
+            },
             Self::Running | Self::Stopping => (Some(WorkspaceStatus::Running), true, None),
             Self::Down { why } => (Some(WorkspaceStatus::Error), false, Some(why.clone())),
             Self::Missing => (Some(WorkspaceStatus::Missing), false, None),
@@ -219,7 +223,7 @@ mod tests {
                 state = next(&state, event);
                 match event {
                     Event::Removed => prop_assert_eq!(&state, &State::Absent),
-                    Event::Begun => prop_assert!(matches!(state, State::Starting | State::Running)),
+                    Event::Begun => prop_assert!(matches!(state, State::Starting(_) | State::Running)),
                     Event::Answered if before != State::Absent => prop_assert_eq!(&state, &State::Running),
                     Event::Ended if before != State::Absent => prop_assert_eq!(&state, &State::Stopped),
                     Event::DiskFull if before != State::Absent => prop_assert_eq!(&state, &State::DiskFull),
@@ -263,7 +267,29 @@ mod tests {
         let shown = (Some(WorkspaceStatus::Stopped), false, Some(DISK_FULL.to_owned()));
         assert_eq!(state.shown(), shown);
         assert_eq!(State::stopped(Some(DISK_FULL)), state, "also by the next server");
-        assert_eq!(next(&state, &Event::Begun), State::Starting, "and may be started again");
+        let starting = next(&state, &Event::Begun);
+        assert_eq!(starting, State::Starting(Box::new(state)), "and may be started again");
+    }
+
+    #[test]
+    fn until_its_bridge_answers_one_shows_what_it_was() {
+        let down = State::Down { why: "it ended".into() };
+        for (before, status, reason) in [
+            (State::Absent, WorkspaceStatus::Created, None),
+            (State::Stopped, WorkspaceStatus::Stopped, None),
+            (State::Stopping, WorkspaceStatus::Stopped, None),
+            (State::DiskFull, WorkspaceStatus::Stopped, Some(DISK_FULL)),
+            (down, WorkspaceStatus::Error, Some("it ended")),
+            (State::Missing, WorkspaceStatus::Missing, None),
+        ] {
+            let mut starting = next(&before, &Event::Begun);
+            for _ in 0..2 {
+                let shown = (Some(status), false, reason.map(str::to_owned));
+                assert_eq!(starting.shown(), shown, "{before:?}");
+                starting = next(&starting, &Event::Begun);
+            }
+            assert_eq!(next(&starting, &Event::Answered), State::Running);
+        }
     }
 
     #[test]
