@@ -49,9 +49,20 @@ impl Skep {
         )))
     }
 
-    /// Every stored image.
+    /// Every stored image. One is in use also by a workspace whose container is lost.
     pub async fn images(&self) -> Result<Vec<ImageRecord>> {
-        Ok(self.runtime().images().await?)
+        let mut stored = self.runtime().images().await?;
+        let used = self.images_of_workspaces().await?;
+        for record in &mut stored {
+            record.in_use |= used.contains(&record.name);
+        }
+        Ok(stored)
+    }
+
+    /// Of those that are recorded. What is no reference is no stored image's name either.
+    async fn images_of_workspaces(&self) -> Result<Vec<ImageReference>> {
+        let rows = self.store().containers().await?;
+        Ok(rows.iter().filter_map(|row| row.image.parse().ok()).collect())
     }
 
     /// Fetches an image; the events are those of a create: `Pulling`, `PullProgress`*, then `Complete` or `Error`.
@@ -150,9 +161,7 @@ impl Skep {
     /// fetched. A workspace whose container is lost uses its image all the same. Returns what went.
     pub async fn prune_images(&self) -> Result<Vec<ImageRecord>> {
         let mut kept = vec![self.settings().default_image.clone()];
-        let rows = self.store().containers().await?;
-        // What is no reference is no stored image's name either.
-        kept.extend(rows.iter().filter_map(|row| row.image.parse().ok()));
+        kept.extend(self.images_of_workspaces().await?);
         Ok(self.runtime().prune_images(&kept).await?)
     }
 }

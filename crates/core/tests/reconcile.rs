@@ -229,6 +229,9 @@ async fn the_image_of_a_workspace_whose_container_is_lost_is_neither_pruned_nor_
     created.outcome().await.unwrap();
     world.stop(&bot).await.unwrap();
     world.runtime.forget_container(&bot);
+    let listed = world.skep.images().await.unwrap();
+    let shown = listed.iter().find(|image| image.name.as_str() == FAKE_IMAGE);
+    assert!(shown.is_some_and(|image| image.in_use), "{listed:?}");
     assert!(world.skep.prune_images().await.unwrap().is_empty());
     let refused = world.skep.remove_image(FAKE_IMAGE).await.unwrap_err();
     assert_eq!(refused.code(), Code::Conflict);
