@@ -98,7 +98,7 @@ impl Fetcher<'_> {
                 Ok(None) => break,
                 Err(error) => {
                     // What came before the cut is kept.
-                    self.flush(layer, ingest, &mut buffer).await?;
+                    flush(ingest, &mut buffer).await?;
                     let host = shown(answer.url());
                     return Err(Failure::passing(format!(
                         "the connection to registry {host} was cut: {}",
@@ -121,28 +121,24 @@ impl Fetcher<'_> {
                 buffer.extend_from_slice(now);
                 part = later;
                 if buffer.len() == CHUNK {
-                    self.flush(layer, ingest, &mut buffer).await?;
+                    flush(ingest, &mut buffer).await?;
                 }
             }
+            // Sooner than it is written: a slow registry takes long to fill a whole chunk.
+            self.tracker
+                .offset(&layer.digest, ingest.offset() + buffer.len() as u64);
         }
-        self.flush(layer, ingest, &mut buffer).await?;
+        flush(ingest, &mut buffer).await?;
         if ingest.offset() < layer.size {
             return Err(Failure::passing(format!("layer {} ended early", layer.digest)));
         }
         Ok(())
     }
+}
 
-    async fn flush(
-        &self,
-        layer: &Descriptor,
-        ingest: &mut Ingest,
-        buffer: &mut Vec<u8>,
-    ) -> std::result::Result<(), Failure> {
-        let full = std::mem::replace(buffer, Vec::with_capacity(CHUNK));
-        ingest.write(full).await.map_err(Failure::Final)?;
-        self.tracker.offset(&layer.digest, ingest.offset());
-        Ok(())
-    }
+async fn flush(ingest: &mut Ingest, buffer: &mut Vec<u8>) -> std::result::Result<(), Failure> {
+    let full = std::mem::replace(buffer, Vec::with_capacity(CHUNK));
+    ingest.write(full).await.map_err(Failure::Final)
 }
 
 fn expected(layer: &Descriptor) -> Expected {

@@ -1,6 +1,7 @@
 //! Pulls that go well: every kind of image, anonymous and signed in.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use skep_runtime::PullCredentials;
 use skep_testkit::images::{
@@ -8,7 +9,8 @@ use skep_testkit::images::{
 };
 use skep_testkit::registry::{PASSWORD, Registry, USERNAME};
 
-use crate::setting::{Setting, Watcher, named, plain};
+use crate::cutting_proxy::CuttingProxy;
+use crate::setting::{Setting, Watcher, named, plain, plain_hosts};
 
 /// Three layers with all that layers can say of those below: whiteouts and opaque directories too.
 fn speaking_image(format: ImageFormat, compression: Compression) -> Image {
@@ -269,4 +271,37 @@ async fn a_moved_tag_is_followed_and_the_old_content_collected() {
     let by_digest = format!("{}/test/moved@{}", registry.host(), old.manifest.digest);
     setting.pull(&by_digest).await.unwrap();
     assert_eq!(setting.tree(&by_digest).await["version"], "old");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_little_that_a_slow_registry_has_sent_is_told() {
+    const SENT: u64 = 300_000;
+    let registry = Registry::start();
+    // Less than is written at once.
+    let image = random_image(1, 600_000);
+    let reference = image.push(&registry, "test/slow", "latest").await;
+    let proxy = CuttingProxy::start_holding(registry.address(), SENT).await;
+    let setting = Setting::with(plain_hosts(&[&proxy.host()])).await;
+    let reference = named(&reference.replace(&registry.host(), &proxy.host()));
+    let watcher = Watcher::new();
+    let told = async {
+        let end = Instant::now() + Duration::from_secs(20);
+        loop {
+            let offset = watcher.layers.lock().unwrap().get(1).map(|layer| layer.offset);
+            // The line has carried more than this layer.
+            if offset.is_some_and(|offset| offset > SENT - 100_000) {
+                break offset;
+            }
+            assert!(Instant::now() < end, "told is {offset:?}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let (pulled, told) = tokio::join!(setting.store.pull(&reference, watcher.clone()), async {
+        let told = told.await;
+        proxy.mend();
+        told
+    });
+    pulled.unwrap();
+    assert!(told <= Some(SENT), "{told:?}");
+    watcher.assert_ended_at(&layers_of(&image));
 }
