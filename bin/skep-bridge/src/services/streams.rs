@@ -170,7 +170,11 @@ pub(crate) async fn write_pieces(
     if let Err(status) = fill(&mut unfinished, &path, pieces, &told).await {
         // Before the caller hears of it: what failed has left nothing behind.
         if let Some(file) = unfinished.0.take() {
-            blocking(move || Ok(drop(file))).await?;
+            blocking(move || {
+                drop(file);
+                Ok(())
+            })
+            .await?;
         }
         return Err(status);
     }
