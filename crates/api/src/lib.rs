@@ -40,7 +40,7 @@ pub use fs::{
     FileContent, FileDone, FileEvent, FileInfo, FileList, PackRequest, PathRequest, RenameFileRequest, SearchMatch,
     SearchResults, UploadedFile, UploadedFiles, WriteFileRequest,
 };
-pub use health::{Health, Ping, Probe, ProbeStatus, Readiness};
+pub use health::{Health, NotReady, Ping, Probe, ProbeStatus, Readiness};
 pub use image::{GpuDevice, GpuList, Image, ImageList, ImportedImages, PruneResponse, PullRequest};
 pub use metrics::{
     CpuMetrics, IoMetrics, MemoryMetrics, Metrics, MetricsResponse, MetricsStatus, NetworkMetrics, StorageMetrics,

@@ -316,8 +316,8 @@ pub(crate) mod stages {
     pub(crate) const ALL: [&str; 4] = [PULL, START, NETWORK, RESTORE];
 }
 
-/// What was tried, up to the first path of the host in it. Whatever follows goes too: a path may have spaces.
-fn without_host_paths(operation: &str) -> Cow<'_, str> {
+/// A sentence up to the first path of the host in it, for an `…`. Whatever follows goes too: a path may have spaces.
+pub fn without_host_paths(operation: &str) -> Cow<'_, str> {
     let is_begin = |before: Option<char>| before.is_none_or(|letter| !letter.is_alphanumeric());
     let path = operation
         .match_indices('/')

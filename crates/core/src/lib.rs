@@ -29,7 +29,7 @@ pub use backups::{Backup, OpenedBackup};
 pub use bots::{Bot, BotChange, BotList, CreateBot, DeletedBot};
 pub use checks::{CheckItem, CheckState, CheckStatus, CheckType};
 pub use devices::OfferedDevice;
-pub use error::{Cause, Code, Error, Result};
+pub use error::{Cause, Code, Error, Result, without_host_paths};
 pub use operations::{
     CompletedWorkspace, EventBody, Imported, Layer, LimitsReport, Operation, OperationEvent, OperationHandle,
     OperationKind, Outcome, TakenSnapshot,

@@ -133,7 +133,7 @@ impl Skep {
         }
     }
 
-    /// Probes store, runtime and network now.
+    /// Probes store, runtime and network now. Details are for the log: they may have paths of the host.
     pub async fn readiness(&self) -> Readiness {
         let store = match self.inner.store.check().await {
             Ok(()) => Check {

@@ -63,7 +63,7 @@ impl Client {
         })
     }
 
-    /// What the server says of itself: the one answer whose 503 has the same form as its 200.
+    /// What the server says of itself: the one answer whose 503 has the fields of its 200.
     pub(crate) async fn readiness(&self) -> Result<Value> {
         let answer = self
             .request(Method::GET, "/ready")

@@ -13,7 +13,7 @@ use axum::body::Body;
 use axum::http::header::{ALLOW, CONTENT_RANGE, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use axum::http::{HeaderName, StatusCode};
 use axum::response::{IntoResponse, Response};
-use skep_api::{ErrorBody, ErrorCode, StreamEvent};
+use skep_api::{ErrorBody, ErrorCode, NotReady, Readiness, StreamEvent};
 use skep_store::StoreError;
 
 /// What a handler returns.
@@ -30,6 +30,7 @@ pub struct ApiError {
     message: Cow<'static, str>,
     retry_after_seconds: Option<u64>,
     operation_id: Option<String>,
+    readiness: Option<Box<Readiness>>,
     source: Option<Arc<dyn Error + Send + Sync>>,
 }
 
@@ -43,6 +44,7 @@ impl ApiError {
             message: message.into(),
             retry_after_seconds: retry_of(code),
             operation_id: None,
+            readiness: None,
             source: None,
         }
     }
@@ -115,6 +117,13 @@ impl ApiError {
         self
     }
 
+    /// The checks that it comes from, told beside it.
+    #[must_use]
+    pub fn with_readiness(mut self, readiness: Readiness) -> Self {
+        self.readiness = Some(Box::new(readiness));
+        self
+    }
+
     /// Its code.
     pub fn code(&self) -> ErrorCode {
         self.code
@@ -144,12 +153,16 @@ impl ApiError {
         }
     }
 
-    fn body(&self, request_id: &str) -> ErrorBody {
-        ErrorBody {
+    fn body(&self, request_id: &str) -> serde_json::Result<Vec<u8>> {
+        let error = ErrorBody {
             message: self.message.clone().into_owned(),
             code: self.code,
             request_id: request_id.to_owned(),
             operation_id: self.operation_id.clone(),
+        };
+        match self.readiness.as_deref().cloned() {
+            Some(readiness) => serde_json::to_vec(&NotReady { error, readiness }),
+            None => serde_json::to_vec(&error),
         }
     }
 }
@@ -205,11 +218,10 @@ pub(crate) fn finish(mut response: Response, request_id: &str) -> Response {
     }
     let error = match response.extensions_mut().remove::<ApiError>() {
         Some(error) => error,
-        None if response.extensions().get::<KeepBody>().is_some() => return response,
         None => from_library(response.status()),
     };
     error.log(request_id);
-    let body = serde_json::to_vec(&error.body(request_id)).unwrap_or_default();
+    let body = error.body(request_id).unwrap_or_default();
     let mut finished = Response::new(Body::from(body));
     *finished.status_mut() = error.status;
     for name in [
@@ -232,10 +244,6 @@ pub(crate) fn finish(mut response: Response, request_id: &str) -> Response {
         .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     finished
 }
-
-/// Marks an answer of 400 or more whose body is its own: the checks of `/ready`.
-#[derive(Debug, Clone, Copy)]
-pub struct KeepBody;
 
 /// A refused upgrade has its own headers that must stay (`Sec-WebSocket-Version`).
 fn is_websocket_refusal(response: &Response) -> bool {

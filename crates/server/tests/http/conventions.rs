@@ -209,7 +209,17 @@ async fn health_is_answered_to_get_and_head_and_readiness_names_its_checks() {
     );
     server.runtime().go_away();
     let ready = server.call_as("", "GET", "/ready").send().await;
-    assert_eq!(ready.expect_status(503).json()["ready"], false);
+    ready.expect_error(503, "runtime_unavailable");
+    assert!(
+        ready.header("retry-after").parse::<u64>().is_ok(),
+        "{:?}",
+        ready.headers
+    );
+    let told = ready.json();
+    assert_eq!(
+        (&told["ready"], &told["checks"][1]["status"]),
+        (&json!(false), &json!("error"))
+    );
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::json;
-use skep_runtime::RuntimeError;
+use skep_runtime::{CheckStatus, RuntimeError};
 use skep_testkit::fake_runtime::Verb;
 use skep_testkit::server::TestServer;
 
@@ -115,4 +115,20 @@ async fn no_answer_event_operation_or_check_names_a_path_of_the_host_and_the_log
     let message = images.send().await.expect_error(500, "internal");
     assert_eq!(message, "mounting … failed");
     assert!(log.has_line(&["mine-images", "/secret/socket", "/secret/cause"]));
+}
+
+#[tokio::test]
+async fn readiness_names_no_path_of_the_host_and_the_log_does() {
+    let (log, _guard) = Log::of_this_thread();
+    let server = TestServer::start().await;
+    let detail = "there is no CNI plugin \"bridge\" in /secret/cni:/secret/more cni";
+    for (status, expected) in [(CheckStatus::Warn, 200), (CheckStatus::Error, 503)] {
+        server.runtime().faults().set_check(status, detail);
+        let ready = server.call_as("", "GET", "/ready").header("x-request-id", "mine-ready");
+        let ready = ready.send().await;
+        let told = ready.expect_status(expected).json();
+        assert_eq!(told["checks"][1]["detail"], "there is no CNI plugin \"bridge\" in …");
+        assert!(!ready.text().contains("secret"), "{}", ready.text());
+    }
+    assert!(log.has_line(&["mine-ready", "/secret/more cni"]));
 }

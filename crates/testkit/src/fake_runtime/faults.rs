@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use skep_runtime::{Result, RuntimeError};
+use skep_runtime::{CheckStatus, Result, RuntimeError};
 use tokio::sync::watch;
 
 /// The verbs of the runtime that can be made to fail, by name.
@@ -67,6 +67,7 @@ struct State {
     failures: HashMap<Verb, VecDeque<RuntimeError>>,
     delays: HashMap<Verb, Duration>,
     holds: HashMap<Verb, watch::Receiver<()>>,
+    check: Option<(CheckStatus, String)>,
 }
 
 /// Shared by a fake runtime and the test that drives it.
@@ -118,6 +119,15 @@ impl Faults {
     /// How often `verb` was called, failed calls included.
     pub fn calls(&self, verb: Verb) -> u64 {
         self.lock().calls.get(&verb).copied().unwrap_or(0)
+    }
+
+    /// From now on the runtime's own check says this while the daemon answers.
+    pub fn set_check(&self, status: CheckStatus, detail: &str) {
+        self.lock().check = Some((status, detail.to_owned()));
+    }
+
+    pub(super) fn check(&self) -> Option<(CheckStatus, String)> {
+        self.lock().check.clone()
     }
 
     /// Counts the call, waits as told and fails as told.

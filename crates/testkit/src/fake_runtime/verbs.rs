@@ -42,11 +42,11 @@ impl Runtime for FakeRuntime {
 
     async fn checks(&self) -> Vec<Check> {
         let (status, detail) = if self.faults().is_unavailable() {
-            (CheckStatus::Error, "the fake runtime is away")
+            (CheckStatus::Error, "the fake runtime is away".to_owned())
         } else {
-            (CheckStatus::Ok, "the fake runtime answers")
+            let fine = || (CheckStatus::Ok, "the fake runtime answers".to_owned());
+            self.faults().check().unwrap_or_else(fine)
         };
-        let detail = detail.to_owned();
         vec![Check {
             name: "runtime",
             status,

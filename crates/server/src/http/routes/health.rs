@@ -3,14 +3,14 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
-use skep_api::{Health, Ping, Probe, ProbeStatus, Readiness};
-use skep_runtime::CheckStatus;
+use skep_api::{ErrorCode, Health, NotReady, Ping, Probe, ProbeStatus, Readiness};
+use skep_core::without_host_paths;
+use skep_runtime::{Check, CheckStatus};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::app::App;
-use crate::http::error::KeepBody;
+use crate::http::error::{ApiError, ApiResult};
 
 /// `/ping`, `/health`, `/ready`
 pub fn router() -> OpenApiRouter<App> {
@@ -49,29 +49,36 @@ async fn health_head() -> StatusCode {
 
 /// Store, runtime and network work; 503 when one does not.
 #[utoipa::path(get, path = "/ready", tag = "health", security(()),
-    responses((status = 200, body = Readiness), (status = 503, body = Readiness, description = "A check fails")))]
-async fn ready(State(app): State<App>) -> Response {
-    let readiness = app.core().readiness().await;
-    let ready = readiness.is_ready();
-    let checks = readiness
-        .checks
-        .into_iter()
-        .map(|check| Probe {
-            name: check.name.to_owned(),
-            status: match check.status {
-                CheckStatus::Ok => ProbeStatus::Ok,
-                CheckStatus::Warn => ProbeStatus::Warn,
-                CheckStatus::Error => ProbeStatus::Error,
-            },
-            detail: check.detail,
-        })
-        .collect();
-    let status = if ready {
-        StatusCode::OK
-    } else {
-        StatusCode::SERVICE_UNAVAILABLE
+    responses((status = 200, body = Readiness), (status = 503, body = NotReady, description = "A check fails")))]
+async fn ready(State(app): State<App>) -> ApiResult<Json<Readiness>> {
+    let found = app.core().readiness().await;
+    let readiness = Readiness {
+        ready: found.is_ready(),
+        checks: found.checks.iter().map(probe).collect(),
     };
-    let mut response = (status, Json(Readiness { ready, checks })).into_response();
-    response.extensions_mut().insert(KeepBody);
-    response
+    if readiness.ready {
+        return Ok(Json(readiness));
+    }
+    let failed = || found.checks.iter().filter(|check| check.status == CheckStatus::Error);
+    let names: Vec<_> = failed().map(|check| check.name).collect();
+    let details: Vec<_> = failed().map(|check| check.detail.as_str()).collect();
+    let code = match names.contains(&"store") {
+        true => ErrorCode::StoreUnavailable,
+        false => ErrorCode::RuntimeUnavailable,
+    };
+    Err(ApiError::new(code, format!("not ready: {}", names.join(", ")))
+        .caused_by(details.join("; "))
+        .with_readiness(readiness))
+}
+
+fn probe(check: &Check) -> Probe {
+    Probe {
+        name: check.name.to_owned(),
+        status: match check.status {
+            CheckStatus::Ok => ProbeStatus::Ok,
+            CheckStatus::Warn => ProbeStatus::Warn,
+            CheckStatus::Error => ProbeStatus::Error,
+        },
+        detail: without_host_paths(&check.detail).into_owned(),
+    }
 }
