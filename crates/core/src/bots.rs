@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use serde_json::{Map, Value};
 use skep_names::BotId;
 use skep_runtime::failpoint;
-use skep_store::{BotRow, BotStatus, BotUpdate, BotVisibility, NewBot};
+use skep_store::{BotRow, BotStatus, BotUpdate, BotVisibility, KnownIssues, NewBot};
 
 use crate::backups::Backup;
 use crate::checks::{CheckState, CheckType};
@@ -24,7 +24,7 @@ const FIELD_BYTES: usize = 4096;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Bot {
     pub row: BotRow,
-    /// From what is known without asking anybody; [`Skep::checks`] asks.
+    /// From what is known without asking anybody, and what [`Skep::checks`] found, which asks.
     pub check_state: CheckState,
     pub check_issue_count: u32,
 }
@@ -202,7 +202,7 @@ impl Skep {
     /// [`Error::BotNotFound`].
     pub async fn bot(&self, id: &BotId) -> Result<Bot> {
         let row = self.store().bot(id).await?.ok_or(Error::BotNotFound)?;
-        let issues = self.store().issue_counts().await?;
+        let issues = self.store().known_issues().await?;
         Ok(self.shown(row, &issues))
     }
 
@@ -216,7 +216,7 @@ impl Skep {
             .map(|seq| seq.ok_or_else(|| Error::InvalidArgument("the cursor is not one of ours".to_owned())))
             .transpose()?;
         let page = self.store().bots(visible, before, limit.clamp(1, 1000)).await?;
-        let issues = self.store().issue_counts().await?;
+        let issues = self.store().known_issues().await?;
         Ok(BotList {
             bots: page.bots.into_iter().map(|row| self.shown(row, &issues)).collect(),
             next_cursor: page.next_before.map(|seq| seq.to_string()),
@@ -302,10 +302,13 @@ impl Skep {
         })
     }
 
-    fn shown(&self, row: BotRow, issues: &HashMap<String, u32>) -> Bot {
-        let count = issues.get(row.id.as_str()).copied().unwrap_or(0);
+    fn shown(&self, row: BotRow, issues: &HashMap<String, KnownIssues>) -> Bot {
+        let known = issues.get(row.id.as_str()).copied().unwrap_or_default();
+        let is_task_wrong = known.is_task_wrong || self.observations().is_missing(&row.id);
+        let is_data_path_wrong = self.observations().is_data_path_broken(&row.id);
+        let count = known.faults + u32::from(is_task_wrong) + u32::from(is_data_path_wrong);
         Bot {
-            check_state: CheckState::of_known(&row, count),
+            check_state: CheckState::of(count),
             check_issue_count: count,
             row,
         }

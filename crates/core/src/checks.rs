@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use skep_names::{BotId, DATA_DIRECTORY_INSIDE};
 use skep_runtime::TaskState;
-use skep_store::{BotRow, BotStatus, ContainerRow, Desired, FaultRow};
+use skep_store::{BotStatus, ContainerRow, Desired, FaultRow};
 use tokio::time::timeout;
 
 use crate::bridge::{BridgeError, BridgeResult, SMALL_WITHIN};
@@ -68,42 +68,26 @@ impl CheckStatus {
 /// All checks of a bot in one word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum CheckState {
-    /// None is `warn` or `error`.
+    /// None is `warn` or `error`. All of them are never `unknown`: whether a removal failed is always known.
     Ok,
     /// One is.
     Issue,
-    /// All are `unknown`.
-    Unknown,
 }
 
 impl CheckState {
-    /// `ok`, `issue` or `unknown`.
+    /// `ok` or `issue`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Ok => "ok",
             Self::Issue => "issue",
-            Self::Unknown => "unknown",
         }
     }
 
-    /// The state that checks add up to.
-    pub fn of(checks: &[CheckItem]) -> Self {
-        let any = |status| checks.iter().any(|check| check.status == status);
-        if any(CheckStatus::Warn) || any(CheckStatus::Error) {
-            Self::Issue
-        } else if checks.iter().all(|check| check.status == CheckStatus::Unknown) {
-            Self::Unknown
-        } else {
-            Self::Ok
-        }
-    }
-
-    /// Without asking anybody: what the store knows to be wrong are issues, a bot that is being made is not known yet.
-    pub(crate) fn of_known(bot: &BotRow, issues: u32) -> Self {
-        match (bot.status, issues) {
-            (_, 1..) => Self::Issue,
-            (BotStatus::Creating, 0) => Self::Unknown,
-            (BotStatus::Ready | BotStatus::Deleting, 0) => Self::Ok,
+    /// The state that checks add up to of which so many are `warn` or `error`.
+    pub(crate) fn of(issues: u32) -> Self {
+        match issues {
+            0 => Self::Ok,
+            1.. => Self::Issue,
         }
     }
 }
@@ -211,6 +195,7 @@ impl Skep {
     /// # Errors
     /// [`Error::BotNotFound`], [`Error::StoreUnavailable`].
     pub async fn checks(&self, bot: &BotId) -> Result<Vec<CheckItem>> {
+        let looked = self.observations().moment();
         let bot_row = self.store().bot(bot).await?.ok_or(Error::BotNotFound)?;
         let row = self.store().container(bot).await?;
         let faults = self.store().faults(bot).await?;
@@ -221,11 +206,14 @@ impl Skep {
             (None, BotStatus::Creating) => (CheckStatus::Unknown, "the workspace is being set up"),
             (None, _) => (CheckStatus::Unknown, NO_WORKSPACE),
         };
+        let data_path = self.check_data_path(bot, row.as_ref(), &task).await;
+        let is_broken = data_path.status == CheckStatus::Error;
+        self.observations().data_path(bot, looked, is_broken);
         let mut checks = vec![
             of_set_up(&faults, init),
             of_record(row.as_ref(), &task),
             of_task(row.as_ref(), &task, &faults),
-            self.check_data_path(bot, row.as_ref(), &task).await,
+            data_path,
         ];
         let removal = (CheckStatus::Ok, "no removal has failed");
         checks.push(of_fault(
@@ -296,27 +284,5 @@ async fn soon<T>(what: &str, step: impl Future<Output = BridgeResult<T>>) -> Bri
     match timeout(SMALL_WITHIN, step).await {
         Ok(done) => done,
         Err(_) => Err(BridgeError::late(what)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn checks_add_up() {
-        use CheckStatus::{Error, Ok, Unknown, Warn};
-        for (statuses, expected) in [
-            (vec![Ok, Unknown], CheckState::Ok),
-            (vec![Ok, Warn], CheckState::Issue),
-            (vec![Unknown, Error], CheckState::Issue),
-            (vec![Unknown, Unknown], CheckState::Unknown),
-        ] {
-            let checks: Vec<_> = statuses
-                .iter()
-                .map(|status| CheckItem::new(CheckType::ContainerTask, *status, ""))
-                .collect();
-            assert_eq!(CheckState::of(&checks), expected, "{statuses:?}");
-        }
     }
 }

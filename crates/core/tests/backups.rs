@@ -327,6 +327,13 @@ async fn a_workspace_whose_layer_is_gone_stays_missing_until_a_create_decides() 
         }
     })
     .await;
+    until(|| async {
+        match world.skep.bot(&bot).await {
+            Ok(bot) if (bot.check_state.as_str(), bot.check_issue_count) == ("issue", 1) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
     assert_eq!(world.start(&bot).await.unwrap_err().code(), Code::Conflict);
     assert_eq!(world.runtime.bots_with_layers().await.unwrap(), []);
     let completed = create_with(&world, &bot, None).await;

@@ -373,11 +373,17 @@ async fn stopped_for_space_stays_so_and_keeps_its_reason_over_servers_and_snapsh
         task.unwrap().status
     };
     assert_eq!(task().await, CheckStatus::Warn);
+    let state = async || {
+        let bot = world.skep.bot(&bot).await.unwrap();
+        (bot.check_state.as_str(), bot.check_issue_count)
+    };
+    assert_eq!(state().await, ("issue", 1));
     // Who asks for a stop himself is told of no other reason.
     world.stop(&bot).await.unwrap();
     let info = world.skep.workspace_info(&bot).await.unwrap();
     assert_eq!((info.status, info.reason), (WorkspaceStatus::Stopped, None));
     assert_eq!(task().await, CheckStatus::Ok);
+    assert_eq!(state().await, ("ok", 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -20,6 +20,16 @@ pub struct FaultRow {
     pub at: DateTime<Utc>,
 }
 
+/// How much is known to be wrong with a bot.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct KnownIssues {
+    /// Its kept failures, those of the task aside.
+    pub faults: u32,
+    /// Its workspace should run and could not be kept running, or was stopped when nobody asked for it, or a failure of
+    /// its task is kept.
+    pub is_task_wrong: bool,
+}
+
 impl Store {
     /// Keeps a failure in the place of the one before it of the same check. A bot that is gone keeps none.
     pub async fn put_fault(&self, bot: &BotId, check_type: &str, message: &str) -> Result<()> {
@@ -89,13 +99,15 @@ impl Store {
             .collect()
     }
 
-    /// How much is known to be wrong with every bot of which something is: its kept failures, and a container that
-    /// should run and could not be kept running.
-    pub async fn issue_counts(&self) -> Result<HashMap<String, u32>> {
+    /// What is known to be wrong with every bot of which something is.
+    pub async fn known_issues(&self) -> Result<HashMap<String, KnownIssues>> {
         let column = StoreError::on("counting failures");
         let rows = sqlx::query(
-            "SELECT bot_id, COUNT(*) AS n FROM (SELECT bot_id FROM bot_faults UNION ALL \
-             SELECT bot_id FROM containers WHERE status = 'error' AND desired = 'running') GROUP BY bot_id",
+            "SELECT bot_id, SUM(fault) AS faults, SUM(task) > 0 AS is_task_wrong FROM \
+             (SELECT bot_id, check_type <> 'container.task' AS fault, check_type = 'container.task' AS task \
+             FROM bot_faults UNION ALL \
+             SELECT bot_id, 0, 1 FROM containers WHERE (desired = 'running' AND status = 'error') \
+             OR (desired = 'stopped' AND reason IS NOT NULL)) GROUP BY bot_id",
         )
         .fetch_all(self.readers())
         .await
@@ -104,7 +116,10 @@ impl Store {
             .map(|row| {
                 Ok((
                     row.try_get("bot_id").map_err(&column)?,
-                    row.try_get("n").map_err(&column)?,
+                    KnownIssues {
+                        faults: row.try_get("faults").map_err(&column)?,
+                        is_task_wrong: row.try_get("is_task_wrong").map_err(&column)?,
+                    },
                 ))
             })
             .collect()

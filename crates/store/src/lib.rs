@@ -27,7 +27,7 @@ pub use connection::Store;
 pub use containers::{ContainerRow, ContainerStatus, Desired, LimitsColumn, NewContainer};
 pub use data_root::{DataRoot, DataRootError, LockHolder, default_database_of};
 pub use error::{Result, StoreError};
-pub use faults::FaultRow;
+pub use faults::{FaultRow, KnownIssues};
 pub use idempotency::{IdempotencyBegin, IdempotencyKey, IdempotencyOutcome};
 pub use identity::{
     ApiKeyRow, AuditFilter, AuditPage, AuditRow, NewApiKey, NewAudit, NewTicket, NewUser, Scope, TicketPurpose,

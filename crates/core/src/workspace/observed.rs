@@ -27,6 +27,8 @@ struct One {
     deaths: Deaths,
     /// `None`: it was not counted by this server yet.
     storage_over_limit: Option<bool>,
+    /// The last probe of its `/data` failed, and nothing was told of it since.
+    is_data_path_broken: bool,
     shown: watch::Sender<WorkspaceState>,
 }
 
@@ -62,6 +64,7 @@ impl One {
             desired: None,
             deaths: Deaths::none(deaths_cleared_after),
             storage_over_limit: None,
+            is_data_path_broken: false,
             shown: watch::Sender::new(shown(&State::Absent, None, false)),
         }
     }
@@ -132,6 +135,7 @@ impl Observations {
         let one = self.one(&mut bots, bot);
         one.told = self.next_moment();
         one.state = next(&one.state, event);
+        one.is_data_path_broken = false;
         if *event == Event::Removed {
             one.storage_over_limit = None;
         }
@@ -152,6 +156,9 @@ impl Observations {
         one.told = self.next_moment();
         if state == State::Running {
             one.deaths.answered(now);
+        }
+        if state != one.state {
+            one.is_data_path_broken = false;
         }
         one.state = state;
         one.desired = Some(desired);
@@ -184,6 +191,23 @@ impl Observations {
         self.lock()
             .get(bot)
             .is_some_and(|one| one.storage_over_limit == Some(true))
+    }
+
+    /// A probe of its `/data` that began at that moment came to this end. What happened since then is newer.
+    pub(crate) fn data_path(&self, bot: &BotId, looked: Moment, is_broken: bool) {
+        let mut bots = self.lock();
+        if !is_broken && !bots.contains_key(bot) {
+            return;
+        }
+        let one = self.one(&mut bots, bot);
+        if one.told <= looked {
+            one.is_data_path_broken = is_broken;
+        }
+    }
+
+    /// The last probe of its `/data` failed.
+    pub(crate) fn is_data_path_broken(&self, bot: &BotId) -> bool {
+        self.lock().get(bot).is_some_and(|one| one.is_data_path_broken)
     }
 
     /// It is known to run.

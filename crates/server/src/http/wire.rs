@@ -161,7 +161,6 @@ pub fn bot(bot: core::Bot) -> api::Bot {
         check_state: match bot.check_state {
             core::CheckState::Ok => api::CheckState::Ok,
             core::CheckState::Issue => api::CheckState::Issue,
-            core::CheckState::Unknown => api::CheckState::Unknown,
         },
         check_issue_count: bot.check_issue_count,
         metadata: Some(serde_json::Value::Object(row.metadata)),

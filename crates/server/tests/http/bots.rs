@@ -126,10 +126,13 @@ async fn every_bot_has_every_check_and_they_are_real_probes() {
         .send();
     broken.await.expect_status(200);
     assert_eq!(checks(&server, &bot).await, expected(["ok", "ok", "ok", "error", "ok"]));
+    assert_eq!(check_state(&server, &bot).await, (json!("issue"), json!(1)));
     let mended = call("POST", "/exec")
         .json(&json!({"command": "rm /data && mv /gone /data", "cwd": "/"}))
         .send();
     mended.await.expect_status(200);
+    assert_eq!(checks(&server, &bot).await, expected(["ok"; 5]));
+    assert_eq!(check_state(&server, &bot).await, (json!("ok"), json!(0)));
 
     server.runtime().go_away();
     assert_eq!(
