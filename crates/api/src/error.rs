@@ -16,7 +16,7 @@ pub struct ErrorBody {
     pub code: ErrorCode,
     /// The same id stands in the server's log beside the cause.
     pub request_id: String,
-    /// The operation that stands in the way, with `operation_in_progress`.
+    /// The operation that stands in the way, with `operation_in_progress`; or that failed, where it is a part of what was asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operation_id: Option<String>,
 }

@@ -1,6 +1,8 @@
 //! Versions over HTTP: the routes, and what becomes of processes that a snapshot ends.
 
 use serde_json::{Value, json};
+use skep_runtime::RuntimeError;
+use skep_testkit::fake_runtime::Verb;
 
 use crate::Workspace;
 
@@ -113,7 +115,9 @@ async fn a_command_with_snapshot_takes_a_version_first_and_tells_it() {
     let workspace = Workspace::start().await;
     workspace.output_of("echo before > /data/file").await;
     let body = json!({"command": "echo after > /data/file; cat /data/file", "snapshot": true});
-    let result = workspace.post("/exec", body.clone()).await.expect_status(200).json();
+    let answer = workspace.post("/exec", body.clone()).await;
+    let mut operations = vec![answer.header("x-operation-id").to_owned()];
+    let result = answer.expect_status(200).json();
     assert_eq!(
         (&result["snapshot_version"], &result["stdout"]),
         (&json!(1), &json!("after\n"))
@@ -122,14 +126,26 @@ async fn a_command_with_snapshot_takes_a_version_first_and_tells_it() {
         .server
         .call("POST", &workspace.path("/exec"))
         .header("accept", "text/event-stream");
-    let events = call.json(&body).send().await.expect_status(200).events();
+    let answer = call.json(&body).send().await;
+    operations.push(answer.header("x-operation-id").to_owned());
+    let events = answer.expect_status(200).events();
     assert_eq!(
         (&events[0]["type"], &events[0]["snapshot_version"]),
         (&json!("start"), &json!(2))
     );
     let detached = json!({"command": "true", "snapshot": true, "detach": true});
-    let started = workspace.post("/exec", detached).await.expect_status(202).json();
+    let answer = workspace.post("/exec", detached).await;
+    operations.push(answer.header("x-operation-id").to_owned());
+    let started = answer.expect_status(202).json();
     assert_eq!(started["snapshot_version"], 3);
+    for id in operations {
+        let operation = workspace.server.call("GET", &format!("/operations/{id}")).send().await;
+        let operation = operation.expect_status(200).json();
+        assert_eq!(
+            (&operation["kind"], &operation["state"]),
+            (&json!("snapshot"), &json!("succeeded"))
+        );
+    }
     workspace
         .post("/snapshots/rollback", json!({"version": 1}))
         .await
@@ -150,12 +166,29 @@ async fn a_command_with_snapshot_takes_a_version_first_and_tells_it() {
             .header("idempotency-key", "once");
         call.json(&body).send()
     };
-    let first = again().await.expect_status(200).json();
-    let second = again().await.expect_status(200).json();
+    let (first, second) = (again().await, again().await);
+    assert!(!first.header("x-operation-id").is_empty());
+    assert_eq!(first.header("x-operation-id"), second.header("x-operation-id"));
+    let (first, second) = (first.expect_status(200).json(), second.expect_status(200).json());
     assert_eq!(
         (&first["snapshot_version"], &first["exec_id"]),
         (&second["snapshot_version"], &second["exec_id"])
     );
+}
+
+#[tokio::test]
+async fn a_command_whose_snapshot_fails_names_the_operation_that_failed() {
+    let workspace = Workspace::start().await;
+    let failure = RuntimeError::other("committing a layer", std::io::Error::other("broken"));
+    workspace.server.runtime().faults().fail_next(Verb::Commit, failure);
+    let body = json!({"command": "touch /data/ran", "snapshot": true});
+    let answer = workspace.post("/exec", body).await;
+    answer.expect_error(500, "internal");
+    let id = answer.header("x-operation-id").to_owned();
+    assert_eq!(answer.json()["operation_id"], json!(id));
+    let operation = workspace.server.call("GET", &format!("/operations/{id}")).send().await;
+    assert_eq!(operation.expect_status(200).json()["state"], "failed");
+    workspace.until_code("test ! -e /data/ran", 0).await;
 }
 
 #[tokio::test]

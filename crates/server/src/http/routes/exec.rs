@@ -32,6 +32,7 @@ use crate::http::access::{BotAccess, Caller, Operate};
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::{Query, RawJsonBody};
 use crate::http::idempotency::{Begin, Claim, Idempotency};
+use crate::http::routes::operations::with_operation;
 
 /// How much of each output an answer holds; the rest is in the log.
 const MOST_ANSWERED_BYTES: usize = 1024 * 1024;
@@ -94,25 +95,53 @@ async fn run(
         .spawn(beginning.begin(app.clone()))
         .await
         .map_err(ApiError::internal)??;
-    let (id, snapshot_version) = (begun.id.clone(), begun.snapshot_version);
+    let told = match (detach, wants_events(&headers)) {
+        (true, _) => Told::Start,
+        (false, true) => Told::Events,
+        (false, false) => Told::End,
+    };
     let claim = idempotency.claim(&access.caller);
-    if snapshot {
-        // Taking it has put another bridge in the place of that one.
-        bridge = bridge_of(&app, access.bot_id(), query.start).await?;
-    }
-    if detach {
-        exec::start(&bridge, &id, request).await.map_err(refused)?;
-        claim.finish(&app, &with_id(&begun, STARTED)).await?;
+    let answer = async {
+        if snapshot {
+            // Taking it has put another bridge in the place of that one.
+            bridge = bridge_of(&app, access.bot_id(), query.start).await?;
+        }
+        started(&app, &access, &begun, (bridge, request), (claim, told)).await
+    };
+    let answer = answer.await;
+    let operation_id = begun.taken.as_ref().map(|taken| taken.operation_id.as_str());
+    Ok(with_operation(operation_id, answer))
+}
+
+/// What an answer waits for.
+enum Told {
+    Start,
+    Events,
+    End,
+}
+
+/// Starts the process, or finds the one that was, and answers.
+async fn started(
+    app: &App,
+    access: &BotAccess<Operate>,
+    begun: &Begun,
+    (bridge, request): (Bridge, exec::ExecRequest),
+    (claim, told): (Claim, Told),
+) -> ApiResult<Response> {
+    let snapshot_version = begun.taken.as_ref().map(|taken| taken.version);
+    if matches!(told, Told::Start) {
+        exec::start(&bridge, &begun.id, request).await.map_err(refused)?;
+        claim.finish(app, &with_id(begun, STARTED)).await?;
         let started = ExecStarted {
-            exec_id: id.as_str().to_owned(),
+            exec_id: begun.id.as_str().to_owned(),
             snapshot_version,
         };
         return Ok((StatusCode::ACCEPTED, Json(started)).into_response());
     }
-    let watch = Watch::begin(&app, access.bot_id());
-    let events = exec::run(&bridge, &id, request).await.map_err(refused)?;
-    claim.finish(&app, &with_id(&begun, STARTED)).await?;
-    if wants_events(&headers) {
+    let watch = Watch::begin(app, access.bot_id());
+    let events = exec::run(&bridge, &begun.id, request).await.map_err(refused)?;
+    claim.finish(app, &with_id(begun, STARTED)).await?;
+    if matches!(told, Told::Events) {
         let following = stream::Following::new(events, watch, access.context.request_id.clone());
         return following.answer(snapshot_version).await;
     }
@@ -129,7 +158,12 @@ async fn run(
 struct Begun {
     id: ExecId,
     /// The version that was taken for it.
-    snapshot_version: Option<u64>,
+    taken: Option<Taken>,
+}
+
+struct Taken {
+    version: u64,
+    operation_id: String,
 }
 
 /// What a process is begun from.
@@ -165,21 +199,21 @@ impl Beginning {
                 if status == STARTED.as_u16() {
                     exec::status(&self.bridge, &id).await.map_err(refused)?;
                 }
-                Ok(Begun {
-                    id,
-                    snapshot_version: version.parse().ok(),
-                })
+                let version: Option<u64> = version.parse().ok();
+                let taken = version.zip(outcome.operation_id);
+                let taken = taken.map(|(version, operation_id)| Taken { version, operation_id });
+                Ok(Begun { id, taken })
             }
         }
     }
 
     async fn begin_first(self, app: &App, claim: &Claim) -> ApiResult<Begun> {
-        let snapshot_version = match self.snapshot_for {
+        let taken = match self.snapshot_for {
             Some((bot, requester)) => Some(take_version(app, &bot, requester).await?),
             None => None,
         };
         let id = ExecId::random();
-        let begun = Begun { id, snapshot_version };
+        let begun = Begun { id, taken };
         claim.finish(app, &with_id(&begun, GIVEN)).await?;
         Ok(begun)
     }
@@ -187,22 +221,27 @@ impl Beginning {
 
 /// What is remembered of an exec's key.
 fn with_id(begun: &Begun, status: StatusCode) -> IdempotencyOutcome {
-    let version = begun.snapshot_version.map(|version| format!(" {version}"));
+    let version = begun.taken.as_ref().map(|taken| format!(" {}", taken.version));
     let answer = format!("{}{}", begun.id.as_str(), version.unwrap_or_default());
     IdempotencyOutcome {
-        operation_id: None,
+        operation_id: begun.taken.as_ref().map(|taken| taken.operation_id.clone()),
         bot_id: None,
         answer: Some((status.as_u16(), answer)),
     }
 }
 
-async fn take_version(app: &App, bot: &BotId, requester: Requester) -> ApiResult<u64> {
+async fn take_version(app: &App, bot: &BotId, requester: Requester) -> ApiResult<Taken> {
     let wanted = ("", skep_core::SOURCE_PRE_EXEC);
     let handle = app.core().take_snapshot(bot, wanted, &requester).await?;
-    match handle.outcome().await? {
-        Outcome::Snapshot(taken) => Ok(taken.version),
-        _ => Err(ApiError::internal("a snapshot without a version")),
-    }
+    let version = match handle.outcome().await {
+        Ok(Outcome::Snapshot(taken)) => Ok(taken.version),
+        Ok(_) => Err(ApiError::internal("a snapshot without a version")),
+        Err(error) => Err(error.into()),
+    };
+    Ok(Taken {
+        version: version.map_err(|error| error.about_operation(handle.id()))?,
+        operation_id: handle.id().to_owned(),
+    })
 }
 
 fn wants_events(headers: &HeaderMap) -> bool {
