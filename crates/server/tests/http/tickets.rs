@@ -131,11 +131,17 @@ async fn a_token_in_the_query_counts_only_where_the_configuration_says() {
         let got = download(&server, &bot, "/data/media/picture", &format!("token={token}")).await;
         got.expect_status(status);
         // On the two kinds of routes that a browser opens, and on no other.
-        let path = format!("/bots/{bot}?token={token}");
-        server
-            .call_as("", "GET", &path)
-            .send()
-            .await
-            .expect_error(401, "unauthorized");
+        for path in [
+            "?",
+            "/container/port-forward?port=1&",
+            "/container/fs/read?path=/data/file&",
+        ] {
+            let path = format!("/bots/{bot}{path}token={token}");
+            let refused = server.call_as("", "GET", &path).send().await;
+            refused.expect_error(401, "unauthorized");
+        }
+        let path = format!("/bots/{bot}/container/terminal/ws?token={token}");
+        let terminal = server.call_as("", "GET", &path).send().await;
+        assert_eq!(terminal.status == 401, configured == "false", "{}", terminal.text());
     }
 }
