@@ -195,6 +195,12 @@ pub enum Error {
         #[source]
         source: Option<Cause>,
     },
+    /// 507: the store has no space to write.
+    #[error("no space left: the store cannot grow")]
+    StoreFull {
+        #[source]
+        source: Option<Cause>,
+    },
     /// 503: the whole sentence, as `container not reachable: …`.
     #[error("{0}")]
     BridgeUnavailable(String),
@@ -262,10 +268,23 @@ impl Error {
             Self::RuntimeUnavailable { .. } | Self::GoingDown => Code::RuntimeUnavailable,
             Self::StoreUnavailable { .. } => Code::StoreUnavailable,
             Self::BridgeUnavailable(_) => Code::BridgeUnavailable,
-            Self::DiskFull(_) | Self::NoSpace { .. } => Code::DiskFull,
+            Self::DiskFull(_) | Self::NoSpace { .. } | Self::StoreFull { .. } => Code::DiskFull,
             Self::LayersNotFound | Self::Internal { .. } => Code::Internal,
             Self::AtStage { cause, .. } => cause.code(),
             Self::Recorded { code, .. } => *code,
+        }
+    }
+
+    /// It came to nothing because somebody did not answer, or the store had no space, and either may be over before
+    /// anybody asks again; or because it was cancelled.
+    pub(crate) fn says_nothing_of_the_workspace(&self) -> bool {
+        match self {
+            Self::StoreFull { .. } => true,
+            Self::AtStage { cause, .. } => cause.says_nothing_of_the_workspace(),
+            other => matches!(
+                other.code(),
+                Code::OperationCancelled | Code::RuntimeUnavailable | Code::StoreUnavailable
+            ),
         }
     }
 
@@ -336,6 +355,9 @@ impl From<StoreError> for Error {
         match error {
             StoreError::Exists { .. } | StoreError::Damaged { .. } | StoreError::Newer { .. } => Self::Internal {
                 operation: "keeping the state".to_owned(),
+                source: Some(Arc::new(error)),
+            },
+            StoreError::Full { .. } => Self::StoreFull {
                 source: Some(Arc::new(error)),
             },
             StoreError::Failed { .. } | StoreError::Migrate(_) => Self::StoreUnavailable {

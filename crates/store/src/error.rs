@@ -6,9 +6,16 @@ pub type Result<T> = std::result::Result<T, StoreError>;
 /// Display says what was tried; the cause is the source and may hold SQL, so it is for the log alone.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The database does not answer, is full or is damaged.
+    /// The database does not answer, or is damaged.
     #[error("{operation} failed")]
     Failed {
+        operation: &'static str,
+        #[source]
+        source: sqlx::Error,
+    },
+    /// There is no space for what would be written.
+    #[error("{operation} failed: no space is left for the database")]
+    Full {
         operation: &'static str,
         #[source]
         source: sqlx::Error,
@@ -27,11 +34,17 @@ pub enum StoreError {
     Damaged { operation: &'static str, what: String },
 }
 
+/// SQLite's code for a database, or a disk under it, that cannot grow.
+const SQLITE_FULL: &str = "13";
+
 impl StoreError {
-    /// Names what was tried; a broken uniqueness becomes [`StoreError::Exists`].
+    /// Names what was tried; a broken uniqueness becomes [`StoreError::Exists`], a full disk [`StoreError::Full`].
     pub(crate) fn on(operation: &'static str) -> impl Fn(sqlx::Error) -> StoreError {
         move |source| match &source {
             sqlx::Error::Database(cause) if cause.is_unique_violation() => StoreError::Exists { operation },
+            sqlx::Error::Database(cause) if cause.code().is_some_and(|code| code == SQLITE_FULL) => {
+                StoreError::Full { operation, source }
+            }
             _ => StoreError::Failed { operation, source },
         }
     }
@@ -41,5 +54,23 @@ impl StoreError {
             operation,
             what: what.into(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Store;
+
+    #[tokio::test]
+    async fn a_database_that_cannot_grow_is_full() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(&directory.path().join("skep.db")).await.unwrap();
+        // Not under what it has already.
+        let limited = sqlx::query("PRAGMA max_page_count = 1").execute(store.writer());
+        limited.await.unwrap();
+        let long = "x".repeat(1 << 20);
+        let refused = store.put_setting("a name", &long).await.unwrap_err();
+        assert!(matches!(refused, StoreError::Full { .. }), "{refused:?}");
     }
 }

@@ -205,7 +205,7 @@ impl Skep {
                 Next::Run(pending) => {
                     self.run(bot, &pending).await;
                     let ended = pending.hub.outcome().await;
-                    is_left_to_reconcile |= ended.is_err_and(|error| needs_a_look(&error));
+                    is_left_to_reconcile |= ended.is_err_and(|error| error.says_nothing_of_the_workspace());
                 }
             }
         }
@@ -480,13 +480,6 @@ async fn abort<T>(task: &mut tokio::task::JoinHandle<T>) {
     match task.await {
         Ok(_) | Err(_) => {}
     }
-}
-
-/// What came to nothing because somebody did not answer, who may be back before anybody asks again; or because it was
-/// cancelled, maybe with the processes down that should run.
-fn needs_a_look(error: &Error) -> bool {
-    use crate::Code::{OperationCancelled, RuntimeUnavailable, StoreUnavailable};
-    matches!(error.code(), OperationCancelled | RuntimeUnavailable | StoreUnavailable)
 }
 
 fn end_event(result: &Result<Outcome>, pending: &Pending) -> EventBody {

@@ -419,10 +419,7 @@ impl Work {
     /// goes on running: its network or its bridge may be back in a moment. What cannot be known while the runtime or the
     /// store is away is left as it is, for reconcile, and has no answer.
     pub(crate) async fn note_not_running(&self, error: &Error) -> Result<Option<Retry>> {
-        if matches!(
-            error.code(),
-            Code::OperationCancelled | Code::RuntimeUnavailable | Code::StoreUnavailable
-        ) {
+        if error.says_nothing_of_the_workspace() {
             return Ok(None);
         }
         if self.noted(STARTED).is_none() && self.has_run_before().await? {

@@ -183,6 +183,9 @@ impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Exists { .. } | StoreError::Damaged { .. } | StoreError::Newer { .. } => Self::internal(error),
+            StoreError::Full { .. } => {
+                Self::new(ErrorCode::DiskFull, "no space left: the store cannot grow").caused_by(error)
+            }
             StoreError::Failed { .. } | StoreError::Migrate(_) => {
                 Self::new(ErrorCode::StoreUnavailable, "the store is not reachable").caused_by(error)
             }
