@@ -191,6 +191,34 @@ async fn checks_come_in_their_order() {
 }
 
 #[tokio::test]
+async fn the_users_a_request_names_are_looked_at_before_its_body() {
+    let server = TestServer::start().await;
+    let bot = server.bare_bot(server.admin_key()).await;
+    let (id, member) = server.member("ada").await;
+    let unknown = "0191f3c2-8f0e-7d3a-9c56-0123456789ab";
+    let broken = |credential: &str, method: &str, path: &str| {
+        let call = server.call_as(credential, method, path);
+        call.body("application/json", "{broken").send()
+    };
+    let admin = server.admin_key();
+    let put = |user: &str| format!("/bots/{bot}/members/{user}");
+    broken(admin, "PUT", &put("a b")).await.expect_error(400, "invalid_id");
+    broken(admin, "PUT", &put(unknown)).await.expect_error(404, "not_found");
+    broken(admin, "PUT", &put(&id)).await.expect_error(400, "invalid_body");
+    let post = |owner: &str| format!("/bots?owner_id={owner}");
+    broken(&member, "POST", &post("a b"))
+        .await
+        .expect_error(400, "invalid_id");
+    broken(&member, "POST", &post(unknown))
+        .await
+        .expect_error(404, "not_found");
+    broken(&member, "POST", &post(&id)).await.expect_error(403, "forbidden");
+    broken(admin, "POST", &post(&id))
+        .await
+        .expect_error(400, "invalid_body");
+}
+
+#[tokio::test]
 async fn health_is_answered_to_get_and_head_and_readiness_names_its_checks() {
     let server = TestServer::start().await;
     server.call_as("", "GET", "/health").send().await.expect_status(200);

@@ -1,7 +1,8 @@
 //! Bots: making, listing, changing, removing, checking.
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{FromRequestParts, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
@@ -16,7 +17,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::app::App;
-use crate::http::access::{self, AccountHolder, BotAccess, BotAdmin, Caller, Manage, Read, SignedIn, identity_part};
+use crate::http::access::{self, BotAccess, BotAdmin, Caller, Manage, Read, SignedIn, identity_part};
 use crate::http::context::RequestContext;
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::{JsonBody, Query, RawJsonBody};
@@ -142,14 +143,12 @@ fn yes() -> bool {
         (status = 422, description = "The idempotency key was used with another body")))]
 async fn create(
     State(app): State<App>,
-    AccountHolder(caller): AccountHolder,
+    Maker { caller, owner, query }: Maker,
     context: RequestContext,
     headers: HeaderMap,
     idempotency: Idempotency,
-    Query(query): Query<CreateQuery>,
     body: RawJsonBody<CreateBotRequest>,
 ) -> ApiResult<Response> {
-    let owner = owner_asked(&app, &caller, query.owner_id.as_deref()).await?;
     let requester = access::requester(&caller, Some(skep_store::Scope::Manage), &context, &headers);
     let requester = idempotency.of(&caller, requester);
     let restore = body.value.restore_backup.clone();
@@ -212,14 +211,28 @@ async fn again(app: &App, outcome: IdempotencyOutcome) -> ApiResult<Response> {
     Ok(with_operation(outcome.operation_id.as_deref(), (status, Json(value))))
 }
 
-async fn owner_asked(app: &App, caller: &Caller, asked: Option<&str>) -> ApiResult<String> {
-    match asked {
-        None => Ok(caller.user.id.clone()),
-        Some(id) => {
-            let id = identity_part(id, "user")?;
+/// Who makes a bot, and for whom: looked at before the body.
+struct Maker {
+    caller: Caller,
+    owner: String,
+    query: CreateQuery,
+}
+
+impl FromRequestParts<App> for Maker {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> ApiResult<Self> {
+        let caller = Caller::from_request_parts(parts, app).await?;
+        let Query(query) = Query::<CreateQuery>::from_request_parts(parts, app).await?;
+        let owner = match query.owner_id.as_deref() {
+            None => caller.user.id.clone(),
+            Some(id) => users::existing(app, id).await?.id,
+        };
+        caller.require_account()?;
+        if query.owner_id.is_some() {
             caller.require_admin()?;
-            Ok(users::existing(app, id).await?.id)
         }
+        Ok(Self { caller, owner, query })
     }
 }
 

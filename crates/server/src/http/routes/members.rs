@@ -37,10 +37,9 @@ async fn list(State(app): State<App>, access: BotAccess<Read>) -> ApiResult<Json
     responses((status = 200, body = Member), (status = 404, description = "No such bot or user")))]
 async fn put(
     State(app): State<App>,
-    target: MemberOfPath,
+    NewMember(target): NewMember,
     JsonBody(body): JsonBody<PutMemberRequest>,
 ) -> ApiResult<Json<Member>> {
-    super::users::existing(&app, &target.user_id).await?;
     let member = app
         .store()
         .put_member(&target.bot, &target.user_id, wire::member_role_asked(body.role))
@@ -86,5 +85,18 @@ impl FromRequestParts<App> for MemberOfPath {
             bot: access.bot.id,
             user_id: identity_part(&user_id, "user")?.to_owned(),
         })
+    }
+}
+
+/// The same, of a user who exists.
+struct NewMember(MemberOfPath);
+
+impl FromRequestParts<App> for NewMember {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> ApiResult<Self> {
+        let target = MemberOfPath::from_request_parts(parts, app).await?;
+        super::users::existing(app, &target.user_id).await?;
+        Ok(Self(target))
     }
 }
