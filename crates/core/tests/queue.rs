@@ -5,9 +5,12 @@ mod harness;
 use std::time::Duration;
 
 use harness::{LIMIT, World, admin, all, failure, until};
-use skep_core::{BotStatus, Code, CreateBot, DeleteData, OperationHandle, Patience, Requester, Result};
+use skep_core::{
+    AskedLimits, BotStatus, Code, CreateBot, DeleteData, OperationHandle, Patience, Requester, Result, WhenStopped,
+};
 use skep_names::BotId;
 use skep_runtime::{Runtime, RuntimeError};
+use skep_store::ContainerStatus;
 use skep_testkit::fake_runtime::{Hold, Verb};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{Connection, Executor};
@@ -276,4 +279,36 @@ async fn what_joins_an_operation_that_cannot_be_journaled_fails_with_it() {
     let kinds: Vec<_> = world.skep.operations(&bot).await.unwrap();
     assert!(kinds.iter().all(|operation| operation.kind == "create"), "{kinds:?}");
     stop(&world, &bot).await.unwrap().outcome().await.unwrap();
+}
+
+#[tokio::test]
+async fn whoever_meets_a_lost_bridge_waits_no_longer_for_what_is_before_its_recovery() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    let hold = world.runtime.faults().hold(Verb::ApplyLimits);
+    let more = AskedLimits {
+        pids: Some(100),
+        ..AskedLimits::default()
+    };
+    let limits = world.skep.set_workspace_limits(&bot, more, &admin()).await.unwrap();
+    let store = world.skep.store();
+    let row = async || store.container(&bot).await.unwrap().unwrap();
+    world.runtime.kill_process_one(&bot).unwrap();
+    until(|| async {
+        match row().await.status {
+            ContainerStatus::Error => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    // As if its end had not been told yet.
+    let applied = row().await.limits_wanted;
+    store.set_container_running(&bot, &applied).await.unwrap();
+    let begun = std::time::Instant::now();
+    let refused = world.skep.usable_bridge(&bot, WhenStopped::Refuse).await;
+    assert_eq!(refused.err().map(|error| error.code()), Some(Code::BridgeUnavailable));
+    let waited = begun.elapsed().as_secs_f64();
+    assert!((29.9..40.0).contains(&waited), "{waited} s");
+    drop(hold);
+    limits.outcome().await.unwrap();
 }

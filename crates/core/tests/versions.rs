@@ -437,6 +437,28 @@ async fn what_is_written_before_a_snapshot_with_a_merge_has_ended_outlives_a_cra
 }
 
 #[tokio::test]
+async fn a_workspace_is_used_while_layers_below_it_are_merged() {
+    let world = World::with(|settings| settings.versions.merge_over = 3).await;
+    let bot = world.running_bot().await;
+    for number in 1..=3 {
+        write(&world, &bot, format!("{number}")).await;
+        snapshot(&world, &bot, "").await.unwrap();
+    }
+    delete(&world, &bot, 2).await.unwrap();
+    let (hold, before) = (
+        world.runtime.faults().hold(Verb::Merge),
+        world.runtime.faults().calls(Verb::Merge),
+    );
+    let handle = world.skep.take_snapshot(&bot, ("", ""), &admin()).await.unwrap();
+    called(&world, Verb::Merge, before + 1).await;
+    let written = tokio::time::timeout(Duration::from_secs(10), write(&world, &bot, "meanwhile".into()));
+    written.await.expect("it does not wait for the merge");
+    drop(hold);
+    handle.outcome().await.unwrap();
+    assert_eq!(world.read(&bot, FILE).await, "meanwhile");
+}
+
+#[tokio::test]
 async fn a_snapshot_that_changed_no_layer_is_rolled_back_at_the_next_start() {
     let mut world = World::new().await;
     let bot = world.running_bot().await;

@@ -40,6 +40,8 @@ pub(crate) struct Pending {
     has_failed: AtomicBool,
     /// Somebody who cancels it comes too late; what overtakes it does not.
     is_settled: AtomicBool,
+    /// What it does now is done beside the task.
+    spares_task: AtomicBool,
     fingerprint: String,
 }
 
@@ -55,6 +57,7 @@ impl Pending {
             cancelled_by: OnceLock::new(),
             has_failed: AtomicBool::new(false),
             is_settled: AtomicBool::new(false),
+            spares_task: AtomicBool::new(false),
         }
     }
 
@@ -70,6 +73,11 @@ impl Pending {
     /// It came to nothing, as its end is about to say: who asks from now on asks for another try.
     pub(crate) fn failed(&self) {
         self.has_failed.store(true, Ordering::Release);
+    }
+
+    /// Whether what it does from now on leaves the task, which it found, as it is.
+    pub(crate) fn spare_task(&self, spares: bool) {
+        self.spares_task.store(spares, Ordering::Release);
     }
 
     /// Its end is told or decided: it does nothing for whoever asks now. The driver takes it out of the lane only
@@ -310,6 +318,14 @@ impl Lanes {
             .kind()
             .takes_the_task_down()
             .then(|| running.hub.clone())
+    }
+
+    /// The same, while it is at what the task is in the way of.
+    pub(crate) fn task_taken_down(&self, bot: &BotId) -> Option<Arc<Hub>> {
+        let running = self.lock().get(bot)?.running.clone()?;
+        // One that came to nothing there is undone, which may take it down.
+        let is_beside = running.spares_task.load(Ordering::Acquire) && !running.is_over();
+        self.task_down(bot).filter(|_| !is_beside)
     }
 
     /// A create of that bot that runs or waits. One before a removal is cancelled by it, or goes with it.

@@ -95,8 +95,12 @@ impl Work {
             Some(top) if self.length_from(top).await? >= self.skep().settings().versions.merge_over => {
                 let (layers, operation) = (self.layers()?, self.hub().id());
                 self.note_making_layers();
-                self.step("merge", async { Ok(layers.shorten(self.bot(), operation, top).await?) })
-                    .await?
+                // The task is taken down only after this, which may take long.
+                self.pending().spare_task(true);
+                let merged = self.step("merge", async { Ok(layers.shorten(self.bot(), operation, top).await?) });
+                let merged = merged.await;
+                self.pending().spare_task(false);
+                merged?
             }
             _ => Vec::new(),
         };

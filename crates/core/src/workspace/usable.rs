@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::requester::Requester;
 use crate::skep::Skep;
 
-/// How long files, exec and terminal wait for an operation that has the task down.
+/// How long files, exec and terminal wait in all, for an operation that has the task down or for a bridge that is lost.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 impl Skep {
@@ -28,7 +28,17 @@ impl Skep {
     /// [`Error::ContainerNotFound`]; [`Error::WorkspaceStopped`] when it should be stopped and `when_stopped` does
     /// not say to start it; [`Error::BridgeUnavailable`].
     pub async fn usable_bridge(&self, bot: &BotId, when_stopped: WhenStopped) -> Result<Bridge> {
-        self.wait_within_patience(bot, when_stopped).await?;
+        // What was submitted meanwhile goes on without the caller.
+        match tokio::time::timeout(PATIENCE, self.bridge_when_usable(bot, when_stopped)).await {
+            Ok(bridge) => bridge,
+            Err(_) => Err(Error::BridgeUnavailable(
+                "container not reachable: an operation is still under way".to_owned(),
+            )),
+        }
+    }
+
+    async fn bridge_when_usable(&self, bot: &BotId, when_stopped: WhenStopped) -> Result<Bridge> {
+        self.wait_for_usable(bot, when_stopped).await?;
         let lost = match self.bridges().bridge(bot).await {
             Ok(bridge) => return Ok(bridge),
             Err(error) if error.is_lost() => Error::from(error),
@@ -41,22 +51,13 @@ impl Skep {
             Err(Error::RuntimeUnavailable { .. }) => return Err(lost),
             Err(error) => return Err(error),
         }
-        self.wait_within_patience(bot, WhenStopped::Refuse).await?;
+        self.wait_for_usable(bot, WhenStopped::Refuse).await?;
         Ok(self.bridges().bridge(bot).await?)
-    }
-
-    async fn wait_within_patience(&self, bot: &BotId, when_stopped: WhenStopped) -> Result<()> {
-        match tokio::time::timeout(PATIENCE, self.wait_for_usable(bot, when_stopped)).await {
-            Ok(usable) => usable,
-            Err(_) => Err(Error::BridgeUnavailable(
-                "container not reachable: an operation is still under way".to_owned(),
-            )),
-        }
     }
 
     async fn wait_for_usable(&self, bot: &BotId, when_stopped: WhenStopped) -> Result<()> {
         loop {
-            while let Some(hub) = self.lanes().task_down(bot) {
+            while let Some(hub) = self.lanes().task_taken_down(bot) {
                 // Whatever its end, what counts is what is there after it.
                 match hub.outcome().await {
                     Ok(_) | Err(_) => tokio::task::yield_now().await,
