@@ -91,6 +91,9 @@ pub struct Operation {
 pub struct OperationList {
     /// Newest first.
     pub items: Vec<Operation>,
+    /// For the next page; absent at the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_cursor: Option<String>,
 }
 
 /// What happens to one layer of a pull.

@@ -10,7 +10,7 @@ use skep_store::{BotRow, BotStatus, BotUpdate, BotVisibility, KnownIssues, NewBo
 use crate::backups::Backup;
 use crate::checks::{CheckState, CheckType};
 use crate::error::{Error, Result};
-use crate::operations::OperationHandle;
+use crate::operations::{OperationHandle, before};
 use crate::requester::Requester;
 use crate::skep::Skep;
 use crate::workspace::{DeleteData, Request};
@@ -211,11 +211,10 @@ impl Skep {
     /// # Errors
     /// [`Error::InvalidArgument`] for a cursor that is none of ours.
     pub async fn bots(&self, visible: &BotVisibility, cursor: Option<&str>, limit: u32) -> Result<BotList> {
-        let before = cursor
-            .map(|cursor| cursor.parse::<i64>().ok().filter(|seq| *seq > 0))
-            .map(|seq| seq.ok_or_else(|| Error::InvalidArgument("the cursor is not one of ours".to_owned())))
-            .transpose()?;
-        let page = self.store().bots(visible, before, limit.clamp(1, 1000)).await?;
+        let page = self
+            .store()
+            .bots(visible, before(cursor)?, limit.clamp(1, 1000))
+            .await?;
         let issues = self.store().known_issues().await?;
         Ok(BotList {
             bots: page.bots.into_iter().map(|row| self.shown(row, &issues)).collect(),

@@ -32,7 +32,7 @@ pub use devices::OfferedDevice;
 pub use error::{Cause, Code, Error, Result, without_host_paths};
 pub use operations::{
     CompletedWorkspace, EventBody, Imported, Layer, LimitsReport, Operation, OperationEvent, OperationHandle,
-    OperationKind, Outcome, TakenSnapshot,
+    OperationKind, OperationPage, Outcome, TakenSnapshot,
 };
 pub use requester::{Patience, Requester};
 pub use settings::{ImagePullPolicy, ImportLimits, LONGEST_FREEZE, Settings};

@@ -70,7 +70,10 @@ async fn eight_creates_at_once_are_one_work() {
     }
     assert_eq!(world.runtime.faults().calls(Verb::Create), 1);
     assert_eq!(world.runtime.faults().calls(Verb::Start), 1);
-    assert_eq!(world.skep.operations(&bot).await.unwrap().len(), 1);
+    assert_eq!(
+        world.skep.operations(&bot, None, 200).await.unwrap().operations.len(),
+        1
+    );
 }
 
 #[tokio::test]

@@ -426,7 +426,7 @@ async fn a_new_bot_becomes_ready_and_a_deleted_one_leaves_nothing() {
     deleted.operation.outcome().await.unwrap();
     assert_eq!(world.skep.bot(&id).await.unwrap_err().code(), Code::BotNotFound);
     assert!(world.runtime.bots_with_layers().await.unwrap().is_empty());
-    assert_eq!(world.skep.operations(&id).await.unwrap().len(), 2);
+    assert_eq!(world.skep.operations(&id, None, 200).await.unwrap().operations.len(), 2);
 
     let error = RuntimeError::other("starting", std::io::Error::other("broken"));
     world.runtime.faults().fail_next(Verb::Start, error);

@@ -276,7 +276,7 @@ async fn what_joins_an_operation_that_cannot_be_journaled_fails_with_it() {
     }
     another.execute("ROLLBACK").await.unwrap();
     another.close().await.unwrap();
-    let kinds: Vec<_> = world.skep.operations(&bot).await.unwrap();
+    let kinds: Vec<_> = world.skep.operations(&bot, None, 200).await.unwrap().operations;
     assert!(kinds.iter().all(|operation| operation.kind == "create"), "{kinds:?}");
     stop(&world, &bot).await.unwrap().outcome().await.unwrap();
 }

@@ -443,7 +443,7 @@ async fn what_crosses_the_limit_on_its_way_is_given_up_and_the_old_file_stays() 
 /// The stop for space of a workspace, as soon as there is one.
 async fn stop_for_space(world: &World, bot: &BotId) -> String {
     let found = async || {
-        let operations = world.skep.operations(bot).await.unwrap();
+        let operations = world.skep.operations(bot, None, 200).await.unwrap().operations;
         operations.into_iter().find(|one| one.kind == "stop").map(|one| one.id)
     };
     until(|| async { found().await.map(drop).ok_or("nobody stops it".to_owned()) }).await;

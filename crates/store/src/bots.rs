@@ -93,6 +93,8 @@ pub enum BotVisibility {
     OwnedBy(String),
     /// Those of one user, and those he is a member of.
     SeenBy(String),
+    /// Those with one of these ids.
+    Among(Vec<String>),
 }
 
 /// One page of bots, newest first.
@@ -210,6 +212,12 @@ impl Store {
                 query
                     .push(" OR id IN (SELECT bot_id FROM bot_members WHERE user_id = ")
                     .push_bind(user);
+                query.push("))");
+            }
+            BotVisibility::Among(ids) => {
+                query
+                    .push(" AND id IN (SELECT value FROM json_each(")
+                    .push_bind(Value::from(ids.clone()).to_string());
                 query.push("))");
             }
         }

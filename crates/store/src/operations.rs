@@ -201,11 +201,17 @@ impl Store {
 
     /// The newest operations of a bot, newest first, at most `limit`.
     pub async fn operations(&self, bot: &BotId, limit: u32) -> Result<Vec<OperationRow>> {
+        self.operations_before(bot, None, limit).await
+    }
+
+    /// The same of those whose `seq` is lower than `before`.
+    pub async fn operations_before(&self, bot: &BotId, before: Option<i64>, limit: u32) -> Result<Vec<OperationRow>> {
         let mut query = QueryBuilder::<Sqlite>::new("SELECT ");
         query
             .push(COLUMNS)
             .push(" FROM operations WHERE bot_id = ")
             .push_bind(bot.as_str());
+        query.push(" AND seq < ").push_bind(before.unwrap_or(i64::MAX));
         query.push(" ORDER BY seq DESC LIMIT ").push_bind(i64::from(limit));
         let rows = query
             .build()

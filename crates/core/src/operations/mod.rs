@@ -19,9 +19,6 @@ pub use kind::OperationKind;
 use crate::error::{Code, Error, Result};
 use crate::skep::Skep;
 
-/// How many operations a listing shows.
-const LISTED: u32 = 200;
-
 /// One operation as it is shown.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Operation {
@@ -37,6 +34,14 @@ pub struct Operation {
     pub error: Option<(Code, String)>,
     /// Done and total, while it runs and tells it.
     pub progress: Option<(u64, u64)>,
+}
+
+/// One page of operations, newest first.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OperationPage {
+    pub operations: Vec<Operation>,
+    /// For the next page; `None` at the end.
+    pub next_cursor: Option<String>,
 }
 
 /// An operation that was accepted, or joined. Dropping it changes nothing: the operation is the server's.
@@ -69,6 +74,14 @@ impl OperationHandle {
     }
 }
 
+/// The place in the order of making that a cursor of ours names.
+pub(crate) fn before(cursor: Option<&str>) -> Result<Option<i64>> {
+    cursor
+        .map(|cursor| cursor.parse::<i64>().ok().filter(|seq| *seq > 0))
+        .map(|seq| seq.ok_or_else(|| Error::InvalidArgument("the cursor is not one of ours".to_owned())))
+        .transpose()
+}
+
 fn shown(row: OperationRow, hub: Option<&Arc<Hub>>) -> Operation {
     let error = row.error_message.map(|message| {
         let code = row.error_code.as_deref().and_then(Code::parse);
@@ -88,16 +101,27 @@ fn shown(row: OperationRow, hub: Option<&Arc<Hub>>) -> Operation {
 }
 
 impl Skep {
-    /// The newest operations of a bot, newest first, at most 200.
-    pub async fn operations(&self, bot: &BotId) -> Result<Vec<Operation>> {
-        let rows = self.store().operations(bot, LISTED).await?;
-        Ok(rows
-            .into_iter()
-            .map(|row| {
-                let hub = self.live_hub(&row.id);
-                shown(row, hub.as_ref())
-            })
-            .collect())
+    /// One page of a bot's operations, newest first; `cursor` is the `next_cursor` of the page before.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a cursor that is none of ours.
+    pub async fn operations(&self, bot: &BotId, cursor: Option<&str>, limit: u32) -> Result<OperationPage> {
+        let before = before(cursor)?;
+        let limit = limit.clamp(1, 1000);
+        let mut rows = self.store().operations_before(bot, before, limit + 1).await?;
+        let more = rows.len() > limit as usize;
+        rows.truncate(limit as usize);
+        let last = rows.last().filter(|_| more);
+        Ok(OperationPage {
+            next_cursor: last.map(|row| row.seq.to_string()),
+            operations: rows
+                .into_iter()
+                .map(|row| {
+                    let hub = self.live_hub(&row.id);
+                    shown(row, hub.as_ref())
+                })
+                .collect(),
+        })
     }
 
     /// One operation, also of a bot that is gone.

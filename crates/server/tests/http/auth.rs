@@ -307,6 +307,26 @@ async fn a_key_is_shown_once_and_ends_with_its_revocation() {
 }
 
 #[tokio::test]
+async fn an_admins_key_for_the_bot_of_somebody_else_lists_it() {
+    let server = TestServer::start().await;
+    let (_, ada) = server.member("ada").await;
+    let (theirs, _other) = (server.bare_bot(&ada).await, server.bare_bot(&ada).await);
+    let _mine = server.bare_bot(server.admin_key()).await;
+    let body = json!({"name": "one", "scope": "read", "bots": [theirs]});
+    let key = server.call("POST", "/auth/keys").json(&body).send().await;
+    let key = text_of(&key.expect_status(201).json(), "key");
+    let listed = server.call_as(&key, "GET", "/bots").send().await;
+    let listed = listed.expect_status(200).json();
+    let ids: Vec<_> = listed["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|bot| &bot["id"])
+        .collect();
+    assert_eq!(ids, [&json!(theirs)]);
+}
+
+#[tokio::test]
 async fn a_key_for_one_bot_opens_no_other_and_makes_none() {
     let server = TestServer::start().await;
     let (mine, other) = (

@@ -340,3 +340,34 @@ async fn every_change_is_in_the_trail_with_who_what_and_how_it_ended() {
             .is_some_and(|lines| lines.iter().all(|line| line["user_id"] == json!(id)))
     );
 }
+
+#[tokio::test]
+async fn operations_are_paged_to_the_first_one() {
+    let server = TestServer::start().await;
+    let bot = server.bot_with_workspace().await;
+    for verb in ["/stop", "/start", "/stop"] {
+        container(&server, &bot, verb).send().await.expect_status(200);
+    }
+    let (mut kinds, mut with) = (Vec::new(), "limit=3".to_owned());
+    loop {
+        let page = server
+            .call("GET", &format!("/bots/{bot}/operations?{with}"))
+            .send()
+            .await;
+        let page = page.expect_status(200).json();
+        let items = page["items"].as_array().expect("a list");
+        kinds.extend(items.iter().map(|one| text_of(one, "kind")));
+        match page["next_cursor"].as_str() {
+            Some(cursor) => with = format!("limit=3&cursor={cursor}"),
+            None => break,
+        }
+    }
+    assert_eq!(kinds, ["stop", "start", "stop", "create"]);
+    for bad in ["limit=0", "limit=501", "cursor=x"] {
+        let refused = server
+            .call("GET", &format!("/bots/{bot}/operations?{bad}"))
+            .send()
+            .await;
+        refused.expect_error(400, "invalid_argument");
+    }
+}

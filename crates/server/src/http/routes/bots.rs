@@ -11,7 +11,7 @@ use skep_api::{
     Bot, BotCheckList, BotDeleting, BotPage, BotStatus, CreateBotRequest, PutOwnerRequest, UpdateBotRequest,
 };
 use skep_core::{Backup, BotChange, BotVisibility, CreateBot, DeleteData, OperationHandle, Requester};
-use skep_store::IdempotencyOutcome;
+use skep_store::{IdempotencyOutcome, UserRole};
 use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -120,7 +120,11 @@ fn visibility(caller: &Caller, query: &ListQuery) -> ApiResult<BotVisibility> {
         }
         (None, true) if !caller.is_admin() => Err(ApiError::forbidden("admin role required")),
         (None, true) => Ok(BotVisibility::All),
-        (None, false) => Ok(BotVisibility::SeenBy(caller.user.id.clone())),
+        // An admin may use the bots of a narrowed key also where he neither owns nor shares them.
+        (None, false) => Ok(match &caller.bots {
+            Some(bots) if caller.user.role == UserRole::Admin => BotVisibility::Among(bots.clone()),
+            _ => BotVisibility::SeenBy(caller.user.id.clone()),
+        }),
     }
 }
 

@@ -6,8 +6,10 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
+use serde::Deserialize;
 use skep_api::{ErrorCode, HEADER_OPERATION_ID, Operation, OperationList, StreamEvent};
 use skep_store::Scope;
+use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -15,8 +17,13 @@ use crate::app::App;
 use crate::http::access::{BotAccess, Caller, Read};
 use crate::http::context::RequestContext;
 use crate::http::error::{ApiError, ApiResult};
-use crate::http::extract::path_part;
+use crate::http::extract::{Query, path_part};
 use crate::http::{sse, wire};
+
+/// Operations on a page when nobody says.
+const PAGE: u32 = 200;
+/// Operations on a page at most.
+const LARGEST_PAGE: u32 = 500;
 
 /// `/operations` and `/bots/{bot_id}/operations`
 pub fn router() -> OpenApiRouter<App> {
@@ -38,13 +45,38 @@ pub fn with_operation(id: Option<&str>, answer: impl IntoResponse) -> Response {
     response
 }
 
-/// The newest operations of a bot.
-#[utoipa::path(get, path = "/bots/{bot_id}/operations", tag = "operations",
+#[derive(Debug, Deserialize, IntoParams)]
+struct ListQuery {
+    /// How many, 1 to 500; default 200.
+    #[param(minimum = 1, maximum = 500)]
+    limit: Option<u32>,
+    /// `next_cursor` of the page before.
+    cursor: Option<String>,
+}
+
+/// The operations of a bot, newest first.
+#[utoipa::path(get, path = "/bots/{bot_id}/operations", tag = "operations", params(ListQuery),
     responses((status = 200, body = OperationList)))]
-async fn list(State(app): State<App>, access: BotAccess<Read>) -> ApiResult<Json<OperationList>> {
-    let operations = app.core().operations(access.bot_id()).await?;
+async fn list(
+    State(app): State<App>,
+    access: BotAccess<Read>,
+    Query(query): Query<ListQuery>,
+) -> ApiResult<Json<OperationList>> {
+    let limit = query.limit.unwrap_or(PAGE);
+    if !(1..=LARGEST_PAGE).contains(&limit) {
+        return Err(ApiError::invalid_argument(format!("limit must be 1 to {LARGEST_PAGE}")));
+    }
+    let page = app
+        .core()
+        .operations(access.bot_id(), query.cursor.as_deref(), limit)
+        .await?;
     Ok(Json(OperationList {
-        items: operations.into_iter().map(wire::operation).collect::<ApiResult<_>>()?,
+        items: page
+            .operations
+            .into_iter()
+            .map(wire::operation)
+            .collect::<ApiResult<_>>()?,
+        next_cursor: page.next_cursor,
     }))
 }
 
