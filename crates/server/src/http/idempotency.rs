@@ -18,9 +18,12 @@ use crate::http::error::ApiError;
 
 /// Longest key that is taken.
 const LONGEST_KEY: usize = 255;
-/// How long a repeat waits for the first one to be accepted, and how often it looks.
-const LOOKS: u32 = 50;
-const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
+/// How long a repeat waits for the first one to be accepted, and how often it looks. An exec is accepted when its
+/// snapshot has been taken, a bot when its backup has been copied.
+const LOOKS: u32 = 150;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(200);
+/// `Retry-After` of one that waited in vain.
+const COME_AGAIN_SECONDS: u64 = 5;
 
 /// What a request says of its repeatability; without the header it is a request like any other.
 #[derive(Debug, Clone)]
@@ -104,7 +107,8 @@ impl Idempotency {
     /// Claims the key, if there is one.
     ///
     /// # Errors
-    /// 422 when it was used with another body; 409 when the first request is still not accepted after 5 s.
+    /// 422 when it was used with another body; 409 with `Retry-After` when the first request is still not accepted after
+    /// 30 s.
     pub async fn begin(&self, app: &App, caller: &Caller, body: &[u8]) -> Result<Begin, ApiError> {
         let Some(key) = self.key_of(caller) else {
             return Ok(Begin::First(Claim(None)));
@@ -132,7 +136,8 @@ impl Idempotency {
         Err(ApiError::new(
             ErrorCode::Conflict,
             "a request with this idempotency key is being worked on",
-        ))
+        )
+        .retry_after(COME_AGAIN_SECONDS))
     }
 
     /// The id of the operation that `start` begins, or that an earlier request with this key began.

@@ -237,6 +237,33 @@ async fn a_key_whose_caller_went_away_during_its_snapshot_is_no_dead_key() {
 }
 
 #[tokio::test]
+async fn a_repeat_of_a_command_waits_for_the_snapshot_of_the_first() {
+    let workspace = Workspace::start().await;
+    let call = || {
+        let call = workspace.server.call("POST", &workspace.path("/exec"));
+        let call = call.header("idempotency-key", "slow");
+        call.json(&json!({"command": "echo x >> ran; cat ran", "snapshot": true}))
+            .send()
+    };
+    let commits = workspace.server.runtime().faults().calls(Verb::Commit);
+    let hold = workspace.server.runtime().faults().hold(Verb::Commit);
+    let first = tokio::spawn(call());
+    until(async || match workspace.server.runtime().faults().calls(Verb::Commit) {
+        calls if calls > commits => Ok(()),
+        _ => Err("the snapshot is not being taken".to_owned()),
+    })
+    .await;
+    let mut second = tokio::spawn(call());
+    let early = tokio::time::timeout(std::time::Duration::from_secs(6), &mut second).await;
+    assert!(early.is_err(), "{early:?}");
+    drop(hold);
+    let (first, second) = (first.await.unwrap(), second.await.unwrap());
+    let (first, second) = (first.expect_status(200).json(), second.expect_status(200).json());
+    assert_eq!(first["exec_id"], second["exec_id"]);
+    assert_eq!((&first["stdout"], &second["stdout"]), (&json!("x\n"), &json!("x\n")));
+}
+
+#[tokio::test]
 async fn a_command_of_an_idempotency_key_that_was_lost_with_its_workspace_is_not_run_again() {
     let workspace = Workspace::start().await;
     let call = || {
