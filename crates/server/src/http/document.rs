@@ -133,7 +133,8 @@ fn add_errors(path: &str, method: &HttpMethod, operation: &mut Operation) {
             },
         ));
     }
-    if about_bot && *method != HttpMethod::Get {
+    let makes_workspace = path == "/bots" && *method == HttpMethod::Post;
+    if makes_workspace || (about_bot && *method != HttpMethod::Get) {
         errors.extend([
             ("409", "The workspace is in a state or an operation that excludes this"),
             ("429", "The workspace's queue of operations is full"),

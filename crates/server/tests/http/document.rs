@@ -102,6 +102,17 @@ async fn every_operation_names_its_errors_and_every_reference_leads_somewhere() 
             route.path
         );
         assert!(open || responses.contains_key("401"), "{} {}", route.method, route.path);
+        let operates = route.path == "/bots" || route.path.contains("{bot_id}");
+        if operates && route.method != "GET" {
+            for status in ["409", "429", "501", "507"] {
+                assert!(
+                    responses.contains_key(status),
+                    "{} {} {status}",
+                    route.method,
+                    route.path
+                );
+            }
+        }
         assert!(
             responses
                 .keys()
