@@ -307,6 +307,28 @@ async fn a_key_is_shown_once_and_ends_with_its_revocation() {
 }
 
 #[tokio::test]
+async fn an_unknown_name_takes_as_long_as_a_wrong_password() {
+    let server = TestServer::start().await;
+    // The hash that unknown names are checked against is made at the first check.
+    login(&server, "admin", "wrong", "").await;
+    let mut medians = Vec::new();
+    for name in ["admin", "nobody"] {
+        let mut taken = Vec::new();
+        for _ in 0..5 {
+            let begun = std::time::Instant::now();
+            login(&server, name, "wrong", "")
+                .await
+                .expect_error(401, "invalid_credentials");
+            taken.push(begun.elapsed().as_secs_f64());
+        }
+        taken.sort_by(f64::total_cmp);
+        medians.push(taken[2]);
+    }
+    // An early answer would take a hundredth.
+    assert!(medians[1] > medians[0] / 3.0, "{medians:?} s");
+}
+
+#[tokio::test]
 async fn an_admins_key_for_the_bot_of_somebody_else_lists_it() {
     let server = TestServer::start().await;
     let (_, ada) = server.member("ada").await;

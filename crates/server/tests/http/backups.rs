@@ -178,3 +178,27 @@ async fn a_backup_of_a_bot_that_is_gone_is_its_owners_and_the_admins() {
         .await
         .expect_error(404, "backup_not_found");
 }
+
+#[tokio::test]
+async fn a_backup_that_is_cut_short_while_it_is_downloaded_is_never_taken_for_whole() {
+    const SIZE: u64 = 64 << 20;
+    let server = TestServer::start().await;
+    let bot = server.bare_bot(server.admin_key()).await;
+    let name = format!("{bot}.tar.gz");
+    let directory = server.directory().join("data/backups");
+    std::fs::create_dir_all(&directory).unwrap();
+    let file = std::fs::File::create(directory.join(&name)).unwrap();
+    file.set_len(SIZE).unwrap();
+    let mut answer = server.call("GET", &format!("/bots/{bot}/backups/{name}")).open().await;
+    assert_eq!((answer.status().as_u16(), answer.content_length()), (200, Some(SIZE)));
+    assert!(answer.chunk().await.unwrap().is_some());
+    file.set_len(1).unwrap();
+    let broke = loop {
+        match answer.chunk().await {
+            Ok(Some(_)) => {}
+            Ok(None) => break false,
+            Err(_) => break true,
+        }
+    };
+    assert!(broke, "it ended as if it were whole");
+}

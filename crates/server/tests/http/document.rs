@@ -28,6 +28,13 @@ impl Route {
             .collect()
     }
 
+    fn answers_json(&self) -> bool {
+        let content = &self.description["responses"]["200"]["content"];
+        content
+            .as_object()
+            .is_some_and(|content| content.keys().eq(["application/json"]))
+    }
+
     fn takes_json(&self) -> bool {
         self.description["requestBody"]["content"]
             .get("application/json")
@@ -232,4 +239,26 @@ async fn wrong_paths_and_query_strings_are_the_callers_fault_on_every_route() {
 fn is_endless(route: &Route) -> bool {
     let endless = ["/events", "/watch", "/ws", "/stream"];
     route.method == "GET" && endless.iter().any(|end| route.path.ends_with(end))
+}
+
+#[tokio::test]
+async fn no_failure_is_an_empty_success_while_runtime_and_bridge_are_away() {
+    let server = TestServer::start().await;
+    let bot = server.bot_with_workspace().await;
+    server.runtime().go_away();
+    server.runtime().kill_process_one(&bot.parse().unwrap()).unwrap();
+    let all = routes(&server).await;
+    for route in all.iter().filter(|route| route.method == "GET" && route.answers_json()) {
+        let answer = server.call("GET", &route.path_for(&bot)).send().await;
+        let body = answer.json();
+        match answer.status {
+            200 => assert!(
+                body.as_object().is_some_and(|body| !body.is_empty()),
+                "{}: {body}",
+                route.path
+            ),
+            status if status >= 400 => assert!(body["code"].is_string(), "{}: {body}", route.path),
+            status => panic!("{}: {status} {body}", route.path),
+        }
+    }
 }

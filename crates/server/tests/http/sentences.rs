@@ -8,6 +8,8 @@ use serde_json::json;
 use skep_runtime::{CheckStatus, RuntimeError};
 use skep_testkit::fake_runtime::Verb;
 use skep_testkit::server::TestServer;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
+use sqlx::{Connection, Executor};
 
 /// What this thread logs while the test lives.
 #[derive(Clone, Default)]
@@ -131,4 +133,28 @@ async fn readiness_names_no_path_of_the_host_and_the_log_does() {
         assert!(!ready.text().contains("secret"), "{}", ready.text());
     }
     assert!(log.has_line(&["mine-ready", "/secret/more cni"]));
+}
+
+#[tokio::test]
+async fn a_store_that_cannot_write_is_told_without_sql_and_the_log_says_why() {
+    let (log, _guard) = Log::of_this_thread();
+    let server = TestServer::start().await;
+    let database = SqliteConnectOptions::new().filename(server.directory().join("data/skep.db"));
+    let mut another = SqliteConnection::connect_with(&database).await.unwrap();
+    // While another program writes, the store cannot.
+    another.execute("BEGIN IMMEDIATE").await.unwrap();
+    let call = server.call("POST", "/bots?workspace=false");
+    let answer = call.header("x-request-id", "mine-locked").json(&json!({})).send().await;
+    let message = answer.expect_error(503, "store_unavailable");
+    assert_eq!(message, "the store is not reachable");
+    assert!(
+        answer.header("retry-after").parse::<u64>().is_ok(),
+        "{:?}",
+        answer.headers
+    );
+    assert!(log.has_line(&["mine-locked", "database is locked"]));
+    another.execute("ROLLBACK").await.unwrap();
+    another.close().await.unwrap();
+    let call = server.call("POST", "/bots?workspace=false");
+    call.json(&json!({})).send().await.expect_status(201);
 }

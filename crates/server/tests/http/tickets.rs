@@ -145,3 +145,32 @@ async fn a_token_in_the_query_counts_only_where_the_configuration_says() {
         assert_eq!(terminal.status == 401, configured == "false", "{}", terminal.text());
     }
 }
+
+#[tokio::test]
+async fn no_link_leads_a_guest_out_of_media() {
+    let server = TestServer::start().await;
+    let bot = bot_with_a_file(&server).await;
+    let links = json!({"command": "ln -s /data/file /data/media/out && ln -s /data /data/media/up"});
+    let made = server.call("POST", &format!("/bots/{bot}/container/exec")).json(&links);
+    assert_eq!(made.send().await.expect_status(200).json()["exit_code"], 0);
+    let open = server.call("PUT", &format!("/bots/{bot}/guest"));
+    open.json(&json!({"enabled": true})).send().await.expect_status(200);
+    let (_, guest) = server.member("guest").await;
+    for path in ["/data/media/out", "/data/media/up/file"] {
+        for method in ["GET", "HEAD"] {
+            let route = format!("/bots/{bot}/container/fs/download?path={path}");
+            server.call(method, &route).send().await.expect_status(200);
+            let refused = server.call_as(&guest, method, &route).send().await;
+            assert!(
+                (400..500).contains(&refused.status),
+                "{method} {path}: {}",
+                refused.text()
+            );
+            assert!(
+                !refused.text().contains("content"),
+                "{method} {path}: {}",
+                refused.text()
+            );
+        }
+    }
+}

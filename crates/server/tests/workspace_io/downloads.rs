@@ -139,14 +139,27 @@ fn names_of(tar: &[u8]) -> Vec<String> {
 async fn a_download_that_breaks_is_never_taken_for_whole() {
     let workspace = Workspace::start().await;
     workspace
-        .output_of("dd if=/dev/zero of=f bs=1M count=64 2>/dev/null")
+        .output_of("dd if=/dev/urandom of=f bs=1M count=64 2>/dev/null")
         .await;
-    for route in [
-        "/fs/download?path=/data/f",
-        "/fs/archive?path=/data",
-        "/fs/download?path=/data",
+    let endless = json!({"command": "cat /dev/urandom", "detach": true});
+    for (method, route) in [
+        ("GET", "/fs/download?path=/data/f"),
+        ("GET", "/fs/archive?path=/data"),
+        ("GET", "/fs/download?path=/data"),
+        ("POST", "/fs/archive"),
+        ("GET", "/exec/{id}/output?follow=true"),
     ] {
-        let mut response = workspace.server.call("GET", &workspace.path(route)).open().await;
+        let mut route = route.to_owned();
+        if route.contains("{id}") {
+            let started = workspace.post("/exec", endless.clone()).await.expect_status(202).json();
+            route = route.replace("{id}", started["exec_id"].as_str().unwrap());
+        }
+        let call = workspace.server.call(method, &workspace.path(&route));
+        let call = match method {
+            "POST" => call.json(&json!({"paths": ["/data/f"]})),
+            _ => call,
+        };
+        let mut response = call.open().await;
         assert_eq!(response.status(), 200);
         assert!(response.chunk().await.unwrap().is_some());
         workspace
@@ -162,9 +175,13 @@ async fn a_download_that_breaks_is_never_taken_for_whole() {
             }
         };
         assert!(broke, "{route} ended as if it were whole");
-        until(async || match workspace.get("/fs").await {
-            answer if answer.status == 200 => Ok(()),
-            answer => Err(format!("the workspace did not come back: {answer:?}")),
+        // Asked for, since one that dies so often is not started by itself for a while.
+        until(async || match workspace.post("/start", json!({})).await {
+            answer if answer.status != 200 => Err(format!("{answer:?}")),
+            _started => match workspace.get("/fs").await {
+                answer if answer.status == 200 => Ok(()),
+                answer => Err(format!("the workspace did not come back: {answer:?}")),
+            },
         })
         .await;
     }
@@ -172,4 +189,28 @@ async fn a_download_that_breaks_is_never_taken_for_whole() {
         workspace.post("/exec", json!({"command": "stat -c %s f"})).await.json()["stdout"],
         "67108864\n"
     );
+}
+
+#[tokio::test]
+async fn a_file_that_shrinks_while_it_is_downloaded_is_never_taken_for_whole() {
+    let workspace = Workspace::start().await;
+    workspace
+        .output_of("dd if=/dev/zero of=f bs=1M count=64 2>/dev/null")
+        .await;
+    let path = workspace.path("/fs/download?path=/data/f");
+    let mut response = workspace.server.call("GET", &path).open().await;
+    assert_eq!(
+        (response.status().as_u16(), response.content_length()),
+        (200, Some(64 << 20))
+    );
+    assert!(response.chunk().await.unwrap().is_some());
+    workspace.output_of(": > f").await;
+    let broke = loop {
+        match response.chunk().await {
+            Ok(Some(_)) => {}
+            Ok(None) => break false,
+            Err(_) => break true,
+        }
+    };
+    assert!(broke, "it ended as if it were whole");
 }

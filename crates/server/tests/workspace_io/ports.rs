@@ -3,6 +3,8 @@
 use std::time::{Duration, Instant};
 
 use futures::{SinkExt, StreamExt};
+use serde_json::json;
+use skep_testkit::server::text_of;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
@@ -153,6 +155,27 @@ async fn what_is_no_port_is_refused_before_the_upgrade() {
     }
     match open_socket(&workspace, "/port-forward?port=80", Some("https://evil.example.com")).await {
         Err(Error::Http(answer)) => assert_eq!(answer.status(), 403),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_ticket_for_a_port_opens_one_once() {
+    let workspace = Workspace::start().await;
+    let body = json!({"bot_id": workspace.bot, "use": "port"});
+    let made = workspace.server.call("POST", "/auth/tickets").json(&body).send().await;
+    let ticket = text_of(&made.expect_status(200).json(), "ticket");
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let url = workspace.server.url().replace("http://", "ws://");
+    let path = workspace.path(&format!("/port-forward?port={port}&ticket={ticket}"));
+    let (mut socket, _) = tokio_tungstenite::connect_async(format!("{url}{path}")).await.unwrap();
+    let (mut connection, _) = timeout(LIMIT, listener.accept()).await.unwrap().unwrap();
+    connection.write_all(b"heard").await.unwrap();
+    connection.shutdown().await.unwrap();
+    assert_eq!(read_to_end(&mut socket).await, b"heard");
+    match tokio_tungstenite::connect_async(format!("{url}{path}")).await {
+        Err(Error::Http(refused)) => assert_eq!(refused.status().as_u16(), 401),
         other => panic!("{other:?}"),
     }
 }
