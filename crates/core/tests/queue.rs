@@ -2,7 +2,7 @@
 
 mod harness;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use harness::{LIMIT, World, admin, all, failure, until};
 use skep_core::{
@@ -291,6 +291,13 @@ async fn whoever_meets_a_lost_bridge_waits_no_longer_for_what_is_before_its_reco
         ..AskedLimits::default()
     };
     let limits = world.skep.set_workspace_limits(&bot, more, &admin()).await.unwrap();
+    until(|| async {
+        match world.runtime.faults().calls(Verb::ApplyLimits) {
+            0 => Err("the limits are not being applied".to_owned()),
+            _ => Ok(()),
+        }
+    })
+    .await;
     let store = world.skep.store();
     let row = async || store.container(&bot).await.unwrap().unwrap();
     world.runtime.kill_process_one(&bot).unwrap();
@@ -304,10 +311,17 @@ async fn whoever_meets_a_lost_bridge_waits_no_longer_for_what_is_before_its_reco
     // As if its end had not been told yet.
     let applied = row().await.limits_wanted;
     store.set_container_running(&bot, &applied).await.unwrap();
-    let begun = std::time::Instant::now();
-    let refused = world.skep.usable_bridge(&bot, WhenStopped::Refuse).await;
-    assert_eq!(refused.err().map(|error| error.code()), Some(Code::BridgeUnavailable));
-    let waited = begun.elapsed().as_secs_f64();
+    // Until it is noticed that the connection has ended, it is given out.
+    let limit = Instant::now() + Duration::from_secs(10);
+    let (refused, waited) = loop {
+        let begun = Instant::now();
+        match world.skep.usable_bridge(&bot, WhenStopped::Refuse).await {
+            Ok(_) => assert!(begun < limit, "the bridge is never lost"),
+            Err(refused) => break (refused, begun.elapsed().as_secs_f64()),
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    assert_eq!(refused.code(), Code::BridgeUnavailable);
     assert!((29.9..40.0).contains(&waited), "{waited} s");
     drop(hold);
     limits.outcome().await.unwrap();

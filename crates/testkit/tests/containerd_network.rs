@@ -1,6 +1,7 @@
 //! Workspaces on a bridge of this host: what they are attached to, and what the sweep keeps as it should be.
 
 use std::process::Command;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use skep_names::BotId;
@@ -33,7 +34,9 @@ impl Drop for OnABridge {
 
 impl OnABridge {
     async fn start() -> Self {
-        let unique = u8::from_str_radix(&BotId::random().as_str()[..2], 16).unwrap();
+        static STARTED: AtomicU8 = AtomicU8::new(0);
+        // Of this process and of this test of it.
+        let unique = (std::process::id() as u8).wrapping_add(STARTED.fetch_add(1, Ordering::Relaxed));
         let mut network = NetworkConfig::new("");
         network.bridge = format!("skt{unique:02x}");
         network.table = format!("skt{unique:02x}");
