@@ -64,6 +64,8 @@ needs! {
     Manage: Manage;
     /// A download: also by ticket, also for guests below `/data/media`.
     Download: Operate, TICKET = TicketPurpose::Download, GUESTS = Guests::BelowMedia;
+    /// Files and directories as an archive: also by ticket.
+    DownloadArchive: Operate, TICKET = TicketPurpose::Download;
     /// The tools gateway: also for guests.
     Tools: Operate, GUESTS = Guests::Everything;
     /// The terminal's socket: also by ticket.

@@ -64,6 +64,26 @@ async fn a_ticket_is_good_once_for_its_bot_and_its_use() {
 }
 
 #[tokio::test]
+async fn a_ticket_for_a_download_opens_an_archive_once_and_unpacks_none() {
+    let server = TestServer::start().await;
+    let bot = bot_with_a_file(&server).await;
+    let archive = async |ticket: &str| {
+        let path = format!("/bots/{bot}/container/fs/archive?path=/data/file&ticket={ticket}");
+        server.call_as("", "GET", &path).send().await
+    };
+    let good = ticket(&server, server.admin_key(), &bot, "download").await;
+    let first = archive(&good).await;
+    assert!(first.expect_status(200).text().contains("content"));
+    archive(&good).await.expect_error(401, "unauthorized");
+    let wrong = ticket(&server, server.admin_key(), &bot, "port").await;
+    archive(&wrong).await.expect_error(401, "unauthorized");
+    let unspent = ticket(&server, server.admin_key(), &bot, "download").await;
+    let path = format!("/bots/{bot}/container/fs/archive?path=/data&ticket={unspent}");
+    let unpacked = server.call_as("", "PUT", &path).send().await;
+    unpacked.expect_error(401, "unauthorized");
+}
+
+#[tokio::test]
 async fn a_ticket_can_do_no_more_than_its_user_can_now() {
     let server = TestServer::start().await;
     let bot = bot_with_a_file(&server).await;
@@ -130,6 +150,9 @@ async fn a_token_in_the_query_counts_only_where_the_configuration_says() {
         let token = server.login("admin", skep_testkit::server::ADMIN_PASSWORD).await;
         let got = download(&server, &bot, "/data/media/picture", &format!("token={token}")).await;
         got.expect_status(status);
+        let path = format!("/bots/{bot}/container/fs/archive?path=/data/file&token={token}");
+        let archive = server.call_as("", "GET", &path).send().await;
+        archive.expect_status(status);
         // On the two kinds of routes that a browser opens, and on no other.
         for path in [
             "?",

@@ -21,7 +21,7 @@ use super::download::compressed;
 use super::upload::body_bytes;
 use super::{bridge_of, refused, required_path, roomy_bridge_of};
 use crate::app::App;
-use crate::http::access::{BotAccess, Operate};
+use crate::http::access::{BotAccess, DownloadArchive, Operate};
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::{JsonBody, Query};
 
@@ -56,7 +56,7 @@ struct ArchiveQuery {
         (status = 503, body = ErrorBody, description = "The workspace is not reachable")))]
 async fn get(
     State(app): State<App>,
-    access: BotAccess<Operate>,
+    access: BotAccess<DownloadArchive>,
     Query(query): Query<ArchiveQuery>,
 ) -> ApiResult<Response> {
     let path = required_path(query.path.as_deref())?;
