@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -45,7 +45,7 @@ impl Server {
         let stop = Arc::new(AtomicBool::new(false));
         let flag = stop.clone();
         let bind = move || {
-            let tcp = TcpListener::bind(("::", port)).unwrap();
+            let tcp = listener(port);
             tcp.set_nonblocking(true).unwrap();
             // One for each address, so that an answer comes from where the question went.
             let addresses = output("ip -o -4 addr show");
@@ -66,6 +66,20 @@ impl Server {
             std::thread::spawn(move || serve_udp(&udp, &flag)),
         ];
         Self { stop, threads }
+    }
+}
+
+/// The one before it on that port may be open a moment longer: in a program that another test is about to start.
+fn listener(port: u16) -> TcpListener {
+    let limit = Instant::now() + Duration::from_secs(10);
+    loop {
+        match TcpListener::bind(("::", port)) {
+            Ok(listener) => return listener,
+            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < limit => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            Err(error) => panic!("port {port}: {error}"),
+        }
     }
 }
 
