@@ -91,7 +91,7 @@ async fn with_nothing_running_the_end_takes_no_time() {
     workspace.signal_bridge("-TERM");
     workspace.wait_for_end(Duration::from_secs(2)).await;
     // The signal is sent by a process of its own, and the tests run side by side.
-    assert!(begun.elapsed() < Duration::from_millis(250), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
 }
 
 #[tokio::test]

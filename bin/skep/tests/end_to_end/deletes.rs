@@ -9,6 +9,7 @@ use rand::{RngExt, SeedableRng};
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 use skep_testkit::Expected;
+use tokio::sync::oneshot;
 
 use crate::client::events_of;
 use crate::installation::{Installation, OciRuntime, process_one};
@@ -38,11 +39,23 @@ async fn a_delete_in_the_middle_of_a_create_leaves_nothing() {
                 .await;
             assert!(status.is_success() || status == StatusCode::NOT_FOUND, "{answer}");
         }
+        let (begun, has_begun) = oneshot::channel();
         let creating = tokio::spawn({
             let (client, bot) = (skep.client.clone(), bot.clone());
-            async move { events_of(client.create_stream(&bot, json!({})).await).await }
+            async move {
+                let stream = client.create_stream(&bot, json!({})).await;
+                begun
+                    .send(())
+                    .expect("the test holds the other end until this has ended");
+                events_of(stream).await
+            }
         });
-        tokio::time::sleep(Duration::from_micros(random.random_range(0..whole))).await;
+        if moment % 2 == 0 {
+            // A machine that is busy now and idle then makes all random moments come before a create or after it.
+            has_begun.await.expect("the create is answered");
+        } else {
+            tokio::time::sleep(Duration::from_micros(random.random_range(0..whole))).await;
+        }
         let path = format!("/bots/{bot}/container");
         let (status, answer) = skep.client.call(Method::DELETE, &path, None).await;
         assert_eq!(status, StatusCode::NO_CONTENT, "{answer}");
