@@ -21,6 +21,7 @@ use super::layer::Layer;
 use super::legacy::legacy_data;
 use super::records::Running;
 use super::{ContainerdRuntime, devices};
+use crate::host::Resolver;
 use crate::images::UnpackedImage;
 use crate::isolation::APPARMOR_PROFILE;
 use crate::spec::{self, GivenDevices, SpecInput};
@@ -32,8 +33,10 @@ const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 const LABEL_IMAGE_DIGEST: &str = "skep.image_digest";
 
 /// A container that is about to be started, with what was made for that.
+#[derive(Clone, Copy)]
 pub(super) struct Starting<'a> {
     pub(super) running: &'a Running,
+    pub(super) resolver: &'a Resolver,
     pub(super) devices: Option<&'a GivenDevices>,
 }
 
@@ -218,7 +221,8 @@ impl ContainerdRuntime {
         let user_namespace = self.paths.user_namespace(bot);
         let running = starting.map(|starting| starting.running);
         let ids = running.and_then(|running| running.ids);
-        let resolver = self.resolving.chosen();
+        let last_choice = self.resolving.chosen();
+        let resolver = starting.map_or(&last_choice, |starting| starting.resolver);
         Ok(spec::specification(&SpecInput {
             host_name: &host_name(bot),
             environment,

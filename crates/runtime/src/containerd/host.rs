@@ -11,6 +11,7 @@ use super::records::{Records, Running};
 use super::turns::Turn;
 use super::{ContainerdRuntime, daemon};
 use crate::failpoint;
+use crate::host::Resolver;
 use crate::isolation::{self, HostError, HostPaths, IdBlock, Layers, Tried, WHOLE_LAYERS};
 use crate::network::{NetworkError, RulesCheck};
 use crate::{Result, RuntimeError, Swept, TaskState, cgroup, freezer};
@@ -36,7 +37,12 @@ impl ContainerdRuntime {
 
     /// Ids, namespaces and socket directory of a workspace that is about to start. A legacy one has no ids of its own
     /// and no socket.
-    pub(super) async fn prepare_host(&self, turn: &Arc<Turn>, bot: &BotId, container_id: &str) -> Result<Running> {
+    pub(super) async fn prepare_host(
+        &self,
+        turn: &Arc<Turn>,
+        bot: &BotId,
+        (container_id, resolver): (&str, &Resolver),
+    ) -> Result<Running> {
         self.same_mounts_as_daemon()?;
         let legacy = is_legacy(container_id);
         let guards = match legacy {
@@ -44,7 +50,7 @@ impl ContainerdRuntime {
             false => self.guards().await?,
         };
         let network = self.network.mode().as_str().to_owned();
-        let resolvers = self.resolving.chosen().servers;
+        let resolvers = resolver.servers.clone();
         let (id, data_root_id) = (container_id.to_owned(), self.config.data_root_id.clone());
         let (cgroup, bot) = (self.cgroup_of(&id), bot.clone());
         self.on_host(turn, move |paths, records| {

@@ -38,7 +38,7 @@ impl ContainerdRuntime {
         &self,
         bot: &BotId,
         container: &Container,
-        (limits, running): (&Limits, &Running),
+        (limits, starting): (&Limits, &Starting<'_>),
     ) -> Result<Any> {
         let operation = format!("reading the specification of {}", container.id);
         let stored = container
@@ -51,7 +51,10 @@ impl ContainerdRuntime {
             None => return Err(RuntimeError::other(operation, "it has none")),
         };
         let environment = stored_environment(container);
-        let starting = Starting { running, devices: None };
+        let starting = Starting {
+            devices: None,
+            ..*starting
+        };
         let mut ours = self.specification_value(bot, &environment, limits, Some(&starting))?;
         keep_what_is_its_own(&mut ours, &stored);
         ours["linux"]["cgroupsPath"] = Value::String(self.cgroup_of(&container.id));

@@ -15,6 +15,7 @@ use super::host::on_host_failed;
 use super::records::Running;
 use super::task::Waited;
 use super::turns::Turn;
+use crate::host::Resolver;
 use crate::{Limits, Result, RuntimeError, Started, TaskState, cgroup, failpoint};
 
 impl ContainerdRuntime {
@@ -35,7 +36,6 @@ impl ContainerdRuntime {
             self.release_host(&turn, bot).await?;
         }
         self.prepare_parent_cgroup().await?;
-        self.follow_resolver().await?;
         match self.start_steps(&turn, bot, &container, limits).await {
             Ok(started) => Ok(started),
             Err(error) => {
@@ -52,7 +52,11 @@ impl ContainerdRuntime {
         container: &Container,
         limits: &Limits,
     ) -> Result<Started> {
-        let (running, chosen) = tokio::join!(self.prepare_host(turn, bot, &container.id), self.choose_oci_runtime());
+        let resolver = self.follow_resolver().await?;
+        let (running, chosen) = tokio::join!(
+            self.prepare_host(turn, bot, (&container.id, &resolver)),
+            self.choose_oci_runtime()
+        );
         let running = running?;
         chosen?;
         let namespace = self.paths.network_namespace(bot);
@@ -60,7 +64,7 @@ impl ContainerdRuntime {
         // workspace starts after both. Both are waited for: undoing one under way would leave its half.
         let (attached, created) = tokio::join!(
             self.network.attach(bot, &namespace),
-            self.create_started_task(turn, bot, container, (limits, &running)),
+            self.create_started_task(turn, bot, container, (limits, &running, &resolver)),
         );
         created?;
         let attached = attached?;
@@ -78,7 +82,7 @@ impl ContainerdRuntime {
         turn: &Arc<Turn>,
         bot: &BotId,
         container: &Container,
-        (limits, running): (&Limits, &Running),
+        (limits, running, resolver): (&Limits, &Running, &Resolver),
     ) -> Result<()> {
         let rooted = async {
             let mounts = self.present_mounts(bot, container).await?;
@@ -88,6 +92,7 @@ impl ContainerdRuntime {
             let devices = self.give_devices(turn, container, (bot, running)).await?;
             let starting = Starting {
                 running,
+                resolver,
                 devices: devices.as_ref(),
             };
             self.store_specification(bot, container, (limits, &starting)).await?;
@@ -112,7 +117,7 @@ impl ContainerdRuntime {
         (limits, starting): (&Limits, &Starting<'_>),
     ) -> Result<()> {
         let spec = match is_legacy(&container.id) {
-            true => self.legacy_specification(bot, container, (limits, starting.running))?,
+            true => self.legacy_specification(bot, container, (limits, starting))?,
             false => self.specification(bot, &stored_environment(container), limits, Some(starting))?,
         };
         if container.spec.as_ref() == Some(&spec) {

@@ -29,7 +29,7 @@ impl Resolving {
         })
     }
 
-    /// The file that a start mounts now, and the servers it names.
+    /// The last choice: a file, and the servers it names.
     pub(super) fn chosen(&self) -> Resolver {
         self.chosen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -41,13 +41,14 @@ impl Resolving {
 }
 
 impl ContainerdRuntime {
-    /// Before a start: the servers in the file that it mounts can be asked. Closes none.
-    pub(super) async fn follow_resolver(&self) -> Result<()> {
+    /// What a start mounts; the servers that it names can be asked from here on. Closes none.
+    pub(super) async fn follow_resolver(&self) -> Result<Resolver> {
         let mut open = self.resolving.open.lock().await;
         let chosen = self.choose_again().await;
         let mut wanted = open.clone();
         wanted.extend(&chosen.servers);
-        self.open_to(&mut open, wanted).await
+        self.open_to(&mut open, wanted).await?;
+        Ok(chosen)
     }
 
     /// Of reconcile: as before a start, and closes those that no workspace has in its file any more. What was mounted at
