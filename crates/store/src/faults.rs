@@ -25,8 +25,8 @@ pub struct FaultRow {
 pub struct KnownIssues {
     /// Its kept failures, those of the task aside.
     pub faults: u32,
-    /// Its workspace should run and could not be kept running, or was stopped when nobody asked for it, or a failure of
-    /// its task is kept.
+    /// Its workspace should run and could not be kept running or its network does not work, or it was stopped when nobody
+    /// asked for it.
     pub is_task_wrong: bool,
 }
 
@@ -104,10 +104,11 @@ impl Store {
         let column = StoreError::on("counting failures");
         let rows = sqlx::query(
             "SELECT bot_id, SUM(fault) AS faults, SUM(task) > 0 AS is_task_wrong FROM \
-             (SELECT bot_id, check_type <> 'container.task' AS fault, check_type = 'container.task' AS task \
-             FROM bot_faults UNION ALL \
-             SELECT bot_id, 0, 1 FROM containers WHERE (desired = 'running' AND status = 'error') \
-             OR (desired = 'stopped' AND reason IS NOT NULL)) GROUP BY bot_id",
+             (SELECT bot_id, 1 AS fault, 0 AS task FROM bot_faults WHERE check_type <> 'container.task' UNION ALL \
+             SELECT containers.bot_id, 0, 1 FROM containers LEFT JOIN bot_faults \
+             ON bot_faults.bot_id = containers.bot_id AND check_type = 'container.task' \
+             WHERE (desired = 'running' AND (status = 'error' OR check_type IS NOT NULL)) \
+             OR (desired = 'stopped' AND containers.reason IS NOT NULL)) GROUP BY bot_id",
         )
         .fetch_all(self.readers())
         .await
