@@ -240,13 +240,18 @@ impl Skep {
             writer.write(Bytes::from(mark.clone())).await?;
             writer.finish().await
         };
-        soon("the writing of a file", written).await?;
+        let written = soon("the writing of a file", written).await;
         let read = async { files::read(&bridge, &path, 0, 0).await?.collect(mark.len()).await };
-        let read = soon("the reading of a file", read).await;
-        // It goes also when it could not be read.
+        let read = match written {
+            Ok(_) => soon("the reading of a file", read).await,
+            Err(error) => Err(error),
+        };
+        // It goes also when it could not be read, or was written too late.
         let removed = files::remove(&bridge, &path, Depth::EmptyOnly);
-        soon("the removal of a file", removed).await?;
-        match read?.as_slice() == mark.as_bytes() {
+        let removed = soon("the removal of a file", removed).await;
+        let read = read?;
+        removed?;
+        match read.as_slice() == mark.as_bytes() {
             true => Ok(()),
             false => Err(Error::BridgeUnavailable(
                 "the file that was read is not the one written".to_owned(),
