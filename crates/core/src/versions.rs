@@ -203,11 +203,8 @@ impl Skep {
 
     /// The id of the container that versions belong to.
     async fn require_versioned(&self, bot: &BotId) -> Result<String> {
-        if let Some(row) = self.store().container(bot).await? {
-            return Ok(row.container_id);
-        }
         self.store().bot(bot).await?.ok_or(Error::BotNotFound)?;
-        Err(Error::ContainerNotFound)
+        Ok(self.workspace_row(bot).await?.container_id)
     }
 
     async fn require_version(&self, bot: &BotId, version: u64) -> Result<()> {

@@ -57,11 +57,7 @@ async fn refused(world: &World, bot: &BotId, (devices, requester): (&[&str], &Re
 
 /// What the workspace says of the device it has.
 async fn card(world: &World, bot: &BotId) -> String {
-    let bridge = world
-        .skep
-        .usable_bridge(bot, skep_core::WhenStopped::Refuse)
-        .await
-        .unwrap();
+    let bridge = world.skep.usable_bridge(bot, None).await.unwrap();
     drop(bridge);
     let environment = world.read(bot, "/proc/1/environ").await;
     let found = environment.split('\0').find_map(|entry| entry.strip_prefix("CARD="));

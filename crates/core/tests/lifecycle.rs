@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use harness::{LIMIT, World, admin, until};
-use skep_core::{BotStatus, Code, CreateBot, DeleteData, Desired, OperationHandle, WhenStopped, WorkspaceStatus};
+use skep_core::{
+    AskedLimits, BotStatus, CheckType, Code, CreateBot, DeleteData, Desired, OperationHandle, WorkspaceStatus,
+};
 use skep_names::BotId;
 use skep_runtime::{Runtime, RuntimeError, TaskState};
 use skep_testkit::fake_runtime::{Hold, Verb};
@@ -61,7 +63,9 @@ async fn a_bot_without_a_workspace_has_none() {
     for result in [world.start(&bot).await, world.stop(&bot).await] {
         assert_eq!(result.unwrap_err().code(), Code::ContainerNotFound);
     }
-    let bridge = world.skep.usable_bridge(&bot, WhenStopped::Start).await;
+    let start = world.skep.start_if_stopped(&bot, &admin()).await;
+    assert_eq!(start.err().map(|error| error.code()), Some(Code::ContainerNotFound));
+    let bridge = world.skep.usable_bridge(&bot, None).await;
     assert_eq!(bridge.err().map(|error| error.code()), Some(Code::ContainerNotFound));
     for data in [DeleteData::Remove, DeleteData::Preserve] {
         let delete = world.skep.delete_workspace(&bot, data, &admin()).await;
@@ -75,7 +79,7 @@ async fn stopped_stays_stopped_until_somebody_starts_it() {
     let bot = world.running_bot().await;
     world.write(&bot, "/data/file", "kept").await;
     world.stop(&bot).await.unwrap();
-    let bridge = world.skep.usable_bridge(&bot, WhenStopped::Refuse).await;
+    let bridge = world.skep.usable_bridge(&bot, None).await;
     assert_eq!(bridge.err().map(|error| error.code()), Some(Code::WorkspaceStopped));
     let starts = world.runtime.faults().calls(Verb::Start);
     world.restart_within(LIMIT).await;
@@ -83,8 +87,21 @@ async fn stopped_stays_stopped_until_somebody_starts_it() {
     world.running_bot().await;
     assert_eq!(world.runtime.faults().calls(Verb::Start), starts + 1);
     assert!(!world.skep.workspace_info(&bot).await.unwrap().task_running);
-    assert!(world.skep.usable_bridge(&bot, WhenStopped::Start).await.is_ok());
+    let start = world.skep.start_if_stopped(&bot, &admin()).await.unwrap();
+    assert!(world.skep.usable_bridge(&bot, start.as_ref()).await.is_ok());
+    assert!(world.skep.start_if_stopped(&bot, &admin()).await.unwrap().is_none());
     assert_eq!(world.read(&bot, "/data/file").await, "kept");
+}
+
+#[tokio::test]
+async fn a_broken_network_is_an_issue_of_one_that_should_run_alone() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    let check = CheckType::ContainerTask.as_str();
+    world.skep.store().put_fault(&bot, check, "no bridge").await.unwrap();
+    assert_eq!(world.skep.bot(&bot).await.unwrap().check_issue_count, 1);
+    world.stop(&bot).await.unwrap();
+    assert_eq!(world.skep.bot(&bot).await.unwrap().check_issue_count, 0);
 }
 
 #[tokio::test]
@@ -181,11 +198,10 @@ async fn one_that_keeps_dying_is_given_up_after_three_quick_tries() {
     assert!(info.reason.is_some() && info.desired == Desired::Running, "{info:?}");
     // Who uses it is told, and has it started no more often than that.
     let tries = world.runtime.faults().calls(Verb::Start);
-    for when_stopped in [WhenStopped::Refuse, WhenStopped::Start] {
-        let error = world.skep.usable_bridge(&bot, when_stopped).await.err().unwrap();
-        assert_eq!(error.code(), Code::BridgeUnavailable, "{error}");
-        assert!(error.to_string().contains(info.reason.as_deref().unwrap()), "{error}");
-    }
+    assert!(world.skep.start_if_stopped(&bot, &admin()).await.unwrap().is_none());
+    let error = world.skep.usable_bridge(&bot, None).await.err().unwrap();
+    assert_eq!(error.code(), Code::BridgeUnavailable, "{error}");
+    assert!(error.to_string().contains(info.reason.as_deref().unwrap()), "{error}");
     assert_eq!(world.runtime.faults().calls(Verb::Start), tries);
     // A person's start begins anew.
     world.runtime.restore_process_one(&bot);
@@ -245,7 +261,7 @@ async fn those_who_come_while_the_task_is_down_wait_for_it() {
         }
     })
     .await;
-    let waiting = world.skep.usable_bridge(&bot, WhenStopped::Refuse);
+    let waiting = world.skep.usable_bridge(&bot, None);
     tokio::pin!(waiting);
     assert!(
         tokio::time::timeout(Duration::from_millis(300), &mut waiting)
@@ -264,7 +280,7 @@ async fn those_who_come_while_the_task_is_down_are_told_so_after_30_seconds() {
     let hold = world.runtime.faults().hold(Verb::Start);
     let restart = world.skep.restart_workspace(&bot, None, &admin()).await.unwrap();
     let begun = std::time::Instant::now();
-    let refused = world.skep.usable_bridge(&bot, WhenStopped::Refuse).await;
+    let refused = world.skep.usable_bridge(&bot, None).await;
     assert_eq!(refused.err().map(|error| error.code()), Some(Code::BridgeUnavailable));
     let waited = begun.elapsed().as_secs_f64();
     assert!((29.9..40.0).contains(&waited), "{waited} s");
@@ -311,6 +327,41 @@ async fn a_container_without_a_row_is_adopted_as_it_is() {
     assert_eq!((info.status, info.task_running), (WorkspaceStatus::Unknown, true));
     world.restart_within(LIMIT).await;
     until_running(&world, &bot).await;
+}
+
+#[tokio::test]
+async fn a_container_without_a_row_is_used_before_reconcile_has_seen_it() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    let forget = || async { world.skep.store().delete_containers(&bot).await.unwrap() };
+    forget().await;
+    world.write(&bot, "/data/file", "kept").await;
+    forget().await;
+    assert!(!world.skep.snapshots(&bot, None).await.unwrap().snapshots.is_empty());
+    forget().await;
+    let taken = world.skep.take_snapshot(&bot, ("", ""), &admin()).await.unwrap();
+    taken.outcome().await.unwrap();
+    forget().await;
+    let limits = AskedLimits {
+        pids: Some(100),
+        ..AskedLimits::default()
+    };
+    let limited = world.skep.set_workspace_limits(&bot, limits, &admin()).await.unwrap();
+    limited.outcome().await.unwrap();
+    assert_eq!(world.read(&bot, "/data/file").await, "kept");
+    let info = world.skep.workspace_info(&bot).await.unwrap();
+    assert_eq!((info.status, info.task_running), (WorkspaceStatus::Running, true));
+}
+
+#[tokio::test]
+async fn a_bot_without_a_workspace_gets_none_by_being_used() {
+    let world = World::new().await;
+    let bot = world.bot().await;
+    let used = world.skep.usable_bridge(&bot, None).await.map(drop);
+    let listed = world.skep.snapshots(&bot, None).await.map(drop);
+    for result in [used, listed] {
+        assert_eq!(result.unwrap_err().code(), Code::ContainerNotFound);
+    }
 }
 
 #[tokio::test]
@@ -486,7 +537,7 @@ async fn a_connection_to_a_bridge_is_shared_and_outlives_no_stop_and_start() {
         world.stop(&bot).await.unwrap();
         world.start(&bot).await.unwrap();
         for _ in 0..4 {
-            let bridge = world.skep.usable_bridge(&bot, WhenStopped::Refuse).await.unwrap();
+            let bridge = world.skep.usable_bridge(&bot, None).await.unwrap();
             assert!(!bridge.is_dead());
         }
         assert_eq!(world.runtime.connections_to_the_reference(&bot), starts);

@@ -5,9 +5,7 @@ mod harness;
 use std::time::{Duration, Instant};
 
 use harness::{LIMIT, World, admin, all, failure, until};
-use skep_core::{
-    AskedLimits, BotStatus, Code, CreateBot, DeleteData, OperationHandle, Patience, Requester, Result, WhenStopped,
-};
+use skep_core::{AskedLimits, BotStatus, Code, CreateBot, DeleteData, OperationHandle, Patience, Requester, Result};
 use skep_names::BotId;
 use skep_runtime::{Runtime, RuntimeError};
 use skep_store::ContainerStatus;
@@ -315,7 +313,7 @@ async fn whoever_meets_a_lost_bridge_waits_no_longer_for_what_is_before_its_reco
     let limit = Instant::now() + Duration::from_secs(10);
     let (refused, waited) = loop {
         let begun = Instant::now();
-        match world.skep.usable_bridge(&bot, WhenStopped::Refuse).await {
+        match world.skep.usable_bridge(&bot, None).await {
             Ok(_) => assert!(begun < limit, "the bridge is never lost"),
             Err(refused) => break (refused, begun.elapsed().as_secs_f64()),
         }

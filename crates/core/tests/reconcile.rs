@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use harness::{LIMIT, World, admin, until};
-use skep_core::{Code, CreateRequest, DeleteData, Desired, OperationHandle, Outcome, WhenStopped, WorkspaceStatus};
+use skep_core::{Code, CreateRequest, DeleteData, Desired, OperationHandle, Outcome, WorkspaceStatus};
 use skep_names::{BotId, container_id_for};
 use skep_runtime::{CheckStatus, InstanceSpec, Runtime, RuntimeError};
 use skep_store::{ContainerStatus, EventLimits, NewContainer};
@@ -370,7 +370,7 @@ async fn data_that_is_kept_elsewhere_is_never_replaced_by_an_empty_workspace() {
     let creates = world.runtime.faults().calls(Verb::Create);
     world.restart_within(LIMIT).await;
     until_status(&world, &bot, WorkspaceStatus::Missing).await;
-    let bridge = world.skep.usable_bridge(&bot, WhenStopped::Refuse).await;
+    let bridge = world.skep.usable_bridge(&bot, None).await;
     assert!(bridge.is_err());
     assert_eq!(world.runtime.faults().calls(Verb::Create), creates);
     // Without it there is nothing to lose.

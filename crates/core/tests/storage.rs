@@ -10,8 +10,7 @@ use harness::{LIMIT, World, admin, until};
 use skep_core::bridge::BridgeError;
 use skep_core::files::{FileWriter, NewFile, WorkspacePath};
 use skep_core::{
-    AskedLimits, CheckStatus, CheckType, Code, DeleteData, Desired, WhenStopped, WorkspaceInfo, WorkspaceState,
-    WorkspaceStatus,
+    AskedLimits, CheckStatus, CheckType, Code, DeleteData, Desired, WorkspaceInfo, WorkspaceState, WorkspaceStatus,
 };
 use skep_names::BotId;
 use skep_runtime::RuntimeError;
@@ -117,7 +116,7 @@ async fn until_state(world: &World, bot: &BotId, wanted: impl Fn(&WorkspaceState
 
 /// How adding to it is refused.
 async fn refused(world: &World, bot: &BotId) -> Option<Code> {
-    let bridge = world.skep.roomy_bridge(bot, WhenStopped::Refuse).await;
+    let bridge = world.skep.roomy_bridge(bot, None).await;
     bridge.err().map(|error| error.code())
 }
 
@@ -136,7 +135,7 @@ async fn one_over_its_limit_says_so_and_takes_nothing_until_it_is_cleaned_up() {
     let received = world.skep.receive_archive(&bot, archive).await;
     assert_eq!(received.err().map(|error| error.code()), Some(Code::DiskFull));
     // What looks and what runs inside goes on.
-    assert!(world.skep.usable_bridge(&bot, WhenStopped::Refuse).await.is_ok());
+    assert!(world.skep.usable_bridge(&bot, None).await.is_ok());
     clean_up(&world, &bot);
     until_state(&world, &bot, |state| !state.storage_over_limit).await;
     assert_eq!(refused(&world, &bot).await, None);
@@ -410,7 +409,7 @@ async fn what_crosses_the_limit_on_its_way_is_given_up_and_the_old_file_stays() 
     world.write(&bot, "/data/file", "old").await;
     limit(&world, &bot, 8 * MIB).await;
     held(&world, &bot).await;
-    let bridge = world.skep.roomy_bridge(&bot, WhenStopped::Refuse).await.unwrap();
+    let bridge = world.skep.roomy_bridge(&bot, None).await.unwrap();
     let path = WorkspacePath::parse("/data/file").unwrap();
     let mut writer = FileWriter::begin(&bridge, &path, NewFile::default()).await.unwrap();
     let (piece, deadline) = (Bytes::from(vec![1; 1 << 20]), std::time::Instant::now() + LIMIT);
@@ -432,7 +431,7 @@ async fn what_crosses_the_limit_on_its_way_is_given_up_and_the_old_file_stays() 
     assert_eq!(world.read(&bot, "/data/file").await, "old");
     // What was written of it is gone, and the next count finds it so.
     until(|| async {
-        match world.skep.roomy_bridge(&bot, WhenStopped::Refuse).await {
+        match world.skep.roomy_bridge(&bot, None).await {
             Ok(_) => Ok(()),
             Err(error) => Err(error.to_string()),
         }

@@ -6,9 +6,7 @@ use std::time::Duration;
 
 use harness::{World, admin, until};
 use skep_core::files::{FileWriter, NewFile, WorkspacePath};
-use skep_core::{
-    Code, DeleteData, Outcome, SOURCE_PRE_EXEC, SnapshotItem, TakenSnapshot, WhenStopped, WorkspaceStatus,
-};
+use skep_core::{Code, DeleteData, Outcome, SOURCE_PRE_EXEC, SnapshotItem, TakenSnapshot, WorkspaceStatus};
 use skep_names::BotId;
 use skep_runtime::{LayerKind, Layers, Runtime, RuntimeError};
 use skep_testkit::fake_runtime::Verb;
@@ -42,7 +40,7 @@ async fn delete(world: &World, bot: &BotId, version: u64) -> skep_core::Result<O
 }
 
 async fn write(world: &World, bot: &BotId, text: String) {
-    let bridge = world.skep.roomy_bridge(bot, WhenStopped::Refuse).await.unwrap();
+    let bridge = world.skep.roomy_bridge(bot, None).await.unwrap();
     let path = WorkspacePath::parse(FILE).unwrap();
     let mut writer = FileWriter::begin(&bridge, &path, NewFile::default()).await.unwrap();
     writer.write(text.into()).await.unwrap();
@@ -503,10 +501,10 @@ async fn no_connection_to_a_bridge_outlives_a_snapshot_or_a_rollback() {
     world.start(&bot).await.unwrap();
     assert_eq!(world.runtime.connections_to_the_reference(&bot), 1);
     let taken = snapshot(&world, &bot, "").await.unwrap();
-    world.skep.usable_bridge(&bot, WhenStopped::Refuse).await.unwrap();
+    world.skep.usable_bridge(&bot, None).await.unwrap();
     assert_eq!(world.runtime.connections_to_the_reference(&bot), 2);
     roll_back(&world, &bot, taken.version).await.unwrap();
-    world.skep.usable_bridge(&bot, WhenStopped::Refuse).await.unwrap();
+    world.skep.usable_bridge(&bot, None).await.unwrap();
     assert_eq!(world.runtime.connections_to_the_reference(&bot), 3);
 }
 

@@ -22,7 +22,7 @@ use crate::backups::file_error;
 use crate::bridge::{Bridge, BridgeError, BridgeResult, NEXT_PIECE_WITHIN, SMALL_WITHIN};
 use crate::error::{Error, Result};
 use crate::skep::Skep;
-use crate::workspace::{Spare, WhenStopped};
+use crate::workspace::Spare;
 
 /// What becomes of a file that changes each time it is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,7 +78,7 @@ impl Skep {
     /// outside; [`Error::Conflict`] when a workspace would have to be frozen for longer than may be.
     pub async fn export_data(&self, bot: &BotId, moment: Moment, changing: Changing) -> Result<Export> {
         for _ in 1..TRIES {
-            match self.usable_bridge(bot, WhenStopped::Refuse).await {
+            match self.usable_bridge(bot, None).await {
                 Ok(_) if moment == Moment::OfAll => return self.export_of_frozen(bot).await,
                 Ok(bridge) => return Export::of_running(&bridge, changing).await,
                 Err(Error::WorkspaceStopped) => {}

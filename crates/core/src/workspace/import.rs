@@ -8,7 +8,7 @@ use skep_store::ContainerRow;
 use super::request::ImportPlan;
 use super::work::Work;
 use crate::backups::file_error;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::operations::{EventBody, Imported, Outcome};
 use crate::transfer::chunks_of;
 
@@ -17,7 +17,7 @@ const PROGRESS_EVENTS: u64 = 50;
 
 impl Work {
     pub(crate) async fn import(&self, plan: &ImportPlan) -> Result<Outcome> {
-        let row = self.row().await?.ok_or(Error::ContainerNotFound)?;
+        let row = self.row_or_adopted().await?;
         self.step("container", self.ensure_container(&row)).await?;
         let apply = Apply {
             mode: plan.mode.into(),

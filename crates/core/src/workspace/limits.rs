@@ -69,7 +69,7 @@ pub(crate) fn in_force(applied: LimitsColumn, effective: &Limits) -> LimitsColum
 impl Work {
     /// The work of `limits`: wanted first, then applied.
     pub(crate) async fn change_limits(&self, asked: AskedLimits) -> Result<Outcome> {
-        let row = self.row().await?.ok_or(Error::ContainerNotFound)?;
+        let row = self.row_or_adopted().await?;
         self.note_limits(&row)?;
         let limits = asked.onto(row.limits_wanted);
         self.step("wanted", async {

@@ -48,7 +48,7 @@ mod work;
 pub use info::{WorkspaceInfo, WorkspaceState, WorkspaceStatus};
 pub use measured::MeasuredStorage;
 pub use metrics::{LiveMetrics, WorkspaceMetrics};
-pub use request::{AskedLimits, CreateRequest, DeleteData, RestoreMode, RestoreRequest, WhenStopped};
+pub use request::{AskedLimits, CreateRequest, DeleteData, RestoreMode, RestoreRequest};
 
 pub(crate) use interruptions::Interruptions;
 pub(crate) use lanes::{Awaited, Lanes};
@@ -61,6 +61,7 @@ pub(crate) use spare::Spare;
 use std::time::Duration;
 
 use skep_names::BotId;
+use skep_store::ContainerRow;
 
 use self::request::StopCause;
 use crate::error::{Error, Result};
@@ -209,10 +210,30 @@ impl Skep {
         if self.store().container(bot).await?.is_some() || self.lanes().create_under_way(bot).is_some() {
             return Ok(());
         }
-        if self.runtime().inspect(bot).await?.is_some() || self.runtime().bots_with_layers().await?.contains(bot) {
-            return Ok(());
+        match self.is_there(bot).await? {
+            true => Ok(()),
+            false => Err(Error::ContainerNotFound),
         }
-        Err(Error::ContainerNotFound)
+    }
+
+    /// The row of the bot's workspace. A container or a layer that has none is made one of first, wanted as it is found.
+    ///
+    /// # Errors
+    /// [`Error::ContainerNotFound`]; without a row, [`Error::RuntimeUnavailable`] too.
+    pub(crate) async fn workspace_row(&self, bot: &BotId) -> Result<ContainerRow> {
+        if let Some(row) = self.store().container(bot).await? {
+            return Ok(row);
+        }
+        if self.is_there(bot).await? {
+            let adopted = self.submit(bot, Request::Recover, &Requester::server()).await?;
+            adopted.outcome().await?;
+        }
+        self.store().container(bot).await?.ok_or(Error::ContainerNotFound)
+    }
+
+    /// Whether the runtime has a container or a layer of the bot.
+    async fn is_there(&self, bot: &BotId) -> Result<bool> {
+        Ok(self.runtime().inspect(bot).await?.is_some() || self.runtime().bots_with_layers().await?.contains(bot))
     }
 }
 

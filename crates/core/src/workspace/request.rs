@@ -99,15 +99,6 @@ impl From<RestoreMode> for ApplyMode {
     }
 }
 
-/// What a caller of files, exec or terminal wants of a workspace that is stopped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum WhenStopped {
-    /// `workspace_stopped`.
-    Refuse,
-    /// It is started first (`?start=true`).
-    Start,
-}
-
 /// A create whose image and devices are decided.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct CreatePlan {

@@ -50,7 +50,7 @@ impl Skep {
 impl Work {
     /// The work of `restore`. Until the workspace is put onto the new layer, its own is as it was.
     pub(crate) async fn restore(&self, request: &RestoreRequest) -> Result<Outcome> {
-        let row = self.row().await?.ok_or(Error::ContainerNotFound)?;
+        let row = self.row_or_adopted().await?;
         self.step("container", self.ensure_container(&row)).await?;
         if self.noted(CHANGED).is_none() {
             let preserved = self.step("verify", self.asked_for(request)).await?;

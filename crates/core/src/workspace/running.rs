@@ -56,11 +56,10 @@ impl Work {
 
     /// The work of `recover`: looks, and does what the table of mends says.
     pub(crate) async fn recover(&self) -> Result<Outcome> {
-        if self.row().await?.is_none() {
-            self.step("adopt", self.adopt_as_it_is()).await?;
-        }
-        let Some(row) = self.row().await? else {
-            return Ok(Outcome::Done);
+        let row = match self.row_or_adopted().await {
+            Ok(row) => row,
+            Err(Error::ContainerNotFound) => return Ok(Outcome::Done),
+            Err(error) => return Err(error),
         };
         let row = self.name_what_is_there(row).await?;
         match mend(&self.look(&row).await?) {
@@ -73,6 +72,14 @@ impl Work {
             Mend::LeaveMissing => self.skep().observations().happened(self.bot(), &Event::Lost),
         }
         Ok(Outcome::Done)
+    }
+
+    /// The row of the workspace; a container or a layer that has none is made one of first.
+    pub(super) async fn row_or_adopted(&self) -> Result<ContainerRow> {
+        if self.row().await?.is_none() {
+            self.step("adopt", self.adopt_as_it_is()).await?;
+        }
+        self.row().await?.ok_or(Error::ContainerNotFound)
     }
 
     /// What a container or a layer without a row is made a workspace of.

@@ -9,10 +9,11 @@ use skep_runtime::TaskState;
 use skep_store::{ContainerStatus, Desired};
 
 use super::info::WorkspaceState;
-use super::request::{Request, WhenStopped};
+use super::request::Request;
 use super::state::State;
 use crate::bridge::Bridge;
 use crate::error::{Error, Result};
+use crate::operations::OperationHandle;
 use crate::requester::Requester;
 use crate::skep::Skep;
 
@@ -20,16 +21,22 @@ use crate::skep::Skep;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 impl Skep {
-    /// The bridge of a workspace that runs, for files, exec and terminal. Waits up to 30 s while an operation has
-    /// the task down; one that should run and does not is brought up first. The runtime is not asked when the
-    /// workspace is recorded as running and its bridge answers, so that this works while it is away.
+    /// The bridge of a workspace that runs, for files, exec and terminal. Waits up to 30 s, for `start` first and while an
+    /// operation has the task down; one that should run and does not is brought up first. The runtime is not asked when
+    /// the workspace is recorded as running and its bridge answers, so that this works while it is away.
     ///
     /// # Errors
-    /// [`Error::ContainerNotFound`]; [`Error::WorkspaceStopped`] when it should be stopped and `when_stopped` does
-    /// not say to start it; [`Error::BridgeUnavailable`].
-    pub async fn usable_bridge(&self, bot: &BotId, when_stopped: WhenStopped) -> Result<Bridge> {
+    /// [`Error::ContainerNotFound`]; [`Error::WorkspaceStopped`] when it should be stopped; those of `start`;
+    /// [`Error::BridgeUnavailable`].
+    pub async fn usable_bridge(&self, bot: &BotId, start: Option<&OperationHandle>) -> Result<Bridge> {
+        let usable = async {
+            if let Some(start) = start {
+                start.outcome().await?;
+            }
+            self.bridge_when_usable(bot).await
+        };
         // What was submitted meanwhile goes on without the caller.
-        match tokio::time::timeout(PATIENCE, self.bridge_when_usable(bot, when_stopped)).await {
+        match tokio::time::timeout(PATIENCE, usable).await {
             Ok(bridge) => bridge,
             Err(_) => Err(Error::BridgeUnavailable(
                 "container not reachable: an operation is still under way".to_owned(),
@@ -37,8 +44,19 @@ impl Skep {
         }
     }
 
-    async fn bridge_when_usable(&self, bot: &BotId, when_stopped: WhenStopped) -> Result<Bridge> {
-        self.wait_for_usable(bot, when_stopped).await?;
+    /// Begins to start a workspace that should be stopped, for one who is about to use it. `None`: it should run.
+    ///
+    /// # Errors
+    /// [`Error::ContainerNotFound`].
+    pub async fn start_if_stopped(&self, bot: &BotId, requester: &Requester) -> Result<Option<OperationHandle>> {
+        match self.workspace_row(bot).await?.desired {
+            Desired::Running => Ok(None),
+            Desired::Stopped => self.submit(bot, Request::Start, requester).await.map(Some),
+        }
+    }
+
+    async fn bridge_when_usable(&self, bot: &BotId) -> Result<Bridge> {
+        self.wait_for_usable(bot).await?;
         let lost = match self.bridges().bridge(bot).await {
             Ok(bridge) => return Ok(bridge),
             Err(error) if error.is_lost() => Error::from(error),
@@ -51,11 +69,11 @@ impl Skep {
             Err(Error::RuntimeUnavailable { .. }) => return Err(lost),
             Err(error) => return Err(error),
         }
-        self.wait_for_usable(bot, WhenStopped::Refuse).await?;
+        self.wait_for_usable(bot).await?;
         Ok(self.bridges().bridge(bot).await?)
     }
 
-    async fn wait_for_usable(&self, bot: &BotId, when_stopped: WhenStopped) -> Result<()> {
+    async fn wait_for_usable(&self, bot: &BotId) -> Result<()> {
         loop {
             while let Some(hub) = self.lanes().task_taken_down(bot) {
                 // Whatever its end, what counts is what is there after it.
@@ -63,15 +81,11 @@ impl Skep {
                     Ok(_) | Err(_) => tokio::task::yield_now().await,
                 }
             }
-            let row = self.store().container(bot).await?.ok_or(Error::ContainerNotFound)?;
-            match (row.desired, row.status, when_stopped) {
-                (Desired::Stopped, _, WhenStopped::Refuse) => return Err(Error::WorkspaceStopped),
-                (Desired::Running, ContainerStatus::Running, _) => return Ok(()),
-                (Desired::Stopped, _, WhenStopped::Start) => {
-                    let started = self.submit(bot, Request::Start, &Requester::server()).await?;
-                    started.outcome().await?;
-                }
-                (Desired::Running, _, _) => self.recover_at_once(bot).await?,
+            let row = self.workspace_row(bot).await?;
+            match (row.desired, row.status) {
+                (Desired::Stopped, _) => return Err(Error::WorkspaceStopped),
+                (Desired::Running, ContainerStatus::Running) => return Ok(()),
+                (Desired::Running, _) => self.recover_at_once(bot).await?,
             }
         }
     }

@@ -287,7 +287,7 @@ impl Work {
     /// The row of a workspace whose layers can be changed, its container put back should it be gone.
     async fn layered_row(&self) -> Result<ContainerRow> {
         required_layers(self.runtime())?;
-        let row = self.row().await?.ok_or(Error::ContainerNotFound)?;
+        let row = self.row_or_adopted().await?;
         self.step("container", self.ensure_container(&row)).await?;
         Ok(row)
     }

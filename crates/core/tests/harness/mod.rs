@@ -12,7 +12,6 @@ use skep_core::bridge::BridgePool;
 use skep_core::files::{self, FileWriter, NewFile, WorkspacePath};
 use skep_core::{
     CreateBot, CreateRequest, EventBody, OperationEvent, OperationHandle, Outcome, Parts, Requester, Settings, Skep,
-    WhenStopped,
 };
 use skep_names::BotId;
 use skep_store::Store;
@@ -103,7 +102,7 @@ impl World {
     }
 
     pub(crate) async fn write(&self, bot: &BotId, path: &str, content: &'static str) {
-        let bridge = self.skep.roomy_bridge(bot, WhenStopped::Refuse).await.unwrap();
+        let bridge = self.skep.roomy_bridge(bot, None).await.unwrap();
         let path = WorkspacePath::parse(path).unwrap();
         let file = NewFile {
             mode: 0o600,
@@ -115,7 +114,7 @@ impl World {
     }
 
     pub(crate) async fn read(&self, bot: &BotId, path: &str) -> String {
-        let bridge = self.skep.usable_bridge(bot, WhenStopped::Refuse).await.unwrap();
+        let bridge = self.skep.usable_bridge(bot, None).await.unwrap();
         let path = WorkspacePath::parse(path).unwrap();
         let reader = files::read(&bridge, &path, 0, 0).await.unwrap();
         String::from_utf8(reader.collect(1 << 20).await.unwrap()).unwrap()

@@ -33,11 +33,12 @@ pub struct RequestContext {
     seen: Arc<Seen>,
 }
 
-/// What was found out on the way, for the audit trail.
+/// What was found out on the way, for the audit trail and for the answer.
 #[derive(Debug, Default)]
 struct Seen {
     user_id: OnceLock<String>,
     bot_id: OnceLock<String>,
+    operation_id: OnceLock<String>,
 }
 
 impl RequestContext {
@@ -49,6 +50,11 @@ impl RequestContext {
     /// Remembers which bot it is about.
     pub(crate) fn note_bot(&self, bot: &BotId) {
         self.seen.bot_id.get_or_init(|| bot.to_string());
+    }
+
+    /// Remembers an operation that was begun to answer: the answer names it, unless it names its own.
+    pub(crate) fn note_operation(&self, id: &str) {
+        self.seen.operation_id.get_or_init(|| id.to_owned());
     }
 }
 
@@ -72,23 +78,22 @@ pub(crate) async fn with_context(State(app): State<App>, mut request: Request, n
         .get::<ConnectInfo<SocketAddr>>()
         .map_or(IpAddr::from([0, 0, 0, 0]), |info| info.0.ip().to_canonical());
     let from = caller_address(peer, request.headers(), &app.config().server.trusted_proxies);
-    request.extensions_mut().insert(RequestContext {
+    let context = RequestContext {
         request_id: request_id.clone(),
         from,
         seen: Arc::default(),
-    });
+    };
+    request.extensions_mut().insert(context.clone());
     let method = request.method().clone();
     let started = Instant::now();
     let route = request
         .extensions()
         .get::<MatchedPath>()
         .map(|path| path.as_str().to_owned());
-    let mut trace = request
-        .extensions()
-        .get::<RequestContext>()
-        .zip(route.as_ref())
+    let mut trace = route
+        .as_ref()
         .filter(|_| !method.is_safe())
-        .map(|(context, route)| Trace::new(&app, context.clone(), action(&method, route)));
+        .map(|route| Trace::new(&app, context.clone(), action(&method, route)));
     let response = match AssertUnwindSafe(next.run(request)).catch_unwind().await {
         Ok(response) => response,
         Err(panic) => ApiError::internal(panic_text(panic.as_ref())).into_response(),
@@ -98,6 +103,11 @@ pub(crate) async fn with_context(State(app): State<App>, mut request: Request, n
         response
             .headers_mut()
             .insert(HeaderName::from_static(skep_api::HEADER_REQUEST_ID), value);
+    }
+    let begun = context.seen.operation_id.get();
+    if let Some(value) = begun.and_then(|id| HeaderValue::from_str(id).ok()) {
+        let name = HeaderName::from_static(skep_api::HEADER_OPERATION_ID);
+        response.headers_mut().entry(name).or_insert(value);
     }
     if let Some(trace) = &mut trace {
         trace.write(response.status()).await;

@@ -190,7 +190,18 @@ async fn a_stopped_workspace_is_told_or_started() {
         .expect_error(409, "workspace_stopped");
     let terminal = workspace.get("/terminal").await.expect_status(200).json();
     assert_eq!(terminal["available"], false);
-    workspace.get("/fs?start=true").await.expect_status(200);
+    // The answer names the operation that was begun for it.
+    let listed = workspace.get("/fs?start=true").await;
+    let start = listed.expect_status(200).header("x-operation-id").to_owned();
+    let path = format!("/operations/{start}");
+    let operation = workspace.server.call("GET", &path).send().await;
+    let operation = operation.expect_status(200).json();
+    assert_eq!(
+        (&operation["kind"], &operation["state"]),
+        (&json!("start"), &json!("succeeded"))
+    );
+    let again = workspace.get("/fs?start=true").await;
+    assert!(!again.expect_status(200).headers.contains_key("x-operation-id"));
     let terminal = workspace.get("/terminal").await.expect_status(200).json();
     assert_eq!(terminal, json!({"available": true, "shell": "/bin/sh"}));
 }

@@ -76,7 +76,7 @@ async fn run(
 ) -> ApiResult<Response> {
     let (detach, snapshot) = (body.value.detach, body.value.snapshot);
     let request = wanted::request(body.value, &app.config().exec)?;
-    let mut bridge = bridge_of(&app, access.bot_id(), query.start).await?;
+    let mut bridge = bridge_of(&app, &access, query.start).await?;
     if idempotency.is_given() && !bridge.remembers_processes() {
         return Err(ApiError::unsupported(
             "the bridge of this workspace is too old for an Idempotency-Key: it would run the process twice",
@@ -104,7 +104,7 @@ async fn run(
     let answer = async {
         if snapshot {
             // Taking it has put another bridge in the place of that one.
-            bridge = bridge_of(&app, access.bot_id(), query.start).await?;
+            bridge = bridge_of(&app, &access, query.start).await?;
         }
         started(&app, &access, &begun, (bridge, request), (claim, told)).await
     };
@@ -294,7 +294,7 @@ async fn list(
     access: BotAccess<Operate>,
     Query(query): Query<StartQuery>,
 ) -> ApiResult<Json<ExecList>> {
-    let bridge: Bridge = bridge_of(&app, access.bot_id(), query.start).await?;
+    let bridge: Bridge = bridge_of(&app, &access, query.start).await?;
     let found = exec::list(&bridge).await.map_err(refused)?;
     Ok(Json(ExecList {
         items: found.into_iter().map(info).collect(),

@@ -58,7 +58,7 @@ async fn forward(
 ) -> ApiResult<Response> {
     let port = query.port.filter(|port| *port != 0);
     let port = port.ok_or_else(|| ApiError::invalid_argument("port must be a number from 1 to 65535"))?;
-    let bridge = bridge_of(&app, access.bot_id(), query.start).await?;
+    let bridge = bridge_of(&app, &access, query.start).await?;
     let watch = Watch::begin(&app, access.bot_id());
     Ok(upgrade.serve(move |socket| serve(socket, bridge, port, watch)))
 }

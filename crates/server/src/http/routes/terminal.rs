@@ -40,7 +40,7 @@ async fn info(
     access: BotAccess<Operate>,
     Query(query): Query<InfoQuery>,
 ) -> ApiResult<Json<TerminalInfo>> {
-    let bridge = match bridge_of(&app, access.bot_id(), query.start).await {
+    let bridge = match bridge_of(&app, &access, query.start).await {
         Ok(bridge) => bridge,
         Err(error) => return not_available(error),
     };
@@ -107,7 +107,7 @@ async fn socket(
     let attached = attached.map_err(|_| ApiError::invalid_id("exec"))?;
     let session = query.session.as_deref().map(SessionName::parse).transpose();
     let session = session.map_err(super::files::refused)?;
-    let bridge = bridge_of(&app, access.bot_id(), query.start).await?;
+    let bridge = bridge_of(&app, &access, query.start).await?;
     if session.is_some() {
         terminal::check_sessions(&bridge).map_err(super::files::refused)?;
     }

@@ -47,7 +47,7 @@ impl FromRequestParts<App> for Control {
 impl Control {
     /// Does what was asked, once it is known to be well formed.
     async fn ask<T>(self, ask: impl AsyncFnOnce(&Bridge, &ExecId) -> BridgeResult<T>) -> ApiResult<T> {
-        let bridge = bridge_of(&self.app, self.access.access.bot_id(), self.start).await?;
+        let bridge = bridge_of(&self.app, &self.access.access, self.start).await?;
         ask(&bridge, &self.access.id).await.map_err(refused)
     }
 }

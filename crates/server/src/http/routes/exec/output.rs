@@ -78,7 +78,7 @@ async fn output(
         Some(_) => return Err(ApiError::invalid_argument("stream must be stdout or stderr")),
     };
     let follow = query.follow.unwrap_or(false);
-    let bridge = bridge_of(&app, access.bot_id(), query.start).await?;
+    let bridge = bridge_of(&app, &access, query.start).await?;
     let status = exec::status(&bridge, &id).await.map_err(refused)?;
     let (oldest, written) = match is_stderr {
         false => (status.stdout_oldest, status.stdout_bytes),

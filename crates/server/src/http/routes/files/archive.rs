@@ -60,7 +60,7 @@ async fn get(
     Query(query): Query<ArchiveQuery>,
 ) -> ApiResult<Response> {
     let path = required_path(query.path.as_deref())?;
-    let bridge = bridge_of(&app, access.bot_id(), query.start).await?;
+    let bridge = bridge_of(&app, &access, query.start).await?;
     // What is not there must be a status, not a broken stream.
     files::stat(&bridge, &path, Links::Followed).await.map_err(refused)?;
     let archive = files::read_archive(&bridge, std::slice::from_ref(&path))
@@ -89,7 +89,7 @@ async fn put(
     body: Body,
 ) -> ApiResult<Json<ArchiveResult>> {
     let path = required_path(query.path.as_deref())?;
-    let bridge = roomy_bridge_of(&app, access.bot_id(), query.start).await?;
+    let bridge = roomy_bridge_of(&app, &access, query.start).await?;
     let report = files::write_archive(&bridge, &path, body_bytes(body)).await;
     unpacked(report)
 }
@@ -127,7 +127,7 @@ async fn pack(
             "/ has no name to be packed by beside others",
         ));
     }
-    let bridge = bridge_of(&app, access.bot_id(), query.start).await?;
+    let bridge = bridge_of(&app, &access, query.start).await?;
     let archive = files::read_archive(&bridge, &paths).await.map_err(refused)?;
     Ok(compressed(archive, "files"))
 }
@@ -153,7 +153,7 @@ async fn extract(
 ) -> ApiResult<Json<ArchiveResult>> {
     let path = required_path(Some(&body.path))?;
     let to = body.to.as_deref().map(|to| required_path(Some(to))).transpose()?;
-    let bridge = roomy_bridge_of(&app, access.bot_id(), query.start).await?;
+    let bridge = roomy_bridge_of(&app, &access, query.start).await?;
     let report = files::extract(&bridge, &path, to.as_ref()).await;
     unpacked(report)
 }

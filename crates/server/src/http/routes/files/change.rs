@@ -71,14 +71,14 @@ impl FromRequestParts<App> for Change {
 impl Change {
     /// As [`Change::make`], for what adds to the workspace.
     async fn add(self, change: impl AsyncFnOnce(RoomyBridge) -> BridgeResult<()>) -> ApiResult<Json<FileDone>> {
-        let bridge = roomy_bridge_of(&self.app, self.access.bot_id(), self.start).await?;
+        let bridge = roomy_bridge_of(&self.app, &self.access, self.start).await?;
         change(bridge).await.map_err(refused)?;
         Ok(Json(FileDone { ok: true }))
     }
 
     /// Does it, once everything that was asked is known to be well formed.
     async fn make(self, change: impl AsyncFnOnce(Bridge) -> BridgeResult<()>) -> ApiResult<Json<FileDone>> {
-        let bridge = bridge_of(&self.app, self.access.bot_id(), self.start).await?;
+        let bridge = bridge_of(&self.app, &self.access, self.start).await?;
         change(bridge).await.map_err(refused)?;
         Ok(Json(FileDone { ok: true }))
     }

@@ -114,7 +114,7 @@ async fn answer(app: &App, access: &BotAccess<Download>, query: &DownloadQuery, 
     let path = required_path(query.path.as_deref())?;
     // What a guest may do is to read.
     let start = query.start.filter(|_| !access.as_guest);
-    let bridge = bridge_of(app, access.bot_id(), start).await?;
+    let bridge = bridge_of(app, access, start).await?;
     let confine = access.as_guest.then_some(MEDIA_DIRECTORY);
     if confine.is_some() {
         // Before anything is told of it: a link may lead a guest out.

@@ -68,7 +68,7 @@ async fn list(
         limit: query.limit.unwrap_or(0),
         collapse_threshold: query.collapse.unwrap_or(0),
     };
-    let bridge = bridge_of(&app, access.bot_id(), query.start).await?;
+    let bridge = bridge_of(&app, &access, query.start).await?;
     let mut entries = files::list(&bridge, &path, &options).await.map_err(refused)?;
     // The first page decides the status; a later failure breaks the transfer.
     let first = entries.next_page().await.map_err(refused)?;

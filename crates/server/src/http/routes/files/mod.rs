@@ -17,11 +17,11 @@ pub(super) use upload::{body_bytes, broken_form, field_bytes, next_field};
 use skep_api::{Encoding, FileInfo};
 use skep_core::bridge::{Bridge, BridgeError};
 use skep_core::files::{FileEntry, RoomyBridge, WorkspacePath};
-use skep_core::{Error, WhenStopped};
-use skep_names::BotId;
+use skep_core::{Error, OperationHandle};
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::app::App;
+use crate::http::access::{BotAccess, Need};
 use crate::http::error::{ApiError, ApiResult};
 
 /// `/bots/{bot_id}/container/fs…`
@@ -38,20 +38,30 @@ pub fn router() -> OpenApiRouter<App> {
 }
 
 /// The bridge of a bot's running workspace; `?start=true` starts a stopped one.
-pub(super) async fn bridge_of(app: &App, bot: &BotId, start: Option<bool>) -> ApiResult<Bridge> {
-    Ok(app.core().usable_bridge(bot, when_stopped(start)).await?)
+pub(super) async fn bridge_of<N: Need>(app: &App, access: &BotAccess<N>, start: Option<bool>) -> ApiResult<Bridge> {
+    let start = started(app, access, start).await?;
+    Ok(app.core().usable_bridge(access.bot_id(), start.as_ref()).await?)
 }
 
 /// The same for what adds to the workspace: 507 when that is over its limit of storage.
-async fn roomy_bridge_of(app: &App, bot: &BotId, start: Option<bool>) -> ApiResult<RoomyBridge> {
-    Ok(app.core().roomy_bridge(bot, when_stopped(start)).await?)
+async fn roomy_bridge_of<N: Need>(app: &App, access: &BotAccess<N>, start: Option<bool>) -> ApiResult<RoomyBridge> {
+    let start = started(app, access, start).await?;
+    Ok(app.core().roomy_bridge(access.bot_id(), start.as_ref()).await?)
 }
 
-fn when_stopped(start: Option<bool>) -> WhenStopped {
-    match start {
-        Some(true) => WhenStopped::Start,
-        _ => WhenStopped::Refuse,
+/// The operation that starts a stopped workspace, where that was asked for; the answer names it.
+async fn started<N: Need>(app: &App, access: &BotAccess<N>, asked: Option<bool>) -> ApiResult<Option<OperationHandle>> {
+    if asked != Some(true) {
+        return Ok(None);
     }
+    let start = app
+        .core()
+        .start_if_stopped(access.bot_id(), &access.requester())
+        .await?;
+    if let Some(start) = &start {
+        access.context.note_operation(start.id());
+    }
+    Ok(start)
 }
 
 /// A bridge's refusal as the API's.

@@ -46,7 +46,7 @@ async fn stat(
     Query(query): Query<StatQuery>,
 ) -> ApiResult<Json<FileInfo>> {
     let path = WorkspacePath::parse(query.path.as_deref().unwrap_or("/")).map_err(refused)?;
-    let bridge = bridge_of(&app, access.bot_id(), query.start).await?;
+    let bridge = bridge_of(&app, &access, query.start).await?;
     let entry = files::stat(&bridge, &path, Links::Followed).await.map_err(refused)?;
     Ok(Json(file_info(entry)))
 }
@@ -96,7 +96,7 @@ async fn read(
     if query.line_offset == Some(0) || query.n_lines == Some(0) {
         return Err(ApiError::invalid_argument("line_offset and n_lines count from 1"));
     }
-    let bridge = bridge_of(&app, access.bot_id(), query.start).await?;
+    let bridge = bridge_of(&app, &access, query.start).await?;
     let reader = files::read(&bridge, &path, 0, 0).await.map_err(refused)?;
     let (size, etag) = (reader.entry().size_bytes, reader.entry().etag.clone());
     let bytes = match (query.line_offset, query.n_lines) {

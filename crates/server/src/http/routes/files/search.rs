@@ -67,7 +67,7 @@ async fn search(
             "pattern and glob have at most 4,096 bytes each",
         ));
     }
-    let bridge = bridge_of(&app, access.bot_id(), query.start).await?;
+    let bridge = bridge_of(&app, &access, query.start).await?;
     let found = files::search(&bridge, &path, &options).await.map_err(refused)?;
     Ok(Json(SearchResults {
         matches: found.lines.into_iter().map(search_match).collect(),

@@ -74,7 +74,7 @@ async fn upload_form(
     let mut form = Multipart::from_request(request, &app)
         .await
         .map_err(|_| broken_form())?;
-    let bridge = roomy_bridge_of(&app, access.bot_id(), query.start).await?;
+    let bridge = roomy_bridge_of(&app, &access, query.start).await?;
     let work = async move {
         let mut upload = FormUpload {
             bridge: &bridge,
@@ -124,7 +124,7 @@ async fn upload_raw(
         ));
     }
     let set_mode = query.mode.as_deref().map(octal_mode).transpose()?;
-    let bridge = roomy_bridge_of(&app, access.bot_id(), query.start).await?;
+    let bridge = roomy_bridge_of(&app, &access, query.start).await?;
     let size = write(&bridge, &path, set_mode, body_bytes(body))
         .await
         .map_err(refused)?;

@@ -56,7 +56,7 @@ async fn watch(
         true => WatchScope::Tree,
         false => WatchScope::Entries,
     };
-    let bridge = bridge_of(&app, access.bot_id(), query.start).await?;
+    let bridge = bridge_of(&app, &access, query.start).await?;
     let watch = Watch::begin(&app, access.bot_id());
     let changes = files::watch(&bridge, &path, scope).await.map_err(refused)?;
     let following = Following {
