@@ -465,7 +465,7 @@ pub(crate) enum UsersCommand {
         /// User name
         username: String,
         /// admin or member
-        #[arg(long, default_value = "member")]
+        #[arg(long, default_value = "member", value_parser = ["admin", "member"])]
         role: String,
         /// Email
         #[arg(long)]
@@ -497,7 +497,7 @@ pub(crate) enum KeysCommand {
         /// What it is for
         name: String,
         /// read, operate or manage
-        #[arg(long, default_value = "operate")]
+        #[arg(long, default_value = "operate", value_parser = ["read", "operate", "manage"])]
         scope: String,
         /// Only for these bots
         #[arg(long, value_name = "NAME")]

@@ -188,6 +188,8 @@ fn exit_of_status(status: u16) -> u8 {
     match status {
         401 | 403 => 4,
         404 => 3,
+        // Of a proxy before it.
+        502..=504 => 5,
         _ => 1,
     }
 }
@@ -213,6 +215,7 @@ mod tests {
         assert_eq!(refused(401, "unauthorized"), 4);
         assert_eq!(refused(403, "bot_access_denied"), 4);
         assert_eq!(refused(503, "runtime_unavailable"), 5);
+        assert_eq!(refused(502, ""), 5);
         assert_eq!(refused(409, "workspace_stopped"), 1);
         assert_eq!(Failure::NoServer.exit_number(), 5);
         assert_eq!(Failure::Usage(String::new()).exit_number(), 2);

@@ -90,6 +90,13 @@ pub(crate) fn tell(line: std::fmt::Arguments<'_>) {
     }
 }
 
+/// A line of what went wrong and ended nothing, on standard error. Names and reasons in it are tenants'.
+pub(crate) fn warn(line: std::fmt::Arguments<'_>) {
+    match writeln!(std::io::stderr(), "skep: {}", printable_lines(&line.to_string())) {
+        Ok(()) | Err(_) => {}
+    }
+}
+
 /// A field as text; absent and null are empty. `a.b` reads below.
 pub(crate) fn text(item: &Value, field: &str) -> String {
     let found = field.split('.').try_fold(item, |value, part| value.get(part));

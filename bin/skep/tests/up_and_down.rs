@@ -91,9 +91,13 @@ impl Machine {
         }
     }
 
-    fn signs_in(&self, user: &str, password: &str) -> bool {
+    fn address(&self) -> String {
         let config = std::fs::read_to_string(self.directory.path().join("skep.toml")).unwrap();
-        let address = config.split('"').nth(1).unwrap().to_owned();
+        config.split('"').nth(1).unwrap().to_owned()
+    }
+
+    fn signs_in(&self, user: &str, password: &str) -> bool {
+        let address = self.address();
         let mut login = self.skep(&["--server", &address, "login", "--password-stdin", "--username", user]);
         login
             .env("XDG_CONFIG_HOME", self.directory.path())
@@ -227,6 +231,14 @@ async fn up_makes_a_workspace_that_outlives_the_server_and_comes_back_after_down
 
         let third = machine.up();
         assert!(third.contains("3 visits"), "`down` lost something:\n{third}");
+
+        // What its people do to one workspace keeps no server from the others.
+        let (server, spoil) = (machine.address(), "rm visits && mkdir visits");
+        let spoiled = machine.skep(&["--server", &server, "exec", "demo", "--", "sh", "-c", spoil]);
+        assert!({ spoiled }.status().unwrap().success());
+        machine.interrupt();
+        let fourth = machine.up();
+        assert!(fourth.contains("the first workspace cannot be shown"), "{fourth}");
         assert!(machine.down().status.success());
     })
     .await

@@ -236,6 +236,8 @@ fn write_whole(path: &Path, announced: &Announced) -> io::Result<()> {
 fn write_text(path: &Path, text: &[u8]) -> io::Result<()> {
     let directory = path.parent().unwrap_or_else(|| Path::new("/"));
     DirBuilder::new().recursive(true).mode(0o755).create(directory)?;
+    // Whatever the umask of whoever started us: everybody on this host may look where the server is.
+    std::fs::set_permissions(directory, Permissions::from_mode(0o755))?;
     let temporary = directory.join(format!(".{FILE}.{}", std::process::id()));
     let mut file = OpenOptions::new()
         .write(true)
@@ -243,7 +245,6 @@ fn write_text(path: &Path, text: &[u8]) -> io::Result<()> {
         .truncate(true)
         .mode(0o644)
         .open(&temporary)?;
-    // Whatever the umask of whoever started us: everybody on this host may look where the server is.
     file.set_permissions(Permissions::from_mode(0o644))?;
     file.write_all(text)?;
     drop(file);
@@ -328,6 +329,18 @@ mod tests {
         assert_eq!(of_data_root_in(root, "a").unwrap(), Some(next));
         drop(second);
         assert_eq!(meant(root), None);
+    }
+
+    #[test]
+    fn everybody_may_look_whatever_the_directory_was() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path();
+        std::fs::set_permissions(root, Permissions::from_mode(0o700)).unwrap();
+        let announcement = Announcement::publish_in(root, running("a")).unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(root), mode(&root.join("a"))), (0o755, 0o755));
+        assert_eq!(mode(&root.join(FILE)), 0o644);
+        drop(announcement);
     }
 
     #[test]

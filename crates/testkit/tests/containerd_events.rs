@@ -111,3 +111,26 @@ async fn a_frozen_containerd_answers_for_none_of_many() {
         asked.map(|answer| answer.map(|found| found.len()))
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_label_says_whose_a_container_is_and_a_name_only_without_one() {
+    let (rig, [bot, _]) = rig_with_two_workspaces().await;
+    let runtime = rig.runtime().as_ref();
+    let ours = rig.ctr(&["containers", "info", &container_id_for(&bot)]);
+    for label in [
+        format!("\"memoh.bot_id\": \"{bot}\""),
+        "\"memoh.workspace\": \"v3\"".to_owned(),
+    ] {
+        assert!(ours.contains(&label), "{ours}");
+    }
+    assert!(!ours.contains("cdi_devices"), "{ours}");
+    let [named, labelled] = [BotId::random(), BotId::random()];
+    let (id, label) = (container_id_for(&named), format!("memoh.bot_id={labelled}"));
+    rig.ctr(&["containers", "create", "--label", &label, rig.image().as_str(), &id]);
+    assert_eq!(runtime.inspect(&named).await.unwrap(), None);
+    let found = runtime.inspect(&labelled).await.unwrap().unwrap();
+    assert_eq!(found.container_id, id);
+    let both = runtime.inspect_all(&[named.clone(), labelled.clone()]).await.unwrap();
+    assert_eq!(both.keys().collect::<Vec<_>>(), [&labelled]);
+    rig.ctr(&["containers", "rm", &id]);
+}

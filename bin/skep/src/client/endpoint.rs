@@ -120,7 +120,11 @@ impl Endpoint {
 }
 
 fn found_of(shared: &Shared) -> Result<Endpoint> {
-    let local = server_here()?;
+    let local = match server_here() {
+        // The one that is named need not be here.
+        Err(_) if is_named(shared) => None,
+        here => here?,
+    };
     let found = choose(shared, local.as_ref(), StoredLogin::read()?)?;
     if let Some(note) = local.and_then(|meant| note_of_others(shared, &meant, &found)) {
         eprintln!("skep: {}", printable(&note));
@@ -130,8 +134,7 @@ fn found_of(shared: &Shared) -> Result<Endpoint> {
 
 /// Whoever removes `demo` should know on which of two servers.
 fn note_of_others(shared: &Shared, meant: &Meant, found: &Endpoint) -> Option<String> {
-    let is_named = shared.server.as_deref().is_some_and(|server| !server.is_empty());
-    if is_named || meant.others.is_empty() || found.server != meant.server.server {
+    if is_named(shared) || meant.others.is_empty() || found.server != meant.server.server {
         return None;
     }
     Some(format!(
@@ -140,6 +143,10 @@ fn note_of_others(shared: &Shared, meant: &Meant, found: &Endpoint) -> Option<St
         found.server,
         meant.server.data_root.display()
     ))
+}
+
+fn is_named(shared: &Shared) -> bool {
+    shared.server.as_deref().is_some_and(|server| !server.is_empty())
 }
 
 fn choose(shared: &Shared, local: Option<&Meant>, login: Option<StoredLogin>) -> Result<Endpoint> {
@@ -152,7 +159,8 @@ fn choose(shared: &Shared, local: Option<&Meant>, login: Option<StoredLogin>) ->
                 let here = local
                     .iter()
                     .flat_map(|meant| meant.others.iter().chain([&meant.server]));
-                here.filter(|here| here.server == server).find_map(key_of)
+                here.filter(|here| clean(&here.server).is_ok_and(|here| here == server))
+                    .find_map(key_of)
             });
         return Ok(Endpoint { server, token });
     }

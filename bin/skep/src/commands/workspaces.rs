@@ -1,6 +1,7 @@
 //! The commands that make, show, start, stop and delete workspaces.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use reqwest::Method;
 use reqwest::header::ACCEPT;
@@ -178,10 +179,11 @@ pub(crate) async fn restart(client: &Client, form: OutputForm, named: Named) -> 
 
 pub(crate) async fn stop(client: &Client, form: OutputForm, stop: StopArguments) -> Result<()> {
     let verb = match stop.timeout {
-        Some(timeout) if timeout.as_secs() > 300 => {
+        Some(timeout) if timeout > Duration::from_secs(300) => {
             return Err(Failure::Usage("--timeout is at most 300s".into()));
         }
-        Some(timeout) => format!("stop?timeout={}", timeout.as_secs()),
+        // Less than a second is no kill at once.
+        Some(timeout) => format!("stop?timeout={}", timeout.as_millis().div_ceil(1000)),
         None => "stop".to_owned(),
     };
     change(client, form, &stop.named, &verb).await

@@ -57,7 +57,7 @@ fn sentence(first: &FirstAdmin, reader: Reader) -> String {
             }
         }
         FirstAdmin::Configured { username } => format!("Sign in as {username} with the configured password."),
-        FirstAdmin::NotNeeded => "Sign in with a user of yours; `skep users` lists them.".to_owned(),
+        FirstAdmin::NotNeeded => "Sign in with a user of yours; `skep users ls` lists them.".to_owned(),
     }
 }
 

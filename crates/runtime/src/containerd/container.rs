@@ -251,15 +251,16 @@ impl ContainerdRuntime {
         let answer = optional(self.client.containers().get(request).await, || {
             format!("container {id}")
         })?;
-        if let Some(container) = answer.and_then(|answer| answer.container) {
-            return Ok(self.is_ours(&container.labels).then_some(container));
+        let is_its = |container: &Container| self.is_ours(&container.labels) && bot_of(container).as_ref() == Some(bot);
+        if let Some(container) = answer.and_then(|answer| answer.container).filter(is_its) {
+            return Ok(Some(container));
         }
         let filters = vec![
             format!("labels.\"{LABEL_BOT}\"==\"{bot}\""),
             format!("id==\"{LEGACY_PREFIX}{bot}\""),
         ];
         let mut found = self.containers(filters).await?;
-        found.retain(|container| self.is_ours(&container.labels) && bot_of(container).as_ref() == Some(bot));
+        found.retain(is_its);
         found.sort_by_key(last_change);
         Ok(found.pop())
     }

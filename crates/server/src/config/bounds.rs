@@ -1,5 +1,7 @@
 //! Values of the right kind that cannot work: refused before anything is started, each with its key and what would fit.
 
+use std::time::Duration;
+
 use skep_core::{LONGEST_FREEZE, LONGEST_GRACE};
 use skep_runtime::network::{is_interface_name, is_table_name};
 use tracing_subscriber::EnvFilter;
@@ -51,6 +53,9 @@ pub(super) fn refuse_what_cannot_work(reader: &Reader<'_>) -> Result<(), ConfigE
         let most = LONGEST_FREEZE.as_secs();
         let expected = format!("{most}s or less: streams of a workspace that is frozen for longer break");
         return Err(reader.refuse("export", "freeze_max", expected));
+    }
+    if reader.duration("workspace", "reconcile_interval") < Duration::from_secs(1) {
+        return Err(reader.refuse("workspace", "reconcile_interval", "1s or longer".to_owned()));
     }
     if reader.duration("workspace", "stop_grace") > LONGEST_GRACE {
         let expected = format!("{}s or less", LONGEST_GRACE.as_secs());

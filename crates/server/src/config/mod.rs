@@ -19,8 +19,8 @@ pub use keys::{KEYS, Key, Kind, REGISTRY_KEYS};
 pub use load::{Origin, Setting, Settings};
 pub use sections::{
     AdminConfig, AuthConfig, Backend, Config, ContainerdConfig, ExecConfig, ImportConfig, IsolationConfig,
-    LimitsConfig, LogConfig, LogFormat, McpConfig, NetworkConfig, NetworkMode, PullPolicy, RegistryConfig,
-    ServerConfig, SnapshotsConfig, TerminalConfig, UserNamespaceMode, WorkspaceConfig,
+    LimitsConfig, LogConfig, LogFormat, NetworkConfig, NetworkMode, PullPolicy, RegistryConfig, ServerConfig,
+    SnapshotsConfig, TerminalConfig, UserNamespaceMode, WorkspaceConfig,
 };
 pub use value::Value;
 

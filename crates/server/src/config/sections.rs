@@ -42,8 +42,6 @@ pub struct Config {
     pub isolation: IsolationConfig,
     /// `[network]`
     pub network: NetworkConfig,
-    /// `[mcp]`
-    pub mcp: McpConfig,
     /// `[exec]`
     pub exec: ExecConfig,
     /// `[terminal]`
@@ -297,17 +295,6 @@ pub struct NetworkConfig {
     pub table: String,
     /// Go on without isolation rules.
     pub unisolated: bool,
-}
-
-/// `[mcp]`
-#[derive(Debug, Clone)]
-pub struct McpConfig {
-    /// Private destinations that are allowed.
-    pub allow_hosts: Vec<String>,
-    /// When a session that nobody uses ends.
-    pub idle_timeout: Duration,
-    /// Sessions of a bot.
-    pub max_sessions: u64,
 }
 
 /// `[exec]`

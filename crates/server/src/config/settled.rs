@@ -11,11 +11,11 @@ use crate::config::bounds;
 use crate::config::load::{RegistrySettings, Settings};
 use crate::config::sections::{
     AdminConfig, AuthConfig, Backend, Config, ContainerdConfig, ExecConfig, ImportConfig, IsolationConfig,
-    LimitsConfig, LogConfig, LogFormat, McpConfig, NetworkConfig, NetworkMode, PullPolicy, RegistryConfig,
-    ServerConfig, SnapshotsConfig, TerminalConfig, UserNamespaceMode, WorkspaceConfig,
+    LimitsConfig, LogConfig, LogFormat, NetworkConfig, NetworkMode, PullPolicy, RegistryConfig, ServerConfig,
+    SnapshotsConfig, TerminalConfig, UserNamespaceMode, WorkspaceConfig,
 };
 use crate::config::value::Value;
-use crate::config::{ConfigError, Origin};
+use crate::config::{ConfigError, Kind, Origin};
 
 impl Config {
     /// Makes types of settings.
@@ -65,11 +65,6 @@ impl Config {
             gpu_spec_dirs: reader.list("gpu", "spec_dirs").into_iter().map(PathBuf::from).collect(),
             isolation: isolation(&reader),
             network: network(&reader)?,
-            mcp: McpConfig {
-                allow_hosts: reader.list("mcp", "allow_hosts"),
-                idle_timeout: reader.duration("mcp", "idle_timeout"),
-                max_sessions: reader.number("mcp", "max_sessions"),
-            },
             exec: ExecConfig {
                 log_bytes: reader.number("exec", "log_bytes"),
                 keep: reader.duration("exec", "keep"),
@@ -105,7 +100,8 @@ fn refuse_what_comes_later(reader: &Reader<'_>) -> Result<(), ConfigError> {
         return later(
             "database.url",
             "postgres://…".to_owned(),
-            "it keeps its data in SQLite only",
+            "it keeps its data in SQLite only ([postgres] of the reference's file means the same; SKEP_DATABASE__URL= \
+             with nothing behind it sets that aside)",
         );
     }
     if !url.is_empty() && url != "sqlite://<data_root>/skep.db" {
@@ -118,6 +114,16 @@ fn refuse_what_comes_later(reader: &Reader<'_>) -> Result<(), ConfigError> {
             reader.text("server", "metrics_addr"),
             "it has no metrics listener",
         );
+    }
+    for (name, key) in [
+        ("allow_hosts", "mcp.allow_hosts"),
+        ("idle_timeout", "mcp.idle_timeout"),
+        ("max_sessions", "mcp.max_sessions"),
+    ] {
+        if !reader.is_default("mcp", name) {
+            let value = reader.value("mcp", name).map(|value| value.shown(Kind::Text));
+            return later(key, value.unwrap_or_default(), "it has no tools (MCP)");
+        }
     }
     for key in ["tls_cert", "tls_key"] {
         if !reader.text("server", key).is_empty() {
@@ -272,9 +278,7 @@ fn workspace(reader: &Reader<'_>) -> Result<WorkspaceConfig, ConfigError> {
             "never" => PullPolicy::Never,
             _ => PullPolicy::IfNotPresent,
         },
-        reconcile_interval: reader
-            .duration("workspace", "reconcile_interval")
-            .max(Duration::from_secs(1)),
+        reconcile_interval: reader.duration("workspace", "reconcile_interval"),
         stop_grace: reader.duration("workspace", "stop_grace"),
     })
 }

@@ -116,6 +116,8 @@ fn a_value_that_does_not_fit_is_told_with_its_key_and_what_fits() {
         ("[network]\nsubnet = '10.88.0.1/16'", "network.subnet"),
         ("[network]\nsubnet = '10.88.0.0/30'", "network.subnet"),
         ("[log]\nlevel = 'x=y=z'", "log.level"),
+        ("[mcp]\nallow_hosts = ['x']", "mcp"),
+        ("[workspace]\nreconcile_interval = '0s'", "workspace.reconcile_interval"),
         ("[workspace]\nstop_grace = '301s'", "workspace.stop_grace"),
         ("[database]\nurl = 'postgres://u@h/d'", "database.url"),
     ] {

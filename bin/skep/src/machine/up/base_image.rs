@@ -5,10 +5,11 @@ use skep_names::ImageReference;
 use skep_server::config::Config;
 
 use crate::arguments::{BuildArguments, OutputForm};
+use crate::client::Client;
 use crate::commands::images;
 use crate::failure::{Failure, Result, with_causes};
 use crate::machine::running::Running;
-use crate::output::{tell, text};
+use crate::output::{tell, text, warn};
 
 /// What the image is built from where it cannot be pulled.
 const BUILT_FROM: &str = "debian:bookworm";
@@ -22,13 +23,24 @@ pub(super) enum Outcome {
 }
 
 /// # Errors
-/// The image can neither be pulled nor built, or a person chose an image that cannot be pulled: then
-/// none other is put in its place.
+/// There is no workspace yet, and the image can neither be pulled nor built, or a person chose an image that cannot be
+/// pulled: then none other is put in its place.
 pub(super) async fn ensure(config: &Config, running: &Running) -> Result<Outcome> {
     let client = &running.client()?;
-    let wanted = running.server.core().settings().default_image.clone();
     let stored = client.all_items("/images").await?;
-    if is_stored(&stored, wanted.as_str()) {
+    match have_default(config, running, (client, &stored)).await {
+        // Those that are there need none.
+        Err(failure) if stored.iter().any(is_in_use) => {
+            warn(format_args!("new workspaces lack their default image: {failure}"));
+            Ok(Outcome::There)
+        }
+        outcome => outcome,
+    }
+}
+
+async fn have_default(config: &Config, running: &Running, (client, stored): (&Client, &[Value])) -> Result<Outcome> {
+    let wanted = running.server.core().settings().default_image.clone();
+    if is_stored(stored, wanted.as_str()) {
         tell(format_args!("image {wanted} is there"));
         return Ok(Outcome::There);
     }
@@ -70,6 +82,10 @@ pub(super) async fn ensure(config: &Config, running: &Running) -> Result<Outcome
         "image {built} is built, and the default image of this data root from now on"
     ));
     Ok(Outcome::BuiltHere)
+}
+
+fn is_in_use(image: &Value) -> bool {
+    image.get("in_use") == Some(&Value::Bool(true))
 }
 
 fn is_stored(stored: &[Value], wanted: &str) -> bool {

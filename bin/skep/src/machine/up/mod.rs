@@ -12,7 +12,7 @@ use super::running::{self, Running, Signals};
 use super::{backend, configuration};
 use crate::arguments::UpArguments;
 use crate::failure::{Failure, Result};
-use crate::output::tell;
+use crate::output::{tell, warn};
 
 pub(crate) async fn run(up: UpArguments) -> Result<()> {
     let started = Instant::now();
@@ -35,18 +35,15 @@ pub(crate) async fn run(up: UpArguments) -> Result<()> {
     let running = match prepared {
         Ok(base_image::Outcome::There) => running,
         Ok(base_image::Outcome::BuiltHere) => restart(running, config, &which).await?,
-        Err(failure) => return give_up(running, failure).await,
+        Err(failure) => return give_up(running, &mut signals, failure).await,
     };
-    let shown = tokio::select! {
+    tokio::select! {
         shown = show_demo(&up, &running) => shown,
-        () = signals.next() => Err(interrupted()),
-    };
-    if let Err(failure) = shown {
-        return give_up(running, failure).await;
+        () = signals.next() => return give_up(running, &mut signals, interrupted()).await,
     }
     tell(format_args!("\nReady after {:.1} s.", started.elapsed().as_secs_f64()));
     running.tell_sign_in();
-    tell_what_next(&running);
+    tell_what_next(&running, up.no_demo);
     running.until_told().await?;
     tell(format_args!(
         "
@@ -65,10 +62,14 @@ fn interrupted() -> Failure {
     Failure::Failed("interrupted; what was begun is taken up by the next `skep up`".into())
 }
 
-/// Ends the server in order, and passes on why. A password that was shown to nobody would be lost.
-async fn give_up(running: Running, failure: Failure) -> Result<()> {
+/// Ends the server in order, at once on a second signal, and passes on why. A password that was shown to nobody would be
+/// lost.
+async fn give_up(running: Running, signals: &mut Signals, failure: Failure) -> Result<()> {
     running.tell_sign_in();
-    running.end().await;
+    tokio::select! {
+        () = running.end() => {}
+        () = signals.next() => {}
+    }
     Err(failure)
 }
 
@@ -87,11 +88,15 @@ async fn start_daemon(which: &backend::Which) -> Result<Option<Daemon>> {
     Ok(daemon)
 }
 
-async fn show_demo(up: &UpArguments, running: &Running) -> Result<()> {
+/// What is wrong with one workspace, which its people may have changed as they liked, keeps no server from the others.
+async fn show_demo(up: &UpArguments, running: &Running) {
     if up.no_demo {
-        return Ok(());
+        return;
     }
-    demo::show(&running.client()?).await
+    let shown = async { demo::show(&running.client()?).await };
+    if let Err(failure) = shown.await {
+        warn(format_args!("the first workspace cannot be shown: {failure}"));
+    }
 }
 
 /// A new default image counts from a start on; workspaces are not touched by it.
@@ -101,7 +106,12 @@ async fn restart(running: Running, config: Config, which: &backend::Which) -> Re
     running::start(config, data_root, which).await
 }
 
-fn tell_what_next(running: &Running) {
+/// As this program was called: it may not be in the `PATH`.
+fn own_name() -> String {
+    std::env::args().next().unwrap_or_else(|| "skep".to_owned())
+}
+
+fn tell_what_next(running: &Running, no_demo: bool) {
     tell(format_args!(
         "
   server     {server}      API: {server}/api/docs
@@ -109,13 +119,15 @@ fn tell_what_next(running: &Running) {
   admin key  {key} (the command line on this host uses it by itself)
 
 Try in another terminal:
-  skep ls                              the workspaces
-  skep shell demo                      a shell in one
-  skep exec demo -- apt-get update     a command
-  skep cp README.md demo:/data/        a file into it
-  skep create my-bot                   another one
+  {skep} ls                              the workspaces
+  {skep} shell {demo}                      a shell in one
+  {skep} exec {demo} -- apt-get update     a command
+  {skep} cp README.md {demo}:/data/        a file into it
+  {skep} create my-bot                   another one
 
-Ctrl-C ends the server and leaves workspaces running; `skep down` stops everything, deleting nothing.",
+Ctrl-C ends the server and leaves workspaces running; `{skep} down` stops everything, deleting nothing.",
+        skep = own_name(),
+        demo = if no_demo { "NAME" } else { "demo" },
         server = running.address(),
         root = running.server.data_root().path().display(),
         key = running.server.admin_key().display(),
