@@ -4,7 +4,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
-use skep_server::config::Config;
+use skep_server::config::{Config, NetworkMode};
 
 use super::configuration;
 use crate::arguments::{ConfigurationFile, OutputForm};
@@ -36,12 +36,13 @@ fn programs(config: &Config) -> Vec<(String, &'static str)> {
     } else {
         "error"
     };
+    let rules = if has_network(config) { "error" } else { "warn" };
     let runc = if named.is_some() { "warn" } else { "error" };
     let mut all = vec![
         ("containerd".to_owned(), containerd),
         ("runc".to_owned(), runc),
         ("crun".to_owned(), "warn"),
-        ("nft".to_owned(), "error"),
+        ("nft".to_owned(), rules),
         ("ip".to_owned(), "warn"),
         ("debootstrap".to_owned(), "warn"),
     ];
@@ -51,6 +52,11 @@ fn programs(config: &Config) -> Vec<(String, &'static str)> {
         all.push((runtime, "error"));
     }
     all
+}
+
+/// Without one, workspaces need neither rules nor plugins.
+fn has_network(config: &Config) -> bool {
+    config.network.mode != NetworkMode::None
 }
 
 pub(crate) async fn run(file: ConfigurationFile, form: OutputForm) -> Result<()> {
@@ -81,11 +87,22 @@ fn program_check(program: &str, without: &str) -> Value {
         .find(|path| path.is_file());
     match found {
         Some(path) => check(program, "ok", path.display().to_string()),
-        None => check(
-            program,
-            without,
-            "is not in PATH; `make build` or the package of this name installs it",
-        ),
+        None => {
+            let package = package_of(program);
+            check(
+                program,
+                without,
+                format!("is not in PATH; Debian's package {package} has it"),
+            )
+        }
+    }
+}
+
+fn package_of(program: &str) -> &str {
+    match program {
+        "nft" => "nftables",
+        "ip" => "iproute2",
+        other => other,
     }
 }
 
@@ -106,7 +123,7 @@ fn plugin_check(config: &Config) -> Value {
         Some(place) => check("cni", "ok", place.display().to_string()),
         None => check(
             "cni",
-            "error",
+            if has_network(config) { "error" } else { "warn" },
             "no CNI plugins; the package containernetworking-plugins has them",
         ),
     }
