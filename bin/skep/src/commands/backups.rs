@@ -11,6 +11,7 @@ use crate::arguments::{BackupOf, BackupsCommand, OutputForm, RestoreArguments};
 use crate::client::{Client, find_bot};
 use crate::failure::{Failure, Result};
 use crate::output::{self, Column, text};
+use crate::progress::transfer_bar;
 
 const COLUMNS: &[Column] = &[
     Column {
@@ -119,6 +120,7 @@ async fn get(client: &Client, form: OutputForm, of: &BackupOf, to: Option<&std::
         return write_out(request, client).await;
     };
     let answer = client.send(request).await?;
+    let bar = transfer_bar(form, answer.content_length(), "backup");
     let failed = |error| Failure::local(format!("cannot write {}", to.display()), error);
     let mut file = tokio::fs::File::create_new(to).await.map_err(failed)?;
     let written = async {
@@ -126,10 +128,13 @@ async fn get(client: &Client, form: OutputForm, of: &BackupOf, to: Option<&std::
         while let Some(piece) = body.next().await {
             let piece = piece.map_err(|_| Failure::CutOff("sending a backup"))?;
             file.write_all(&piece).await.map_err(failed)?;
+            bar.inc(piece.len() as u64);
         }
         file.sync_all().await.map_err(failed)
     };
-    if let Err(failure) = written.await {
+    let written = written.await;
+    bar.finish_and_clear();
+    if let Err(failure) = written {
         // Half an archive is nothing to keep; the failure is what counts.
         if let Err(error) = tokio::fs::remove_file(to).await {
             eprintln!("skep: {} is not whole and could not be removed: {error}", to.display());
