@@ -31,8 +31,8 @@ const UNKNOWN_LIMIT: Duration = Duration::from_secs(2);
 const CREATE_LIMIT: Duration = Duration::from_secs(10);
 /// What containerd clears away by itself after a call that was cut off is gone after this.
 const CLEARED_AWAY: Duration = Duration::from_millis(500);
-/// How long a killed process tree may take to be gone.
-const KILL_LIMIT: Duration = Duration::from_secs(10);
+/// How long a killed process tree may take to be gone, before the kernel kills its cgroup and once more after that.
+const KILL_LIMIT: Duration = Duration::from_secs(5);
 
 /// The part of `containerd.runc.v1.Options` we use: which binary the shim calls.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -209,7 +209,7 @@ impl ContainerdRuntime {
             // The shim or the runtime hangs: the kernel does it without them.
             self.kill_cgroup(id).await?;
             if self.wait_for_task(id, KILL_LIMIT).await? == Waited::StillRunning {
-                let seconds = KILL_LIMIT.as_secs();
+                let seconds = 2 * KILL_LIMIT.as_secs();
                 return Err(RuntimeError::other(
                     format!("ending the task {id}"),
                     format!("it still runs {seconds} s after SIGKILL"),
