@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use skep_server::announcement;
 use skep_testkit::images::{Image, busybox_image, debian_image};
 use skep_testkit::registry::Registry;
 use skep_testkit::{ContainerdServer, HostTraces, unmount_below};
@@ -235,6 +236,9 @@ impl Installation {
             return;
         };
         let run_directory = Path::new("/run/skep").join(id.trim());
+        let announced = announcement::of_data_root_here(id.trim());
+        let withdrawn = announced.and_then(|left| left.map_or(Ok(()), |left| announcement::withdraw(&left)));
+        report("withdrawing the announcement of a killed server", withdrawn);
         for pin in namespaces_of(&run_directory) {
             report("unmounting a network namespace", unmount_below(&pin).map(|_| ()));
             report("removing a network namespace", std::fs::remove_file(&pin));
