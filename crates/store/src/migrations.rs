@@ -28,6 +28,11 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
         "idempotency keys by age",
         include_str!("../migrations/0006_idempotency_by_age.sql"),
     ),
+    (
+        7,
+        "passwords end tokens",
+        include_str!("../migrations/0007_passwords_end_tokens.sql"),
+    ),
 ];
 
 /// One migration and whether this database has it.

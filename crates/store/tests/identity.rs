@@ -124,8 +124,23 @@ async fn a_revoked_token_is_told_with_its_user() {
     let expires_at = Utc::now() + TimeDelta::hours(1);
     fixture.store.revoke_token("gone", expires_at).await.unwrap();
     fixture.store.revoke_token("gone", expires_at).await.unwrap();
-    assert!(fixture.store.token_user("1", "gone").await.unwrap().unwrap().revoked);
-    assert!(!fixture.store.token_user("1", "other").await.unwrap().unwrap().revoked);
+    let is_revoked = async |jti: &str, generation| {
+        let found = fixture.store.token_user("1", jti, generation).await.unwrap();
+        found.unwrap().revoked
+    };
+    assert!(is_revoked("gone", 0).await && !is_revoked("other", 0).await && !is_revoked("third", 0).await);
+    // Another password ends all but the one that is named.
+    assert!(
+        fixture
+            .store
+            .set_user_password("1", "hash", Some("other"))
+            .await
+            .unwrap()
+    );
+    assert!(is_revoked("third", 0).await && !is_revoked("other", 0).await && !is_revoked("new", 1).await);
+    assert!(fixture.store.set_user_password("1", "hash", None).await.unwrap());
+    assert!(is_revoked("other", 0).await && is_revoked("new", 1).await && !is_revoked("newer", 2).await);
+    assert!(is_revoked("gone", 2).await);
 }
 
 #[tokio::test]

@@ -17,7 +17,7 @@ pub struct Claims {
     pub iat: i64,
     /// When it ends, in seconds since 1970.
     pub exp: i64,
-    /// Its own id, by which it is revoked.
+    /// Its own id, by which it is revoked: the generation of the user's tokens, a dot, and a UUID.
     pub jti: String,
 }
 
@@ -57,8 +57,8 @@ impl Tokens {
         }
     }
 
-    /// A new token for a user.
-    pub fn issue(&self, user_id: &str) -> Result<IssuedToken, TokenError> {
+    /// A new token for a user; `generation` is how often the password was changed.
+    pub fn issue(&self, user_id: &str, generation: i64) -> Result<IssuedToken, TokenError> {
         let now = Utc::now().timestamp();
         let life = i64::try_from(self.life.as_secs()).unwrap_or(i64::MAX / 4);
         let claims = Claims {
@@ -66,7 +66,7 @@ impl Tokens {
             user_id: user_id.to_owned(),
             iat: now,
             exp: now.saturating_add(life),
-            jti: uuid::Uuid::new_v4().to_string(),
+            jti: format!("{generation}.{}", uuid::Uuid::new_v4()),
         };
         Ok(IssuedToken {
             token: encode(&Header::new(Algorithm::HS256), &claims, &self.encoding)?,
@@ -81,6 +81,12 @@ impl Tokens {
 }
 
 impl Claims {
+    /// How often the user's password had been changed when it was made; 0 for an id of another form.
+    pub fn generation(&self) -> i64 {
+        let generation = self.jti.split_once('.').and_then(|(first, _)| first.parse().ok());
+        generation.unwrap_or(0)
+    }
+
     /// When the token ends.
     pub fn expires_at(&self) -> DateTime<Utc> {
         DateTime::from_timestamp(self.exp, 0).unwrap_or(DateTime::<Utc>::MAX_UTC)
@@ -96,16 +102,16 @@ mod tests {
     #[test]
     fn a_token_says_who_it_is_for() {
         let tokens = Tokens::new(b"secret", Duration::from_secs(60));
-        let issued = tokens.issue("u1").unwrap();
+        let issued = tokens.issue("u1", 3).unwrap();
         let claims = tokens.check(&issued.token).unwrap();
         assert_eq!((claims.sub.as_str(), claims.user_id.as_str()), ("u1", "u1"));
-        assert_eq!(claims.expires_at(), issued.expires_at);
+        assert_eq!((claims.expires_at(), claims.generation()), (issued.expires_at, 3));
     }
 
     #[test]
     fn other_secrets_ended_tokens_and_unsigned_ones_do_not_count() {
         let tokens = Tokens::new(b"secret", Duration::from_secs(60));
-        let issued = Tokens::new(b"other", Duration::from_secs(60)).issue("u1").unwrap();
+        let issued = Tokens::new(b"other", Duration::from_secs(60)).issue("u1", 0).unwrap();
         assert!(tokens.check(&issued.token).is_err());
         let claims = Claims {
             sub: "u".into(),

@@ -451,7 +451,7 @@ async fn by_token(app: &App, token: &str) -> Result<Caller, ApiError> {
         .map_err(|error| refused().caused_by(error))?;
     let found = app
         .store()
-        .token_user(&claims.sub, &claims.jti)
+        .token_user(&claims.sub, &claims.jti, claims.generation())
         .await?
         .ok_or_else(refused)?;
     if found.revoked {

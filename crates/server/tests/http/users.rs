@@ -89,9 +89,14 @@ async fn a_password_is_changed_by_who_knows_it_and_reset_by_admins() {
         let body = json!({"current_password": current, "new_password": "another"});
         server.call_as(&token, "PUT", "/users/me/password").json(&body).send()
     };
+    let other = server.login("ada", ADMIN_PASSWORD).await;
     change("wrong").await.expect_error(403, "forbidden");
     change(ADMIN_PASSWORD).await.expect_status(204);
-    server.login("ada", "another").await;
+    // Whoever has the old password may be signed in with it.
+    let me = async |token: &str| server.call_as(token, "GET", "/users/me").send().await;
+    me(&other).await.expect_error(401, "unauthorized");
+    me(&token).await.expect_status(200);
+    let again = server.login("ada", "another").await;
     let path = format!("/users/{id}/password");
     server
         .call("PUT", &path)
@@ -99,6 +104,9 @@ async fn a_password_is_changed_by_who_knows_it_and_reset_by_admins() {
         .send()
         .await
         .expect_status(204);
+    for ended in [&token, &again] {
+        me(ended).await.expect_error(401, "unauthorized");
+    }
     server.login("ada", "third").await;
     server
         .call("PUT", &path)

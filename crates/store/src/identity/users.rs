@@ -50,6 +50,8 @@ pub struct UserRow {
     pub created_at: DateTime<Utc>,
     pub updated_at: DateTime<Utc>,
     pub last_login_at: Option<DateTime<Utc>>,
+    /// How often the password was changed; a token is made for one.
+    pub token_generation: i64,
 }
 
 impl std::fmt::Debug for UserRow {
@@ -93,12 +95,12 @@ pub struct UserUpdate {
 #[derive(Debug, Clone)]
 pub struct TokenUser {
     pub user: UserRow,
-    /// By a logout.
+    /// By a logout, or because the password was changed since it was made.
     pub revoked: bool,
 }
 
 const COLUMNS: &str = "id, username, email, password_hash, role, display_name, avatar_url, timezone, is_active, \
-                       created_at, updated_at, last_login_at";
+                       created_at, updated_at, last_login_at, token_generation";
 
 pub(super) fn read(row: &SqliteRow) -> Result<UserRow> {
     const OPERATION: &str = "reading a user";
@@ -117,6 +119,7 @@ pub(super) fn read(row: &SqliteRow) -> Result<UserRow> {
         created_at: from_micros(OPERATION, row.try_get("created_at").map_err(&column)?)?,
         updated_at: from_micros(OPERATION, row.try_get("updated_at").map_err(&column)?)?,
         last_login_at: from_optional_micros(OPERATION, row.try_get("last_login_at").map_err(&column)?)?,
+        token_generation: row.try_get("token_generation").map_err(&column)?,
     })
 }
 
@@ -180,14 +183,18 @@ impl Store {
         row.as_ref().map(read).transpose()
     }
 
-    /// The user of a token, and whether the token was revoked.
-    pub async fn token_user(&self, user_id: &str, jti: &str) -> Result<Option<TokenUser>> {
+    /// The user of a token, and whether the token was revoked; `generation` is the user's when it was made.
+    pub async fn token_user(&self, user_id: &str, jti: &str, generation: i64) -> Result<Option<TokenUser>> {
         const OPERATION: &str = "reading the user of a token";
         let mut query = QueryBuilder::<Sqlite>::new("SELECT ");
         query
             .push(COLUMNS)
             .push(", EXISTS (SELECT 1 FROM revoked_tokens WHERE jti = ");
         query
+            .push_bind(jti)
+            .push(") OR (token_generation <> ")
+            .push_bind(generation)
+            .push(" AND token_kept IS NOT ")
             .push_bind(jti)
             .push(") AS revoked FROM users WHERE id = ")
             .push_bind(user_id);
@@ -262,11 +269,15 @@ impl Store {
         row.as_ref().map(read).transpose()
     }
 
-    /// Sets a user's password hash; says whether there is such a user.
-    pub async fn set_user_password(&self, id: &str, password_hash: &str) -> Result<bool> {
-        let done = sqlx::query("UPDATE users SET password_hash = ?1, updated_at = ?2 WHERE id = ?3")
+    /// Sets a user's password hash, which revokes every token that was made before, but for `kept`; says whether there
+    /// is such a user.
+    pub async fn set_user_password(&self, id: &str, password_hash: &str, kept: Option<&str>) -> Result<bool> {
+        const SET: &str = "UPDATE users SET password_hash = ?1, updated_at = ?2, \
+                           token_generation = token_generation + 1, token_kept = ?3 WHERE id = ?4";
+        let done = sqlx::query(SET)
             .bind(password_hash)
             .bind(now().timestamp_micros())
+            .bind(kept)
             .bind(id)
             .execute(self.writer())
             .await

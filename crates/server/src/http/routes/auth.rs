@@ -61,7 +61,8 @@ async fn login(
     }
     context.note_user(&user.id);
     app.store().note_login(&user.id).await?;
-    let issued = app.auth().tokens.issue(&user.id).map_err(ApiError::internal)?;
+    let issued = app.auth().tokens.issue(&user.id, user.token_generation);
+    let issued = issued.map_err(ApiError::internal)?;
     Ok(Json(LoginResponse {
         access_token: issued.token,
         token_type: "Bearer".to_owned(),
@@ -125,7 +126,8 @@ async fn check_password(app: &App, turn: Turn, (name, password): (&str, String))
 #[utoipa::path(post, path = "/auth/refresh", tag = "auth", responses((status = 200, body = TokenResponse)))]
 async fn refresh(State(app): State<App>, caller: Caller) -> ApiResult<Json<TokenResponse>> {
     token_of(&caller)?;
-    let issued = app.auth().tokens.issue(&caller.user.id).map_err(ApiError::internal)?;
+    let issued = app.auth().tokens.issue(&caller.user.id, caller.user.token_generation);
+    let issued = issued.map_err(ApiError::internal)?;
     Ok(Json(TokenResponse {
         access_token: issued.token,
         token_type: "Bearer".to_owned(),

@@ -13,7 +13,7 @@ use utoipa_axum::routes;
 
 use crate::app::App;
 use crate::auth::{ADMIN_KEY_FILE, ensure_admin_key};
-use crate::http::access::{AccountHolder, Admin, Caller, identity_part};
+use crate::http::access::{AccountHolder, Admin, Caller, Credential, identity_part};
 use crate::http::error::{ApiError, ApiResult, chain};
 use crate::http::extract::{JsonBody, path_part};
 use crate::http::{timezone, wire};
@@ -58,7 +58,7 @@ async fn update_me(
     change(&app, &caller.user.id, update).await
 }
 
-/// Change one's password.
+/// Change one's password. Every other token of the user ends.
 #[utoipa::path(put, path = "/users/me/password", tag = "users", request_body = PasswordChange,
     responses((status = 204), (status = 403, description = "The current password is wrong")))]
 async fn change_password(
@@ -77,7 +77,7 @@ async fn change_password(
     if !matches {
         return Err(ApiError::forbidden("the current password is wrong"));
     }
-    set_password(&app, &caller.user.id, body.new_password).await
+    set_password(&app, &caller, &caller.user.id, body.new_password).await
 }
 
 /// All users.
@@ -135,7 +135,7 @@ async fn create(
 /// One user.
 #[utoipa::path(get, path = "/users/{id}", tag = "users",
     responses((status = 200, body = User), (status = 404, description = "No such user")))]
-async fn get(UserAccess(user): UserAccess) -> Json<User> {
+async fn get(UserAccess { user, .. }: UserAccess) -> Json<User> {
     Json(wire::user(user))
 }
 
@@ -145,7 +145,7 @@ async fn get(UserAccess(user): UserAccess) -> Json<User> {
         (status = 409, description = "The address is taken, or no active admin would be left")))]
 async fn update(
     State(app): State<App>,
-    UserAccess(user): UserAccess,
+    UserAccess { user, .. }: UserAccess,
     JsonBody(body): JsonBody<UpdateUserRequest>,
 ) -> ApiResult<Json<User>> {
     let role = checked_role(body.role)?;
@@ -162,20 +162,23 @@ async fn update(
     Ok(changed)
 }
 
-/// Give a user another password.
+/// Give a user another password. The user's tokens end.
 #[utoipa::path(put, path = "/users/{id}/password", tag = "users", request_body = PasswordReset,
     responses((status = 204), (status = 404, description = "No such user")))]
 async fn reset_password(
     State(app): State<App>,
-    UserAccess(user): UserAccess,
+    UserAccess { user, caller }: UserAccess,
     JsonBody(body): JsonBody<PasswordReset>,
 ) -> ApiResult<StatusCode> {
     check_password(&body.new_password)?;
-    set_password(&app, &user.id, body.new_password).await
+    set_password(&app, &caller, &user.id, body.new_password).await
 }
 
 /// The user of the route's `id`, for an admin; checked in the order of the contract, before the body is read.
-struct UserAccess(UserRow);
+struct UserAccess {
+    user: UserRow,
+    caller: Caller,
+}
 
 impl FromRequestParts<App> for UserAccess {
     type Rejection = ApiError;
@@ -184,7 +187,7 @@ impl FromRequestParts<App> for UserAccess {
         let caller = Caller::from_request_parts(parts, app).await?;
         let user = existing(app, &path_part(parts, "id").await?).await?;
         caller.require_admin()?;
-        Ok(Self(user))
+        Ok(Self { user, caller })
     }
 }
 
@@ -226,9 +229,14 @@ async fn change(app: &App, id: &str, update: UserUpdate) -> ApiResult<Json<User>
     }
 }
 
-async fn set_password(app: &App, id: &str, password: String) -> ApiResult<StatusCode> {
+/// The one who does it stays signed in.
+async fn set_password(app: &App, caller: &Caller, id: &str, password: String) -> ApiResult<StatusCode> {
     let hash = app.auth().passwords.hash(password).await.map_err(ApiError::internal)?;
-    if !app.store().set_user_password(id, &hash).await? {
+    let kept = match &caller.credential {
+        Credential::Token { jti, .. } if caller.user.id == id => Some(jti.as_str()),
+        _ => None,
+    };
+    if !app.store().set_user_password(id, &hash, kept).await? {
         return Err(ApiError::not_found("user not found"));
     }
     Ok(StatusCode::NO_CONTENT)
