@@ -6,6 +6,7 @@ mod endpoint;
 mod events;
 mod naming;
 mod socket;
+mod watched;
 
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ pub(crate) use endpoint::{Endpoint, StoredLogin, server_here};
 pub(crate) use events::{EventReader, follow_to_the_end};
 pub(crate) use naming::{Bot, all_bots, find_bot};
 pub(crate) use socket::{Socket, open_socket};
+pub(crate) use watched::watched;
 
 use crate::failure::{Failure, Result};
 

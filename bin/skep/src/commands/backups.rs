@@ -8,7 +8,7 @@ use tokio::io::AsyncWriteExt;
 use super::bots::confirm;
 use super::files::write_out;
 use crate::arguments::{BackupOf, BackupsCommand, OutputForm, RestoreArguments};
-use crate::client::{Client, find_bot};
+use crate::client::{Client, find_bot, watched};
 use crate::failure::{Failure, Result};
 use crate::output::{self, Column, text};
 use crate::progress::transfer_bar;
@@ -88,7 +88,7 @@ pub(crate) async fn restore(client: &Client, form: OutputForm, restore: &Restore
         None => json!({"mode": mode}),
     };
     let path = format!("/bots/{}/container/data/restore", bot.id);
-    let answer = client.post(&path, &body).await?;
+    let answer = watched(client, form, (&bot.id, "restore"), client.post(&path, &body)).await?;
     match form {
         OutputForm::Json => output::print_json(&answer),
         OutputForm::Table | OutputForm::Name => output::print_text(&format!("{}\n", bot.id)),

@@ -6,8 +6,9 @@
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::task::Poll;
 
-use futures::{StreamExt, TryStreamExt};
+use futures::{StreamExt, TryStreamExt, stream};
 use indicatif::ProgressBar;
 use reqwest::{Body, Method, Response};
 use serde_json::{Value, json};
@@ -109,11 +110,16 @@ async fn upload(client: &Client, form: OutputForm, from: &Path, to: (&str, &str)
     Ok(())
 }
 
-/// A body that moves the bar as it is read.
+/// A body that moves the bar as it is read; at its end the bar goes, as the server may have much to do from there on.
 pub(super) fn counted(reader: impl AsyncRead + Send + 'static, bar: &ProgressBar) -> Body {
-    let bar = bar.clone();
+    let (bar, read) = (bar.clone(), bar.clone());
     let stream = ReaderStream::with_capacity(reader, 64 << 10);
-    Body::wrap_stream(stream.inspect_ok(move |bytes| bar.inc(bytes.len() as u64)))
+    let counted = stream.inspect_ok(move |bytes| bar.inc(bytes.len() as u64));
+    let end = stream::poll_fn(move |_| {
+        read.finish_and_clear();
+        Poll::Ready(None)
+    });
+    Body::wrap_stream(counted.chain(end))
 }
 
 async fn upload_directory(client: &Client, form: OutputForm, from: &Path, to: (&str, &str)) -> Result<()> {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::copy;
 use crate::arguments::{ExportArguments, ExportFormat, ImportArguments, OutputForm};
-use crate::client::{Client, find_bot};
+use crate::client::{Client, find_bot, watched};
 use crate::failure::{Failure, Result};
 use crate::output::{print_json, print_one, print_text};
 use crate::progress::transfer_bar;
@@ -70,7 +70,7 @@ pub(crate) async fn import(client: &Client, form: OutputForm, import: ImportArgu
         let request = request.header("content-length", length);
         (request.body(copy::counted(file, &bar)), bar)
     };
-    let answer = client.json(request).await;
+    let answer = watched(client, form, (&id, "import"), client.json(request)).await;
     bar.finish_and_clear();
     let answer = answer?;
     match form {

@@ -11,7 +11,7 @@ use skep_names::BotId;
 
 use super::bots::{confirm, preserving, refuse_a_taken_name};
 use crate::arguments::{CreateArguments, ListArguments, Named, OutputForm, RemoveArguments, StopArguments};
-use crate::client::{Client, all_bots, find_bot, follow_to_the_end};
+use crate::client::{Client, all_bots, find_bot, follow_to_the_end, watched};
 use crate::failure::{Failure, Result};
 use crate::output::{self, Column, text};
 use crate::progress::ProgressView;
@@ -208,7 +208,7 @@ pub(crate) async fn remove(client: &Client, form: OutputForm, remove: RemoveArgu
     };
     confirm(&bot, what, remove.force)?;
     let path = format!("/bots/{}/container{}", bot.id, preserving(&remove));
-    client.delete(&path).await?;
+    watched(client, form, (&bot.id, "delete"), client.delete(&path)).await?;
     match form {
         OutputForm::Json => output::print_json(&json!({"id": bot.id, "deleted": true})),
         OutputForm::Table | OutputForm::Name => output::print_text(&format!("{}\n", bot.id)),

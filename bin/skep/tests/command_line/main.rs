@@ -1,92 +1,17 @@
 //! The command line as a person has it: the program itself, against a real server on the fake runtime.
 
-use std::io::{BufRead, BufReader, Write};
+mod progress;
+mod setting;
+
+use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
-use std::time::Duration;
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
-use skep_testkit::server::TestServer;
 use sqlx::SqlitePool;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-/// No command of these tests takes longer; one that hangs is told.
-const LIMIT: Duration = Duration::from_secs(60);
-
-/// A server, and `skep` with its address, its admin key and a home of its own.
-struct Setting {
-    server: TestServer,
-    home: tempfile::TempDir,
-}
-
-impl Setting {
-    async fn new() -> Self {
-        Self {
-            server: TestServer::start().await,
-            home: tempfile::tempdir().expect("a directory"),
-        }
-    }
-
-    fn home(&self) -> &Path {
-        self.home.path()
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_skep"));
-        command
-            .args(arguments)
-            .env("SKEP_SERVER", self.server.url())
-            .env("SKEP_TOKEN", self.server.admin_key())
-            .env("HOME", self.home())
-            .env_remove("XDG_CONFIG_HOME")
-            .current_dir(self.home());
-        command
-    }
-
-    async fn run(&self, arguments: &[&str]) -> Output {
-        self.run_with(arguments, "").await
-    }
-
-    async fn run_with(&self, arguments: &[&str], input: &str) -> Output {
-        run(self.command(arguments), input.to_owned()).await
-    }
-
-    /// Runs what must succeed, and returns what it printed.
-    async fn prints(&self, arguments: &[&str]) -> String {
-        let output = self.run(arguments).await;
-        assert!(
-            output.status.success(),
-            "{arguments:?}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        String::from_utf8(output.stdout).expect("text")
-    }
-}
-
-async fn run(mut command: Command, input: String) -> Output {
-    command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    let ended = tokio::task::spawn_blocking(move || {
-        let mut child = command.spawn().expect("skep runs");
-        let mut stdin = child.stdin.take().expect("a pipe");
-        // A command that reads nothing may have ended before.
-        if let Err(error) = stdin.write_all(input.as_bytes()) {
-            assert_eq!(error.kind(), std::io::ErrorKind::BrokenPipe);
-        }
-        drop(stdin);
-        child.wait_with_output().expect("skep ends")
-    });
-    tokio::time::timeout(LIMIT, ended)
-        .await
-        .expect("skep ends in time")
-        .expect("it is waited for")
-}
-
-fn code(output: &Output) -> i32 {
-    output.status.code().expect("it ended by itself")
-}
+use setting::{LIMIT, Setting, code, run};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_default_image_that_was_built_here_is_shown_as_what_is_in_force() {
