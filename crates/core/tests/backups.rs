@@ -8,8 +8,8 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use harness::{World, admin, all, failure, kinds, until};
-use skep_core::{Backup, Code, CreateBot, CreateRequest, DeleteData, Outcome, WorkspaceStatus};
+use harness::{LIMIT, World, admin, all, failure, kinds, until};
+use skep_core::{Backup, Code, CreateBot, CreateRequest, DeleteData, Outcome, RestoreRequest, WorkspaceStatus};
 use skep_names::BotId;
 use skep_runtime::{Runtime, RuntimeError};
 use skep_store::NewContainer;
@@ -227,6 +227,64 @@ async fn a_damaged_backup_is_set_aside_told_and_blocks_no_start() {
     assert_eq!((names(&listed), listed[0].verified), (vec![aside.as_str()], false));
     let checks = world.skep.checks(&bot).await.unwrap();
     assert_eq!(checks[0].status.as_str(), "warn", "{:?}", checks[0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn beside_a_damaged_backup_the_one_before_it_is_put_back_by_its_name_only() {
+    let flipped = |mut bytes: Vec<u8>| {
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        bytes
+    };
+    let cut = |bytes: Vec<u8>| bytes[..bytes.len() - 20].to_vec();
+    let emptied = |_: Vec<u8>| Vec::<u8>::new();
+    let damages: [&dyn Fn(Vec<u8>) -> Vec<u8>; 3] = [&flipped, &cut, &emptied];
+    for damage in damages {
+        let mut world = World::new().await;
+        let bot = world.bot().await;
+        for content in ["older", "newer"] {
+            create_with(&world, &bot, Some(false)).await;
+            world.write(&bot, "/data/file", content).await;
+            preserve(&world, &bot).await.unwrap();
+        }
+        let (newest, older) = (format!("{bot}.tar.gz"), format!("{bot}.1.tar.gz"));
+        let aside = format!("{bot}.tar.gz.corrupt");
+        let kept = fs::read(file_of(&world, &older)).unwrap();
+        let damaged = damage(fs::read(file_of(&world, &newest)).unwrap());
+        fs::write(file_of(&world, &newest), &damaged).unwrap();
+
+        let completed = create_with(&world, &bot, None).await;
+        assert!(completed.started && !completed.data_restored, "{completed:?}");
+        assert!(!completed.has_preserved_data, "{completed:?}");
+        assert!(
+            matches!(&completed.warnings[..], [told] if told.contains(&aside)),
+            "{completed:?}"
+        );
+        // The next server leaves it where it is too.
+        for _ in 0..2 {
+            let checks = world.skep.checks(&bot).await.unwrap();
+            let told = checks.iter().find(|one| one.check_type.as_str() == "container.init");
+            let told = told.unwrap();
+            assert_eq!(told.status.as_str(), "warn", "{told:?}");
+            assert!(told.detail.as_ref().unwrap().contains(&aside), "{told:?}");
+            assert!(!world.runtime.layer_path(&bot).join("data/file").exists());
+            let listed = backups(&world, &bot).await;
+            let shown: Vec<_> = listed.iter().map(|one| (one.name.clone(), one.verified)).collect();
+            assert_eq!(shown, [(older.clone(), true), (aside.clone(), false)]);
+            assert_eq!(fs::read(file_of(&world, &older)).unwrap(), kept);
+            assert_eq!(fs::read(file_of(&world, &aside)).unwrap(), damaged);
+            world.restart_within(LIMIT).await;
+        }
+        assert!(!create_with(&world, &bot, Some(true)).await.data_restored);
+        let by_name = RestoreRequest {
+            name: Some(older.clone()),
+            ..RestoreRequest::default()
+        };
+        let restore = world.skep.restore_data(&bot, by_name, &admin()).await.unwrap();
+        restore.outcome().await.unwrap();
+        assert_eq!(world.read(&bot, "/data/file").await, "older");
+        assert_eq!(fs::read(file_of(&world, &older)).unwrap(), kept);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
