@@ -209,6 +209,45 @@ async fn nothing_of_an_images_configuration_is_obeyed_but_its_environment() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn files_of_owners_that_no_workspace_has_are_told_and_are_nobodys() {
+    let skep = Installation::start(OciRuntime::Found).await;
+    let foreign = Layer::new()
+        .owned_file("last", 0o644, (65_535, 65_535), b"kept")
+        .owned_file("by-user", 0o644, (65_536, 0), b"kept")
+        .owned_file("by-group", 0o644, (0, 100_000), b"kept");
+    let image = image(foreign);
+    let name = skep.push(&image, "test/foreign").await;
+    let bot = skep.client.workspace("foreign", Some(&name)).await;
+    let log = std::fs::read_to_string(skep.data_root().join("server.log")).expect("the server's log");
+    let told: Vec<&str> = log
+        .lines()
+        .filter(|line| line.contains("ids of 65536 or more"))
+        .collect();
+    let [told] = told[..] else {
+        panic!("one layer has such files: {told:?}");
+    };
+    for part in ["WARN", &image.layers[1].digest, "files=2", "example=/by-"] {
+        assert!(told.contains(part), "no {part} in {told}");
+    }
+    let owners = skep
+        .client
+        .output(&bot, "stat -c '%n %u %g' /last /by-user /by-group")
+        .await;
+    assert_eq!(owners, "/last 65535 65535\n/by-user 65534 0\n/by-group 0 65534\n");
+    for file in ["/by-user", "/by-group"] {
+        for command in ["echo x >> $1", "rm -f $1", "mv $1 /moved"] {
+            let command = command.replace("$1", file);
+            let ended = skep.client.exec(&bot, &command).await;
+            assert_ne!(ended.exit_code, 0, "{command}: {ended:?}");
+        }
+        assert_eq!(skep.client.output(&bot, &format!("cat {file}")).await, "kept");
+    }
+    skep.client
+        .output(&bot, "echo x >> /last && chown 0:0 /last && rm /last")
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_image_of_one_file_has_files_and_says_that_it_has_no_shell() {
     for runtime in [OciRuntime::Found, OciRuntime::Runc] {
         let skep = Installation::start(runtime).await;
