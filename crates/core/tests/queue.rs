@@ -4,8 +4,12 @@ mod harness;
 
 use std::time::{Duration, Instant};
 
+use futures::{FutureExt, StreamExt};
 use harness::{LIMIT, World, admin, all, failure, until};
-use skep_core::{AskedLimits, BotStatus, Code, CreateBot, DeleteData, OperationHandle, Patience, Requester, Result};
+use skep_core::{
+    AskedLimits, BotStatus, Code, CreateBot, DeleteData, EventBody, OperationEvent, OperationHandle, Patience,
+    Requester, Result,
+};
 use skep_names::BotId;
 use skep_runtime::{Runtime, RuntimeError};
 use skep_store::ContainerStatus;
@@ -323,4 +327,66 @@ async fn whoever_meets_a_lost_bridge_waits_no_longer_for_what_is_before_its_reco
     assert!((29.9..40.0).contains(&waited), "{waited} s");
     drop(hold);
     limits.outcome().await.unwrap();
+}
+
+/// The events with an id over `after` that have been told; there is one at least.
+async fn told_so_far(world: &World, id: &str, after: u64) -> Vec<OperationEvent> {
+    let mut events = world.skep.operation_events(id, after).await.unwrap();
+    let first = tokio::time::timeout(LIMIT, events.next()).await.unwrap();
+    let mut told = vec![first.expect("who carries it on tells of it")];
+    while let Some(Some(event)) = events.next().now_or_never() {
+        told.push(event);
+    }
+    told
+}
+
+#[tokio::test]
+async fn over_crashes_the_numbers_of_events_grow_and_none_is_given_twice() {
+    let mut world = World::new().await;
+    let bot = world.running_bot().await;
+    let faults = world.runtime.faults().clone();
+    let (mut hold, mut calls) = (faults.hold(Verb::Stop), faults.calls(Verb::Stop));
+    let restart = world.skep.restart_workspace(&bot, None, &admin()).await.unwrap();
+    let id = restart.id().to_owned();
+    let mut heard: Vec<OperationEvent> = Vec::new();
+    // Cut off in its stop, then again and again in its start.
+    for (held, next) in [
+        (Verb::Stop, Verb::Start),
+        (Verb::Start, Verb::Start),
+        (Verb::Start, Verb::Start),
+    ] {
+        until(|| {
+            let reached = faults.calls(held) > calls;
+            async move { reached.then_some(()).ok_or_else(|| format!("{held:?} was not called")) }
+        })
+        .await;
+        let last = heard.last().map_or(0, |event| event.id);
+        heard.extend(told_so_far(&world, &id, last).await);
+        let before = std::mem::replace(&mut hold, faults.hold(next));
+        calls = faults.calls(next);
+        world.crash().await;
+        drop(before);
+    }
+    drop(hold);
+    let last = heard.last().unwrap().id;
+    let rest = world.skep.operation_events(&id, last).await.unwrap();
+    let rest: Vec<_> = tokio::time::timeout(LIMIT, rest.collect()).await.unwrap();
+    assert!(
+        matches!(rest.last().unwrap().body, EventBody::Complete { .. }),
+        "{rest:?}"
+    );
+    heard.extend(rest.iter().cloned());
+    let numbers: Vec<_> = heard.iter().map(|event| event.id).collect();
+    assert!(numbers.is_sorted_by(|one, next| one < next), "{numbers:?}");
+    // Once it is over the journal tells what its last server told, whomever of its servers a client heard before.
+    for _ in 0..2 {
+        for after in [0, numbers[0], last] {
+            let journal = world.skep.operation_events(&id, after).await.unwrap();
+            assert_eq!(journal.collect::<Vec<_>>().await, rest, "after {after}");
+        }
+        let end = rest.last().unwrap().id;
+        let nothing = world.skep.operation_events(&id, end).await.unwrap();
+        assert_eq!(nothing.collect::<Vec<_>>().await, []);
+        world.restart_within(LIMIT).await;
+    }
 }
