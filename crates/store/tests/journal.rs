@@ -124,6 +124,26 @@ async fn an_operation_ends_once() {
 }
 
 #[tokio::test]
+async fn a_place_in_the_order_is_given_once() {
+    let root = tempfile::tempdir().unwrap();
+    let mut last = 0;
+    let bot = bot(&store(root.path()).await, "u").await;
+    for id in ["a", "b", "c"] {
+        // Each of a server that was started anew, after the ones before were forgotten.
+        let store = store(root.path()).await;
+        store.insert_operation(&operation(id, &bot)).await.unwrap();
+        let seq = store.operation(id).await.unwrap().unwrap().seq;
+        assert!(seq > last, "{id} has {seq} after {last}");
+        last = seq;
+        let done = OperationEnd::Succeeded { outcome: Value::Null };
+        store.finish_operation(id, &done, None).await.unwrap();
+        let now = chrono::Utc::now() + chrono::TimeDelta::seconds(1);
+        assert_eq!(store.forget_operations(now, now).await.unwrap(), 1);
+        store.close().await;
+    }
+}
+
+#[tokio::test]
 async fn the_newest_row_is_told_by_its_sequence() {
     let root = tempfile::tempdir().unwrap();
     let store = store(root.path()).await;
