@@ -4,7 +4,7 @@ SHELL := /bin/bash
 CARGO ?= cargo
 SKEP := target/release/skep
 
-.PHONY: help up down build test test-more check fmt bench soak-kill soak-disk soak-kills soak-power soak-deletes soak-two-servers soak-away soak-versions soak-import soak-histories soak-fuzz soak-neighbours soak-terminal soak-terminal-hour soak-terminals soak-detached soak-files soak-metrics
+.PHONY: help up down build test test-more check fmt bench soak-kill soak-disk soak-kills soak-power soak-deletes soak-two-servers soak-away soak-versions soak-import soak-histories soak-fuzz soak-neighbours soak-terminal soak-terminal-hour soak-terminals soak-detached soak-files soak-metrics soak-inside
 
 help:
 	@echo 'make up      install what is missing, build, start a server with a first workspace'
@@ -57,10 +57,11 @@ soak-terminal-hour: export SKEP_TERMINAL_SECONDS := 3600
 soak-terminals: SOAK := windows::many
 soak-detached: SOAK := detached::
 soak-files: SOAK := files::
+soak-inside: SOAK := inside::what_agents
 soak-metrics: SOAK := metrics::
 # Two thousand answers a second: more than a build without optimisation gives on two processors.
 soak-metrics: SOAK_PROFILE := --release
-soak-kills soak-power soak-deletes soak-two-servers soak-away soak-versions soak-import soak-neighbours soak-terminal soak-terminal-hour soak-terminals soak-detached soak-files soak-metrics:
+soak-kills soak-power soak-deletes soak-two-servers soak-away soak-versions soak-import soak-neighbours soak-terminal soak-terminal-hour soak-terminals soak-detached soak-files soak-metrics soak-inside:
 	scripts/install test
 	SKEP_SOAK=1 $(CARGO) test $(SOAK_PROFILE) --locked --workspace --test end_to_end -- --nocapture --test-threads 1 $(SOAK)
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::installation::{Installation, OciRuntime};
+use crate::model::amount;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_debian_userland_works_under_the_runtime_that_is_found() {
@@ -56,6 +57,49 @@ async fn packages_install(skep: &Installation, bot: &str) {
     let git = "cd /data && git init -q repo && cd repo && echo x > f && git add f && git -c user.name=a -c user.email=a@b commit -qm m && git rev-list --count HEAD";
     assert_eq!(skep.client.output(bot, git).await, "1\n");
     skep.client.output(bot, "ping -c1 -W2 127.0.0.1").await;
+}
+
+/// A package of a language's own registry, a build, and in the long form a browser: what agents do for themselves.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_agents_work_with_is_installed_and_works() {
+    let skep = Installation::start(OciRuntime::Found).await;
+    let debian = skep.debian().await;
+    let bot = skep.client.workspace("agent", Some(&debian)).await;
+    let all: [(&str, &str, &str); 3] = [
+        (
+            "npm",
+            // The registry's certificate may be by an authority that only this host's image knows.
+            "cd /data && mkdir node && cd node && export npm_config_cafile=/etc/ssl/certs/ca-certificates.crt && \
+             npm install --silent --no-fund --no-audit is-odd@3.0.1 && node -p 'require(\"is-odd\")(3)'",
+            "true\n",
+        ),
+        (
+            "cargo",
+            "cd /data && cargo new --quiet --vcs none built && cd built && cargo run --quiet --release",
+            "Hello, world!\n",
+        ),
+        (
+            "chromium",
+            "cd /data && echo '<p></p><script>document.querySelector(\"p\").textContent = 6 * 7</script>' > page.html && \
+             chromium --headless --no-sandbox --disable-gpu --dump-dom file:///data/page.html 2>/dev/null | \
+             grep -o '<p>.*</p>'",
+            "<p>42</p>\n",
+        ),
+    ];
+    skep.client.output_within(&bot, "apt-get update -q", 300).await;
+    for (package, command, expected) in &all[..amount(2, all.len())] {
+        let begun = Instant::now();
+        let install = format!("DEBIAN_FRONTEND=noninteractive apt-get install -yq --no-install-recommends {package}");
+        skep.client.output_within(&bot, &install, 1200).await;
+        println!("{package} is installed after {:?}", begun.elapsed());
+        let ran = skep.skep(&["exec", "agent", "--", "sh", "-c", command]);
+        let (out, errors) = (
+            String::from_utf8_lossy(&ran.stdout),
+            String::from_utf8_lossy(&ran.stderr),
+        );
+        assert_eq!((ran.status.code(), &*out), (Some(0), *expected), "{package}: {errors}");
+        println!("{package} has done its work after {:?}", begun.elapsed());
+    }
 }
 
 async fn a_server_on_a_low_port_answers_from_the_host(skep: &Installation, bot: &str) {
