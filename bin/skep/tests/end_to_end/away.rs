@@ -188,6 +188,69 @@ async fn a_silent_containerd_keeps_no_server_from_ending_and_is_told_as_away() {
     bridge_goes_on(&skep, &running).await;
 }
 
+/// In its long form the silence is longer than any call of the server waits for an answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_silence_of_containerd_nothing_is_made_anew_and_what_died_is_seen() {
+    let mut skep = Installation::start(OciRuntime::Found).await;
+    let running = skep.client.workspace("running", None).await;
+    let dying = skep.client.workspace("dying", None).await;
+    let stopped = skep.client.workspace("stopped", None).await;
+    skep.client.output(&running, "(sleep 1000 & echo $! > /data/pid)").await;
+    skep.client.output(&dying, "echo kept > /data/file").await;
+    skep.client.act(&stopped, "stop").await;
+    let before = operations_of(&skep, &[&running, &stopped]).await;
+    let (server, process) = (skep.server_pid(), process_one(&running).expect("it runs"));
+
+    skep.containerd().freeze().expect("containerd can be frozen");
+    let begun = Instant::now();
+    let died = process_one(&dying).expect("it runs");
+    rustix::process::kill_process(died, rustix::process::Signal::KILL).expect("it can be killed");
+    let silence = Duration::from_secs(amount(2, 75).try_into().expect("it fits"));
+    let refused = match amount(0, 1) {
+        0 => 0,
+        _ => {
+            // A start is among what it refuses.
+            needs_containerd(&skep, &running).await;
+            println!(
+                "all that a silent containerd is needed for was refused after {:?}",
+                begun.elapsed()
+            );
+            1
+        }
+    };
+    while begun.elapsed() < silence {
+        bridge_goes_on(&skep, &running).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    skep.containerd().thaw().expect("containerd can be thawed");
+
+    skep.wait_until_ready().await;
+    let model = BTreeMap::from([
+        (running.clone(), Expected::Running),
+        (dying.clone(), Expected::Running),
+        (stopped.clone(), Expected::Stopped),
+    ]);
+    skep.traces().until_as_in(&model, Duration::from_secs(120)).await;
+    bridge_goes_on(&skep, &running).await;
+    assert_eq!(process_one(&running), Some(process), "it was started anew");
+    assert_eq!(skep.server_pid(), server);
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while process_one(&dying).is_none_or(|other| other == died) {
+        assert!(
+            Instant::now() < deadline,
+            "it is not started again: {}",
+            skep.log_tail()
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(skep.client.output(&dying, "cat /data/file").await, "kept\n");
+    let after = operations_of(&skep, &[&running, &stopped]).await;
+    assert_eq!(after, before + refused, "something was done by itself");
+    assert_eq!(skep.client.info(&stopped).await["status"], "stopped");
+    skep.client.act(&stopped, "start").await;
+    assert_eq!(skep.client.output(&stopped, "echo up").await, "up\n");
+}
+
 async fn until_running(skep: &Installation, bot: &str, kind: &str) {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
