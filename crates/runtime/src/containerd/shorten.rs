@@ -13,7 +13,7 @@ use super::lease::Lease;
 use super::merge::merge;
 use super::{ContainerdRuntime, OVERLAYFS};
 use crate::images::LABEL_IMAGE;
-use crate::layers::{LABEL_RELEASED, LABEL_SEQUENCE, LABEL_SET, LABEL_STAGED, Merge, next_sequence, plan_of_merges};
+use crate::layers::{LABEL_RELEASED, LABEL_SEQUENCE, LABEL_SET, LABEL_STAGED, Merge, plan_of_merges};
 use crate::{Result, RuntimeError, failpoint};
 
 /// Where a new layer goes and what becomes of it.
@@ -78,12 +78,13 @@ impl ContainerdRuntime {
         let directories = self.directories_below(lease, bot, (copy, name)).await?;
         let source = directory_of(&directories, name)?;
         let records = self.records_of(bot, OVERLAYFS).await?;
-        let image = records
-            .iter()
-            .find(|record| record.name == name)
-            .and_then(|record| record.labels.get(LABEL_IMAGE));
-        let mut labels = self.layer_labels(bot, image.map(String::as_str));
-        labels.insert(LABEL_SEQUENCE.to_owned(), next_sequence(&records).to_string());
+        let copied = records.iter().find(|record| record.name == name);
+        let label = |key: &str| copied.and_then(|record| record.labels.get(key));
+        let mut labels = self.layer_labels(bot, label(LABEL_IMAGE).map(String::as_str));
+        // As new a state as the one that it copies, and no newer one: what is written above that comes after both.
+        if let Some(sequence) = label(LABEL_SEQUENCE) {
+            labels.insert(LABEL_SEQUENCE.to_owned(), sequence.clone());
+        }
         let wanted = Wanted { name: copy, on, labels };
         self.make_merged(lease, bot, &wanted, vec![source]).await
     }

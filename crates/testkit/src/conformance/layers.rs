@@ -265,6 +265,29 @@ pub async fn a_long_line_is_made_shorter(subject: &dyn Subject) {
     workspace.remove().await;
 }
 
+/// The copy that a failed operation leaves is no newer state than what is written after it.
+pub async fn what_is_written_after_a_rebase_is_the_newest_state(subject: &dyn Subject) {
+    let runtime = subject.runtime();
+    let workspace = Workspace::running(subject).await;
+    let (bot, layers) = (&workspace.bot, layers(&*runtime));
+    let [one, last, copy] = ["one", "last", "copy"].map(|name| named(&workspace, name));
+    workspace.stop().await;
+    layers.commit(bot, &one).await.unwrap();
+    layers.commit(bot, &last).await.unwrap();
+    layers.rebase(bot, &last, (&one, &copy)).await.unwrap();
+    workspace.start().await;
+    workspace.output("echo after > /after; sync").await;
+    workspace.stop().await;
+    subject.lose_container(bot);
+    workspace.create().await;
+    workspace.start().await;
+    assert_eq!(workspace.output("cat /after").await, "after");
+    layers.release(bot, &copy).await.unwrap();
+    let tree = layers.list(bot).await.unwrap();
+    assert!(!names(&tree.side).contains(&copy.as_str()), "{tree:?}");
+    workspace.remove().await;
+}
+
 /// A fresh layer beside the one that there is takes its place when no container says otherwise, and nothing is lost.
 pub async fn a_fresh_layer_is_made_the_newest_beside_the_others(subject: &dyn Subject) {
     let runtime = subject.runtime();

@@ -204,6 +204,7 @@ macro_rules! conformance_suite {
             an_archive_that_is_not_whole_is_told,
             a_workspace_that_is_read_at_one_moment_stands_still,
             a_long_line_is_made_shorter,
+            what_is_written_after_a_rebase_is_the_newest_state,
             verbs_may_be_repeated,
             what_is_missing_is_told_as_missing,
             a_list_tells_the_truth,

@@ -227,9 +227,10 @@ impl FakeRuntime {
     fn rebase_now(&self, bot: &BotId, name: &str, (on, copy): (&str, &str)) -> io::Result<()> {
         self.copy_committed(bot, name, (on, copy))?;
         if let Some(state) = self.lock().get_mut(bot)
-            && state.layer(copy).is_some_and(|layer| layer.sequence() == 0)
+            && let Some(sequence) = state
+                .layer(name)
+                .and_then(|layer| layer.labels.get(LABEL_SEQUENCE).cloned())
         {
-            let sequence = next_sequence(&state.layers).to_string();
             state.label(copy, LABEL_SEQUENCE, Some(sequence));
         }
         Ok(())
