@@ -19,6 +19,17 @@ pub(crate) fn inherited(number: RawFd) -> io::Result<OwnedFd> {
     Ok(descriptor)
 }
 
+/// Closes whatever else the server was started with and did not mean to hand on. To be called before any descriptor
+/// is opened.
+pub(crate) fn close_all_from(first: RawFd) -> io::Result<()> {
+    let first = first.try_into().map_err(io::Error::other)?;
+    // SAFETY: nothing in this program owns a descriptor of these numbers yet.
+    match unsafe { libc::close_range(first, u32::MAX, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Mounts, network, IPC and names of its own for this process; its next child is the first of its own processes.
 pub(crate) fn enter_new_namespaces() -> io::Result<()> {
     let all =

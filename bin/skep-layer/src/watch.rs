@@ -22,6 +22,7 @@ enum Ending {
 /// Has the job done by a child, and tells how it went. Only the worker's death is told here; else it told itself.
 pub(crate) fn have_done(job: &Job) -> Result<Told> {
     let lifeline = system_calls::inherited(LIFELINE).tried("taking the server's lifeline")?;
+    system_calls::close_all_from(LIFELINE + 1).tried("closing what is not ours")?;
     limit(&job.limits).tried("limiting what the work may take")?;
     rustix::thread::set_no_new_privs(true).tried("giving up new privileges")?;
     system_calls::enter_new_namespaces().tried("making namespaces")?;

@@ -75,7 +75,8 @@ impl Host {
         }
     }
 
-    /// The program with that job; input and output are pipes.
+    /// The program with that job; input and output are pipes. Its server holds a file open that it did not mean to
+    /// hand on.
     fn start(&self, job: &Job) -> Running {
         let fifo = tempfile::Builder::new().make_in(&self.directory, |path| {
             Ok(rustix::fs::mknodat(CWD, path, FileType::Fifo, Mode::RWXU, 0)?)
@@ -86,8 +87,9 @@ impl Host {
         let lifeline = lifeline.expect("the server's end of the lifeline");
         let text = serde_json::to_string(job).expect("JSON");
         let child = Command::new("/bin/sh")
-            .args(["-c", &format!(r#"exec "$1" "$2" {LIFELINE}<"$0""#)])
+            .args(["-c", &format!(r#"exec "$1" "$2" {LIFELINE}<"$0" 9<"$3""#)])
             .args([fifo.as_os_str(), self.program.as_os_str(), text.as_ref()])
+            .arg(self.path("outside/canary"))
             .env_clear()
             .current_dir("/")
             .stdin(Stdio::piped())
