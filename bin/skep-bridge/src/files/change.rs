@@ -5,16 +5,12 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, Dir, Gid, Mode, OFlags, Uid};
+use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 
+use super::descent::{DIRECTORY, Descent, names_of};
 use super::info;
-use super::walk::open_below;
-use super::write::temporary_name;
 use crate::paths;
-
-/// Trees may be deeper than descriptors or paths reach: below this, a directory is moved up before it is emptied.
-const DEEPEST_OPEN: usize = 64;
 
 /// Makes a directory and those above it with `mode`; one that is there is fine.
 ///
@@ -113,13 +109,12 @@ fn unlink(directory: &OwnedFd, name: impl rustix::path::Arg + Copy) -> io::Resul
 /// Empties the directory and removes it. Entries that others make meanwhile are removed too.
 fn remove_tree(parent: &OwnedFd, name: &OsStr) -> io::Result<()> {
     loop {
-        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let top = match rustix::fs::openat(parent, name, flags, Mode::empty()) {
+        let top = match rustix::fs::openat(parent, name, DIRECTORY, Mode::empty()) {
             Ok(top) => top,
             Err(Errno::NOENT) => return Ok(()),
             Err(error) => return Err(error.into()),
         };
-        empty(&top)?;
+        empty(top)?;
         match unlink(parent, name) {
             Ok(Unlinked::Gone) => return Ok(()),
             Ok(Unlinked::NotEmpty) => {}
@@ -129,27 +124,28 @@ fn remove_tree(parent: &OwnedFd, name: &OsStr) -> io::Result<()> {
     }
 }
 
-struct OpenDirectory {
-    directory: OwnedFd,
+/// A directory on the way down, and what is still in it.
+struct Level {
     names: Vec<CString>,
     name: CString,
 }
 
-fn empty(top: &OwnedFd) -> io::Result<()> {
-    let mut open = vec![OpenDirectory {
-        directory: top.try_clone()?,
-        names: names_of(top)?,
+fn empty(top: OwnedFd) -> io::Result<()> {
+    let mut levels = vec![Level {
+        names: names_of(&top)?,
         name: CString::default(),
     }];
-    while let Some(level) = open.last_mut() {
+    let mut descent = Descent::begin(top);
+    while let Some(level) = levels.last_mut() {
         let Some(name) = level.names.pop() else {
-            let done = open.pop();
-            if let (Some(done), Some(above)) = (done, open.last()) {
-                forgive_missing(unlink(&above.directory, done.name.as_c_str()).map(drop))?;
+            let done = levels.pop();
+            if let (Some(done), false) = (done, levels.is_empty()) {
+                descent.leave()?;
+                forgive_missing(unlink(descent.at(), done.name.as_c_str()).map(drop))?;
             }
             continue;
         };
-        match unlink(&level.directory, name.as_c_str()) {
+        match unlink(descent.at(), name.as_c_str()) {
             Ok(Unlinked::Gone) => continue,
             Ok(Unlinked::NotEmpty) => {}
             Err(error) => {
@@ -157,17 +153,16 @@ fn empty(top: &OwnedFd) -> io::Result<()> {
                 continue;
             }
         }
-        if open.len() >= DEEPEST_OPEN {
-            let level = &open[open.len() - 1].directory;
-            // Emptied in the next round, from the top.
-            rustix::fs::renameat(level, name.as_c_str(), top, temporary_name()?)?;
-            continue;
-        }
-        if let Some(directory) = open_below(&open[open.len() - 1].directory, &name)? {
-            let names = names_of(&directory)?;
-            open.push(OpenDirectory { directory, names, name });
-        } else {
-            return Err(Errno::ACCESS.into());
+        match descent.enter(&name) {
+            Ok(()) => levels.push(Level {
+                names: names_of(descent.at())?,
+                name,
+            }),
+            Err(error) => match Errno::from_io_error(&error) {
+                // It became something else meanwhile, which the next round from the top sees to.
+                Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
+                _ => return Err(error),
+            },
         }
     }
     Ok(())
@@ -178,17 +173,6 @@ fn forgive_missing(result: io::Result<()>) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result,
     }
-}
-
-fn names_of(directory: &OwnedFd) -> io::Result<Vec<CString>> {
-    let mut names = Vec::new();
-    for entry in Dir::read_from(directory)? {
-        let entry = entry?;
-        if entry.file_name() != c"." && entry.file_name() != c".." {
-            names.push(entry.file_name().to_owned());
-        }
-    }
-    Ok(names)
 }
 
 #[cfg(test)]

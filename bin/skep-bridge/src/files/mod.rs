@@ -3,6 +3,7 @@
 mod archive;
 mod change;
 mod copy;
+mod descent;
 mod info;
 mod read;
 mod search;

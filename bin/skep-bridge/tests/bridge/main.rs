@@ -2,6 +2,7 @@
 
 mod calls;
 mod followed_execs;
+mod layers;
 mod log;
 mod many_execs;
 mod odd_files;

@@ -286,6 +286,12 @@ fn spawn(root: &Path, layout: &Layout) -> Child {
         mount -t proc proc "$1/proc"
         mount -t devpts -o newinstance,ptmxmode=0666 devpts "$1/dev/pts"
         mount -t tmpfs -o size=1m tmpfs "$1/small"
+        if [ -d "$1/layers" ]; then
+            # With the options of the runtime's own mounts.
+            options="index=off,redirect_dir=off,metacopy=off"
+            mount -t overlay -o "$options,lowerdir=$1/layers/lower,upperdir=$1/layers/upper,workdir=$1/layers/work" \
+                overlay "$1/layered"
+        fi
         [ -e "$1/dev/null" ] || mknod -m 666 "$1/dev/null" c 1 3
         if [ "$2" = shell ]; then
             chroot "$1" /opt/memoh/bridge & wait
