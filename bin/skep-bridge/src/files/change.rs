@@ -1,4 +1,4 @@
-//! Changes of names and modes: directories made, things removed, renamed, given another mode.
+//! Directories made, things removed or given another mode.
 
 use std::ffi::{CString, OsStr};
 use std::io;
@@ -49,10 +49,6 @@ fn make_one(path: &Path, mode: u32) -> io::Result<()> {
     }
 }
 
-pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
-    Ok(rustix::fs::rename(from, to)?)
-}
-
 /// Sets mode and, where given, owner. Links are followed: a link has no mode of its own.
 pub(crate) fn change_mode(path: &Path, mode: u32, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
     if uid == Some(u32::MAX) || gid == Some(u32::MAX) {
@@ -79,9 +75,11 @@ pub(crate) fn remove(path: &Path, recursive: bool) -> io::Result<()> {
         OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
         Mode::empty(),
     )?;
+    if recursive {
+        return remove_entry(&parent, name);
+    }
     match unlink(&parent, name)? {
         Unlinked::Gone => Ok(()),
-        Unlinked::NotEmpty if recursive => remove_tree(&parent, name),
         Unlinked::NotEmpty => Err(Errno::NOTEMPTY.into()),
     }
 }
@@ -103,6 +101,14 @@ fn unlink(directory: &OwnedFd, name: impl rustix::path::Arg + Copy) -> io::Resul
         // Not a directory after all: then the first answer, "not permitted", was the true one.
         Err(Errno::NOTDIR) => Err(Errno::PERM.into()),
         Err(error) => Err(error.into()),
+    }
+}
+
+/// Removes an entry of an open directory, with all that is in it.
+pub(super) fn remove_entry(parent: &OwnedFd, name: &OsStr) -> io::Result<()> {
+    match unlink(parent, name)? {
+        Unlinked::Gone => Ok(()),
+        Unlinked::NotEmpty => remove_tree(parent, name),
     }
 }
 
@@ -168,7 +174,7 @@ fn empty(top: OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
-fn forgive_missing(result: io::Result<()>) -> io::Result<()> {
+pub(super) fn forgive_missing(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result,

@@ -1,11 +1,13 @@
 //! The workspace's files, by blocking calls: the services run these on worker threads and carry the results.
 
 mod archive;
+mod attributes;
 mod change;
 mod copy;
 mod descent;
 mod info;
 mod read;
+mod rename;
 mod search;
 mod text;
 mod walk;
@@ -13,10 +15,11 @@ mod watch;
 mod write;
 
 pub(crate) use archive::{Export, Sink, extract, pack, unpack};
-pub(crate) use change::{change_mode, make_directory, remove, rename};
+pub(crate) use change::{change_mode, make_directory, remove};
 pub(crate) use copy::copy;
 pub(crate) use info::{entry_of, stat};
 pub(crate) use read::{ReadPlan, open_regular};
+pub(crate) use rename::rename;
 pub(crate) use search::Search;
 pub(crate) use text::read_lines;
 pub(crate) use walk::{Walk, Walking, walk};

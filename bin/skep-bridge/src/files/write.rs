@@ -7,11 +7,11 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Stat, Uid, XattrFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Stat, Uid};
 use rustix::io::Errno;
 use skep_bridge_protocol::workspace::FileInfo;
 
-use super::info;
+use super::{attributes, info};
 use crate::log;
 use crate::paths;
 
@@ -188,29 +188,14 @@ impl Drop for NewFile {
     }
 }
 
-/// User attributes and access lists. File capabilities and security labels belong to the old content: the kernel too
-/// drops them when a file is written.
 fn copy_attributes(target: &Target, file: &File) -> io::Result<()> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let old = match rustix::fs::openat(&target.directory, &target.name, flags, Mode::empty()) {
-        Ok(old) => old,
+    match rustix::fs::openat(&target.directory, &target.name, flags, Mode::empty()) {
+        Ok(old) => attributes::copy(&old, file, attributes::outlives_content),
         // Gone meanwhile, or not readable by us: then there is nothing that could be kept.
-        Err(Errno::NOENT | Errno::ACCESS | Errno::LOOP) => return Ok(()),
-        Err(error) => return Err(error.into()),
-    };
-    let mut names = vec![0; 64 * 1024];
-    let length = match rustix::fs::flistxattr(&old, &mut names[..]) {
-        Ok(length) => length,
-        Err(Errno::NOTSUP) => return Ok(()),
-        Err(error) => return Err(error.into()),
-    };
-    let names = names[..length].split(|&byte| byte == 0).filter(|name| !name.is_empty());
-    for name in names.filter(|name| name.starts_with(b"user.") || name.starts_with(b"system.posix_acl_")) {
-        let mut value = vec![0; 64 * 1024];
-        let length = rustix::fs::fgetxattr(&old, name, &mut value[..])?;
-        rustix::fs::fsetxattr(file, name, &value[..length], XattrFlags::empty())?;
+        Err(Errno::NOENT | Errno::ACCESS | Errno::LOOP) => Ok(()),
+        Err(error) => Err(error.into()),
     }
-    Ok(())
 }
 
 pub(super) fn make_parents(directory: &Path) -> io::Result<()> {

@@ -15,7 +15,7 @@ use crate::workspace::Workspace;
 
 pub(crate) type Client = WorkspaceClient<Channel>;
 
-fn reason_of(status: &Status) -> &str {
+pub(crate) fn reason_of(status: &Status) -> &str {
     status
         .metadata()
         .get(reason::METADATA_KEY)

@@ -201,6 +201,36 @@ async fn many_snapshots_and_rollbacks_lose_nothing_and_slow_nothing_down() {
     .await;
 }
 
+/// All that there is when a version is taken becomes a lower layer, whose directories the kernel does not rename.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_is_renamed_and_a_deep_tree_deleted_after_a_version_was_taken() {
+    let skep = Installation::start(OciRuntime::Found).await;
+    let mut workspace = Workspace::new(&skep, "renames", 1).await;
+    let (client, bot) = (skep.client.clone(), workspace.bot.clone());
+    let made = "cd /data && mkdir -p old/in full && echo kept > old/in/file && ln old/in/file old/second \
+        && chmod 2750 old/in && chown 1000:1000 old/in/file && touch -d @1600000000 old/in/file old && echo x > full/x \
+        && d=deep; for i in 1 2 3 4 5 6 7 8 9 10; do d=$d/a/b/c/d/e/f/g/h/i/j; done; mkdir -p $d";
+    client.output(&bot, made).await;
+    let told = "cd /data/$1 && stat -c '%n %a %u:%g %Y %h' in in/file second && stat -c %Y . && cat in/file";
+    let before = client.output(&bot, &told.replace("$1", "old")).await;
+    workspace.snapshot().await;
+    let rename = async |from: &str, to: &str| {
+        let body = json!({"oldPath": from, "newPath": to});
+        let path = format!("/bots/{bot}/container/fs/rename");
+        client.call(Method::POST, &path, Some(body)).await
+    };
+    let (status, body) = rename("/data/old", "/data/full").await;
+    assert_eq!(status, StatusCode::CONFLICT, "{body}");
+    let (status, body) = rename("/data/old", "/data/new").await;
+    assert_eq!(status, StatusCode::OK, "{body}");
+    assert_eq!(client.output(&bot, &told.replace("$1", "new")).await, before);
+    let path = format!("/bots/{bot}/container/fs/delete");
+    let deep = json!({"path": "/data/deep", "recursive": true});
+    client.good(Method::POST, &path, Some(deep)).await;
+    let gone = "ls -d /data/old /data/deep /data/.skep-* 2> /dev/null || true";
+    assert_eq!(client.output(&bot, gone).await, "");
+}
+
 /// What the reference system did, and lost workspaces by.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_of_layers_keeps_the_container_its_row_and_every_layer_referenced() {

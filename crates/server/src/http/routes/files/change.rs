@@ -171,7 +171,8 @@ async fn delete(change: Change, JsonBody(body): JsonBody<DeleteFileRequest>) -> 
         (status = 403, body = ErrorBody, description = "The permissions there"),
         (status = 404, body = ErrorBody, description = "No such file"),
         (status = 409, body = ErrorBody, description = "A directory with entries is in the way; the workspace is stopped"),
-        (status = 503, body = ErrorBody, description = "The workspace is not reachable")))]
+        (status = 503, body = ErrorBody, description = "The workspace is not reachable"),
+        (status = 507, body = ErrorBody, description = "No space for a copy, where it must be copied")))]
 async fn rename(change: Change, JsonBody(body): JsonBody<RenameFileRequest>) -> ApiResult<Json<FileDone>> {
     let (from, to) = both((&body.old_path, &body.new_path), "oldPath and newPath are required")?;
     change
