@@ -57,7 +57,13 @@ async fn several_files_go_into_a_directory() {
         part("file", Some("a"), "1"),
         part("file", Some("b"), "2"),
     ];
+    workspace.output_of("echo old > one").await;
     form(&workspace, &no_directory).await.expect_error(400, "invalid_path");
+    // No temporary file is left.
+    workspace
+        .until_code("test \"$(ls -A | tr '\n' ' ')\" = 'd one '", 0)
+        .await;
+    assert_eq!(workspace.output_of("cat one").await, "old\n");
 }
 
 #[tokio::test]

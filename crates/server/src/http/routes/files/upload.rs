@@ -79,6 +79,7 @@ async fn upload_form(
         let mut upload = FormUpload {
             bridge: &bridge,
             path: None,
+            whole: None,
             uploaded: Vec::new(),
             aside: Vec::new(),
         };
@@ -152,6 +153,16 @@ async fn write(
     set_mode: Option<u32>,
     source: impl Stream<Item = BridgeResult<Bytes>>,
 ) -> BridgeResult<u64> {
+    send(bridge, path, set_mode, source).await?.finish().await
+}
+
+/// All but the end, with which the file takes its place.
+async fn send(
+    bridge: &RoomyBridge,
+    path: &WorkspacePath,
+    set_mode: Option<u32>,
+    source: impl Stream<Item = BridgeResult<Bytes>>,
+) -> BridgeResult<FileWriter> {
     let file = NewFile {
         mode: NEW_FILE_MODE,
         set_mode,
@@ -162,13 +173,15 @@ async fn write(
     while let Some(bytes) = source.next().await.transpose()? {
         writer.write(bytes).await?;
     }
-    writer.finish().await
+    Ok(writer)
 }
 
 /// A form on its way. Files that come before the path wait in the workspace, not in the server.
 struct FormUpload<'a> {
     bridge: &'a RoomyBridge,
     path: Option<WorkspacePath>,
+    /// The file of a path that names one. It takes its place when the form has ended: another one is refused.
+    whole: Option<(WorkspacePath, FileWriter)>,
     uploaded: Vec<UploadedFile>,
     aside: Vec<Aside>,
 }
@@ -200,6 +213,10 @@ impl FormUpload<'_> {
             let target = self.target(&path, &self.aside[index].name.clone())?;
             self.put_in_place(index, target).await?;
         }
+        if let Some((target, writer)) = self.whole.take() {
+            let size = writer.finish().await.map_err(refused)?;
+            self.note(&target, size);
+        }
         if self.uploaded.is_empty() {
             return Err(ApiError::invalid_body("file is required"));
         }
@@ -216,9 +233,14 @@ impl FormUpload<'_> {
                 return Err(several_files());
             }
             let target = self.target(&path, &name)?;
-            let size = write(self.bridge, &target, None, field_bytes(field))
+            let writer = send(self.bridge, &target, None, field_bytes(field))
                 .await
                 .map_err(refused)?;
+            if !path.names_directory() {
+                self.whole = Some((target, writer));
+                return Ok(());
+            }
+            let size = writer.finish().await.map_err(refused)?;
             self.note(&target, size);
             return Ok(());
         }
@@ -238,7 +260,7 @@ impl FormUpload<'_> {
         if path.names_directory() {
             return path.join(name).map_err(refused);
         }
-        if self.uploaded.is_empty() && self.aside.len() <= 1 {
+        if self.whole.is_none() && self.uploaded.is_empty() && self.aside.len() <= 1 {
             return Ok(path.clone());
         }
         Err(several_files())
