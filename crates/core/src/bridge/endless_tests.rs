@@ -5,15 +5,16 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures::{StreamExt, stream};
 use skep_bridge_protocol::workspace::{
-    DataChunk, ExecData, ExecEvent, ExecList, ExecStatus, ForwardChunk, ReadChunk, exec_event::Event,
+    DataChunk, ExecData, ExecEvent, ExecList, ExecStatus, ForwardChunk, ReadChunk, SearchMatch, SearchPage,
+    exec_event::Event,
 };
 use tonic::{Code, Status};
 use tonic_prost::prost::Message;
 
 use super::BridgeError;
 use super::hostile_tests::{Lies, entry, framed, impostor};
-use crate::exec::{self, ExecId, ExecRequest, Program};
-use crate::files::{self, Links, WorkspacePath};
+use crate::exec::{self, ExecEvent as Told, ExecId, ExecRequest, OutputRange, Program};
+use crate::files::{self, Links, SearchOptions, WorkspacePath};
 use crate::ports::{self, PortError};
 
 /// More than this test and those beside it hold, far less than what the lies are about.
@@ -235,6 +236,107 @@ async fn streams_that_say_nothing_are_ended() {
         matches!(next, Err(PortError::Bridge(BridgeError::Untrustworthy(_)))),
         "{next:?}"
     );
+}
+
+fn event(event: Event) -> ExecEvent {
+    ExecEvent { event: Some(event) }
+}
+
+fn written(offset: u64, data: &'static [u8]) -> ExecData {
+    ExecData {
+        offset,
+        data: Bytes::from_static(data),
+    }
+}
+
+#[tokio::test]
+async fn a_process_that_starts_again_and_again_or_writes_nothing_is_not_believed() {
+    let id = ExecId::parse("id").expect("an id");
+    let started = ExecStatus {
+        exec_id: "id".to_owned(),
+        ..ExecStatus::default()
+    };
+    for lie in [
+        Event::Started(started),
+        Event::Stdout(written(0, b"")),
+        Event::Stderr(written(7, b"")),
+    ] {
+        let shown = format!("{lie:?}");
+        let lie = event(lie);
+        let impostor = impostor(move |_| endless_messages(&lie)).await;
+        for follow in [false, true] {
+            let range = OutputRange {
+                stdout: Some(0),
+                stderr: Some(0),
+                follow,
+            };
+            let mut events = exec::output(&impostor.bridge, &id, range).await.expect("it says so");
+            let first = events.next().await;
+            let error = match first {
+                Ok(Some(Told::Started(_))) => events.next().await.expect_err(&shown),
+                first => first.expect_err(&shown),
+            };
+            assert!(matches!(error, BridgeError::Untrustworthy(_)), "{error:?}");
+            assert_eq!(events.next().await, Ok(None), "nothing more is taken of it");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_output_that_stands_still_is_given_up_unless_it_is_followed() {
+    let first = framed(&event(Event::Stdout(written(0, b"x"))));
+    let impostor = impostor(move |_| {
+        let begin = stream::once(std::future::ready(first.clone()));
+        Lies::Raw(begin.chain(stream::pending()).boxed())
+    })
+    .await;
+    let id = ExecId::parse("id").expect("an id");
+    let limit = Duration::from_secs(3);
+    for follow in [false, true] {
+        let range = OutputRange {
+            stdout: Some(0),
+            stderr: None,
+            follow,
+        };
+        let events = exec::output_within(limit, &impostor.bridge, &id, range).await;
+        let mut events = events.expect("it says so");
+        assert!(matches!(events.next().await, Ok(Some(Told::Output { .. }))));
+        let next = tokio::time::timeout(2 * limit, events.next()).await;
+        match follow {
+            false => assert!(matches!(next, Ok(Err(BridgeError::Unreachable(_)))), "{next:?}"),
+            true => assert!(next.is_err(), "a process may be silent: {next:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_search_in_drops_is_given_up_in_time() {
+    let page = framed(&SearchPage {
+        matches: vec![SearchMatch {
+            path: "/data/f".into(),
+            line: 1,
+            column: 1,
+            ..SearchMatch::default()
+        }],
+        ..SearchPage::default()
+    });
+    let impostor = impostor(move |_| {
+        let drops = stream::unfold(page.clone(), |page| async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            Some((page.clone(), page))
+        });
+        Lies::Raw(drops.boxed())
+    })
+    .await;
+    let path = WorkspacePath::parse("/data").expect("a path");
+    let options = SearchOptions {
+        pattern: "x".to_owned(),
+        max_results: files::MOST_RESULTS,
+        ..SearchOptions::default()
+    };
+    let search = files::search_within(Duration::from_secs(1), &impostor.bridge, &path, &options);
+    let found = tokio::time::timeout(Duration::from_secs(30), search).await;
+    assert!(matches!(found, Ok(Err(BridgeError::Unreachable(_)))), "{found:?}");
 }
 
 #[tokio::test]

@@ -42,10 +42,13 @@ pub enum ExecEvent {
 pub struct ExecEvents {
     events: Streaming<WireEvent>,
     id: ExecId,
+    started: bool,
     ended: bool,
     next: [u64; 2],
     /// How long the bridge may still be waited for.
     left: Option<Duration>,
+    /// How long it may be waited for each event.
+    each: Option<Duration>,
 }
 
 impl ExecEvents {
@@ -53,9 +56,11 @@ impl ExecEvents {
         Self {
             events,
             id,
+            started: false,
             ended: false,
             next: [0, 0],
             left: None,
+            each: None,
         }
     }
 
@@ -67,11 +72,18 @@ impl ExecEvents {
         self
     }
 
+    /// Gives up when the bridge was waited for so long for one event: of what is there already, none is far.
+    #[must_use]
+    pub(super) fn each_within(mut self, limit: Duration) -> Self {
+        self.each = Some(limit);
+        self
+    }
+
     /// The next event; `None` after the end of the process, or of what was asked for. Waits as long as the process
     /// is silent and its time is not over: that the bridge lives is seen by the connection's own pings.
     ///
     /// # Errors
-    /// The bridge was lost, or answered what cannot be: an output that goes back, a stream without an end.
+    /// The bridge was lost, or answered what cannot be: an output that goes back, one that is empty, a second start.
     pub async fn next(&mut self) -> BridgeResult<Option<ExecEvent>> {
         if self.ended {
             return Ok(None);
@@ -82,9 +94,15 @@ impl ExecEvents {
             return Ok(None);
         };
         match event.event {
-            Some(Event::Started(status)) => Ok(Some(ExecEvent::Started(Box::new(ExecStatus::from_wire(
-                status, &self.id,
-            )?)))),
+            Some(Event::Started(_)) if self.started => self.untrustworthy("a process that starts again"),
+            Some(Event::Started(status)) => {
+                self.started = true;
+                let status = ExecStatus::from_wire(status, &self.id)?;
+                Ok(Some(ExecEvent::Started(Box::new(status))))
+            }
+            Some(Event::Stdout(data) | Event::Stderr(data)) if data.data.is_empty() => {
+                self.untrustworthy("an output with nothing in it")
+            }
             Some(Event::Stdout(data)) => self.output(OutputStream::Stdout, data.offset, data.data).map(Some),
             Some(Event::Stderr(data)) => self.output(OutputStream::Stderr, data.offset, data.data).map(Some),
             Some(Event::Exit(status)) => {
@@ -99,20 +117,25 @@ impl ExecEvents {
         }
     }
 
+    fn untrustworthy(&mut self, what: &str) -> BridgeResult<Option<ExecEvent>> {
+        self.ended = true;
+        Err(BridgeError::Untrustworthy(what.to_owned()))
+    }
+
     async fn receive(&mut self) -> Result<Option<WireEvent>, Status> {
-        let Some(left) = self.left else {
+        let Some(limit) = [self.left, self.each].into_iter().flatten().min() else {
             return self.events.message().await;
         };
         let too_late = || Err(Status::deadline_exceeded(""));
         // One that always has something to say must be given up too.
-        if left.is_zero() {
+        if limit.is_zero() {
             return too_late();
         }
         let begun = Instant::now();
-        let event = timeout(left, self.events.message())
+        let event = timeout(limit, self.events.message())
             .await
             .unwrap_or_else(|_| too_late());
-        self.left = Some(left.saturating_sub(begun.elapsed()));
+        self.left = self.left.map(|left| left.saturating_sub(begun.elapsed()));
         event
     }
 

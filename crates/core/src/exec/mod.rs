@@ -133,6 +133,16 @@ pub struct OutputRange {
 /// # Errors
 /// `NotFound` when there is no such process (any more), `Unreachable`.
 pub async fn output(bridge: &Bridge, id: &ExecId, range: OutputRange) -> BridgeResult<ExecEvents> {
+    output_within(NEXT_PIECE_WITHIN, bridge, id, range).await
+}
+
+/// As [`output`], with another limit for each event of what is not followed.
+pub(crate) async fn output_within(
+    limit: Duration,
+    bridge: &Bridge,
+    id: &ExecId,
+    range: OutputRange,
+) -> BridgeResult<ExecEvents> {
     let mut client = bridge.workspace();
     let request = ExecOutputRequest {
         exec_id: id.0.clone(),
@@ -143,7 +153,11 @@ pub async fn output(bridge: &Bridge, id: &ExecId, range: OutputRange) -> BridgeR
         stderr: range.stderr.is_some(),
     };
     let events = Bridge::answer(SMALL_WITHIN, client.exec_output(request)).await?;
-    Ok(ExecEvents::new(events, id.clone()))
+    let events = ExecEvents::new(events, id.clone());
+    Ok(match range.follow {
+        true => events,
+        false => events.each_within(limit),
+    })
 }
 
 /// The state of one process.

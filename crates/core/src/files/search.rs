@@ -1,5 +1,7 @@
 //! Searching in the files of a workspace: its bridge looks, with the tenant's own rights.
 
+use std::time::Duration;
+
 use skep_bridge_protocol::workspace::{SearchMatch, SearchRequest};
 use tokio::time::timeout;
 
@@ -15,6 +17,9 @@ const RESULTS: u32 = 1_000;
 const MOST_LINE_BYTES: usize = 4 * 1024;
 /// What is taken of all lines together.
 const MOST_BYTES: usize = 8 * 1024 * 1024;
+
+/// How long a bridge may take in all: it ends a search by itself after 30 s, and may be frozen meanwhile.
+const WITHIN: Duration = Duration::from_secs(SMALL_WITHIN.as_secs() + NEXT_PIECE_WITHIN.as_secs());
 
 /// What to search for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -57,6 +62,23 @@ pub struct SearchResult {
 /// # Errors
 /// `InvalidArgument` for a pattern or glob that is none, and as [`stat`](super::stat).
 pub async fn search(bridge: &Bridge, root: &WorkspacePath, options: &SearchOptions) -> BridgeResult<SearchResult> {
+    search_within(WITHIN, bridge, root, options).await
+}
+
+/// As [`search`], with another limit for the whole answer.
+pub(crate) async fn search_within(
+    limit: Duration,
+    bridge: &Bridge,
+    root: &WorkspacePath,
+    options: &SearchOptions,
+) -> BridgeResult<SearchResult> {
+    match timeout(limit, search_all(bridge, root, options)).await {
+        Ok(found) => found,
+        Err(_) => Err(BridgeError::late("the search")),
+    }
+}
+
+async fn search_all(bridge: &Bridge, root: &WorkspacePath, options: &SearchOptions) -> BridgeResult<SearchResult> {
     let mut client = bridge.workspace();
     let most = match options.max_results {
         0 => RESULTS,
