@@ -210,17 +210,23 @@ async fn what_a_terminal_showed_is_kept_as_far_as_that_of_any_process() {
     assert!(from > 0, "everything was kept");
 }
 
-#[tokio::test]
-async fn a_window_whose_keystrokes_nobody_reads_is_resized_and_closed_at_once() {
-    let workspace = Workspace::start().await;
-    let mut socket = connect(&workspace, "", None).await.unwrap();
-    let seconds = seconds_of_its_own(6);
+/// A terminal whose shell reads nothing once it has begun to sleep so long.
+async fn window_that_reads_nothing(workspace: &Workspace, seconds: &str) -> Socket {
+    let mut socket = connect(workspace, "", None).await.unwrap();
     let line = format!("stty raw -echo; echo $$ > shell; echo begun-$((1 + 1)); while :; do sleep {seconds}; done");
     type_line(&mut socket, &line).await;
     read_until(&mut socket, "begun-2").await;
-    until_sleepers(&seconds, 1).await;
-    // More frames, and more bytes, than a terminal takes in without a reader.
-    for _ in 0..200 {
+    until_sleepers(seconds, 1).await;
+    socket
+}
+
+#[tokio::test]
+async fn a_window_whose_keystrokes_nobody_reads_is_resized_and_closed_at_once() {
+    let workspace = Workspace::start().await;
+    let seconds = seconds_of_its_own(6);
+    let mut socket = window_that_reads_nothing(&workspace, &seconds).await;
+    // More frames, and far more bytes, than a terminal takes in without a reader.
+    for _ in 0..1024 {
         let keys = vec![b'x'; 4096];
         socket.send(Message::Binary(keys.into())).await.unwrap();
     }
@@ -235,6 +241,44 @@ async fn a_window_whose_keystrokes_nobody_reads_is_resized_and_closed_at_once() 
     .await;
     socket.close(None).await.unwrap();
     until_sleepers(&seconds, 0).await;
+}
+
+#[tokio::test]
+async fn a_window_with_more_keystrokes_than_wait_for_a_process_is_closed_with_a_reason() {
+    let workspace = Workspace::start().await;
+    let seconds = seconds_of_its_own(5);
+    let (mut sink, mut frames) = window_that_reads_nothing(&workspace, &seconds).await.split();
+    let typing = async {
+        let keys = bytes::Bytes::from(vec![b'x'; 64 * 1024]);
+        // Until the window is closed.
+        while sink.send(Message::Binary(keys.clone())).await.is_ok() {}
+    };
+    let closing = async {
+        loop {
+            match tokio::time::timeout(Duration::from_secs(60), frames.next()).await {
+                Ok(Some(Ok(Message::Close(Some(close))))) => return (u16::from(close.code), close.reason.to_string()),
+                Ok(Some(Ok(_))) => {}
+                other => panic!("{other:?} in place of a close frame"),
+            }
+        }
+    };
+    let (_, closed) = tokio::join!(typing, closing);
+    assert_eq!(closed, (1008, "the keystrokes are not read".to_owned()));
+    until_sleepers(&seconds, 0).await;
+}
+
+#[tokio::test]
+async fn more_keystrokes_than_wait_at_once_all_come_to_a_process_that_reads_them() {
+    let workspace = Workspace::start().await;
+    let mut socket = connect(&workspace, "", None).await.unwrap();
+    let line = "stty raw -echo; echo begun-$((1 + 1)); head -c 12582912 | wc -c";
+    type_line(&mut socket, line).await;
+    read_until(&mut socket, "begun-2").await;
+    for _ in 0..192 {
+        let keys = vec![b'x'; 64 * 1024];
+        socket.send(Message::Binary(keys.into())).await.unwrap();
+    }
+    read_until(&mut socket, "12582912").await;
 }
 
 #[tokio::test]

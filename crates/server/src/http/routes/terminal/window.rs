@@ -2,7 +2,8 @@
 //!
 //! Two halves that never wait for each other: a client that does not read stops its own shell (the output is not
 //! taken from the bridge), and still can close; a process that does not read its keystrokes still shows its output, and
-//! up to 1 MiB of them is taken in, so that a size or a close behind them is seen.
+//! up to 8 MiB of them is taken in, so that a size or a close behind them is seen. Beyond that the client waits, and the
+//! window is closed when the process reads none of them.
 
 use std::ops::ControlFlow;
 use std::time::Duration;
@@ -16,6 +17,7 @@ use skep_core::bridge::{Bridge, BridgeError};
 use skep_core::exec::{self, ExecEvent, ExecEvents, ExecId, InputEnd, TerminalSize};
 use skep_core::terminal::{self, SessionName, ShellRequest, Terminal};
 use tokio::io::{AsyncWriteExt, DuplexStream};
+use tokio::sync::oneshot;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_util::io::ReaderStream;
 
@@ -23,7 +25,9 @@ use crate::http::routes::exec::Watch;
 use crate::http::socket::{CLOSE_ANSWER_WITHIN, Close, Frames, PING_EVERY, close, close_of_unreadable, send};
 
 /// Bytes of keystrokes that wait for a process that reads slowly.
-const WAITING_KEYSTROKES: usize = 1024 * 1024;
+const WAITING_KEYSTROKES: usize = 8 * 1024 * 1024;
+/// How long a process may read none of so many before the window is closed, in which no frame is read either.
+const READ_SOME_WITHIN: Duration = Duration::from_secs(5);
 /// The largest piece of keystrokes in one message to the bridge.
 const LARGEST_INPUT_BYTES: usize = 64 * 1024;
 /// The largest piece of output in one frame.
@@ -55,9 +59,11 @@ pub(super) async fn serve(
     let (size, sizes) = tokio::sync::watch::channel(None);
     let (activity, mut active) = tokio::sync::watch::channel(Instant::now());
     let id = terminal.id.clone();
+    let (unread, mut is_unread) = oneshot::channel();
     let reading = Reading {
         frames,
         keystrokes,
+        unread: Some(unread),
         activity,
         size,
     };
@@ -65,6 +71,7 @@ pub(super) async fn serve(
     let ended = tokio::select! {
         ended = show(&mut sink, terminal.events, &watch) => ended,
         ended = &mut reading => ended,
+        Ok(()) = &mut is_unread => Some((close_code::POLICY, "the keystrokes are not read".to_owned())),
         () = type_into(&bridge, &id, typed) => None,
         () = resize(&bridge, &id, sizes) => None,
         () = idle(&mut active, idle_timeout) => Some((close_code::AWAY, "idle timeout".to_owned())),
@@ -137,6 +144,8 @@ async fn show(sink: &mut Frames, mut events: ExecEvents, watch: &Watch) -> Optio
 struct Reading {
     frames: SplitStream<WebSocket>,
     keystrokes: DuplexStream,
+    /// Tells that the process does not read them, once: what comes then is read past.
+    unread: Option<oneshot::Sender<()>>,
     activity: tokio::sync::watch::Sender<Instant>,
     size: tokio::sync::watch::Sender<Option<TerminalSize>>,
 }
@@ -159,9 +168,7 @@ impl Reading {
         match message {
             Message::Binary(bytes) => {
                 self.activity.send_replace(Instant::now());
-                if self.keystrokes.write_all(&bytes).await.is_err() {
-                    tracing::trace!("keystrokes for a process that takes no more");
-                }
+                self.type_all(&bytes).await;
             }
             Message::Text(text) => {
                 self.activity.send_replace(Instant::now());
@@ -173,6 +180,20 @@ impl Reading {
             Message::Ping(_) | Message::Pong(_) => {}
         }
         ControlFlow::Continue(())
+    }
+
+    async fn type_all(&mut self, mut bytes: &[u8]) {
+        while self.unread.is_some() && !bytes.is_empty() {
+            match timeout(READ_SOME_WITHIN, self.keystrokes.write(bytes)).await {
+                Ok(Ok(taken)) => bytes = &bytes[taken..],
+                Ok(Err(error)) => {
+                    tracing::trace!(%error, "keystrokes for a process that takes no more");
+                    return;
+                }
+                // Nobody waits for it when the window is being closed anyway.
+                Err(_) => drop(self.unread.take().map(|unread| unread.send(()))),
+            }
+        }
     }
 }
 
