@@ -2,6 +2,7 @@
 
 mod disk_use;
 mod end;
+mod listed;
 mod output;
 mod output_log;
 mod pipes;
@@ -14,9 +15,10 @@ mod stored;
 mod users;
 
 pub(crate) use end::each_process;
+pub(crate) use listed::{Exec, add_outcome};
 pub(crate) use output::{Next, Reader, Which};
 pub(crate) use pipes::Pace;
 pub(crate) use process::{FirstInput, Holder, Process, Watch};
-pub(crate) use registry::{Exec, Found, Registry, Request, add_outcome};
+pub(crate) use registry::{Found, Registry, Request};
 pub(crate) use sessions::Sessions;
 pub(crate) use start::Program;

@@ -15,7 +15,8 @@ use tonic::Status;
 
 use super::disk_use::DiskUse;
 use super::end::Target;
-use super::output::{Outcome, Output, Which};
+use super::listed::{Exec, UNLISTED};
+use super::output::{Output, Which};
 use super::output_log::{LogPolicy, OutputLog};
 use super::process::{FirstInput, Holder, Process, Watch};
 use super::record;
@@ -31,9 +32,6 @@ const DEFAULT_LOG_BYTES: u64 = 64 * 1024 * 1024;
 /// A process that ended but whose children keep its output open is put on disk after this, and again at the end.
 const EARLY_RECORD: Duration = Duration::from_millis(200);
 
-/// In the log, in place of the id of an exec that has none.
-const UNLISTED: &str = "-";
-
 /// What a caller asks for. Without an id the process is not listed and nothing of it is kept on disk.
 pub(crate) struct Request {
     pub(crate) id: Option<String>,
@@ -45,17 +43,6 @@ pub(crate) struct Request {
     pub(crate) log_bytes: u64,
     /// How long it is known after its end; 0: a day.
     pub(crate) keep_milliseconds: u64,
-}
-
-pub(crate) struct Exec {
-    pub(crate) id: String,
-    command: String,
-    argv: Vec<Vec<u8>>,
-    keep_milliseconds: u64,
-    pub(crate) process: Arc<Process>,
-    ends_with_stream: bool,
-    removed: AtomicBool,
-    end_told: AtomicBool,
 }
 
 pub(crate) enum Found {
@@ -513,66 +500,6 @@ impl Registry {
     pub(crate) fn running(&self) -> Vec<Target> {
         lock(&self.running).values().copied().collect()
     }
-}
-
-impl Exec {
-    fn hold(&self, tasks: TaskTracker) -> Option<Holder> {
-        self.ends_with_stream
-            .then(|| Holder::new(Arc::clone(&self.process), tasks))
-    }
-
-    /// As it is called in the log.
-    fn name(&self) -> &str {
-        if self.id.is_empty() { UNLISTED } else { &self.id }
-    }
-
-    fn tell_end(&self) {
-        if self.end_told.swap(true, Ordering::Relaxed) {
-            return;
-        }
-        let Some(outcome) = self.process.output.outcome() else {
-            return;
-        };
-        let how = match outcome.ended.signal {
-            0 => format!("exit code {}", outcome.ended.exit_code),
-            signal => format!("signal {signal}"),
-        };
-        let late = if outcome.timed_out { ", its time was over" } else { "" };
-        tell!("exec {} ended, pid {}, {how}{late}", self.name(), self.process.pid);
-    }
-
-    pub(crate) fn status(&self) -> ExecStatus {
-        let output = &self.process.output;
-        let (stdout, stderr) = (output.log(Which::Stdout), output.log(Which::Stderr));
-        let mut status = ExecStatus {
-            exec_id: self.id.clone(),
-            pid: self.process.pid,
-            started_unix_nanos: self.process.started_unix_nanos,
-            stdout_bytes: stdout.end(),
-            stderr_bytes: stderr.end(),
-            stdout_oldest: stdout.oldest(),
-            stderr_oldest: stderr.oldest(),
-            dropped_bytes: stdout.oldest() + stderr.oldest(),
-            pty: self.process.has_terminal(),
-            command: self.command.clone(),
-            argv: self.argv.clone(),
-            keep_milliseconds: self.keep_milliseconds,
-            ..ExecStatus::default()
-        };
-        if let Some(outcome) = output.outcome() {
-            add_outcome(&mut status, &outcome);
-        }
-        status
-    }
-}
-
-/// How the process ended, added to a status that was made while it ran.
-pub(crate) fn add_outcome(status: &mut ExecStatus, outcome: &Outcome) {
-    status.exited = true;
-    status.exit_code = outcome.ended.exit_code;
-    status.signal = outcome.ended.signal;
-    status.timed_out = outcome.timed_out;
-    status.finished_unix_nanos = outcome.finished_unix_nanos;
 }
 
 /// The ids are the caller's and become names of directories.
