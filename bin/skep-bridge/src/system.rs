@@ -154,6 +154,14 @@ pub(crate) fn kill(pid: i32, signal: i32) -> Result<(), Errno> {
     }
 }
 
+/// Now, in the clock ticks that `/proc` tells the beginning of processes in: hundredths of a second for every program.
+pub(crate) fn ticks_since_boot() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `now` is a timespec of this frame. It cannot fail with a clock that every kernel has.
+    unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut now) };
+    now.tv_sec.cast_unsigned() * 100 + now.tv_nsec.cast_unsigned() / 10_000_000
+}
+
 /// Hands a descriptor to the event loop.
 pub(crate) fn watch_descriptor(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd is one open descriptor, always the same one, until it is dropped; and AsyncFd hands out no

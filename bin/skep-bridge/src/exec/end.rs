@@ -88,6 +88,36 @@ impl Target {
     }
 }
 
+/// Who may still be in the group or the session of a process that has ended.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LeftBehind {
+    pub(crate) target: Target,
+    /// When it ended, in clock ticks since the boot.
+    pub(crate) leader_ended: u64,
+}
+
+impl LeftBehind {
+    /// As [`Target::end`], if there is anybody.
+    pub(crate) async fn end(self) {
+        if self.is_there() {
+            self.target.end().await;
+        }
+    }
+
+    /// Its number is free for others once nobody is left. But a process comes into a session by its birth alone: one that
+    /// was born while the leader lived shows that the number still is this one's.
+    fn is_there(self) -> bool {
+        let (Target::Group(leader) | Target::Session(leader)) = self.target;
+        let mut is_there = false;
+        each_process(|process| {
+            is_there |= process.session == leader.cast_signed()
+                && process.state != ZOMBIE
+                && process.began <= self.leader_ended;
+        });
+        is_there
+    }
+}
+
 fn signal_group(group: u32, signal: i32) -> bool {
     system::kill(-group.cast_signed(), signal) != Err(Errno::SRCH)
 }
@@ -101,6 +131,8 @@ pub(crate) struct Process {
     pub(crate) session: i32,
     /// 0: none.
     pub(crate) terminal: i32,
+    /// In clock ticks since the boot.
+    pub(crate) began: u64,
 }
 
 /// Gives each process that `/proc` shows, as it is read. One that ends meanwhile is left out.
@@ -123,19 +155,20 @@ pub(crate) fn each_process(mut take: impl FnMut(Process)) {
     }
 }
 
-/// `pid (name) state ppid pgrp session tty_nr …`; the name may hold anything, brackets and spaces too.
+/// `pid (name) state ppid pgrp session tty_nr … starttime …`; the name may hold anything, brackets and spaces too.
 fn parse_stat(pid: i32, stat: &[u8]) -> Option<Process> {
     let after_name = stat.iter().rposition(|&byte| byte == b')')? + 1;
     let fields: Vec<&[u8]> = stat[after_name..]
         .split(|&byte| byte == b' ')
         .filter(|field| !field.is_empty())
         .collect();
-    let number = |index: usize| std::str::from_utf8(fields.get(index)?).ok()?.parse().ok();
+    let text = |index: usize| std::str::from_utf8(fields.get(index)?).ok();
     Some(Process {
         pid,
         state: *fields.first()?.first()?,
-        session: number(3)?,
-        terminal: number(4)?,
+        session: text(3)?.parse().ok()?,
+        terminal: text(4)?.parse().ok()?,
+        began: text(19)?.parse().ok()?,
     })
 }
 
@@ -145,7 +178,39 @@ mod tests {
 
     #[test]
     fn a_process_name_with_brackets_and_spaces_is_read_over() {
-        let process = parse_stat(7, b"7 (a) S 1) R 1 7 42 34816 -1 0").expect("parsed");
+        let stat = b"7 (a) S 1) R 1 7 42 34816 -1 0 1 2 3 4 5 6 7 8 20 0 1 0 9876 4096 1";
+        let process = parse_stat(7, stat).expect("parsed");
         assert_eq!((process.state, process.session, process.terminal), (b'R', 42, 34816));
+        assert_eq!(process.began, 9876);
+    }
+
+    #[tokio::test]
+    async fn a_session_that_began_after_the_leaders_end_is_anothers() {
+        let before = system::ticks_since_boot();
+        // So that it begins in a later tick.
+        std::thread::sleep(Duration::from_millis(50));
+        let mut other = std::process::Command::new("setsid")
+            .args(["sleep", "1000"])
+            .spawn()
+            .expect("setsid");
+        let session = other.id();
+        while !Target::Session(session).signal(0) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        for target in [Target::Group(session), Target::Session(session)] {
+            let earlier = LeftBehind {
+                target,
+                leader_ended: before,
+            };
+            assert!(!earlier.is_there(), "{target:?}");
+            earlier.end().await;
+            let now = LeftBehind {
+                target,
+                leader_ended: system::ticks_since_boot(),
+            };
+            assert!(now.is_there(), "{target:?} was ended");
+        }
+        other.kill().expect("killed");
+        other.wait().expect("ended");
     }
 }

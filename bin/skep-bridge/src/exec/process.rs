@@ -2,8 +2,8 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -13,12 +13,13 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::end::Target;
+use super::end::{LeftBehind, Target};
 use super::output::{Outcome, Output, Which};
 use super::pipes::{self, Input, Pace};
 use super::start::{self, Started};
 use crate::log;
 use crate::reaper::Ended;
+use crate::system;
 
 /// How long children that keep the output open may delay the exit.
 const DRAIN: Duration = Duration::from_secs(1);
@@ -37,6 +38,8 @@ pub(crate) struct Process {
     holders_ever: AtomicU64,
     /// How long it lives on without any.
     outlives_stream: Duration,
+    /// When it ended, in clock ticks since the boot.
+    ended: OnceLock<u64>,
 }
 
 /// How a process is watched.
@@ -96,6 +99,7 @@ impl Process {
             holders: AtomicU32::new(0),
             holders_ever: AtomicU64::new(0),
             outlives_stream: watch.outlives_stream.unwrap_or_default(),
+            ended: OnceLock::new(),
         });
         let watched = Arc::clone(&process);
         Ok((process, async move { watched.run(ended, work, watch.timeout).await }))
@@ -124,6 +128,7 @@ impl Process {
             log::tell!("the reaper lost process {}", self.pid);
             return;
         };
+        self.ended.get_or_init(system::ticks_since_boot);
         // A pump that waits for its reader reads nothing, and what is in the pipe was written before the end.
         self.output.tell_over();
         let drained = async { while work.join_next().await.is_some() {} };
@@ -142,6 +147,14 @@ impl Process {
             ending.spawn(self.target.end());
         }
         while ending.join_next().await.is_some() {}
+    }
+
+    /// Whom it may have left, once it has ended.
+    pub(crate) fn left_behind(&self) -> Option<LeftBehind> {
+        self.ended.get().map(|&leader_ended| LeftBehind {
+            target: self.target,
+            leader_ended,
+        })
     }
 
     /// Ends the group (or the terminal's session) in the way of timeouts, and returns when it is gone.

@@ -14,7 +14,7 @@ use tokio_util::task::TaskTracker;
 use tonic::Status;
 
 use super::disk_use::DiskUse;
-use super::end::Target;
+use super::end::{LeftBehind, Target};
 use super::listed::{Exec, UNLISTED};
 use super::output::{Output, Which};
 use super::output_log::{LogPolicy, OutputLog};
@@ -326,6 +326,7 @@ impl Registry {
             finished_unix_nanos: finished,
             keep: stored::keep_of(exec.keep_milliseconds),
             bytes: written + kept[0] + kept[1],
+            left_behind: exec.process.left_behind(),
         };
         let known = {
             let mut entries = lock(&self.entries);
@@ -473,14 +474,18 @@ impl Registry {
         ids.into_iter().map(|(_, id)| id.clone()).collect()
     }
 
-    /// Ends the group and forgets it with its log.
+    /// Ends the group, also what a leader that has ended left in it, and forgets it with its log.
     pub(crate) async fn remove(&self, id: &str) -> Result<(), Status> {
         match self.find(id).await? {
             Found::Live(exec) => {
                 exec.removed.store(true, Ordering::Relaxed);
                 exec.process.end().await;
             }
-            Found::Stored(_) => {}
+            Found::Stored(_) => {
+                if let Some(left_behind) = self.left_behind(id) {
+                    left_behind.end().await;
+                }
+            }
         }
         // Also one that ended by itself, and was put on disk, in the same moment.
         if let Some(Entry::Stored(stored)) = lock(&self.entries).remove(id) {
@@ -488,6 +493,13 @@ impl Registry {
         }
         stored::remove(self.directory_of(id)).await;
         Ok(())
+    }
+
+    fn left_behind(&self, id: &str) -> Option<LeftBehind> {
+        match lock(&self.entries).get(id) {
+            Some(Entry::Stored(stored)) => stored.left_behind,
+            _ => None,
+        }
     }
 
     /// From now on nothing is started.

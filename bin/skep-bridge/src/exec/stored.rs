@@ -9,6 +9,7 @@ use std::time::Duration;
 use skep_bridge_protocol::workspace::ExecStatus;
 
 use super::disk_use::DiskUse;
+use super::end::LeftBehind;
 use super::output::{Outcome, Output};
 use super::output_log::{LogPolicy, OutputLog};
 use super::process::unix_nanos;
@@ -29,6 +30,8 @@ pub(crate) struct Stored {
     pub(crate) keep: Duration,
     /// On disk, its record included.
     pub(crate) bytes: u64,
+    /// `None`: an earlier bridge started it, and who knows whose its numbers are now.
+    pub(crate) left_behind: Option<LeftBehind>,
 }
 
 /// How long is asked for; 0: no time of its own.
@@ -107,6 +110,7 @@ fn load_one(directory: &Path) -> io::Result<Stored> {
         finished_unix_nanos: status.finished_unix_nanos,
         keep: keep_of(status.keep_milliseconds),
         bytes: record::size(directory)?,
+        left_behind: None,
     })
 }
 
@@ -167,6 +171,7 @@ mod tests {
             finished_unix_nanos: unix_nanos() - seconds * 1_000_000_000,
             keep: keep_of(0),
             bytes: 400 << 20,
+            left_behind: None,
         };
         ends_seconds_ago
             .iter()

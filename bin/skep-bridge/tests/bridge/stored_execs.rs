@@ -129,6 +129,31 @@ async fn what_no_bridge_wrote_is_known_to_none() {
 }
 
 #[tokio::test]
+async fn a_removal_ends_what_a_leader_that_ended_long_ago_left_in_its_group() {
+    let workspace = Workspace::start().await;
+    let mut client = workspace.ours().await;
+    let sleepers = || {
+        let processes = workspace.processes();
+        processes.iter().filter(|(_, name)| name == "sleep").count()
+    };
+    let left = "sleep 1000 > /dev/null 2>&1 < /dev/null &";
+    for id in ["removed", "other"] {
+        run(&mut client, shell(id, left)).await.expect("ran");
+        until("it is on disk", || record_of(&workspace, id).exists()).await;
+    }
+    // By now the bridge has let go of both.
+    for _ in 0..20 {
+        assert_eq!(listed(&mut client).await, ["removed", "other"]);
+    }
+    assert_eq!(sleepers(), 2);
+    let exec_id = "removed".to_owned();
+    let removed = timeout(LIMIT, client.remove_exec(ExecId { exec_id })).await;
+    removed.expect("in time").expect("removed");
+    until("its group is gone", || sleepers() == 1).await;
+    assert_eq!(listed(&mut client).await, ["other"]);
+}
+
+#[tokio::test]
 async fn a_list_of_users_that_is_no_file_is_not_waited_for() {
     let workspace = Workspace::start().await;
     let mut client = workspace.ours().await;
