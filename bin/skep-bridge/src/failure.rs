@@ -148,12 +148,45 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_is_told_apart() {
-        let status = of_path(&Errno::NOSPC.into(), Path::new("/data/x"));
-        assert_eq!(status.code(), Code::ResourceExhausted);
-        assert_eq!(
-            status.metadata().get(reason::METADATA_KEY).expect("a reason"),
-            reason::NO_SPACE
-        );
+    fn each_error_of_the_kernel_has_its_code_and_its_reason() {
+        for (code, word, errors) in [
+            (Code::NotFound, "", &[Errno::NOENT][..]),
+            (Code::PermissionDenied, "", &[Errno::ACCESS, Errno::PERM, Errno::ROFS]),
+            (Code::AlreadyExists, "", &[Errno::EXIST]),
+            (Code::FailedPrecondition, reason::NOT_EMPTY, &[Errno::NOTEMPTY]),
+            (Code::FailedPrecondition, reason::IS_A_DIRECTORY, &[Errno::ISDIR]),
+            (Code::FailedPrecondition, reason::NOT_A_DIRECTORY, &[Errno::NOTDIR]),
+            (
+                Code::FailedPrecondition,
+                reason::NOT_A_REGULAR_FILE,
+                &[Errno::NXIO, Errno::SPIPE],
+            ),
+            (
+                Code::FailedPrecondition,
+                "",
+                &[Errno::BUSY, Errno::TXTBSY, Errno::MLINK],
+            ),
+            (Code::InvalidArgument, reason::NAME_TOO_LONG, &[Errno::NAMETOOLONG]),
+            (Code::InvalidArgument, "", &[Errno::INVAL, Errno::LOOP, Errno::ILSEQ]),
+            (
+                Code::ResourceExhausted,
+                reason::NO_SPACE,
+                &[Errno::NOSPC, Errno::DQUOT, Errno::FBIG],
+            ),
+            (
+                Code::Unavailable,
+                "",
+                &[Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::AGAIN, Errno::IO],
+            ),
+            (Code::Internal, "", &[Errno::NOSYS]),
+        ] {
+            for &error in errors {
+                let status = of_path(&error.into(), Path::new("/data/x"));
+                let told = status.metadata().get(reason::METADATA_KEY);
+                assert_eq!(status.code(), code, "{error}");
+                assert_eq!(told.map_or("", |told| told.to_str().expect("a word")), word, "{error}");
+                assert!(status.message().starts_with("/data/x: "), "{status}");
+            }
+        }
     }
 }

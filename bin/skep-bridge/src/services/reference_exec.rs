@@ -209,6 +209,27 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_process_with_a_terminal_has_no_time_limit_unless_one_is_given() {
+        for (timeout_seconds, pty, expected) in [
+            (0, false, Some(30)),
+            (0, true, None),
+            (5, true, Some(5)),
+            (5, false, Some(5)),
+            (-1, true, None),
+            (-1, false, None),
+        ] {
+            let request = request_of(ExecInput {
+                command: "true".into(),
+                timeout_seconds,
+                pty,
+                ..ExecInput::default()
+            });
+            let timeout = request.expect("a request").watch.timeout;
+            assert_eq!(timeout, expected.map(Duration::from_secs), "{timeout_seconds} {pty}");
+        }
+    }
+
+    #[test]
     fn only_a_plain_absolute_path_is_bare() {
         assert!(is_bare_path("/bin/bash") && is_bare_path("/usr/local/bin/python3.12"));
         for command in ["bash", "/bin/sh -l", "/bin/sh;ls", "/bin/$SHELL", "/bin/a|b", "/bin/*"] {

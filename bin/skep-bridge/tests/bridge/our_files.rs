@@ -5,6 +5,7 @@ use std::fs;
 use std::io::Read;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
+use rustix::fs::XattrFlags;
 use skep_bridge_protocol::workspace::workspace_client::WorkspaceClient;
 use skep_bridge_protocol::workspace::*;
 use skep_bridge_protocol::{STREAM_CHUNK_BYTES, etag, reason};
@@ -84,24 +85,49 @@ async fn the_bridge_tells_what_it_is() {
         .into_inner();
     assert_eq!(info.generation, skep_bridge_protocol::GENERATION);
     assert!(info.features.iter().any(|feature| feature == "exec"));
-    let shell = workspace
-        .ours()
+}
+
+#[tokio::test]
+async fn the_first_shell_that_can_be_executed_is_told() {
+    let workspace = Workspace::start().await;
+    let mut client = workspace.ours().await;
+    fs::create_dir_all(workspace.path("usr/bin")).expect("a directory");
+    let order = ["/bin/bash", "/usr/bin/bash", "/bin/zsh", "/usr/bin/zsh", "/bin/sh"];
+    // From the last one on, each is before those that are there already.
+    for shell in order.into_iter().rev() {
+        let place = workspace.path(shell);
+        if shell != "/bin/sh" {
+            let before = client.shell(Empty {}).await.expect("a shell").into_inner().path;
+            fs::write(&place, "#!/bin/sh\n").expect("a shell");
+            let told = client.shell(Empty {}).await.expect("a shell").into_inner().path;
+            assert_eq!(told, before, "{shell} cannot be executed");
+            fs::set_permissions(&place, fs::Permissions::from_mode(0o755)).expect("executable");
+        }
+        let told = client.shell(Empty {}).await.expect("a shell").into_inner().path;
+        assert_eq!(told, shell);
+    }
+}
+
+#[tokio::test]
+async fn a_write_keeps_the_attributes_of_the_file_that_was_there() {
+    let workspace = Workspace::start().await;
+    let mut client = workspace.ours().await;
+    let place = workspace.path("data/noted");
+    fs::write(&place, "old").expect("a file");
+    for (name, value) in [("user.note", "kept"), ("user.other", "")] {
+        rustix::fs::setxattr(&place, name, value.as_bytes(), XattrFlags::empty()).expect("an attribute");
+    }
+    let inode = fs::metadata(&place).expect("there").ino();
+    write(&mut client, header("noted"), &[b"new"], true)
         .await
-        .shell(Empty {})
-        .await
-        .expect("a shell")
-        .into_inner();
-    assert_eq!(shell.path, "/bin/sh");
-    fs::write(workspace.path("bin/bash"), b"#!/bin/sh\n").expect("a bash");
-    fs::set_permissions(workspace.path("bin/bash"), fs::Permissions::from_mode(0o755)).expect("executable");
-    let shell = workspace
-        .ours()
-        .await
-        .shell(Empty {})
-        .await
-        .expect("a shell")
-        .into_inner();
-    assert_eq!(shell.path, "/bin/bash");
+        .expect("written");
+    assert_eq!(fs::read(&place).expect("read"), b"new");
+    assert_ne!(fs::metadata(&place).expect("there").ino(), inode, "it is another file");
+    for (name, expected) in [("user.note", &b"kept"[..]), ("user.other", b"")] {
+        let mut value = [0; 64];
+        let length = rustix::fs::getxattr(&place, name, &mut value[..]).expect(name);
+        assert_eq!(&value[..length], expected, "{name}");
+    }
 }
 
 #[tokio::test]

@@ -32,6 +32,7 @@ use tonic_prost::ProstCodec;
 use super::{Bridge, BridgeError};
 use crate::exec::{self, ExecId, ExecRequest, Program};
 use crate::files::{self, FileWriter, ListOptions, NewFile, RoomyBridge, WorkspacePath};
+use crate::terminal;
 
 pub(super) fn endpoint(directory: &Path) -> BridgeEndpoint {
     BridgeEndpoint::Unix {
@@ -515,6 +516,27 @@ async fn a_bridge_is_asked_once_for_each_connection_what_it_is() {
         assert_eq!(listed(&impostor.bridge, 0).await, Ok(1));
     }
     assert_eq!(impostor.infos.load(Ordering::Relaxed), 1);
+}
+
+/// As the impostor says that it is: its server does not know the methods that came later.
+#[tokio::test]
+async fn what_a_bridge_of_an_earlier_generation_of_ours_has_not_is_unsupported() {
+    let impostor = impostor(|_| Lies::Status(Status::unimplemented(""))).await;
+    let bridge = &impostor.bridge;
+    assert_eq!(bridge.generation(), 1);
+    let data = WorkspacePath::parse("/data").unwrap();
+    let options = files::SearchOptions::default();
+    for error in [
+        terminal::check_sessions(bridge).expect_err("no sessions"),
+        files::search(bridge, &data, &options).await.expect_err("no search"),
+        files::extract(bridge, &data, &data)
+            .await
+            .map(drop)
+            .expect_err("no extract"),
+    ] {
+        assert!(matches!(error, BridgeError::Unsupported(_)), "{error:?}");
+        assert!(!error.is_lost(), "what it has goes on");
+    }
 }
 
 #[tokio::test]

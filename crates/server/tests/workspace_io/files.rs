@@ -18,13 +18,35 @@ async fn a_written_file_is_seen_inside_and_described_as_it_is() {
     assert_eq!(info["size"], 7);
     assert_eq!(info["mode"], "-rw-------");
     assert_eq!((&info["isDir"], &info["isSymlink"]), (&json!(false), &json!(false)));
-    assert!(info["modTime"].as_str().unwrap().ends_with('Z'), "{info}");
     let parent = workspace.get("/fs?path=data/a").await.expect_status(200).json();
     assert_eq!(
         (&parent["mode"], &parent["isDir"]),
         (&json!("drwxr-x---"), &json!(true))
     );
     assert_eq!(workspace.get("/fs").await.expect_status(200).json()["name"], "/");
+}
+
+#[tokio::test]
+async fn the_time_of_a_change_is_told_in_utc_with_its_nanoseconds() {
+    let workspace = Workspace::start().await;
+    let mut archive = tar::Builder::new(Vec::new());
+    archive
+        .append_pax_extensions([("mtime", &b"1700000000.123456789"[..])])
+        .unwrap();
+    let mut header = tar::Header::new_ustar();
+    header.set_size(0);
+    header.set_mode(0o644);
+    archive.append_data(&mut header, "file", std::io::empty()).unwrap();
+    let put = workspace.server.call("PUT", &workspace.path("/fs/archive?path=/data"));
+    let put = put
+        .body("application/x-tar", archive.into_inner().unwrap())
+        .send()
+        .await;
+    put.expect_status(200);
+    let info = workspace.get("/fs?path=/data/file").await.expect_status(200).json();
+    assert_eq!(info["modTime"], "2023-11-14T22:13:20.123456789Z");
+    let listed = workspace.get("/fs/list?path=/data").await.expect_status(200).json();
+    assert_eq!(listed["entries"][0]["modTime"], "2023-11-14T22:13:20.123456789Z");
 }
 
 #[tokio::test]

@@ -215,6 +215,38 @@ async fn files_and_execs_go_on_while_the_runtime_is_away() {
 }
 
 #[tokio::test]
+async fn what_the_permissions_there_do_not_allow_is_403() {
+    let workspace = Workspace::start().await;
+    workspace
+        .output_of("mkdir fixed && mount -t tmpfs none fixed && echo x > fixed/file && mount -o remount,ro fixed")
+        .await;
+    for (route, body) in [
+        ("/fs/write", json!({"path": "/data/fixed/new", "content": "x"})),
+        ("/fs/write", json!({"path": "/data/fixed/file", "content": "y"})),
+        ("/fs/mkdir", json!({"path": "/data/fixed/new"})),
+        ("/fs/delete", json!({"path": "/data/fixed/file"})),
+        (
+            "/fs/rename",
+            json!({"oldPath": "/data/fixed/file", "newPath": "/data/fixed/new"}),
+        ),
+        ("/fs/copy", json!({"from": "/data/fixed/file", "to": "/data/fixed/new"})),
+        ("/fs/chmod", json!({"path": "/data/fixed/file", "mode": "0600"})),
+    ] {
+        let message = workspace.post(route, body).await.expect_error(403, "forbidden");
+        assert!(message.contains("/data/fixed/"), "{route}: {message}");
+    }
+    let put = workspace
+        .server
+        .call("PUT", &workspace.path("/fs/upload?path=/data/fixed/new"));
+    let put = put.body("application/octet-stream", "x").send().await;
+    put.expect_error(403, "forbidden");
+    assert_eq!(
+        workspace.output_of("ls -A fixed; cat fixed/file; umount fixed").await,
+        "file\nx\n"
+    );
+}
+
+#[tokio::test]
 async fn messages_that_clients_show_stay_as_they_are() {
     let workspace = Workspace::start().await;
     for (route, body, status, code, expected) in [

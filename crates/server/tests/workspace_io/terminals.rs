@@ -164,6 +164,25 @@ async fn a_lost_bridge_closes_the_window_with_1011() {
 }
 
 #[tokio::test]
+async fn a_shell_that_cannot_be_started_closes_the_window_with_1011() {
+    let workspace = Workspace::start().await;
+    workspace.output_of("mv /bin/sh /bin/was-sh").await;
+    let mut socket = connect(&workspace, "", None).await.unwrap();
+    assert_eq!(read_close(&mut socket).await, (1011, "exec failed".to_owned()));
+}
+
+#[tokio::test]
+async fn a_size_that_is_no_number_or_zero_is_the_default() {
+    let workspace = Workspace::start().await;
+    for query in ["?cols=x&rows=0", "?cols=0&rows=-3", ""] {
+        let mut socket = connect(&workspace, query, None).await.unwrap();
+        type_line(&mut socket, "stty size; echo shown-$((1 + 1))").await;
+        let shown = read_until(&mut socket, "shown-2\r\n").await;
+        assert!(shown.contains("\n24 80\r\n"), "{query}: {shown}");
+    }
+}
+
+#[tokio::test]
 async fn refusals_come_before_the_upgrade() {
     let workspace = Workspace::start().await;
     let status_of = |outcome: Result<Socket, Error>| match outcome {
@@ -175,9 +194,7 @@ async fn refusals_come_before_the_upgrade() {
         403
     );
     assert_eq!(status_of(connect(&workspace, "?exec_id=none", None).await), 404);
-    connect(&workspace, "?cols=x&rows=0", Some(&workspace.server.url()))
-        .await
-        .unwrap();
+    connect(&workspace, "", Some(&workspace.server.url())).await.unwrap();
     workspace.post("/stop", json!({})).await.expect_status(200);
     assert_eq!(status_of(connect(&workspace, "", None).await), 409);
     workspace.get("/terminal/ws").await.expect_status(400);

@@ -99,6 +99,16 @@ mod tests {
             ..asked("x")
         };
         assert_eq!(checked(detached).unwrap().timeout, None);
+        let with_terminal = Asked {
+            pty: true,
+            ..asked("x")
+        };
+        assert_eq!(checked(with_terminal.clone()).unwrap().timeout, None);
+        let limited = Asked {
+            timeout_seconds: Some(5.0),
+            ..with_terminal
+        };
+        assert_eq!(checked(limited).unwrap().timeout, Some(Duration::from_secs(5)));
         let none = Asked {
             timeout_seconds: Some(0.0),
             ..asked("x")
