@@ -39,6 +39,9 @@ impl std::fmt::Debug for LoginRequest {
 
 /// Answer to a login.
 #[derive(Clone, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"access_token": "eyJ0eXAiOiJKV1QiLCJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhZG1pbiJ9.c2lnbmF0dXJl",
+    "token_type": "Bearer", "expires_at": "2026-01-02T03:04:05Z", "user_id": "0191f3c2-8f0e-7d3a-9c56-0123456789ac",
+    "role": "admin", "display_name": "Admin", "username": "admin"}))]
 pub struct LoginResponse {
     /// A JWT.
     pub access_token: String,
@@ -61,6 +64,8 @@ pub struct LoginResponse {
 
 /// Answer to a refresh.
 #[derive(Clone, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"access_token": "eyJ0eXAiOiJKV1QiLCJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhZG1pbiJ9.c2lnbmF0dXJl",
+    "token_type": "Bearer", "expires_at": "2026-01-02T03:04:05Z"}))]
 pub struct TokenResponse {
     /// A JWT.
     pub access_token: String,
@@ -110,6 +115,8 @@ pub struct ApiKey {
 
 /// The caller's keys.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"items": [{"id": "0191f3c2-8f0e-7d3a-9c56-0123456789ac", "name": "ci", "scope": "operate",
+    "created_at": "2026-01-02T03:04:05Z", "last_used_at": "2026-01-03T04:05:00Z"}]}))]
 pub struct ApiKeyList {
     /// Newest first.
     pub items: Vec<ApiKey>,
@@ -117,6 +124,9 @@ pub struct ApiKeyList {
 
 /// A key that was just made: the only time it is shown.
 #[derive(Clone, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"key": "skep_YW4gZXhhbXBsZSBvZiBhIGtleSwgbm90IGEgcmVhbDE",
+    "id": "0191f3c2-8f0e-7d3a-9c56-0123456789ac", "name": "ci", "scope": "operate",
+    "created_at": "2026-01-02T03:04:05Z"}))]
 pub struct CreatedKey {
     /// The key itself, for `Authorization: Bearer`.
     pub key: String,
@@ -150,6 +160,8 @@ pub struct TicketRequest {
 
 /// A ticket: good once, for 30 seconds, as `?ticket=`.
 #[derive(Clone, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"ticket": "YW4gZXhhbXBsZSBvZiBhIHRpY2tldCwgbm8gcmVhbDE",
+    "expires_at": "2026-01-02T03:04:05Z"}))]
 pub struct TicketResponse {
     /// The ticket.
     pub ticket: String,
@@ -164,7 +176,7 @@ pub struct AuditEntry {
     pub at: DateTime<Utc>,
     /// Who; empty when nobody was signed in.
     pub user_id: String,
-    /// What, for example `bot.delete`.
+    /// What: method and route, for example `DELETE /bots/{bot_id}`.
     pub action: String,
     /// On which bot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -179,6 +191,9 @@ pub struct AuditEntry {
 
 /// A page of the audit trail.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"items": [{"at": "2026-01-02T03:04:05Z", "user_id": "0191f3c2-8f0e-7d3a-9c56-0123456789ac",
+    "action": "DELETE /bots/{bot_id}", "bot_id": "0191f3c2-8f0e-7d3a-9c56-0123456789ab", "from": "192.0.2.7",
+    "outcome": "202", "request_id": "0191f3c2-8f0e-7d3a-9c56-0123456789ab"}], "next_cursor": "41"}))]
 pub struct AuditPage {
     /// Newest first.
     pub items: Vec<AuditEntry>,

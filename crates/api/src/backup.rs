@@ -27,6 +27,10 @@ pub struct Backup {
 
 /// Backups of a bot: the current one first, then older ones; or of all bots.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"items": [{"name": "0191f3c2-8f0e-7d3a-9c56-0123456789ab.tar.gz",
+    "bot_id": "0191f3c2-8f0e-7d3a-9c56-0123456789ab", "size_bytes": 1048576, "entries": 42,
+    "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08", "created_at": "2026-01-02T03:04:05Z",
+    "verified": true}]}))]
 pub struct BackupList {
     pub items: Vec<Backup>,
 }
@@ -61,6 +65,7 @@ pub enum RestoreMode {
 
 /// The data is back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"restored": true}))]
 pub struct RestoredResponse {
     pub restored: bool,
 }

@@ -34,6 +34,10 @@ pub enum CheckState {
 
 /// A bot.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"id": "0191f3c2-8f0e-7d3a-9c56-0123456789ab",
+    "owner_user_id": "0191f3c2-8f0e-7d3a-9c56-0123456789ac", "display_name": "demo", "is_active": true,
+    "status": "ready", "check_state": "ok", "check_issue_count": 0, "metadata": {"team": "blue"},
+    "created_at": "2026-01-02T03:04:05Z", "updated_at": "2026-01-02T03:04:05Z"}))]
 pub struct Bot {
     /// A UUID in its canonical lower-case form.
     pub id: String,
@@ -73,6 +77,10 @@ pub struct Bot {
 
 /// A page of bots.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"items": [{"id": "0191f3c2-8f0e-7d3a-9c56-0123456789ab",
+    "owner_user_id": "0191f3c2-8f0e-7d3a-9c56-0123456789ac", "display_name": "demo", "is_active": true,
+    "status": "ready", "check_state": "ok", "check_issue_count": 0, "metadata": {"team": "blue"},
+    "created_at": "2026-01-02T03:04:05Z", "updated_at": "2026-01-02T03:04:05Z"}], "next_cursor": "41"}))]
 pub struct BotPage {
     /// Newest first.
     pub items: Vec<Bot>,
@@ -130,6 +138,7 @@ pub struct PutOwnerRequest {
 
 /// Answer to `DELETE /bots/{id}`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"id": "0191f3c2-8f0e-7d3a-9c56-0123456789ab", "status": "deleting"}))]
 pub struct BotDeleting {
     /// The bot.
     pub id: String,
@@ -151,6 +160,8 @@ pub enum MemberRole {
 
 /// A user who may use another's bot.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"user_id": "0191f3c2-8f0e-7d3a-9c56-0123456789ac", "role": "operator",
+    "created_at": "2026-01-02T03:04:05Z"}))]
 pub struct Member {
     /// Who.
     pub user_id: String,
@@ -162,6 +173,8 @@ pub struct Member {
 
 /// A bot's members.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"items": [{"user_id": "0191f3c2-8f0e-7d3a-9c56-0123456789ac", "role": "operator",
+    "created_at": "2026-01-02T03:04:05Z"}]}))]
 pub struct MemberList {
     /// Oldest first.
     pub items: Vec<Member>,
@@ -225,6 +238,9 @@ pub struct BotCheck {
 
 /// All probes of a bot.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"items": [{"id": "container.record", "type": "container.record",
+    "title_key": "bots.checks.container_record", "status": "ok", "summary": "the container is recorded",
+    "detail": "workspace-0191f3c2-8f0e-7d3a-9c56-0123456789ab"}]}))]
 pub struct BotCheckList {
     /// In a fixed order.
     pub items: Vec<BotCheck>,

@@ -63,6 +63,9 @@ pub enum StdinRequest {
 
 /// A finished process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"exec_id": "0191f3c2-8f0e-7d3a-9c56-0123456789ac", "exit_code": 3, "timed_out": false,
+    "stdout": "hello\n", "stderr": "", "stdout_encoding": "utf-8", "stderr_encoding": "utf-8",
+    "stdout_truncated": false, "stderr_truncated": false, "duration_ms": 12}))]
 pub struct ExecResult {
     /// Its id.
     pub exec_id: String,
@@ -95,6 +98,7 @@ pub struct ExecResult {
 /// What happens to a process, as a server-sent event.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
+#[schema(example = json!({"type": "stdout", "offset": 0, "data": "hello\n", "encoding": "utf-8"}))]
 pub enum ExecStreamEvent {
     /// It was started.
     Start {
@@ -153,6 +157,7 @@ pub struct ExecOutput {
 
 /// A process that was started and left alone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"exec_id": "0191f3c2-8f0e-7d3a-9c56-0123456789ac"}))]
 pub struct ExecStarted {
     /// Its id.
     pub exec_id: String,
@@ -173,6 +178,10 @@ pub enum ExecState {
 
 /// A process, running or recent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"exec_id": "0191f3c2-8f0e-7d3a-9c56-0123456789ac", "state": "exited",
+    "command": "echo hello; exit 3", "pid": 42, "pty": false, "started_at": "2026-01-02T03:04:05Z",
+    "finished_at": "2026-01-02T03:04:06Z", "exit_code": 3, "timed_out": false, "stdout_bytes": 6, "stderr_bytes": 0,
+    "dropped_bytes": 0}))]
 pub struct ExecInfo {
     /// Its id.
     pub exec_id: String,
@@ -212,6 +221,10 @@ pub struct ExecInfo {
 
 /// Running and recent processes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"items": [{"exec_id": "0191f3c2-8f0e-7d3a-9c56-0123456789ac", "state": "exited",
+    "command": "echo hello; exit 3", "pid": 42, "pty": false, "started_at": "2026-01-02T03:04:05Z",
+    "finished_at": "2026-01-02T03:04:06Z", "exit_code": 3, "timed_out": false, "stdout_bytes": 6, "stderr_bytes": 0,
+    "dropped_bytes": 0}]}))]
 pub struct ExecList {
     /// The oldest start first.
     pub items: Vec<ExecInfo>,
@@ -219,6 +232,7 @@ pub struct ExecList {
 
 /// A signal for a process's whole group.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"signal": "SIGTERM"}))]
 pub struct SignalRequest {
     /// As `SIGTERM`, `TERM` or `15`.
     #[serde(default)]
@@ -227,6 +241,7 @@ pub struct SignalRequest {
 
 /// Another size of a process's terminal.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"cols": 120, "rows": 40}))]
 pub struct ResizeRequest {
     /// Columns, 1–1000.
     #[serde(default)]
@@ -238,6 +253,7 @@ pub struct ResizeRequest {
 
 /// It is done.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"ok": true}))]
 pub struct ExecDone {
     /// Always `true`.
     pub ok: bool,

@@ -50,6 +50,9 @@ fn is_false(value: &bool) -> bool {
 
 /// The entries of a directory, sorted by name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"path": "/data", "entries": [{"name": "a.txt", "path": "/data/a.txt", "size": 5,
+    "mode": "-rw-r--r--", "modTime": "2026-01-02T03:04:05.123456789Z", "isDir": false, "isSymlink": false, "uid": 0,
+    "gid": 0}]}))]
 pub struct FileList {
     /// The directory.
     pub path: String,
@@ -75,6 +78,8 @@ pub struct SearchMatch {
 
 /// What a search found, in the order of a recursive listing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"matches": [{"path": "/data/a.txt", "line": 3, "column": 5, "text": "see TODO"}],
+    "truncated": false}))]
 pub struct SearchResults {
     /// The lines that match.
     pub matches: Vec<SearchMatch>,
@@ -85,6 +90,7 @@ pub struct SearchResults {
 /// A change of a watched file or directory, as a server-sent event.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
+#[schema(example = json!({"type": "created", "path": "/data/a.txt", "isDir": false}))]
 pub enum FileEvent {
     /// It is new here.
     Created(ChangedFile),
@@ -136,6 +142,7 @@ pub enum Encoding {
 
 /// The content of a file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"path": "/data/a.txt", "content": "hello", "size": 5, "etag": "\"2f1-5-695735a5.75bcd15\""}))]
 pub struct FileContent {
     /// The file.
     pub path: String,
@@ -156,6 +163,7 @@ pub struct FileContent {
 
 /// A file to be written whole.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"path": "/data/a.txt", "content": "hello", "mode": "0644"}))]
 pub struct WriteFileRequest {
     /// Where; parents are made.
     #[serde(default)]
@@ -176,6 +184,7 @@ pub struct WriteFileRequest {
 
 /// It is done.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"ok": true}))]
 pub struct FileDone {
     /// Always `true`.
     pub ok: bool,
@@ -183,6 +192,7 @@ pub struct FileDone {
 
 /// One uploaded file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"path": "/data/a.txt", "size": 5}))]
 pub struct UploadedFile {
     /// Where it is.
     pub path: String,
@@ -199,6 +209,7 @@ pub struct UploadedFiles {
 
 /// A path.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"path": "/data/reports"}))]
 pub struct PathRequest {
     /// The path.
     #[serde(default)]
@@ -207,6 +218,7 @@ pub struct PathRequest {
 
 /// What is to go.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"path": "/data/reports", "recursive": true}))]
 pub struct DeleteFileRequest {
     /// The path.
     #[serde(default)]
@@ -219,6 +231,7 @@ pub struct DeleteFileRequest {
 /// Another name.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(example = json!({"oldPath": "/data/a.txt", "newPath": "/data/b.txt"}))]
 pub struct RenameFileRequest {
     /// What is there now.
     #[serde(default)]
@@ -230,6 +243,7 @@ pub struct RenameFileRequest {
 
 /// A copy.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"from": "/data/a.txt", "to": "/data/b.txt"}))]
 pub struct CopyFileRequest {
     /// What is there now.
     #[serde(default)]
@@ -241,6 +255,7 @@ pub struct CopyFileRequest {
 
 /// Other permissions.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"path": "/data/a.txt", "mode": "0755"}))]
 pub struct ChangeModeRequest {
     /// The path.
     #[serde(default)]
@@ -279,6 +294,7 @@ pub struct ExtractRequest {
 
 /// What an unpacked archive held.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"entries": 42, "bytes": 1048576}))]
 pub struct ArchiveResult {
     /// Files, directories and links.
     pub entries: u64,

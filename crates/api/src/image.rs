@@ -21,6 +21,9 @@ pub struct Image {
 
 /// All stored images.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"items": [{"name": "docker.io/library/debian:bookworm-slim",
+    "digest": "sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08", "size_bytes": 28231124,
+    "created_at": "2026-01-02T03:04:05Z", "in_use": true}]}))]
 pub struct ImageList {
     /// By name.
     pub items: Vec<Image>,
@@ -37,6 +40,9 @@ pub struct PullRequest {
 
 /// Answer to `POST /images/import`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"items": [{"name": "docker.io/library/debian:bookworm-slim",
+    "digest": "sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08", "size_bytes": 28231124,
+    "created_at": "2026-01-02T03:04:05Z", "in_use": false}]}))]
 pub struct ImportedImages {
     /// What the archive held.
     pub items: Vec<Image>,
@@ -44,6 +50,9 @@ pub struct ImportedImages {
 
 /// Answer to `POST /images/prune`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"items": [{"name": "docker.io/library/debian:bookworm-slim",
+    "digest": "sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08", "size_bytes": 28231124,
+    "created_at": "2026-01-02T03:04:05Z", "in_use": false}], "freed_bytes": 28231124}))]
 pub struct PruneResponse {
     /// What was removed.
     pub items: Vec<Image>,
@@ -66,6 +75,8 @@ pub struct GpuDevice {
 
 /// The GPU devices of this host.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"items": [{"name": "nvidia.com/gpu=0", "vendor": "nvidia.com", "class": "gpu",
+    "allowed": true}]}))]
 pub struct GpuList {
     /// By name.
     pub items: Vec<GpuDevice>,

@@ -62,6 +62,9 @@ pub struct Progress {
 
 /// One change of a workspace, journaled before its first side effect.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"id": "0191f3c2-8f0e-7d3a-9c56-0123456789ac",
+    "bot_id": "0191f3c2-8f0e-7d3a-9c56-0123456789ab", "kind": "snapshot", "state": "succeeded", "step": "release",
+    "started_at": "2026-01-02T03:04:05Z", "finished_at": "2026-01-02T03:04:06Z"}))]
 pub struct Operation {
     /// Its id, as in the header `X-Operation-Id`.
     pub id: String,
@@ -88,6 +91,9 @@ pub struct Operation {
 
 /// A bot's operations.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"items": [{"id": "0191f3c2-8f0e-7d3a-9c56-0123456789ac",
+    "bot_id": "0191f3c2-8f0e-7d3a-9c56-0123456789ab", "kind": "snapshot", "state": "succeeded", "step": "release",
+    "started_at": "2026-01-02T03:04:05Z", "finished_at": "2026-01-02T03:04:06Z"}]}))]
 pub struct OperationList {
     /// Newest first.
     pub items: Vec<Operation>,
@@ -124,6 +130,9 @@ pub struct LayerProgress {
 /// One `data:` line of a create stream or of `GET /operations/{id}/events`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
+#[schema(example = json!({"type": "pull_progress",
+    "layers": [{"ref": "sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08", "offset": 1048576,
+    "total": 28231124, "phase": "downloading"}]}))]
 pub enum StreamEvent {
     /// The image is looked at; always sent by a create.
     Pulling {

@@ -21,6 +21,10 @@ pub struct SnapshotRequest {
 
 /// A version that was kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"container_id": "workspace-0191f3c2-8f0e-7d3a-9c56-0123456789ab",
+    "snapshot_name": "before the upgrade",
+    "runtime_snapshot_name": "workspace-0191f3c2-8f0e-7d3a-9c56-0123456789ab-0191f3c2-8f0e-7d3a-9c56-0123456789ac-snapshot",
+    "display_name": "before the upgrade", "snapshotter": "overlayfs", "version": 1, "source": "manual"}))]
 pub struct Snapshot {
     /// The container it is of.
     pub container_id: String,
@@ -82,6 +86,11 @@ pub struct SnapshotItem {
 
 /// The layers of a workspace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"snapshotter": "overlayfs", "snapshots": [{"snapshotter": "overlayfs",
+    "name": "before the upgrade", "display_name": "before the upgrade",
+    "runtime_snapshot_name": "workspace-0191f3c2-8f0e-7d3a-9c56-0123456789ab-0191f3c2-8f0e-7d3a-9c56-0123456789ac-snapshot",
+    "kind": "Committed", "created_at": "2026-01-02T03:04:05Z", "updated_at": "2026-01-02T03:04:05Z", "source": "manual",
+    "managed": true, "version": 1}]}))]
 pub struct SnapshotList {
     /// Where they are kept.
     pub snapshotter: String,
@@ -101,6 +110,7 @@ pub struct RollbackRequest {
 
 /// Answer to a rollback.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"rolled_back_to": 1, "saved_version": 2}))]
 pub struct RollbackResponse {
     /// The version that the workspace is on now.
     pub rolled_back_to: u64,

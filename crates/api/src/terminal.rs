@@ -5,6 +5,7 @@ use utoipa::ToSchema;
 
 /// Whether a terminal can be opened, and what it starts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"available": true, "shell": "/bin/bash"}))]
 pub struct TerminalInfo {
     /// The workspace's bridge answered.
     pub available: bool,

@@ -16,6 +16,9 @@ pub enum Role {
 
 /// A user.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"id": "0191f3c2-8f0e-7d3a-9c56-0123456789ac", "username": "ada", "email": "ada@example.org",
+    "role": "member", "display_name": "Ada", "is_active": true, "created_at": "2026-01-02T03:04:05Z",
+    "updated_at": "2026-01-02T03:04:05Z", "last_login_at": "0001-01-01T00:00:00Z"}))]
 pub struct User {
     /// Its id.
     pub id: String,
@@ -46,6 +49,10 @@ pub struct User {
 
 /// All users.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"items": [{"id": "0191f3c2-8f0e-7d3a-9c56-0123456789ac", "username": "ada",
+    "email": "ada@example.org", "role": "member", "display_name": "Ada", "is_active": true,
+    "created_at": "2026-01-02T03:04:05Z", "updated_at": "2026-01-02T03:04:05Z",
+    "last_login_at": "0001-01-01T00:00:00Z"}]}))]
 pub struct UserList {
     /// Oldest first.
     pub items: Vec<User>,

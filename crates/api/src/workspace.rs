@@ -48,6 +48,9 @@ pub struct Limits {
 
 /// Limits as wanted and as applied; also the answer to `PUT /limits`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"wanted": {"cpu_millicores": 2000, "memory_bytes": 1073741824, "pids": 1024,
+    "storage_bytes": 0}, "applied": {"cpu_millicores": 2000, "memory_bytes": 1073741824, "pids": 1024,
+    "storage_bytes": 0}}))]
 pub struct LimitsResponse {
     /// Kept in the store.
     pub wanted: Limits,
@@ -155,6 +158,13 @@ pub enum Desired {
 
 /// Answer to `GET /bots/{id}/container`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"container_id": "workspace-0191f3c2-8f0e-7d3a-9c56-0123456789ab",
+    "image": "docker.io/library/debian:bookworm-slim", "status": "running", "namespace": "default",
+    "container_path": "/data", "task_running": true, "has_preserved_data": false, "legacy": false,
+    "created_at": "2026-01-02T03:04:05Z", "updated_at": "2026-01-02T03:04:05Z", "snapshotter": "overlayfs",
+    "limits": {"wanted": {"cpu_millicores": 2000, "memory_bytes": 1073741824, "pids": 1024, "storage_bytes": 0},
+    "applied": {"cpu_millicores": 2000, "memory_bytes": 1073741824, "pids": 1024, "storage_bytes": 0}},
+    "storage_over_limit": false, "ip": "10.88.0.7", "desired": "running"}))]
 pub struct ContainerInfo {
     /// `workspace-<bot_id>`, or `mcp-<bot_id>` for a legacy one.
     pub container_id: String,
@@ -211,6 +221,7 @@ pub struct ContainerInfo {
 
 /// Answer to a start.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"started": true}))]
 pub struct StartedResponse {
     /// Always true.
     pub started: bool,
@@ -218,6 +229,7 @@ pub struct StartedResponse {
 
 /// Answer to a stop.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"stopped": true}))]
 pub struct StoppedResponse {
     /// Always true.
     pub stopped: bool,
@@ -225,6 +237,7 @@ pub struct StoppedResponse {
 
 /// Answer to a restart.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"restarted": true}))]
 pub struct RestartedResponse {
     /// Always true.
     pub restarted: bool,
@@ -232,6 +245,8 @@ pub struct RestartedResponse {
 
 /// One event of `GET /bots/{id}/container/events`; the present state comes first.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"type": "state", "status": "running", "task_running": true, "desired": "running",
+    "storage_over_limit": false, "at": "2026-01-02T03:04:05Z"}))]
 pub struct StateEvent {
     /// Always `state`.
     #[serde(rename = "type")]

@@ -6,8 +6,8 @@ use utoipa::openapi::path::{HttpMethod, Operation, Parameter, ParameterBuilder, 
 use utoipa::openapi::schema::{KnownFormat, SchemaFormat, Type};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{
-    ComponentsBuilder, ContentBuilder, InfoBuilder, ObjectBuilder, OpenApi, OpenApiBuilder, PathItem, Ref, RefOr,
-    Required, Response, ResponseBuilder, SecurityRequirement, ServerBuilder,
+    ComponentsBuilder, Content, ContentBuilder, InfoBuilder, ObjectBuilder, OpenApi, OpenApiBuilder, PathItem, Ref,
+    RefOr, Required, Response, ResponseBuilder, Schema, SecurityRequirement, ServerBuilder,
 };
 use utoipa::{PartialSchema, ToSchema};
 
@@ -42,12 +42,13 @@ pub fn base() -> OpenApi {
         .build()
 }
 
-/// Adds what every route has: its path parts, its errors.
+/// Adds what every route has: its path parts, its errors; and says which bodies are bytes.
 pub fn complete(mut document: OpenApi) -> OpenApi {
     for (path, item) in &mut document.paths.paths {
         for (method, operation) in operations(item) {
             add_path_parts(path, operation);
             add_errors(path, &method, operation);
+            mend_bytes(operation);
         }
     }
     // axum's wildcard is written without its star in a document.
@@ -162,6 +163,30 @@ fn give_bodies(operation: &mut Operation) {
         {
             *response = error_response(&response.description);
         }
+    }
+}
+
+/// Bodies and answers that are bytes: the macros take `Vec<u8>` for an array of numbers.
+fn mend_bytes(operation: &mut Operation) {
+    if let Some(RefOr::T(body)) = &mut operation.request_body {
+        body.content.iter_mut().for_each(mend_content);
+    }
+    for response in operation.responses.responses.values_mut() {
+        if let RefOr::T(response) = response {
+            response.content.iter_mut().for_each(mend_content);
+        }
+    }
+}
+
+fn mend_content((media_type, content): (&String, &mut RefOr<Content>)) {
+    if let RefOr::T(content) = content
+        && media_type != "application/json"
+        && matches!(content.schema, Some(RefOr::T(Schema::Array(_))))
+    {
+        let bytes = ObjectBuilder::new()
+            .schema_type(Type::String)
+            .format(Some(SchemaFormat::KnownFormat(KnownFormat::Binary)));
+        content.schema = Some(bytes.into());
     }
 }
 

@@ -7,6 +7,7 @@ mod backups;
 mod bots;
 mod conventions;
 mod document;
+mod examples;
 mod gpus;
 mod operations;
 mod sentences;
