@@ -342,7 +342,7 @@ fn who_writes_has_the_layer_and_nothing_else_of_the_host() {
 fn who_reads_can_write_nothing() {
     let host = Host::new();
     fs::write(host.path("layer/data/file"), vec![b'x'; 4 << 20]).expect("a file");
-    fs::set_permissions(host.path("layer/data/file"), fs::Permissions::from_mode(0)).expect("it is ours");
+    fs::set_permissions(host.path("layer/data/file"), fs::Permissions::from_mode(0o000)).expect("it is ours");
     let mut running = host.start(&host.job(PACK));
     // It waits for somebody who takes the archive.
     let worker = running.worker(DAC_READ_SEARCH);

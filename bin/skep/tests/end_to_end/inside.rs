@@ -59,7 +59,7 @@ async fn packages_install(skep: &Installation, bot: &str) {
     skep.client.output(bot, "ping -c1 -W2 127.0.0.1").await;
 }
 
-/// A package of a language's own registry, a build, and in the long form a browser: what agents do for themselves.
+/// A package of a language's own registry, and in the long form a build and a browser: what agents do for themselves.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_agents_work_with_is_installed_and_works() {
     let skep = Installation::start(OciRuntime::Found).await;
@@ -91,7 +91,7 @@ async fn what_agents_work_with_is_installed_and_works() {
         ),
     ];
     skep.client.output_within(&bot, "apt-get update -q", 300).await;
-    for (package, command, expected) in &all[..amount(2, all.len())] {
+    for (package, command, expected) in &all[..amount(1, all.len())] {
         let begun = Instant::now();
         let install = format!("DEBIAN_FRONTEND=noninteractive apt-get install -yq --no-install-recommends {package}");
         skep.client.output_within(&bot, &install, 1200).await;

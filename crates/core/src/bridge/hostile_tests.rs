@@ -529,7 +529,7 @@ async fn what_a_bridge_of_an_earlier_generation_of_ours_has_not_is_unsupported()
     for error in [
         terminal::check_sessions(bridge).expect_err("no sessions"),
         files::search(bridge, &data, &options).await.expect_err("no search"),
-        files::extract(bridge, &data, &data)
+        files::extract(&RoomyBridge::endless(bridge.clone()), &data, None)
             .await
             .map(drop)
             .expect_err("no extract"),
