@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -33,6 +34,12 @@ const APPLY: Task = Task::Apply(Apply {
     trust: Trust::Ours,
 });
 
+/// Written once, before any test starts a process: one that inherits it open for writing keeps it from being run.
+static PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("layer-program");
+    skep_bridge_binary::unpack_layer_program(&directory).expect("the program")
+});
+
 /// A host with the program, the directories that it needs, a layer, and a file that is none of the layer's.
 struct Host {
     directory: tempfile::TempDir,
@@ -42,9 +49,8 @@ struct Host {
 impl Host {
     fn new() -> Self {
         let directory = tempfile::tempdir().expect("a directory");
-        let program = skep_bridge_binary::unpack_layer_program(&directory.path().join("programs"));
         let host = Self {
-            program: program.expect("the program"),
+            program: PROGRAM.clone(),
             directory,
         };
         for made in ["scratch", "spool", "layer/data", "outside"] {
