@@ -190,11 +190,13 @@ mod tests {
         // So that it begins in a later tick.
         std::thread::sleep(Duration::from_millis(50));
         let mut other = std::process::Command::new("setsid")
-            .args(["sleep", "1000"])
+            .args(["sleep", "100"])
             .spawn()
             .expect("setsid");
         let session = other.id();
+        let deadline = std::time::Instant::now() + Duration::from_secs(30);
         while !Target::Session(session).signal(0) {
+            assert!(std::time::Instant::now() < deadline, "no session begins");
             std::thread::sleep(Duration::from_millis(5));
         }
         for target in [Target::Group(session), Target::Session(session)] {

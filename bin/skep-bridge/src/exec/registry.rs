@@ -56,6 +56,17 @@ enum Entry {
     Stored(Stored),
 }
 
+impl Entry {
+    /// In nanoseconds since 1970.
+    fn started(&self) -> Option<i64> {
+        match self {
+            Self::Starting => None,
+            Self::Live(exec) => Some(exec.process.started_unix_nanos),
+            Self::Stored(stored) => Some(stored.started_unix_nanos),
+        }
+    }
+}
+
 pub(crate) struct Registry {
     environment: Vec<(OsString, OsString)>,
     reaper: Arc<Reaper>,
@@ -464,11 +475,7 @@ impl Registry {
         let entries = lock(&self.entries);
         let mut ids: Vec<(i64, &String)> = entries
             .iter()
-            .filter_map(|(id, entry)| match entry {
-                Entry::Starting => None,
-                Entry::Live(exec) => Some((exec.process.started_unix_nanos, id)),
-                Entry::Stored(stored) => Some((stored.started_unix_nanos, id)),
-            })
+            .filter_map(|(id, entry)| Some((entry.started()?, id)))
             .collect();
         ids.sort();
         ids.into_iter().map(|(_, id)| id.clone()).collect()
@@ -476,28 +483,40 @@ impl Registry {
 
     /// Ends the group, also what a leader that has ended left in it, and forgets it with its log.
     pub(crate) async fn remove(&self, id: &str) -> Result<(), Status> {
-        match self.find(id).await? {
+        let started = match self.find(id).await? {
             Found::Live(exec) => {
                 exec.removed.store(true, Ordering::Relaxed);
                 exec.process.end().await;
+                exec.process.started_unix_nanos
             }
             Found::Stored(_) => {
-                if let Some(left_behind) = self.left_behind(id) {
+                let Some((started, left_behind)) = self.stored(id) else {
+                    return Ok(());
+                };
+                if let Some(left_behind) = left_behind {
                     left_behind.end().await;
                 }
+                started
             }
-        }
-        // Also one that ended by itself, and was put on disk, in the same moment.
-        if let Some(Entry::Stored(stored)) = lock(&self.entries).remove(id) {
-            self.disk.drop_ended(stored.bytes);
+        };
+        {
+            let mut entries = lock(&self.entries);
+            // Somebody else removed it meanwhile, and the id is another one's.
+            if entries.get(id).is_some_and(|entry| entry.started() != Some(started)) {
+                return Ok(());
+            }
+            // Also one that ended by itself, and was put on disk, in the same moment.
+            if let Some(Entry::Stored(stored)) = entries.remove(id) {
+                self.disk.drop_ended(stored.bytes);
+            }
         }
         stored::remove(self.directory_of(id)).await;
         Ok(())
     }
 
-    fn left_behind(&self, id: &str) -> Option<LeftBehind> {
+    fn stored(&self, id: &str) -> Option<(i64, Option<LeftBehind>)> {
         match lock(&self.entries).get(id) {
-            Some(Entry::Stored(stored)) => stored.left_behind,
+            Some(Entry::Stored(stored)) => Some((stored.started_unix_nanos, stored.left_behind)),
             _ => None,
         }
     }

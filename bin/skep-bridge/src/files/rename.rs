@@ -1,15 +1,18 @@
-//! Giving something another name. A directory of a lower layer of an overlay, and what would come to another file
-//! system, the kernel does not rename: it is copied, put in place when it is whole, and removed, as by mv(1).
+//! Giving something another name. A directory of a lower layer of an overlay the kernel does not rename: it is copied, put
+//! in place when it is whole, and what was copied is removed. What others change meanwhile stays under the old name.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::{CStr, CString, OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use rustix::fs::{Access, AtFlags, CWD, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid};
+use rustix::fs::{
+    Access, AtFlags, CWD, FileType, Gid, Mode, OFlags, Stat, StatxAttributes, StatxFlags, Timespec, Timestamps, Uid,
+};
 use rustix::io::Errno;
 
 use super::attributes;
@@ -22,14 +25,18 @@ use crate::{log, paths};
 /// Gives `from` the name `to`, in the place of what had it, as `rename(2)`.
 ///
 /// # Errors
-/// Those of `rename(2)`, and when it must be copied also those of that: `ENOSPC`; `EBUSY` for what changes meanwhile and
-/// for a directory with a mount below it. The old name is then as it was, unless its copy is whole and in place.
+/// Those of `rename(2)`, `EXDEV` for another file system among them. When a directory must be copied also `ENOSPC`, and
+/// `EBUSY` when something in it changes meanwhile or is a mount: the old name is then as it was, or has what was changed
+/// after the copy was in place.
 pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
     match rustix::fs::rename(from, to) {
         Err(Errno::XDEV) => move_by_copy(from, to),
         done => Ok(done?),
     }
 }
+
+/// By the clock of a file system: seconds and nanoseconds since 1970.
+type Moment = (i64, i64);
 
 fn move_by_copy(from: &Path, to: &Path) -> io::Result<()> {
     let (Some((from_parent, from)), Some((to_parent, to))) = (paths::split(from), paths::split(to)) else {
@@ -38,41 +45,140 @@ fn move_by_copy(from: &Path, to: &Path) -> io::Result<()> {
     let from_parent = open_parent(from_parent)?;
     let to_parent = open_parent(to_parent)?;
     let stat = rustix::fs::statat(&from_parent, from, AtFlags::SYMLINK_NOFOLLOW)?;
-    may_be_replaced(&to_parent, to, info::kind(&stat) == FileType::Directory)?;
+    let is_here = stat.st_dev == rustix::fs::fstat(&to_parent)?.st_dev;
+    if info::kind(&stat) != FileType::Directory || !is_here {
+        return Err(Errno::XDEV.into());
+    }
+    may_be_replaced(&to_parent, to)?;
     // Known now, and not when all has been copied.
     let removable = Access::WRITE_OK | Access::EXEC_OK;
     rustix::fs::accessat(&from_parent, c".", removable, AtFlags::empty())?;
+    let source = rustix::fs::openat(&from_parent, from, DIRECTORY, Mode::empty())?;
     let temporary = temporary_name()?;
-    if let Err(error) = copy_and_put_in_place((&from_parent, from, &stat), &to_parent, (&temporary, to)) {
-        if let Err(error) = forgive_missing(remove_entry(&to_parent, &temporary)) {
-            log::tell!("remove {}: {error}", Path::new(&temporary).display());
+    rustix::fs::mkdirat(&to_parent, &temporary, Mode::RWXU)?;
+    match copy_and_put_in_place(source, &to_parent, (&temporary, to)) {
+        Ok(copied) => copied.remove(&from_parent, from),
+        Err(error) => {
+            if let Err(error) = forgive_missing(remove_entry(&to_parent, &temporary)) {
+                log::tell!("remove {}: {error}", Path::new(&temporary).display());
+            }
+            Err(error)
         }
-        return Err(error);
     }
-    forgive_missing(remove_entry(&from_parent, from))
 }
 
 fn copy_and_put_in_place(
-    (from_parent, from, stat): (&OwnedFd, &OsStr, &Stat),
+    source: OwnedFd,
     to_parent: &OwnedFd,
     (temporary, to): (&OsString, &OsStr),
-) -> io::Result<()> {
-    if info::kind(stat) == FileType::Directory {
-        rustix::fs::mkdirat(to_parent, temporary, Mode::RWXU)?;
-        let source = rustix::fs::openat(from_parent, from, DIRECTORY, Mode::empty())?;
-        let target = rustix::fs::openat(to_parent, temporary, DIRECTORY, Mode::empty())?;
-        copy_tree(source, target)?;
-    } else {
-        copy_other(
-            (from_parent, &c_string(from)?),
-            (to_parent, &c_string(temporary)?),
-            stat,
-        )?;
-    }
+) -> io::Result<Copied> {
+    let target = rustix::fs::openat(to_parent, temporary, DIRECTORY, Mode::empty())?;
+    let since = moment(&target)?;
+    let copied = copy_tree(source.try_clone()?, target, since)?;
     // What is removed next must not be all there is when the power fails.
-    let synced = rustix::fs::openat(to_parent, c".", DIRECTORY, Mode::empty())?;
-    rustix::fs::syncfs(synced)?;
-    Ok(rustix::fs::renameat(to_parent, temporary, to_parent, to)?)
+    rustix::fs::syncfs(rustix::fs::openat(to_parent, c".", DIRECTORY, Mode::empty())?)?;
+    still_as_copied(source, since)?;
+    rustix::fs::renameat(to_parent, temporary, to_parent, to)?;
+    Ok(copied)
+}
+
+/// What is changed from here on has this time or a later one, and what was changed before has an earlier one.
+fn moment(own: &OwnedFd) -> io::Result<Moment> {
+    // The times of files count the kernel's ticks, of 10 ms at most.
+    std::thread::sleep(Duration::from_millis(20));
+    rustix::fs::fchmod(own, Mode::RWXU)?;
+    Ok(last_change(&rustix::fs::fstat(own)?))
+}
+
+fn last_change(stat: &Stat) -> Moment {
+    (stat.st_ctime, stat.st_ctime_nsec as _)
+}
+
+/// What was copied.
+struct Copied {
+    since: Moment,
+    /// Files with several names: the removal of one of them changes the others' times.
+    of_several_names: HashSet<(u64, u64)>,
+}
+
+impl Copied {
+    /// Removes it; what came or was changed since it was copied stays.
+    fn remove(&self, parent: &OwnedFd, name: &OsStr) -> io::Result<()> {
+        let top = rustix::fs::openat(parent, name, DIRECTORY, Mode::empty())?;
+        let mut levels = vec![Level {
+            name: CString::default(),
+            names: names_of(&top)?,
+        }];
+        let mut descent = Descent::begin(top);
+        while let Some(level) = levels.last_mut() {
+            let Some(name) = level.names.pop() else {
+                let done = levels.pop();
+                if let (Some(done), false) = (done, levels.is_empty()) {
+                    descent.leave()?;
+                    remove_empty(descent.at(), &done.name)?;
+                }
+                continue;
+            };
+            let stat = match rustix::fs::statat(descent.at(), &name, AtFlags::SYMLINK_NOFOLLOW) {
+                Err(Errno::NOENT) => continue,
+                stat => stat?,
+            };
+            if info::kind(&stat) == FileType::Directory {
+                descent.enter(&name)?;
+                let names = names_of(descent.at())?;
+                levels.push(Level { name, names });
+            } else if self.has(&stat) {
+                forgive_missing(rustix::fs::unlinkat(descent.at(), &name, AtFlags::empty()).map_err(io::Error::from))?;
+            }
+        }
+        remove_empty(parent, name)?;
+        match rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => Ok(()),
+            _ => Err(Errno::BUSY.into()),
+        }
+    }
+
+    fn has(&self, stat: &Stat) -> bool {
+        let is_old = last_change(stat) < self.since;
+        let is_written = (stat.st_mtime, stat.st_mtime_nsec as _) >= self.since;
+        is_old || (self.of_several_names.contains(&identity(stat)) && !is_written)
+    }
+}
+
+/// A directory with something in it stays.
+fn remove_empty(parent: &OwnedFd, name: impl rustix::path::Arg) -> io::Result<()> {
+    match rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR) {
+        Ok(()) | Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOENT) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// # Errors
+/// `EBUSY` when anything below was changed since.
+fn still_as_copied(top: OwnedFd, since: Moment) -> io::Result<()> {
+    let refuse_changed = |stat: &Stat| match last_change(stat) < since {
+        true => Ok(()),
+        false => Err(io::Error::from(Errno::BUSY)),
+    };
+    refuse_changed(&rustix::fs::fstat(&top)?)?;
+    let mut levels = vec![names_of(&top)?];
+    let mut descent = Descent::begin(top);
+    while let Some(names) = levels.last_mut() {
+        let Some(name) = names.pop() else {
+            levels.pop();
+            if !levels.is_empty() {
+                descent.leave()?;
+            }
+            continue;
+        };
+        let stat = rustix::fs::statat(descent.at(), &name, AtFlags::SYMLINK_NOFOLLOW).map_err(gone_is_busy)?;
+        refuse_changed(&stat)?;
+        if info::kind(&stat) == FileType::Directory {
+            descent.enter(&name)?;
+            levels.push(names_of(descent.at())?);
+        }
+    }
+    Ok(())
 }
 
 fn open_parent(path: &Path) -> io::Result<OwnedFd> {
@@ -80,28 +186,18 @@ fn open_parent(path: &Path) -> io::Result<OwnedFd> {
     Ok(rustix::fs::openat(CWD, path, flags, Mode::empty())?)
 }
 
-fn c_string(name: &OsStr) -> io::Result<CString> {
-    CString::new(name.as_bytes()).map_err(|_| Errno::INVAL.into())
-}
-
 /// What `rename(2)` refuses is refused before anything is copied.
-fn may_be_replaced(parent: &OwnedFd, name: &OsStr, by_directory: bool) -> io::Result<()> {
-    let existing = match rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(stat) => info::kind(&stat),
+fn may_be_replaced(parent: &OwnedFd, name: &OsStr) -> io::Result<()> {
+    match rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) if info::kind(&stat) == FileType::Directory => {}
+        Ok(_) => return Err(Errno::NOTDIR.into()),
         Err(Errno::NOENT) => return Ok(()),
         Err(error) => return Err(error.into()),
-    };
-    match (by_directory, existing == FileType::Directory) {
-        (false, false) => Ok(()),
-        (false, true) => Err(Errno::ISDIR.into()),
-        (true, false) => Err(Errno::NOTDIR.into()),
-        (true, true) => {
-            let existing = rustix::fs::openat(parent, name, DIRECTORY, Mode::empty())?;
-            match names_of(&existing)?.is_empty() {
-                true => Ok(()),
-                false => Err(Errno::NOTEMPTY.into()),
-            }
-        }
+    }
+    let existing = rustix::fs::openat(parent, name, DIRECTORY, Mode::empty())?;
+    match names_of(&existing)?.is_empty() {
+        true => Ok(()),
+        false => Err(Errno::NOTEMPTY.into()),
     }
 }
 
@@ -112,10 +208,10 @@ struct Level {
 }
 
 /// Copies all that is in `source` into the new directory `target`, then owner, mode, attributes and times of each
-/// directory.
-fn copy_tree(source: OwnedFd, target: OwnedFd) -> io::Result<()> {
+/// directory. What cannot be removed afterwards, as a mount, is refused.
+fn copy_tree(source: OwnedFd, target: OwnedFd, since: Moment) -> io::Result<Copied> {
     let top = target.try_clone()?;
-    let (device, own) = (rustix::fs::fstat(&source)?.st_dev, identity(&rustix::fs::fstat(&top)?));
+    let own = identity(&rustix::fs::fstat(&top)?);
     let mut levels = vec![Level {
         name: CString::default(),
         names: names_of(&source)?,
@@ -127,19 +223,18 @@ fn copy_tree(source: OwnedFd, target: OwnedFd) -> io::Result<()> {
         let Some(name) = level.names.pop() else {
             levels.pop();
             if levels.is_empty() {
-                return take_over(source.at(), target.at());
+                take_over(source.at(), target.at())?;
+                break;
             }
             let (from, to) = (source.leave()?, target.leave()?);
             take_over(&from, &to)?;
             continue;
         };
         let stat = rustix::fs::statat(source.at(), &name, AtFlags::SYMLINK_NOFOLLOW).map_err(gone_is_busy)?;
+        refuse_mount(source.at(), &name)?;
         if info::kind(&stat) == FileType::Directory {
             if identity(&stat) == own {
                 return Err(Errno::INVAL.into());
-            }
-            if stat.st_dev != device {
-                return Err(Errno::BUSY.into());
             }
             rustix::fs::mkdirat(target.at(), &name, Mode::RWXU)?;
             source.enter(&name)?;
@@ -155,7 +250,22 @@ fn copy_tree(source: OwnedFd, target: OwnedFd) -> io::Result<()> {
             }
         }
     }
-    Ok(())
+    Ok(Copied {
+        since,
+        of_several_names: links.into_keys().collect(),
+    })
+}
+
+fn refuse_mount(directory: &OwnedFd, name: &CStr) -> io::Result<()> {
+    let looked = rustix::fs::statx(directory, name, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::TYPE);
+    match looked
+        .map_err(gone_is_busy)?
+        .stx_attributes
+        .contains(StatxAttributes::MOUNT_ROOT)
+    {
+        true => Err(Errno::BUSY.into()),
+        false => Ok(()),
+    }
 }
 
 fn path_of(levels: &[Level], name: &CStr) -> PathBuf {
@@ -264,5 +374,93 @@ fn times(stat: &Stat) -> Timestamps {
             tv_sec: stat.st_mtime,
             tv_nsec: stat.st_mtime_nsec as _,
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    /// A tree and an empty directory to copy it to.
+    fn tree() -> tempfile::TempDir {
+        let directory = tempfile::tempdir().expect("a directory");
+        let tree = directory.path().join("tree");
+        fs::create_dir_all(tree.join("sub/empty")).expect("made");
+        for file in ["one", "two", "sub/three"] {
+            fs::write(tree.join(file), "as it was").expect("written");
+        }
+        fs::hard_link(tree.join("one"), tree.join("sub/again")).expect("linked");
+        fs::create_dir(directory.path().join("copy")).expect("made");
+        directory
+    }
+
+    fn open(path: &Path) -> OwnedFd {
+        rustix::fs::open(path, DIRECTORY, Mode::empty()).expect("opened")
+    }
+
+    fn copy(directory: &Path) -> Copied {
+        let target = open(&directory.join("copy"));
+        let since = moment(&target).expect("a time");
+        let copied = copy_tree(open(&directory.join("tree")), target, since).expect("copied");
+        still_as_copied(open(&directory.join("tree")), since).expect("nobody changed it");
+        copied
+    }
+
+    fn is_busy<T: std::fmt::Debug>(result: io::Result<T>) -> bool {
+        let error = result.expect_err("it was changed");
+        Errno::from_io_error(&error) == Some(Errno::BUSY)
+    }
+
+    #[test]
+    fn all_that_was_copied_is_removed() {
+        let directory = tree();
+        let copied = copy(directory.path());
+        copied
+            .remove(&open(directory.path()), OsStr::new("tree"))
+            .expect("removed");
+        assert!(!directory.path().join("tree").exists());
+        let again = fs::read(directory.path().join("copy/sub/again"));
+        assert_eq!(again.expect("read"), b"as it was");
+    }
+
+    #[test]
+    fn a_change_during_the_copy_is_seen() {
+        let changes: [fn(&Path); 4] = [
+            |tree| fs::write(tree.join("two"), "newer").expect("written"),
+            |tree| fs::write(tree.join("sub/new"), "new").expect("written"),
+            |tree| fs::rename(tree.join("two"), tree.join("sub/moved")).expect("moved"),
+            |tree| fs::remove_dir(tree.join("sub/empty")).expect("removed"),
+        ];
+        for change in changes {
+            let directory = tree();
+            let copied = copy(directory.path());
+            change(&directory.path().join("tree"));
+            assert!(is_busy(still_as_copied(
+                open(&directory.path().join("tree")),
+                copied.since
+            )));
+        }
+    }
+
+    #[test]
+    fn what_came_after_the_copy_stays_under_the_old_name() {
+        let directory = tree();
+        let tree = directory.path().join("tree");
+        let copied = copy(directory.path());
+        fs::write(tree.join("two"), "newer").expect("written");
+        fs::write(tree.join("sub/new"), "new").expect("written");
+        assert!(is_busy(copied.remove(&open(directory.path()), OsStr::new("tree"))));
+        assert_eq!(fs::read(tree.join("two")).expect("read"), b"newer");
+        assert_eq!(fs::read(tree.join("sub/new")).expect("read"), b"new");
+        for gone in ["one", "sub/three", "sub/again", "sub/empty"] {
+            assert!(!tree.join(gone).exists(), "{gone}");
+        }
+    }
+
+    #[test]
+    fn nothing_below_a_mount_is_taken_for_a_part_of_the_tree() {
+        assert!(is_busy(refuse_mount(&open(Path::new("/")), c"proc")));
+        refuse_mount(&open(Path::new("/proc")), c"self").expect("no mount");
     }
 }

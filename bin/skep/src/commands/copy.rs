@@ -6,9 +6,8 @@
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::task::Poll;
 
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{StreamExt, TryStreamExt};
 use indicatif::ProgressBar;
 use reqwest::{Body, Method, Response};
 use serde_json::{Value, json};
@@ -112,14 +111,14 @@ async fn upload(client: &Client, form: OutputForm, from: &Path, to: (&str, &str)
 
 /// A body that moves the bar as it is read; at its end the bar goes, as the server may have much to do from there on.
 pub(super) fn counted(reader: impl AsyncRead + Send + 'static, bar: &ProgressBar) -> Body {
-    let (bar, read) = (bar.clone(), bar.clone());
+    let bar = bar.clone();
     let stream = ReaderStream::with_capacity(reader, 64 << 10);
-    let counted = stream.inspect_ok(move |bytes| bar.inc(bytes.len() as u64));
-    let end = stream::poll_fn(move |_| {
-        read.finish_and_clear();
-        Poll::Ready(None)
-    });
-    Body::wrap_stream(counted.chain(end))
+    Body::wrap_stream(stream.inspect_ok(move |bytes| {
+        bar.inc(bytes.len() as u64);
+        if bar.length() == Some(bar.position()) {
+            bar.finish_and_clear();
+        }
+    }))
 }
 
 async fn upload_directory(client: &Client, form: OutputForm, from: &Path, to: (&str, &str)) -> Result<()> {

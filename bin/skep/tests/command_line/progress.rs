@@ -5,7 +5,7 @@ use std::process::Stdio;
 
 use skep_testkit::fake_runtime::Verb;
 
-use crate::setting::Setting;
+use crate::setting::{LIMIT, Setting};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_steps_of_a_long_removal_are_shown_before_its_end() {
@@ -25,7 +25,8 @@ async fn the_steps_of_a_long_removal_are_shown_before_its_end() {
         told.read_line(&mut line).expect("it is read");
         (line, told)
     });
-    let (line, _told) = line.await.expect("it is waited for");
+    let line = tokio::time::timeout(LIMIT, line).await;
+    let (line, _told) = line.expect("a line comes").expect("it is waited for");
     assert!(!line.trim().is_empty(), "it ended without a word");
     assert!(
         removing.try_wait().expect("it can be asked").is_none(),

@@ -224,6 +224,16 @@ async fn a_directory_is_renamed_and_a_deep_tree_deleted_after_a_version_was_take
     let (status, body) = rename("/data/old", "/data/new").await;
     assert_eq!(status, StatusCode::OK, "{body}");
     assert_eq!(client.output(&bot, &told.replace("$1", "new")).await, before);
+    // The resolver's file in it is a mount, which cannot come along.
+    let everything = client.output(&bot, "ls -la /etc").await;
+    let (status, body) = rename("/etc", "/etc.old").await;
+    assert_eq!(status, StatusCode::CONFLICT, "{body}");
+    assert_eq!(
+        client
+            .output(&bot, "ls -la /etc; ls -d /.skep-* 2> /dev/null || true")
+            .await,
+        everything
+    );
     let path = format!("/bots/{bot}/container/fs/delete");
     let deep = json!({"path": "/data/deep", "recursive": true});
     client.good(Method::POST, &path, Some(deep)).await;

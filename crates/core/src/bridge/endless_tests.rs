@@ -291,7 +291,7 @@ async fn an_output_that_stands_still_is_given_up_unless_it_is_followed() {
     })
     .await;
     let id = ExecId::parse("id").expect("an id");
-    let limit = Duration::from_secs(3);
+    let limit = Duration::from_secs(8);
     for follow in [false, true] {
         let range = OutputRange {
             stdout: Some(0),

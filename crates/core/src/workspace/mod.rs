@@ -63,7 +63,9 @@ use std::time::Duration;
 use skep_names::BotId;
 use skep_store::ContainerRow;
 
+use self::remains::{Remains, half_removed};
 use self::request::StopCause;
+use self::usable::patiently;
 use crate::error::{Error, Result};
 use crate::operations::OperationHandle;
 use crate::requester::Requester;
@@ -216,18 +218,26 @@ impl Skep {
         }
     }
 
-    /// The row of the bot's workspace. A container or a layer that has none is made one of first, wanted as it is found.
+    /// The row of the bot's workspace. A container or a layer that has none is made one of first, wanted as it is found;
+    /// not what is still being made or what a failed operation left, which is no workspace.
     ///
     /// # Errors
-    /// [`Error::ContainerNotFound`]; without a row, [`Error::RuntimeUnavailable`] too.
+    /// [`Error::ContainerNotFound`]; [`Error::Conflict`] for what a removal left; without a row, also
+    /// [`Error::RuntimeUnavailable`], and [`Error::BridgeUnavailable`] after 30 s.
     pub(crate) async fn workspace_row(&self, bot: &BotId) -> Result<ContainerRow> {
         if let Some(row) = self.store().container(bot).await? {
             return Ok(row);
         }
-        if self.is_there(bot).await? {
-            let adopted = self.submit(bot, Request::Recover, &Requester::server()).await?;
-            adopted.outcome().await?;
+        if self.lanes().create_under_way(bot).is_some() || !self.is_there(bot).await? {
+            return Err(Error::ContainerNotFound);
         }
+        match self.remains(bot).await? {
+            None => {}
+            Some(Remains::OfCreate) => return Err(Error::ContainerNotFound),
+            Some(Remains::OfRemoval { .. }) => return Err(half_removed()),
+        }
+        let adopted = self.submit(bot, Request::Recover, &Requester::server()).await?;
+        patiently(async { adopted.outcome().await.map(drop) }).await?;
         self.store().container(bot).await?.ok_or(Error::ContainerNotFound)
     }
 

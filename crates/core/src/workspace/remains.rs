@@ -11,7 +11,7 @@ use super::create::HAD_LAYER;
 use super::preserve::PRESERVED;
 use super::request::DeleteData;
 use super::work::BEGUN;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::operations::OperationKind;
 use crate::skep::Skep;
 
@@ -62,6 +62,11 @@ impl Skep {
             false => DeleteData::Remove,
         })
     }
+}
+
+/// Nobody uses it, and nobody takes it up.
+pub(super) fn half_removed() -> Error {
+    Error::Conflict("the workspace was deleted half-way: delete it once more".to_owned())
 }
 
 /// Whether a create that has ended may have made that container: others may have put one there since.

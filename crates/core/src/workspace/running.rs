@@ -12,7 +12,7 @@ use super::create::PullProgress;
 use super::limits::{to_column, to_runtime};
 use super::mend::{Mend, Seen, mend};
 use super::plan::parse_image;
-use super::remains::Remains;
+use super::remains::{Remains, half_removed};
 use super::request::StopCause;
 use super::state::{Event, Retry};
 use super::work::Work;
@@ -465,10 +465,6 @@ impl Work {
             .insert_lifecycle_event(self.bot(), &container, event, payload)
             .await?)
     }
-}
-
-fn half_removed() -> Error {
-    Error::Conflict("the workspace was deleted half-way: delete it once more".to_owned())
 }
 
 /// What a start came to nothing by is told as that, with the code that names it: an image or a tenant can make a

@@ -20,6 +20,16 @@ use crate::skep::Skep;
 /// How long files, exec and terminal wait in all, for an operation that has the task down or for a bridge that is lost.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// What was submitted meanwhile goes on without the caller.
+pub(super) async fn patiently<T>(waiting: impl Future<Output = Result<T>>) -> Result<T> {
+    match tokio::time::timeout(PATIENCE, waiting).await {
+        Ok(done) => done,
+        Err(_) => Err(Error::BridgeUnavailable(
+            "container not reachable: an operation is still under way".to_owned(),
+        )),
+    }
+}
+
 impl Skep {
     /// The bridge of a workspace that runs, for files, exec and terminal. Waits up to 30 s, for `start` first and while an
     /// operation has the task down; one that should run and does not is brought up first. The runtime is not asked when
@@ -35,13 +45,7 @@ impl Skep {
             }
             self.bridge_when_usable(bot).await
         };
-        // What was submitted meanwhile goes on without the caller.
-        match tokio::time::timeout(PATIENCE, usable).await {
-            Ok(bridge) => bridge,
-            Err(_) => Err(Error::BridgeUnavailable(
-                "container not reachable: an operation is still under way".to_owned(),
-            )),
-        }
+        patiently(usable).await
     }
 
     /// Begins to start a workspace that should be stopped, for one who is about to use it. `None`: it should run.

@@ -243,7 +243,7 @@ async fn a_window_whose_keystrokes_nobody_reads_is_resized_and_closed_at_once() 
     let seconds = seconds_of_its_own(6);
     let mut socket = window_that_reads_nothing(&workspace, &seconds).await;
     // More frames, and far more bytes, than a terminal takes in without a reader.
-    for _ in 0..1024 {
+    for _ in 0..384 {
         let keys = vec![b'x'; 4096];
         socket.send(Message::Binary(keys.into())).await.unwrap();
     }

@@ -35,6 +35,8 @@ const END_OF_TRANSMISSION: &[u8] = &[4];
 /// What a terminal starts: the first of these that there is, else the last.
 const SHELLS: [&str; 5] = ["/bin/bash", "/usr/bin/bash", "/bin/zsh", "/usr/bin/zsh", "/bin/sh"];
 const SHELL_WITHIN_SECONDS: i32 = 10;
+/// So many outputs with nothing in them may come after one another.
+const MOST_EMPTY_OUTPUTS: u32 = 1000;
 
 pub(super) async fn run(
     mut client: Client,
@@ -177,13 +179,24 @@ impl Running {
                 self.told = Told::Start;
                 Event::Started(self.status.clone())
             }
-            Told::Start => match self.next_output().await? {
+            Told::Start => match self.next_with_something().await? {
                 Some(output) => self.event_of(output)?,
                 None => return Ok(None),
             },
             Told::End => return Ok(None),
         };
         Ok(Some((ExecEvent { event: Some(event) }, self)))
+    }
+
+    /// Its service may tell of an output with nothing in it, but has no reason to do it without an end.
+    async fn next_with_something(&mut self) -> Result<Option<ExecOutput>, Status> {
+        for _ in 0..MOST_EMPTY_OUTPUTS {
+            match self.next_output().await? {
+                Some(output) if output.data.is_empty() && output.stream != Which::Exit as i32 => {}
+                output => return Ok(output),
+            }
+        }
+        Err(impossible("outputs with nothing in them"))
     }
 
     async fn next_output(&mut self) -> Result<Option<ExecOutput>, Status> {

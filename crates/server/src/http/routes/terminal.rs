@@ -79,8 +79,8 @@ struct SocketQuery {
 }
 
 /// A terminal. Binary frames are keystrokes and output; the text `{"type":"resize","cols","rows"}` is another size.
-/// At the end a close frame 1000 `exit <code>`; the bridge lost: 1011; idle: 1001; a snapshot or a rollback: 1012; 8 MiB
-/// of keystrokes of which the process reads none for 5 s: 1008.
+/// At the end a close frame 1000 `exit <code>`; the bridge lost: 1011; idle: 1001; a snapshot or a rollback: 1012; 2 MiB
+/// of keystrokes of which the process reads none for 20 s: 1008.
 #[utoipa::path(get, path = "/bots/{bot_id}/container/terminal/ws", tag = "terminal", params(SocketQuery),
     responses((status = 101, description = "The socket"),
         (status = 400, body = ErrorBody, description = "Not an upgrade to a WebSocket"),

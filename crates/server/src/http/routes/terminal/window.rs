@@ -2,7 +2,7 @@
 //!
 //! Two halves that never wait for each other: a client that does not read stops its own shell (the output is not
 //! taken from the bridge), and still can close; a process that does not read its keystrokes still shows its output, and
-//! up to 8 MiB of them is taken in, so that a size or a close behind them is seen. Beyond that the client waits, and the
+//! up to 2 MiB of them is taken in, so that a size or a close behind them is seen. Beyond that the client waits, and the
 //! window is closed when the process reads none of them.
 
 use std::ops::ControlFlow;
@@ -25,9 +25,10 @@ use crate::http::routes::exec::Watch;
 use crate::http::socket::{CLOSE_ANSWER_WITHIN, Close, Frames, PING_EVERY, close, close_of_unreadable, send};
 
 /// Bytes of keystrokes that wait for a process that reads slowly.
-const WAITING_KEYSTROKES: usize = 8 * 1024 * 1024;
-/// How long a process may read none of so many before the window is closed, in which no frame is read either.
-const READ_SOME_WITHIN: Duration = Duration::from_secs(5);
+const WAITING_KEYSTROKES: usize = 2 * 1024 * 1024;
+/// How long a process may take none of so many (or fewer than a piece of them) before the window is closed, in which no
+/// frame is read either.
+const READ_SOME_WITHIN: Duration = Duration::from_secs(20);
 /// The largest piece of keystrokes in one message to the bridge.
 const LARGEST_INPUT_BYTES: usize = 64 * 1024;
 /// The largest piece of output in one frame.
