@@ -263,7 +263,7 @@ async fn a_window_whose_keystrokes_nobody_reads_is_resized_and_closed_at_once() 
 #[tokio::test]
 async fn a_window_with_more_keystrokes_than_wait_for_a_process_is_closed_with_a_reason() {
     let workspace = Workspace::start().await;
-    let seconds = seconds_of_its_own(5);
+    let seconds = seconds_of_its_own(9);
     let (mut sink, mut frames) = window_that_reads_nothing(&workspace, &seconds).await.split();
     let typing = async {
         let keys = bytes::Bytes::from(vec![b'x'; 64 * 1024]);
