@@ -102,8 +102,9 @@ impl Announcement {
     }
 
     fn publish_in(run_root: &Path, announced: Announced) -> io::Result<Self> {
-        write_whole(&of_data_root(run_root, &announced.data_root_id), &announced)?;
-        write_whole(&run_root.join(FILE), &announced)?;
+        let own = of_data_root(run_root, &announced.data_root_id);
+        write_whole(&own, &announced, &own)?;
+        write_whole(&run_root.join(FILE), &announced, &own)?;
         Ok(Self {
             run_root: run_root.to_owned(),
             announced,
@@ -177,7 +178,7 @@ fn withdraw_in(run_root: &Path, ended: &Announced) -> io::Result<()> {
         let Some(other) = living(run_root).into_iter().find(|other| *other != ended) else {
             return remove(&shared);
         };
-        write_whole(&shared, &other)?;
+        write_whole(&shared, &other, &own)?;
         // One that ended meanwhile took its own file away first, and may have looked at the shared one before it was named.
         if read(&of_data_root(run_root, &other.data_root_id))?.as_ref() == Some(&other) {
             return Ok(());
@@ -226,29 +227,35 @@ fn of_file(path: &Path, error: io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
-/// It appears whole or not at all.
-fn write_whole(path: &Path, announced: &Announced) -> io::Result<()> {
+/// It appears whole or not at all. It is written beside `own`, the file of the writer's data root, under one name: one
+/// process at a time owns that root, and the next one writes over what a killed one left.
+fn write_whole(path: &Path, announced: &Announced, own: &Path) -> io::Result<()> {
     let mut text = serde_json::to_vec(announced)?;
     text.push(b'\n');
-    write_text(path, &text).map_err(|error| of_file(path, error))
+    for file in [own, path] {
+        make_parent(file).map_err(|error| of_file(file, error))?;
+    }
+    let temporary = own.with_extension("new");
+    write_text(&temporary, &text).map_err(|error| of_file(&temporary, error))?;
+    std::fs::rename(&temporary, path).map_err(|error| of_file(path, error))
+}
+
+/// Whatever the umask of whoever started us: everybody on this host may look where the server is.
+fn make_parent(file: &Path) -> io::Result<()> {
+    let directory = file.parent().unwrap_or_else(|| Path::new("/"));
+    DirBuilder::new().recursive(true).mode(0o755).create(directory)?;
+    std::fs::set_permissions(directory, Permissions::from_mode(0o755))
 }
 
 fn write_text(path: &Path, text: &[u8]) -> io::Result<()> {
-    let directory = path.parent().unwrap_or_else(|| Path::new("/"));
-    DirBuilder::new().recursive(true).mode(0o755).create(directory)?;
-    // Whatever the umask of whoever started us: everybody on this host may look where the server is.
-    std::fs::set_permissions(directory, Permissions::from_mode(0o755))?;
-    let temporary = directory.join(format!(".{FILE}.{}", std::process::id()));
     let mut file = OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(true)
         .mode(0o644)
-        .open(&temporary)?;
+        .open(path)?;
     file.set_permissions(Permissions::from_mode(0o644))?;
-    file.write_all(text)?;
-    drop(file);
-    std::fs::rename(&temporary, path)
+    file.write_all(text)
 }
 
 #[cfg(test)]
@@ -341,6 +348,21 @@ mod tests {
         assert_eq!((mode(root), mode(&root.join("a"))), (0o755, 0o755));
         assert_eq!(mode(&root.join(FILE)), 0o644);
         drop(announcement);
+    }
+
+    #[test]
+    fn what_a_server_was_writing_when_it_was_killed_is_not_left_behind() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path();
+        std::fs::create_dir(root.join("a")).unwrap();
+        let half = of_data_root(root, "a").with_extension("new");
+        std::fs::write(&half, "{").unwrap();
+        let announcement = Announcement::publish_in(root, running("a")).unwrap();
+        assert!(!half.exists(), "the next server of that data root writes over it");
+        assert_eq!(of_data_root_in(root, "a").unwrap(), Some(running("a")));
+        drop(announcement);
+        let left: Vec<_> = std::fs::read_dir(root.join("a")).unwrap().collect();
+        assert!(left.is_empty(), "{left:?}");
     }
 
     #[test]

@@ -67,7 +67,7 @@ pub async fn start_in(config: Config, data_root: DataRoot) -> Result<RunningServ
 ///
 /// # Errors
 /// When signals cannot be heard.
-pub async fn end_on_signal(server: RunningServer, announcement: Announcement) -> Result<(), ServeError> {
+pub async fn end_on_signal(mut server: RunningServer, announcement: Announcement) -> Result<(), ServeError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Signals)?;
     tokio::select! {
@@ -80,11 +80,14 @@ pub async fn end_on_signal(server: RunningServer, announcement: Announcement) ->
         _ = terminate.recv() => leave_at_once(announcement),
         _ = interrupt.recv() => leave_at_once(announcement),
     }
+    // First: what it writes is the data root's, which the next server may own once this one is gone.
+    drop(announcement);
+    drop(server);
     Ok(())
 }
 
 /// Nothing is lost: the next start carries on from the journal.
-fn leave_at_once(announcement: Announcement) {
+fn leave_at_once(announcement: Announcement) -> ! {
     drop(announcement);
     std::process::exit(TOLD_TWICE);
 }

@@ -193,8 +193,9 @@ impl RunningServer {
     }
 
     /// Stops accepting, lets operations come to a safe step for at most `limit`, and returns when
-    /// everything of it has ended. Workspaces stay running.
-    pub async fn shut_down(mut self, limit: Duration) {
+    /// everything of it has ended. Workspaces stay running, and the data root stays owned until this is dropped. To be
+    /// called once.
+    pub async fn shut_down(&mut self, limit: Duration) {
         self.stop_accepting.cancel();
         self.app.core().shut_down(limit).await;
         match tokio::time::timeout(LAST_ANSWERS, &mut self.listening).await {

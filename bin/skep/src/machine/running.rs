@@ -14,8 +14,9 @@ use crate::failure::{Failure, Result, with_causes};
 
 /// A server that answers, announced to the command line of this host.
 pub(super) struct Running {
-    pub(super) server: RunningServer,
+    // Withdrawn before the data root is free for the next server: fields are dropped in this order.
     announcement: Announcement,
+    pub(super) server: RunningServer,
 }
 
 /// Owns the data root from here on.
@@ -55,7 +56,7 @@ pub(super) async fn start(mut config: Config, data_root: DataRoot, which: &Which
         .map_err(failed)?;
     let announcement = Announcement::publish(&server)
         .map_err(|error| Failure::local("cannot tell the command line where the server is", error))?;
-    Ok(Running { server, announcement })
+    Ok(Running { announcement, server })
 }
 
 impl Running {
@@ -82,7 +83,7 @@ impl Running {
     }
 
     /// Ends it in order, without waiting for a signal; workspaces run on.
-    pub(super) async fn end(self) {
+    pub(super) async fn end(mut self) {
         self.server.shut_down(serve::GRACE).await;
     }
 

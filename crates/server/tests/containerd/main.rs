@@ -40,7 +40,7 @@ async fn a_server_starts_on_containerd_is_ready_and_ends() {
     let containerd = ContainerdServer::start().await.expect("containerd starts");
     let directory = tempfile::tempdir().expect("a directory");
     let config = config(directory.path(), containerd.socket());
-    let server = serve::start(config.clone()).await.expect("the server starts");
+    let mut server = serve::start(config.clone()).await.expect("the server starts");
     let _run_directory = RunDirectory(Path::new("/run/skep").join(server.data_root().id().to_string()));
 
     let ready = http_client().get(format!("http://{}/ready", server.address()));

@@ -79,7 +79,7 @@ impl TestServer {
 
     /// The same; operations get so long to come to a safe step.
     pub async fn stop_within(&mut self, limit: Duration) {
-        if let Some(running) = self.running.take() {
+        if let Some(mut running) = self.running.take() {
             running.shut_down(limit).await;
         }
     }
