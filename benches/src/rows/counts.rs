@@ -20,7 +20,8 @@ const POLLS: usize = 100;
 const POLL_EVERY: Duration = Duration::from_millis(100);
 /// A server at rest, events of the last creates aside.
 const CALM_DOWN: Duration = Duration::from_secs(3);
-const IDLE: Duration = Duration::from_secs(20);
+/// One look at all workspaces falls into it (`workspace.reconcile_interval`).
+const IDLE: Duration = Duration::from_secs(60);
 
 pub(crate) async fn measure(stage: &Stage) -> Result<Vec<Row>> {
     let server = stage.another(None).await?;

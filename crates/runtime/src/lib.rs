@@ -110,6 +110,9 @@ pub trait Runtime: Send + Sync + 'static {
     /// active layer or in a committed one.
     async fn bots_with_layers(&self) -> Result<Vec<BotId>>;
 
+    /// Whether this bot is one of [`Runtime::bots_with_layers`], without asking for those of all others.
+    async fn has_layer(&self, bot: &BotId) -> Result<bool>;
+
     /// Keeping states of a workspace and going back to them; `None` where the backend cannot.
     fn layers(&self) -> Option<&dyn Layers> {
         None

@@ -134,3 +134,43 @@ async fn a_label_says_whose_a_container_is_and_a_name_only_without_one() {
     assert_eq!(both.keys().collect::<Vec<_>>(), [&labelled]);
     rig.ctr(&["containers", "rm", &id]);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whose_a_container_is_by_its_label_is_known_however_much_others_change() {
+    let (rig, _) = rig_with_two_workspaces().await;
+    let runtime = rig.runtime().as_ref();
+    let label_of = |bot: &BotId| format!("{}={bot}", skep_names::LABEL_BOT);
+    let make = |id: &str, bot: &BotId| {
+        rig.ctr(&[
+            "containers",
+            "create",
+            "--label",
+            &label_of(bot),
+            rig.image().as_str(),
+            id,
+        ]);
+    };
+    let found = async |bot: &BotId| runtime.inspect(bot).await.unwrap().map(|one| one.container_id);
+    let [one, other] = [BotId::random(), BotId::random()];
+    assert_eq!(found(&one).await, None);
+    make("taken-in", &one);
+    assert_eq!(found(&one).await.as_deref(), Some("taken-in"));
+    // More than are asked about one by one.
+    let many: Vec<(String, BotId)> = (0..20)
+        .map(|number| (format!("many-{number}"), BotId::random()))
+        .collect();
+    for (id, bot) in &many {
+        make(id, bot);
+    }
+    for (id, bot) in &many {
+        assert_eq!(found(bot).await.as_ref(), Some(id));
+    }
+    rig.ctr(&["containers", "label", "taken-in", &label_of(&other)]);
+    assert_eq!(found(&one).await, None);
+    assert_eq!(found(&other).await.as_deref(), Some("taken-in"));
+    rig.ctr(&["containers", "rm", "taken-in"]);
+    assert_eq!(found(&other).await, None);
+    for (id, _) in &many {
+        rig.ctr(&["containers", "rm", id]);
+    }
+}

@@ -95,8 +95,8 @@ impl Work {
         if self.skep().remains(self.bot()).await? == Some(Remains::OfCreate) {
             self.runtime().remove(self.bot()).await?;
         }
-        let is_there = self.runtime().inspect(self.bot()).await?.is_some()
-            || self.runtime().bots_with_layers().await?.contains(self.bot());
+        let is_there =
+            self.runtime().inspect(self.bot()).await?.is_some() || self.runtime().has_layer(self.bot()).await?;
         if is_there {
             self.note_wanted_before().await?;
             self.adopt(Desired::Running).await?;
@@ -110,8 +110,8 @@ impl Work {
         let Some(row) = self.row().await? else {
             return Ok(None);
         };
-        let is_there = self.runtime().inspect(self.bot()).await?.is_some()
-            || self.runtime().bots_with_layers().await?.contains(self.bot());
+        let is_there =
+            self.runtime().inspect(self.bot()).await?.is_some() || self.runtime().has_layer(self.bot()).await?;
         if is_there || !self.skep().has_data_elsewhere(self.bot()).await? {
             return Ok(Some(row));
         }
@@ -206,8 +206,8 @@ impl Work {
     /// Notes, before anything is made, whether there is a layer: after a crash, the note of the first try counts.
     async fn note_layer(&self) -> Result<()> {
         if self.noted(HAD_LAYER).is_none() {
-            let had = self.runtime().inspect(self.bot()).await?.is_some()
-                || self.runtime().bots_with_layers().await?.contains(self.bot());
+            let had =
+                self.runtime().inspect(self.bot()).await?.is_some() || self.runtime().has_layer(self.bot()).await?;
             self.note(HAD_LAYER, had);
         }
         Ok(())

@@ -243,7 +243,7 @@ impl Skep {
 
     /// Whether the runtime has a container or a layer of the bot.
     async fn is_there(&self, bot: &BotId) -> Result<bool> {
-        Ok(self.runtime().inspect(bot).await?.is_some() || self.runtime().bots_with_layers().await?.contains(bot))
+        Ok(self.runtime().inspect(bot).await?.is_some() || self.runtime().has_layer(bot).await?)
     }
 }
 

@@ -59,7 +59,7 @@ impl Work {
             }
             return Ok(Some(self.place_of_legacy_data(instance.legacy_data).await?));
         }
-        match self.runtime().bots_with_layers().await?.contains(self.bot()) {
+        match self.runtime().has_layer(self.bot()).await? {
             true => Ok(Some(DataPlace::Workspace(self.bot().clone()))),
             false => {
                 self.refuse_unseen_layer().await?;

@@ -84,8 +84,8 @@ impl Work {
 
     /// What a container or a layer without a row is made a workspace of.
     async fn adopt_as_it_is(&self) -> Result<()> {
-        let is_there = self.runtime().inspect(self.bot()).await?.is_some()
-            || self.runtime().bots_with_layers().await?.contains(self.bot());
+        let is_there =
+            self.runtime().inspect(self.bot()).await?.is_some() || self.runtime().has_layer(self.bot()).await?;
         match is_there {
             true => self.adopt(self.wanted_as_it_is().await?).await,
             false => Ok(()),
@@ -148,7 +148,7 @@ impl Work {
 
     async fn look(&self, row: &ContainerRow) -> Result<Seen> {
         let instance = self.runtime().inspect(self.bot()).await?;
-        let has_layer = self.runtime().bots_with_layers().await?.contains(self.bot());
+        let has_layer = self.runtime().has_layer(self.bot()).await?;
         let is_gone = instance.is_none() && !has_layer;
         Ok(Seen {
             desired: row.desired,
@@ -299,7 +299,7 @@ impl Work {
         if self.runtime().inspect(self.bot()).await?.is_some() {
             return Ok(());
         }
-        let has_layer = self.runtime().bots_with_layers().await?.contains(self.bot());
+        let has_layer = self.runtime().has_layer(self.bot()).await?;
         if has_layer && matches!(self.skep().remains(self.bot()).await?, Some(Remains::OfRemoval { .. })) {
             return Err(half_removed());
         }
@@ -332,8 +332,7 @@ impl Work {
             return Ok(());
         };
         // The layer stands on what is here. Data counts for more than the image's environment.
-        let is_spared =
-            error.code() != Code::RuntimeUnavailable && self.runtime().bots_with_layers().await?.contains(self.bot());
+        let is_spared = error.code() != Code::RuntimeUnavailable && self.runtime().has_layer(self.bot()).await?;
         if !is_spared {
             return Err(error);
         }
@@ -343,7 +342,7 @@ impl Work {
 
     /// Puts a container on a layer that has neither container nor row; the layer knows its image.
     async fn container_on_a_layer_alone(&self) -> Result<Instance> {
-        if !self.runtime().bots_with_layers().await?.contains(self.bot()) {
+        if !self.runtime().has_layer(self.bot()).await? {
             return Err(Error::ContainerNotFound);
         }
         let bot = self.store().bot(self.bot()).await?.ok_or(Error::BotNotFound)?;

@@ -246,23 +246,44 @@ impl ContainerdRuntime {
     /// The container of a bot: by our name, else the most recently updated one that is labelled with the bot or
     /// has its legacy name. Another data root's is nobody's here.
     pub(super) async fn find_container(&self, bot: &BotId) -> Result<Option<Container>> {
-        let id = container_id_for(bot);
-        let request = self.client.request(GetContainerRequest { id: id.clone() });
-        let answer = optional(self.client.containers().get(request).await, || {
-            format!("container {id}")
-        })?;
-        let is_its = |container: &Container| self.is_ours(&container.labels) && bot_of(container).as_ref() == Some(bot);
-        if let Some(container) = answer.and_then(|answer| answer.container).filter(is_its) {
-            return Ok(Some(container));
+        match self.container_by_name(bot).await? {
+            Some(container) => Ok(Some(container)),
+            None => self.container_by_label(bot).await,
         }
+    }
+
+    /// The same without waiting for events, for whoever reads them.
+    pub(super) async fn find_container_among_all(&self, bot: &BotId) -> Result<Option<Container>> {
+        match self.container_by_name(bot).await? {
+            Some(container) => Ok(Some(container)),
+            None => self.container_by_label_of_all(bot).await,
+        }
+    }
+
+    async fn container_by_name(&self, bot: &BotId) -> Result<Option<Container>> {
+        let container = self.container(&container_id_for(bot)).await?;
+        Ok(container.filter(|container| self.is_of(bot, container)))
+    }
+
+    pub(super) async fn container_by_label_of_all(&self, bot: &BotId) -> Result<Option<Container>> {
         let filters = vec![
             format!("labels.\"{LABEL_BOT}\"==\"{bot}\""),
             format!("id==\"{LEGACY_PREFIX}{bot}\""),
         ];
         let mut found = self.containers(filters).await?;
-        found.retain(is_its);
+        found.retain(|container| self.is_of(bot, container));
         found.sort_by_key(last_change);
         Ok(found.pop())
+    }
+
+    pub(super) async fn container(&self, id: &str) -> Result<Option<Container>> {
+        let request = self.client.request(GetContainerRequest { id: id.to_owned() });
+        let answer = self.client.containers().get(request).await;
+        Ok(optional(answer, || format!("container {id}"))?.and_then(|answer| answer.container))
+    }
+
+    pub(super) fn is_of(&self, bot: &BotId, container: &Container) -> bool {
+        self.is_ours(&container.labels) && bot_of(container).as_ref() == Some(bot)
     }
 
     pub(super) async fn containers(&self, filters: Vec<String>) -> Result<Vec<Container>> {

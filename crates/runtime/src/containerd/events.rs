@@ -20,6 +20,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// A quiet stream says nothing about the daemon: it is asked so often whether it is there.
 const QUIET_LIMIT: Duration = Duration::from_secs(20);
 
+/// In the types of events about containers; the others are about tasks.
+const OF_CONTAINER: &str = "containerd.events.Container";
+
 /// What all events about containers and tasks begin with.
 #[derive(Clone, PartialEq, prost::Message)]
 struct About {
@@ -62,6 +65,7 @@ pub(super) async fn follow(runtime: Weak<ContainerdRuntime>, client: Client, eve
 fn see_from_now_on(runtime: &Weak<ContainerdRuntime>) {
     if let Some(runtime) = runtime.upgrade() {
         runtime.picture.forget();
+        runtime.by_label.forget();
         runtime.echoes.open();
     }
 }
@@ -139,9 +143,17 @@ impl ContainerdRuntime {
             return self.echoes.heard(event);
         }
         match About::decode(event.value.as_slice()) {
-            Ok(about) => self.picture.container_changed(&about.container_id),
+            Ok(about) => {
+                self.picture.container_changed(&about.container_id);
+                if event.type_url.contains(OF_CONTAINER) {
+                    self.by_label.changed(&about.container_id);
+                }
+            }
             // About what, nobody knows: about anything.
-            Err(_) => self.picture.forget(),
+            Err(_) => {
+                self.picture.forget();
+                self.by_label.forget();
+            }
         }
     }
 
@@ -177,7 +189,7 @@ impl ContainerdRuntime {
         {
             return Some(bot);
         }
-        match self.find_container(&bot).await {
+        match self.find_container_among_all(&bot).await {
             Ok(found) => found.map(|_| bot),
             Err(error) => {
                 // Said rather than lost: an event too many only makes its reader look.

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use chrono::DateTime;
 use containerd_client::services::v1::snapshots::{
-    Info, Kind, ListSnapshotsRequest, PrepareSnapshotRequest, RemoveSnapshotRequest,
+    Info, Kind, ListSnapshotsRequest, PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest,
 };
 use containerd_client::types::Mount;
 use prost_types::Timestamp;
@@ -12,7 +12,7 @@ use skep_names::{BotId, LABEL_BOT, LABEL_DATA_ROOT, WORKSPACE_PREFIX, container_
 use tonic::Code;
 
 use super::ContainerdRuntime;
-use super::client::{collect, failed};
+use super::client::{collect, failed, optional};
 use crate::images::LABEL_IMAGE;
 use crate::layers::{LABEL_SEQUENCE, present_of};
 use crate::{LayerKind, LayerOutcome, LayerRecord, Result, RuntimeError};
@@ -158,6 +158,18 @@ impl ContainerdRuntime {
         Ok(bots.collect::<BTreeSet<BotId>>().into_iter().collect())
     }
 
+    /// By the name of a first layer, which most have; else among all, of which containerd tells the bot's alone.
+    pub(super) async fn has_layer_of(&self, bot: &BotId) -> Result<bool> {
+        let is_its = |info: &Info| self.is_ours(&info.labels) && bot_of_layer(info).as_ref() == Some(bot);
+        let snapshotter = &self.config.snapshotter;
+        let first = self.snapshot(snapshotter, &container_id_for(bot)).await?;
+        if first.as_ref().is_some_and(is_its) {
+            return Ok(true);
+        }
+        let infos = self.snapshots(snapshotter, self.filters_of(bot)).await?;
+        Ok(infos.iter().any(is_its))
+    }
+
     /// All layers of a bot that are ours or the reference system's.
     pub(super) async fn records_of(&self, bot: &BotId, snapshotter: &str) -> Result<Vec<LayerRecord>> {
         let mut infos = self.snapshots(snapshotter, self.filters_of(bot)).await?;
@@ -171,6 +183,15 @@ impl ContainerdRuntime {
             format!("labels.\"{LABEL_BOT}\"==\"{bot}\""),
             format!("name~=\"^{}\"", container_id_for(bot)),
         ]
+    }
+
+    pub(super) async fn snapshot(&self, snapshotter: &str, name: &str) -> Result<Option<Info>> {
+        let request = self.client.request(StatSnapshotRequest {
+            snapshotter: snapshotter.to_owned(),
+            key: name.to_owned(),
+        });
+        let answer = optional(self.client.snapshots().stat(request).await, || format!("layer {name}"))?;
+        Ok(answer.and_then(|answer| answer.info))
     }
 
     async fn snapshots(&self, snapshotter: &str, filters: Vec<String>) -> Result<Vec<Info>> {

@@ -9,8 +9,7 @@ use std::collections::HashMap;
 
 use async_trait::async_trait;
 use containerd_client::services::v1::snapshots::{
-    CommitSnapshotRequest, Info, MountsRequest, PrepareSnapshotRequest, StatSnapshotRequest, UpdateSnapshotRequest,
-    UsageRequest,
+    CommitSnapshotRequest, Info, MountsRequest, PrepareSnapshotRequest, UpdateSnapshotRequest, UsageRequest,
 };
 use containerd_client::services::v1::{Container, UpdateContainerRequest};
 use containerd_client::types::Mount;
@@ -18,7 +17,7 @@ use prost_types::FieldMask;
 use skep_names::{BotId, ImageReference, is_legacy};
 use tonic::Code;
 
-use super::client::{failed, optional};
+use super::client::failed;
 use super::layer::record;
 use super::lease::Lease;
 use super::upper::Upper;
@@ -273,12 +272,7 @@ impl ContainerdRuntime {
     }
 
     async fn any_layer(&self, name: &str) -> Result<Option<LayerRecord>> {
-        let request = self.client.request(StatSnapshotRequest {
-            snapshotter: OVERLAYFS.to_owned(),
-            key: name.to_owned(),
-        });
-        let answer = optional(self.client.snapshots().stat(request).await, || format!("layer {name}"))?;
-        Ok(answer.and_then(|answer| answer.info).map(record))
+        Ok(self.snapshot(OVERLAYFS, name).await?.map(record))
     }
 }
 

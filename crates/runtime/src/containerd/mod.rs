@@ -4,6 +4,7 @@
 //! system and socket directory are made by ourselves ([`crate::isolation`]), the network too.
 
 mod bundle;
+mod by_label;
 mod client;
 mod config;
 mod container;
@@ -57,6 +58,7 @@ use crate::{
     BridgeEndpoint, Capabilities, Check, CheckStatus, CreateOutcome, ImageArchive, ImageRecord, Instance, InstanceSpec,
     Layers, Limits, PullProgress, Result, Runtime, RuntimeError, RuntimeEvent, Started, StorageHeld, Swept, Usage,
 };
+use by_label::ByLabel;
 use client::Client;
 use echo::Echoes;
 use picture::Picture;
@@ -86,6 +88,7 @@ pub struct ContainerdRuntime {
     resolving: Resolving,
     turns: Turns,
     picture: Picture,
+    by_label: ByLabel,
     echoes: Echoes,
     events: broadcast::Sender<RuntimeEvent>,
     limit_support: LimitSupport,
@@ -134,6 +137,7 @@ impl ContainerdRuntime {
             resolving,
             turns: Turns::default(),
             picture: Picture::default(),
+            by_label: ByLabel::default(),
             echoes: Echoes::default(),
             events: broadcast::Sender::new(EVENT_QUEUE),
             limit_support: LimitSupport::of_this_host(),
@@ -317,6 +321,10 @@ impl Runtime for ContainerdRuntime {
 
     async fn bots_with_layers(&self) -> Result<Vec<BotId>> {
         self.list_bots_with_layers().await
+    }
+
+    async fn has_layer(&self, bot: &BotId) -> Result<bool> {
+        self.has_layer_of(bot).await
     }
 
     fn layers(&self) -> Option<&dyn Layers> {

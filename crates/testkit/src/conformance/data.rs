@@ -46,8 +46,10 @@ pub async fn a_layer_without_a_container_is_used_again(subject: &dyn Subject) {
     let workspace = Workspace::running(subject).await;
     workspace.output(WRITE).await;
     assert!(runtime.bots_with_layers().await.unwrap().contains(&workspace.bot));
+    assert!(runtime.has_layer(&workspace.bot).await.unwrap());
     workspace.remove().await;
     assert!(!runtime.bots_with_layers().await.unwrap().contains(&workspace.bot));
+    assert!(!runtime.has_layer(&workspace.bot).await.unwrap());
     assert_eq!(workspace.create().await.layer, LayerOutcome::Made);
     workspace.start().await;
     assert_eq!(

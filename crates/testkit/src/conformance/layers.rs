@@ -184,6 +184,7 @@ pub async fn a_lost_container_comes_back_on_its_newest_state(subject: &dyn Subje
     subject.lose_container(bot);
     assert!(runtime.inspect(bot).await.unwrap().is_none());
     assert!(runtime.bots_with_layers().await.unwrap().contains(bot));
+    assert!(runtime.has_layer(bot).await.unwrap());
     assert_eq!(layers.present(bot).await.unwrap(), Some(back));
     assert_eq!(workspace.create().await.layer, skep_runtime::LayerOutcome::Kept);
     workspace.start().await;

@@ -30,7 +30,7 @@ pub enum Verb {
     Inspect,
     /// `list`.
     List,
-    /// `bots_with_layers`.
+    /// `bots_with_layers` and `has_layer`.
     BotsWithLayers,
     /// `list` and `present` of layers.
     ListLayers,

@@ -202,6 +202,11 @@ impl Runtime for FakeRuntime {
         Ok(with_layers.map(|(bot, _)| bot.clone()).collect())
     }
 
+    async fn has_layer(&self, bot: &BotId) -> Result<bool> {
+        self.faults().enter(Verb::BotsWithLayers).await?;
+        Ok(self.lock().get(bot).is_some_and(|state| !state.layers.is_empty()))
+    }
+
     fn layers(&self) -> Option<&dyn Layers> {
         self.has_layers().then_some(self as _)
     }
