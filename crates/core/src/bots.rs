@@ -222,6 +222,26 @@ impl Skep {
         })
     }
 
+    /// How long the metadata of each bot on that page is, in bytes, in the page's order.
+    ///
+    /// # Errors
+    /// As [`Skep::bots`].
+    pub async fn bots_metadata_bytes(
+        &self,
+        visible: &BotVisibility,
+        cursor: Option<&str>,
+        limit: u32,
+    ) -> Result<Vec<usize>> {
+        let lengths = self
+            .store()
+            .bots_metadata_bytes(visible, before(cursor)?, limit.clamp(1, 1000))
+            .await?;
+        Ok(lengths
+            .into_iter()
+            .map(|length| usize::try_from(length).unwrap_or(0))
+            .collect())
+    }
+
     /// Changes a bot; its metadata is replaced as a whole (`PUT`).
     ///
     /// # Errors

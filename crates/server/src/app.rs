@@ -9,6 +9,7 @@ use tokio_util::task::TaskTracker;
 use crate::audit::AuditTrail;
 use crate::auth::Auth;
 use crate::config::Config;
+use crate::http::room::Rooms;
 
 /// The server's parts; clones share them.
 #[derive(Clone)]
@@ -28,6 +29,8 @@ pub struct Parts {
     pub audit: AuditTrail,
     /// Work that outlives the request that asked for it; waited for at the end.
     pub tasks: TaskTracker,
+    /// Memory for answers that are held whole.
+    pub rooms: Rooms,
 }
 
 impl App {
@@ -64,5 +67,10 @@ impl App {
     /// Work that outlives the request that asked for it.
     pub fn tasks(&self) -> &TaskTracker {
         &self.0.tasks
+    }
+
+    /// Memory for answers that are held whole.
+    pub fn rooms(&self) -> &Rooms {
+        &self.0.rooms
     }
 }

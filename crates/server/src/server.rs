@@ -24,6 +24,7 @@ use crate::auth::{
 };
 use crate::config::{Config, PullPolicy};
 use crate::http;
+use crate::http::room::Rooms;
 
 /// The store's setting with the image that was built on this host because no registry answered.
 pub const DEFAULT_IMAGE_SETTING: &str = "workspace.default_image";
@@ -130,6 +131,7 @@ impl RunningServer {
             core,
             auth,
             tasks,
+            rooms: Rooms::default(),
         });
         let address = listener.local_addr().map_err(|source| StartError::Listen {
             address: app.config().server.addr.to_string(),

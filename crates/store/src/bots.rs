@@ -199,30 +199,7 @@ impl Store {
 
     /// One page of bots, newest first: at most `limit`, only those older than `before`.
     pub async fn bots(&self, visible: &BotVisibility, before: Option<i64>, limit: u32) -> Result<BotPage> {
-        let mut query = QueryBuilder::<Sqlite>::new("SELECT ");
-        query.push(COLUMNS).push(" FROM bots WHERE seq < ");
-        query.push_bind(before.unwrap_or(i64::MAX));
-        match visible {
-            BotVisibility::All => {}
-            BotVisibility::OwnedBy(user) => {
-                query.push(" AND owner_user_id = ").push_bind(user);
-            }
-            BotVisibility::SeenBy(user) => {
-                query.push(" AND (owner_user_id = ").push_bind(user);
-                query
-                    .push(" OR id IN (SELECT bot_id FROM bot_members WHERE user_id = ")
-                    .push_bind(user);
-                query.push("))");
-            }
-            BotVisibility::Among(ids) => {
-                query
-                    .push(" AND id IN (SELECT value FROM json_each(")
-                    .push_bind(Value::from(ids.clone()).to_string());
-                query.push("))");
-            }
-        }
-        query.push(" ORDER BY seq DESC LIMIT ").push_bind(i64::from(limit) + 1);
-        let rows = query
+        let rows = page_statement(COLUMNS, visible, before, limit.saturating_add(1))
             .build()
             .fetch_all(self.readers())
             .await
@@ -232,6 +209,20 @@ impl Store {
         bots.truncate(limit as usize);
         let next_before = bots.last().filter(|_| more).map(|bot| bot.seq);
         Ok(BotPage { bots, next_before })
+    }
+
+    /// How long the metadata of each bot on that page is, in bytes, in the page's order.
+    pub async fn bots_metadata_bytes(
+        &self,
+        visible: &BotVisibility,
+        before: Option<i64>,
+        limit: u32,
+    ) -> Result<Vec<i64>> {
+        page_statement("octet_length(metadata)", visible, before, limit)
+            .build_query_scalar()
+            .fetch_all(self.readers())
+            .await
+            .map_err(StoreError::on("measuring bots"))
     }
 
     /// Every bot in one of these states, oldest first.
@@ -371,6 +362,34 @@ impl Store {
             .map_err(StoreError::on("deleting a bot"))?;
         Ok(())
     }
+}
+
+/// At most `limit` bots, newest first, only those older than `before`.
+fn page_statement(columns: &str, visible: &BotVisibility, before: Option<i64>, limit: u32) -> QueryBuilder<Sqlite> {
+    let mut query = QueryBuilder::<Sqlite>::new("SELECT ");
+    query.push(columns).push(" FROM bots WHERE seq < ");
+    query.push_bind(before.unwrap_or(i64::MAX));
+    match visible {
+        BotVisibility::All => {}
+        BotVisibility::OwnedBy(user) => {
+            query.push(" AND owner_user_id = ").push_bind(user.clone());
+        }
+        BotVisibility::SeenBy(user) => {
+            query.push(" AND (owner_user_id = ").push_bind(user.clone());
+            query
+                .push(" OR id IN (SELECT bot_id FROM bot_members WHERE user_id = ")
+                .push_bind(user.clone());
+            query.push("))");
+        }
+        BotVisibility::Among(ids) => {
+            query
+                .push(" AND id IN (SELECT value FROM json_each(")
+                .push_bind(Value::from(ids.clone()).to_string());
+            query.push("))");
+        }
+    }
+    query.push(" ORDER BY seq DESC LIMIT ").push_bind(i64::from(limit));
+    query
 }
 
 fn update_statement(id: &BotId, update: BotUpdate) -> QueryBuilder<Sqlite> {

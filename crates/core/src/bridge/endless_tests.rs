@@ -141,6 +141,13 @@ async fn streams_that_nobody_reads_hold_no_more_than_their_windows() {
     assert!(grown < LITTLE_MEMORY, "memory grew by {grown} bytes");
 }
 
+/// A list of processes to its end.
+async fn listed(bridge: &super::Bridge) -> Result<(), BridgeError> {
+    let mut pages = exec::list(bridge).await?;
+    while pages.next_page().await?.is_some() {}
+    Ok(())
+}
+
 /// The same message again and again.
 fn endless_messages(message: &impl Message) -> Lies {
     Lies::Raw(stream::repeat(framed(message)).boxed())
@@ -160,8 +167,8 @@ async fn a_list_of_processes_with_commands_without_end_is_not_held() {
         let impostor = impostor(move |_| endless_messages(&page)).await;
         let _measured = MEASURED.lock().await;
         let before = resident_bytes();
-        let listed = tokio::time::timeout(Duration::from_secs(10), exec::list(&impostor.bridge)).await;
-        assert!(!matches!(listed, Ok(Ok(_))), "it has no end");
+        let listed = tokio::time::timeout(Duration::from_secs(10), listed(&impostor.bridge)).await;
+        assert!(!matches!(listed, Ok(Ok(()))), "it has no end");
         let grown = resident_bytes().saturating_sub(before);
         assert!(grown < LITTLE_MEMORY, "memory grew by {grown} bytes");
     }
@@ -226,7 +233,7 @@ async fn streams_that_say_nothing_are_ended() {
     let path = WorkspacePath::parse("/data/f").expect("a path");
     let read = files::read(&impostor.bridge, &path, 7, 0).await.expect("it says so");
     untrustworthy(tokio::time::timeout(limit, read.collect(1000)).await);
-    untrustworthy(tokio::time::timeout(limit, exec::list(&impostor.bridge)).await);
+    untrustworthy(tokio::time::timeout(limit, listed(&impostor.bridge)).await);
     let archive = files::read_archive(&impostor.bridge, std::slice::from_ref(&path));
     let mut archive = Box::pin(archive.await.expect("it says so"));
     untrustworthy(tokio::time::timeout(limit, async { archive.next().await.expect("a piece") }).await);
@@ -362,4 +369,31 @@ async fn whatever_status_it_answers_is_one_a_caller_can_act_on() {
             "{error}"
         );
     }
+}
+
+#[tokio::test]
+async fn a_file_that_comes_for_ever_is_given_up_in_time() {
+    let first = ReadChunk {
+        info: Some(entry("/data/f")),
+        ..ReadChunk::default()
+    };
+    let more = ReadChunk {
+        data: Bytes::from_static(b"no line ends"),
+        ..ReadChunk::default()
+    };
+    let impostor = impostor(move |_| first_and_endless(&first, &more)).await;
+    let path = WorkspacePath::parse("/data/f").expect("a path");
+    let read = files::read(&impostor.bridge, &path, 0, 0).await.expect("it says so");
+    let mut read = read.within(Duration::from_millis(300));
+    let to_its_end = async {
+        loop {
+            match read.next_piece().await {
+                Ok(Some(_)) => {}
+                ended => return ended,
+            }
+        }
+    };
+    let ended = tokio::time::timeout(Duration::from_secs(60), to_its_end).await;
+    let ended = ended.expect("it is given up");
+    assert!(matches!(ended, Err(BridgeError::Unreachable { .. })), "{ended:?}");
 }

@@ -2,6 +2,7 @@
 //! restarted server loses nothing, and an exit code comes from the bridge's own `wait` or not at all.
 
 mod events;
+mod list;
 mod request;
 mod signal;
 mod status;
@@ -20,18 +21,15 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::bridge::{Bridge, BridgeError, BridgeResult, LARGE_WITHIN, NEXT_PIECE_WITHIN, SMALL_WITHIN};
+use crate::bridge::{Bridge, BridgeError, BridgeResult, NEXT_PIECE_WITHIN, SMALL_WITHIN};
 
 pub use events::{CollectedOutput, ExecEvent, ExecEvents, ExecOutcome, OutputStream, collect};
+pub use list::{ProcessPages, list};
 pub use request::{ExecRequest, ExecStdin, LONGEST_TIMEOUT, LogLimits, Program, TerminalSize, WhenStreamEnds};
 pub use signal::signal_number;
 pub use status::{ExecEnd, ExecStatus};
 pub use text::{TextPiece, TextPieces};
 
-/// The most processes that a bridge is believed to know. It remembers 20,000 and those that run.
-const MOST_EXECS: usize = 65_536;
-/// The most that their commands may take in all when they are listed, each cut to 1,024 characters.
-const MOST_LISTED_BYTES: usize = 128 * 1024 * 1024;
 /// The first generation of bridges that gives a slow reader also what a process wrote just before its end.
 const WAITS_WHOLLY_SINCE: u32 = 7;
 /// How long the end of a process whose time is over may take to be told. A bridge of ours needs 3 s for it.
@@ -168,50 +166,6 @@ pub async fn status(bridge: &Bridge, id: &ExecId) -> BridgeResult<ExecStatus> {
     let mut client = bridge.workspace();
     let status = Bridge::answer(SMALL_WITHIN, client.get_exec(wire_id(id))).await?;
     ExecStatus::from_wire(status, id)
-}
-
-/// Running and recent processes, the oldest start first; long commands are cut.
-///
-/// # Errors
-/// `Unreachable`, `Untrustworthy`.
-pub async fn list(bridge: &Bridge) -> BridgeResult<Vec<ExecStatus>> {
-    match timeout(LARGE_WITHIN, list_all(bridge)).await {
-        Ok(found) => found,
-        Err(_) => Err(BridgeError::late("the processes")),
-    }
-}
-
-async fn list_all(bridge: &Bridge) -> BridgeResult<Vec<ExecStatus>> {
-    let mut client = bridge.workspace();
-    let mut pages = Bridge::answer(SMALL_WITHIN, client.list_execs(wire::Empty {})).await?;
-    let mut found = Vec::new();
-    let mut held_bytes = 0;
-    loop {
-        let page = match timeout(NEXT_PIECE_WITHIN, pages.message()).await {
-            Ok(page) => page?,
-            Err(_) => return Err(BridgeError::late("the next part of the processes")),
-        };
-        let Some(page) = page else { return Ok(found) };
-        if page.execs.is_empty() {
-            return Err(BridgeError::Untrustworthy(
-                "a part of a list with nothing in it".to_owned(),
-            ));
-        }
-        let too_many = || BridgeError::Untrustworthy("more processes than it can remember".to_owned());
-        if found.len() + page.execs.len() > MOST_EXECS {
-            return Err(too_many());
-        }
-        for status in page.execs {
-            let id = ExecId::parse(&status.exec_id)
-                .map_err(|_| BridgeError::Untrustworthy("an id that no process has".to_owned()))?;
-            let status = ExecStatus::from_wire(status::shortened(status), &id)?;
-            held_bytes += status.held_bytes();
-            if held_bytes > MOST_LISTED_BYTES {
-                return Err(too_many());
-            }
-            found.push(status);
-        }
-    }
 }
 
 /// Sends a signal to the process's whole group.

@@ -1,8 +1,10 @@
 //! A regular file's bytes, from any offset, in pieces.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use skep_bridge_protocol::workspace::{ReadChunk, ReadRequest};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tonic::Streaming;
 
 use super::entry::FileEntry;
@@ -16,6 +18,8 @@ pub struct FileReader {
     first: Option<Bytes>,
     /// Pieces without a byte that may still come: an old bridge skips what lies before the offset, and says so.
     empty_pieces: u64,
+    /// By when all of it must be there, if it must.
+    deadline: Option<Instant>,
 }
 
 /// Opens a regular file at `offset`, for `length` bytes (0: to its end).
@@ -54,6 +58,7 @@ pub async fn read_below(
         chunks,
         // Each stands for one byte or more of what is skipped.
         empty_pieces: if bridge.skips_to_offsets() { offset } else { 0 },
+        deadline: None,
     })
 }
 
@@ -63,12 +68,35 @@ impl FileReader {
         &self.entry
     }
 
+    /// The same, of which the next pieces come as soon as a file that is held whole must, or not at all.
+    #[must_use]
+    pub fn in_bounded_time(self) -> Self {
+        self.within(LARGE_WITHIN)
+    }
+
+    pub(crate) fn within(self, limit: Duration) -> Self {
+        Self {
+            deadline: Instant::now().checked_add(limit),
+            ..self
+        }
+    }
+
     /// The next bytes; `None` at the end. How many come in all is for the caller to check: a file may shrink or
     /// grow while it is read.
     ///
     /// # Errors
     /// What the bridge met with, or that it stood still for too long.
     pub async fn next_piece(&mut self) -> BridgeResult<Option<Bytes>> {
+        match self.deadline {
+            None => self.next_of_any_time().await,
+            Some(deadline) => match timeout_at(deadline, self.next_of_any_time()).await {
+                Ok(piece) => piece,
+                Err(_) => Err(BridgeError::late("the file")),
+            },
+        }
+    }
+
+    async fn next_of_any_time(&mut self) -> BridgeResult<Option<Bytes>> {
         if let Some(first) = self.first.take() {
             return Ok(Some(first));
         }
@@ -87,19 +115,13 @@ impl FileReader {
     /// # Errors
     /// `TooLarge` when there is more; `Unreachable` when it takes longer than anything that small may.
     pub async fn collect(self, most: usize) -> BridgeResult<Vec<u8>> {
-        match timeout(LARGE_WITHIN, self.collect_all(most)).await {
-            Ok(collected) => collected,
-            Err(_) => Err(BridgeError::late("the file")),
-        }
-    }
-
-    async fn collect_all(mut self, most: usize) -> BridgeResult<Vec<u8>> {
-        let mut bytes = Vec::with_capacity(usize::try_from(self.entry.size_bytes).unwrap_or(most).min(most));
-        while let Some(piece) = self.next_piece().await? {
+        let mut whole = self.in_bounded_time();
+        let mut bytes = Vec::with_capacity(usize::try_from(whole.entry.size_bytes).unwrap_or(most).min(most));
+        while let Some(piece) = whole.next_piece().await? {
             if bytes.len() + piece.len() > most {
                 return Err(BridgeError::TooLarge(format!(
                     "{} has more than {most} bytes; use download",
-                    self.entry.path
+                    whole.entry.path
                 )));
             }
             bytes.extend_from_slice(&piece);

@@ -7,6 +7,7 @@ pub mod error;
 pub mod extract;
 pub mod idempotency;
 mod plain;
+pub mod room;
 pub mod routes;
 mod socket;
 pub mod sse;

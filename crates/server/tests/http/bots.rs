@@ -336,3 +336,29 @@ async fn an_admin_makes_and_lists_bots_of_others_and_nobody_else_does() {
         assert_eq!(ids(&page), expected, "{query}");
     }
 }
+
+#[tokio::test]
+async fn bots_with_much_metadata_are_fewer_on_a_page() {
+    let server = TestServer::start().await;
+    let much = "m".repeat(200_000);
+    for _ in 0..8 {
+        let body = json!({"metadata": {"much": much}});
+        let made = server.call("POST", "/bots?workspace=false").json(&body).send().await;
+        made.expect_status(201);
+    }
+    let (mut seen, mut pages, mut cursor) = (Vec::new(), 0, String::new());
+    loop {
+        let answer = server.call("GET", &format!("/bots?limit=500{cursor}")).send().await;
+        let page = answer.expect_status(200).json();
+        assert!(answer.body.len() < 2 << 20, "a page of {} bytes", answer.body.len());
+        pages += 1;
+        seen.extend(page["items"].as_array().unwrap().iter().map(|bot| text_of(bot, "id")));
+        match page["next_cursor"].as_str() {
+            Some(next) => cursor = format!("&cursor={next}"),
+            None => break,
+        }
+    }
+    assert_eq!((seen.len(), pages), (8, 2));
+    seen.dedup();
+    assert_eq!(seen.len(), 8, "none is there twice");
+}

@@ -311,3 +311,33 @@ async fn directories_are_made_moved_copied_and_deleted() {
         .await;
     assert_eq!(root.expect_error(403, "forbidden"), "cannot delete root directory");
 }
+
+/// Escaped it has 48 MiB, which no connection takes unread.
+#[tokio::test]
+async fn whoever_leaves_large_reads_unread_gets_no_more_of_them() {
+    let workspace = Workspace::start().await;
+    workspace
+        .run("head -c 8388608 /dev/zero > /data/large; echo small > /data/small")
+        .await;
+    let read = "/fs/read?path=/data/large";
+    let mut unread = Vec::new();
+    let refused = loop {
+        let call = workspace.server.call("GET", &workspace.path(read));
+        let answer = call.open().await;
+        if answer.status() != 200 {
+            break answer;
+        }
+        assert!(unread.len() < 16, "each takes room");
+        unread.push(answer);
+    };
+    assert!(!unread.is_empty());
+    assert_eq!(refused.status(), 429);
+    assert!(refused.headers().contains_key("retry-after"));
+    workspace.get("/fs/read?path=/data/small").await.expect_status(200);
+    drop(unread);
+    crate::until(async || match workspace.get(read).await.status {
+        200 => Ok(()),
+        status => Err(status.to_string()),
+    })
+    .await;
+}

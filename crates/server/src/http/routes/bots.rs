@@ -30,6 +30,10 @@ use crate::http::{timezone, wire};
 const PAGE: u32 = 50;
 /// Bots on a page at most.
 const LARGEST_PAGE: u32 = 500;
+/// How long the metadata of the bots on a page may be together, in bytes; of one alone it may be longer.
+const MOST_METADATA_BYTES: usize = 1024 * 1024;
+/// How many bytes one byte of metadata can take when it is read: a field of a small object takes hundreds.
+const ROOM_OF_A_BYTE: usize = 64;
 
 /// `/bots`
 pub fn router() -> OpenApiRouter<App> {
@@ -42,7 +46,7 @@ pub fn router() -> OpenApiRouter<App> {
 
 #[derive(Debug, Deserialize, IntoParams)]
 struct ListQuery {
-    /// How many, 1 to 500; default 50.
+    /// How many at most, 1 to 500; default 50. Bots with much metadata are fewer on a page.
     #[param(minimum = 1, maximum = 500)]
     limit: Option<u32>,
     /// `next_cursor` of the page before.
@@ -57,7 +61,8 @@ struct ListQuery {
 }
 
 /// Own and shared bots, newest first.
-#[utoipa::path(get, path = "/bots", tag = "bots", params(ListQuery), responses((status = 200, body = BotPage)))]
+#[utoipa::path(get, path = "/bots", tag = "bots", params(ListQuery), responses((status = 200, body = BotPage),
+    (status = 429, description = "Too many large answers are being sent to this user, or to all")))]
 async fn list(
     State(app): State<App>,
     signed: SignedIn<Read>,
@@ -74,7 +79,11 @@ async fn list(
         Some(_) => return Err(ApiError::invalid_argument("include may be container")),
     };
     let visible = visibility(&caller, &query)?;
-    let page = app.core().bots(&visible, query.cursor.as_deref(), limit).await?;
+    let cursor = query.cursor.as_deref();
+    let lengths = app.core().bots_metadata_bytes(&visible, cursor, limit).await?;
+    let (count, bytes) = fitting(&lengths);
+    let _room = app.rooms().take(&caller.user.id, bytes * ROOM_OF_A_BYTE).await?;
+    let page = app.core().bots(&visible, cursor, count).await?;
     let allowed = |bot: &skep_core::Bot| {
         caller
             .bots
@@ -89,6 +98,19 @@ async fn list(
         },
         next_cursor: page.next_cursor,
     }))
+}
+
+/// How many bots fit on a page, at least one, and how long their metadata is together.
+fn fitting(lengths: &[usize]) -> (u32, usize) {
+    let (mut count, mut bytes) = (0, 0);
+    for length in lengths {
+        if count > 0 && bytes + length > MOST_METADATA_BYTES {
+            break;
+        }
+        count += 1;
+        bytes += length;
+    }
+    (count.max(1), bytes)
 }
 
 /// Workspaces that cannot be asked about now do not keep bots from being listed; the reason is told with each.

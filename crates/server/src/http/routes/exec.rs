@@ -2,6 +2,7 @@
 
 mod control;
 mod interruption;
+mod list;
 mod output;
 mod stream;
 mod wanted;
@@ -13,7 +14,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use serde::Deserialize;
-use skep_api::{ErrorBody, ExecInfo, ExecList, ExecRequest, ExecResult, ExecStarted, ExecState, ExecStreamEvent};
+use skep_api::{ErrorBody, ExecInfo, ExecRequest, ExecResult, ExecStarted, ExecState, ExecStreamEvent};
 use skep_core::bridge::Bridge;
 use skep_core::exec::{self, ExecId, ExecOutcome, ExecStatus, Program, TextPiece};
 use skep_core::{Outcome, Requester};
@@ -45,7 +46,7 @@ const STARTED: StatusCode = StatusCode::OK;
 /// `/bots/{bot_id}/container/exec…`
 pub fn router() -> OpenApiRouter<App> {
     OpenApiRouter::new()
-        .routes(routes!(list, run))
+        .routes(routes!(list::list, run))
         .merge(control::router())
         .merge(output::router())
 }
@@ -282,23 +283,6 @@ fn shown(piece: TextPiece) -> (String, skep_api::Encoding) {
         TextPiece::Text(text) => (text, skep_api::Encoding::Utf8),
         TextPiece::Bytes(bytes) => exact_text(bytes),
     }
-}
-
-/// Running and recent processes.
-#[utoipa::path(get, path = "/bots/{bot_id}/container/exec", tag = "exec", params(StartQuery),
-    responses((status = 200, body = ExecList),
-        (status = 409, body = ErrorBody, description = "The workspace is stopped"),
-        (status = 503, body = ErrorBody, description = "The workspace is not reachable")))]
-async fn list(
-    State(app): State<App>,
-    access: BotAccess<Operate>,
-    Query(query): Query<StartQuery>,
-) -> ApiResult<Json<ExecList>> {
-    let bridge: Bridge = bridge_of(&app, &access, query.start).await?;
-    let found = exec::list(&bridge).await.map_err(refused)?;
-    Ok(Json(ExecList {
-        items: found.into_iter().map(info).collect(),
-    }))
 }
 
 fn info(status: ExecStatus) -> ExecInfo {

@@ -24,6 +24,11 @@ impl Lines {
         }
     }
 
+    /// Bytes that were collected so far.
+    pub(super) fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// Takes the next bytes of the file; says whether more are needed.
     pub(super) fn push(&mut self, mut piece: &[u8]) -> Result<bool, TooLong> {
         while self.left > 0 && !piece.is_empty() {

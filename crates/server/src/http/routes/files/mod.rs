@@ -2,6 +2,7 @@
 
 mod archive;
 mod change;
+mod content;
 mod download;
 mod lines;
 mod list;

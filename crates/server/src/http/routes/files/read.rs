@@ -2,23 +2,28 @@
 
 use axum::Json;
 use axum::extract::State;
-use base64::Engine;
+use axum::response::Response;
 use serde::Deserialize;
-use skep_api::{Encoding, ErrorBody, FileContent, FileInfo};
+use skep_api::{ErrorBody, FileContent, FileInfo};
 use skep_core::files::{self, FileReader, Links, WorkspacePath};
 use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::content::{self, Held, Wanted};
 use super::lines::Lines;
-use super::{bridge_of, exact_text, file_info, refused, required_path};
+use super::{bridge_of, file_info, refused, required_path};
 use crate::app::App;
-use crate::http::access::{BotAccess, Operate};
+use crate::http::access::{BotAccess, Caller, Operate};
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::Query;
 
 /// The most that a read holds in memory; a download has no limit.
 const MOST_READ_BYTES: usize = 16 * 1024 * 1024;
+/// What a read takes room for at least, in bytes.
+const LEAST_ROOM_BYTES: usize = 64 * 1024;
+/// A buffer that grows may be twice as long as what is in it.
+const ROOM_OF_A_BYTE: usize = 2;
 
 pub(super) fn router() -> OpenApiRouter<App> {
     OpenApiRouter::new().routes(routes!(stat)).routes(routes!(read))
@@ -65,13 +70,6 @@ struct ReadQuery {
     start: Option<bool>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Wanted {
-    Text,
-    Base64,
-    Auto,
-}
-
 /// A file's content, or some of its lines.
 #[utoipa::path(get, path = "/bots/{bot_id}/container/fs/read", tag = "files", params(ReadQuery),
     responses((status = 200, body = FileContent),
@@ -80,12 +78,13 @@ enum Wanted {
         (status = 404, body = ErrorBody, description = "No such file"),
         (status = 409, body = ErrorBody, description = "The workspace is stopped"),
         (status = 413, body = ErrorBody, description = "Over 16 MiB: use download"),
+        (status = 429, body = ErrorBody, description = "Too many large files are being read by this user, or by all"),
         (status = 503, body = ErrorBody, description = "The workspace is not reachable")))]
 async fn read(
     State(app): State<App>,
     access: BotAccess<Operate>,
     Query(query): Query<ReadQuery>,
-) -> ApiResult<Json<FileContent>> {
+) -> ApiResult<Response> {
     let path = required_path(query.path.as_deref())?;
     let wanted = match query.encoding.as_deref() {
         None | Some("") => Wanted::Text,
@@ -99,36 +98,60 @@ async fn read(
     let bridge = bridge_of(&app, &access, query.start).await?;
     let reader = files::read(&bridge, &path, 0, 0).await.map_err(refused)?;
     let (size, etag) = (reader.entry().size_bytes, reader.entry().etag.clone());
-    let bytes = match (query.line_offset, query.n_lines) {
-        (None, None) => whole(reader).await?,
-        (offset, count) => some_lines(reader, offset.unwrap_or(1), count.unwrap_or(u64::MAX)).await?,
-    };
-    let (content, encoding, lossy) = as_wanted(bytes, wanted);
-    Ok(Json(FileContent {
-        path: path.as_str().to_owned(),
-        content,
-        size,
-        lossy,
-        encoding,
-        etag,
-    }))
-}
-
-async fn whole(reader: FileReader) -> ApiResult<Vec<u8>> {
-    if reader.entry().size_bytes > MOST_READ_BYTES as u64 {
+    let is_whole = query.line_offset.is_none() && query.n_lines.is_none();
+    if is_whole && size > MOST_READ_BYTES as u64 {
         return Err(too_large());
     }
-    reader.collect(MOST_READ_BYTES).await.map_err(refused)
+    let expected = if is_whole {
+        usize::try_from(size).unwrap_or(0)
+    } else {
+        0
+    };
+    let lines = Lines::new(
+        query.line_offset.unwrap_or(1),
+        query.n_lines.unwrap_or(u64::MAX),
+        MOST_READ_BYTES,
+    );
+    let held = hold((&app, &access.caller), reader, (lines, expected)).await?;
+    content::answer(
+        FileContent {
+            path: path.as_str().to_owned(),
+            content: String::new(),
+            size,
+            lossy: false,
+            encoding: None,
+            etag,
+        },
+        held,
+        wanted,
+    )
 }
 
-async fn some_lines(mut reader: FileReader, offset: u64, count: u64) -> ApiResult<Vec<u8>> {
-    let mut lines = Lines::new(offset, count, MOST_READ_BYTES);
+/// Collects the lines as there is room for them: for as many bytes as the file says that it has, `expected`, and for
+/// more when there are more.
+async fn hold(
+    (app, caller): (&App, &Caller),
+    reader: FileReader,
+    (mut lines, expected): (Lines, usize),
+) -> ApiResult<Held> {
+    let mut reader = reader.in_bounded_time();
+    let mut covered = expected.max(LEAST_ROOM_BYTES);
+    let room = async |bytes: usize| app.rooms().take(&caller.user.id, bytes * ROOM_OF_A_BYTE).await;
+    let mut rooms = vec![room(covered).await?];
     while let Some(piece) = reader.next_piece().await.map_err(refused)? {
-        if !lines.push(&piece).map_err(|_| too_large())? {
+        let goes_on = lines.push(&piece).map_err(|_| too_large())?;
+        while lines.len() > covered {
+            rooms.push(room(covered).await?);
+            covered *= 2;
+        }
+        if !goes_on {
             break;
         }
     }
-    Ok(lines.finish())
+    Ok(Held {
+        bytes: lines.finish(),
+        _rooms: rooms,
+    })
 }
 
 fn too_large() -> ApiError {
@@ -136,21 +159,4 @@ fn too_large() -> ApiError {
         skep_api::ErrorCode::BodyTooLarge,
         "the file is over 16 MiB: use /fs/download, or line_offset and n_lines",
     )
-}
-
-fn as_wanted(bytes: Vec<u8>, wanted: Wanted) -> (String, Option<Encoding>, bool) {
-    match wanted {
-        Wanted::Base64 => {
-            let text = base64::engine::general_purpose::STANDARD.encode(&bytes);
-            (text, Some(Encoding::Base64), false)
-        }
-        Wanted::Auto => {
-            let (text, encoding) = exact_text(bytes);
-            (text, Some(encoding), false)
-        }
-        Wanted::Text => match String::from_utf8(bytes) {
-            Ok(text) => (text, None, false),
-            Err(error) => (String::from_utf8_lossy(error.as_bytes()).into_owned(), None, true),
-        },
-    }
 }
