@@ -28,6 +28,8 @@ pub trait Need: Send + Sync + 'static {
     const TICKET: Option<TicketPurpose> = None;
     /// What of it a bot with guest access allows to any signed-in user.
     const GUESTS: Guests = Guests::Nothing;
+    /// It opens a socket, which is told in the audit trail though it is a GET.
+    const SOCKET: bool = false;
 }
 
 /// What any signed-in user may do with a bot that has guest access.
@@ -53,6 +55,7 @@ macro_rules! needs {
     )*};
     (@ TICKET $value:expr) => { const TICKET: Option<TicketPurpose> = Some($value); };
     (@ GUESTS $value:expr) => { const GUESTS: Guests = $value; };
+    (@ SOCKET $value:expr) => { const SOCKET: bool = $value; };
 }
 
 needs! {
@@ -69,9 +72,9 @@ needs! {
     /// The tools gateway: also for guests.
     Tools: Operate, GUESTS = Guests::Everything;
     /// The terminal's socket: also by ticket.
-    Terminal: Operate, TICKET = TicketPurpose::Terminal;
+    Terminal: Operate, TICKET = TicketPurpose::Terminal, SOCKET = true;
     /// A forwarded port: also by ticket.
-    Port: Operate, TICKET = TicketPurpose::Port;
+    Port: Operate, TICKET = TicketPurpose::Port, SOCKET = true;
 }
 
 /// By what a caller is known.
@@ -272,6 +275,9 @@ impl<N: Need> FromRequestParts<App> for BotAccess<N> {
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
         let context = RequestContext::from_request_parts(parts, app).await?;
+        if N::SOCKET {
+            context.note_told();
+        }
         let text = path_part(parts, "bot_id").await;
         let ticket_for = text.as_deref().unwrap_or_default().to_owned();
         let caller = identify(parts, app, N::TICKET.map(|purpose| (purpose, ticket_for.as_str()))).await?;

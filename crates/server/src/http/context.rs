@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -39,6 +40,8 @@ struct Seen {
     user_id: OnceLock<String>,
     bot_id: OnceLock<String>,
     operation_id: OnceLock<String>,
+    /// It is told in the audit trail, whoever asked and whatever its method is.
+    is_told: AtomicBool,
 }
 
 impl RequestContext {
@@ -50,6 +53,12 @@ impl RequestContext {
     /// Remembers which bot it is about.
     pub(crate) fn note_bot(&self, bot: &BotId) {
         self.seen.bot_id.get_or_init(|| bot.to_string());
+    }
+
+    /// Remembers that it belongs into the audit trail: a guess at a password, though nobody is known, or a socket, which
+    /// is opened by a GET.
+    pub(crate) fn note_told(&self) {
+        self.seen.is_told.store(true, Ordering::Relaxed);
     }
 
     /// Remembers an operation that was begun to answer: the answer names it, unless it names its own.
@@ -92,8 +101,7 @@ pub(crate) async fn with_context(State(app): State<App>, mut request: Request, n
         .map(|path| path.as_str().to_owned());
     let mut trace = route
         .as_ref()
-        .filter(|_| !method.is_safe())
-        .map(|route| Trace::new(&app, context.clone(), action(&method, route)));
+        .map(|route| Trace::new(&app, context.clone(), (&method, route)));
     let response = match AssertUnwindSafe(next.run(request)).catch_unwind().await {
         Ok(response) => response,
         Err(panic) => ApiError::internal(panic_text(panic.as_ref())).into_response(),
@@ -137,16 +145,19 @@ struct Trace {
     app: App,
     context: RequestContext,
     action: String,
+    /// Its method is one that changes nothing by itself.
+    is_safe: bool,
     outcome: String,
     is_written: bool,
 }
 
 impl Trace {
-    fn new(app: &App, context: RequestContext, action: String) -> Self {
+    fn new(app: &App, context: RequestContext, (method, route): (&Method, &str)) -> Self {
         Self {
             app: app.clone(),
             context,
-            action,
+            action: action(method, route),
+            is_safe: method.is_safe(),
             outcome: GONE.to_owned(),
             is_written: false,
         }
@@ -154,28 +165,45 @@ impl Trace {
 
     async fn write(&mut self, status: StatusCode) {
         self.outcome = status.as_u16().to_string();
-        self.app.audit().append(self.line()).await;
+        if let Some(line) = self.line() {
+            self.app.audit().append(line).await;
+        }
         self.is_written = true;
     }
 
-    fn line(&self) -> NewAudit {
+    /// `None`: it changed nothing, or it is that of nobody, who could fill the disk with such lines. Then it is logged.
+    fn line(&self) -> Option<NewAudit> {
         let seen = &self.context.seen;
-        NewAudit {
+        let (action, outcome, request_id) = (&self.action, &self.outcome, &self.context.request_id);
+        let is_told = seen.is_told.load(Ordering::Relaxed);
+        if self.is_safe && !is_told && seen.operation_id.get().is_none() {
+            return None;
+        }
+        let user_id = seen.user_id.get().cloned();
+        if user_id.is_none() && (self.is_safe || !is_told) {
+            let from = self.context.from;
+            tracing::info!(request_id, action, %from, outcome, "a request of nobody that is known");
+            return None;
+        }
+        Some(NewAudit {
             at: Utc::now(),
-            user_id: seen.user_id.get().cloned().unwrap_or_default(),
-            action: self.action.clone(),
+            user_id: user_id.unwrap_or_default(),
+            action: action.clone(),
             bot_id: seen.bot_id.get().cloned(),
             address: self.context.from.to_string(),
-            outcome: self.outcome.clone(),
-            request_id: self.context.request_id.clone(),
-        }
+            outcome: outcome.clone(),
+            request_id: request_id.clone(),
+        })
     }
 }
 
 impl Drop for Trace {
     fn drop(&mut self) {
-        if !self.is_written {
-            let (app, line) = (self.app.clone(), self.line());
+        if self.is_written {
+            return;
+        }
+        if let Some(line) = self.line() {
+            let app = self.app.clone();
             // The queue may be full, and nobody waits here.
             self.app.tasks().spawn(async move { app.audit().append(line).await });
         }

@@ -371,3 +371,76 @@ async fn operations_are_paged_to_the_first_one() {
         refused.expect_error(400, "invalid_argument");
     }
 }
+
+#[tokio::test]
+async fn what_nobody_asks_leaves_no_line_and_of_logins_those_that_were_tried_do() {
+    let mut server = TestServer::start().await;
+    let bot = server.bare_bot(server.admin_key()).await;
+    for credential in ["", "made.up.token", "skep_made-up"] {
+        for (method, path) in [
+            ("POST", "/bots".to_owned()),
+            ("DELETE", format!("/bots/{bot}")),
+            ("GET", format!("/bots/{bot}/container/terminal/ws")),
+        ] {
+            let refused = server.call_as(credential, method, &path).send().await;
+            refused.expect_error(401, "unauthorized");
+        }
+    }
+    let broken = server
+        .call_as("", "POST", "/auth/login")
+        .json(&json!({"username": "", "password": ""}));
+    broken.send().await.expect_status(400);
+    for number in 0..13 {
+        let body = json!({"username": "admin", "password": "wrong"});
+        let refused = server.call_as("", "POST", "/auth/login").json(&body).send().await;
+        refused.expect_status(if number < 10 { 401 } else { 429 });
+    }
+    server.restart().await;
+    let trail = server.call("GET", "/audit").send().await.expect_status(200).json();
+    let items = trail["items"].as_array().expect("a list");
+    let of_nobody: Vec<_> = items
+        .iter()
+        .filter(|line| line["user_id"] == "")
+        .map(|line| (text_of(line, "action"), text_of(line, "outcome")))
+        .collect();
+    assert_eq!(of_nobody, vec![("POST /auth/login".to_owned(), "401".to_owned()); 10]);
+}
+
+#[tokio::test]
+async fn a_get_that_starts_a_workspace_or_opens_a_socket_is_in_the_trail_and_no_other() {
+    let mut server = TestServer::start().await;
+    let bot = server.bot_with_workspace().await;
+    let (_, stranger) = server.member("stranger").await;
+    container(&server, &bot, "/stop").send().await.expect_status(200);
+    let base = format!("/bots/{bot}/container");
+    let get = async |credential: &str, rest: &str| {
+        let call = server.call_as(credential, "GET", &format!("{base}{rest}"));
+        call.send().await.status
+    };
+    let admin = server.admin_key().to_owned();
+    assert_eq!(get(&admin, "/fs/list").await, 409);
+    assert_eq!(get(&admin, "/fs/list?start=true").await, 200);
+    assert_eq!(get(&admin, "/fs/list").await, 200);
+    for socket in ["/terminal/ws", "/port-forward?port=80"] {
+        assert_eq!(get(&stranger, socket).await, 403);
+    }
+    assert_eq!(get(&stranger, "/terminal").await, 403);
+    server.restart().await;
+    let trail = server.call("GET", &format!("/audit?bot_id={bot}")).send().await.json();
+    let items = trail["items"].as_array().expect("a list");
+    let mut gets: Vec<_> = items
+        .iter()
+        .map(|line| (text_of(line, "action"), text_of(line, "outcome")))
+        .filter(|(action, _)| action.starts_with("GET"))
+        .collect();
+    gets.sort();
+    let expected = [
+        ("GET /bots/{bot_id}/container/fs/list", "200"),
+        ("GET /bots/{bot_id}/container/port-forward", "403"),
+        ("GET /bots/{bot_id}/container/terminal/ws", "403"),
+    ];
+    assert_eq!(
+        gets,
+        expected.map(|(action, outcome)| (action.to_owned(), outcome.to_owned()))
+    );
+}

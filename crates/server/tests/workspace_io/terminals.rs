@@ -318,3 +318,21 @@ async fn what_is_pasted_at_once_comes_whole_and_a_larger_frame_is_refused_by_nam
         (1009, "frames have at most 1 MiB".to_owned())
     );
 }
+
+#[tokio::test]
+async fn a_socket_that_was_opened_is_in_the_audit_trail() {
+    let workspace = Workspace::start().await;
+    let mut socket = connect(&workspace, "", None).await.unwrap();
+    type_line(&mut socket, "exit 0").await;
+    read_close(&mut socket).await;
+    until(async || {
+        let path = format!("/audit?bot_id={}", workspace.bot);
+        let trail = workspace.server.call("GET", &path).send().await.json();
+        let items = trail["items"].as_array().expect("a list");
+        let opened = items
+            .iter()
+            .any(|line| line["action"] == "GET /bots/{bot_id}/container/terminal/ws" && line["outcome"] == "101");
+        opened.then_some(()).ok_or_else(|| format!("{items:?}"))
+    })
+    .await;
+}

@@ -44,6 +44,7 @@ async fn login(
     if let Verdict::Slowed(time) = may_try(&app, &name, context.from)? {
         tokio::time::sleep(time).await;
     }
+    context.note_told();
     let turn = app.auth().passwords.turn().await.map_err(ApiError::internal)?;
     let attempt = Attempt {
         name,
