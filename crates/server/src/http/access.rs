@@ -17,7 +17,7 @@ use skep_store::{BotRow, MemberRole, Scope, TicketPurpose, UserRole, UserRow};
 use crate::app::App;
 use crate::auth::{API_KEY_PREFIX, digest};
 use crate::http::context::RequestContext;
-use crate::http::error::ApiError;
+use crate::http::error::{ApiError, chain};
 use crate::http::extract::path_part;
 
 /// What a route needs of its caller.
@@ -439,7 +439,14 @@ async fn by_secret(app: &App, secret: &str) -> Result<Caller, ApiError> {
     if !user.is_active {
         return Err(ApiError::unauthorized("user is inactive"));
     }
-    app.store().note_key_used(&key).await?;
+    // The key counts all the same while the store cannot be written.
+    if let Err(error) = app.store().note_key_used(&key).await {
+        tracing::warn!(
+            key = key.id,
+            cause = chain(&error),
+            "the use of an API key is not noted"
+        );
+    }
     Ok(Caller {
         user,
         scope: key.scope,

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde_json::json;
 use skep_runtime::{CheckStatus, RuntimeError};
 use skep_testkit::fake_runtime::Verb;
-use skep_testkit::server::TestServer;
+use skep_testkit::server::{TestServer, text_of};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{Connection, Executor};
 
@@ -157,4 +157,19 @@ async fn a_store_that_cannot_write_is_told_without_sql_and_the_log_says_why() {
     another.close().await.unwrap();
     let call = server.call("POST", "/bots?workspace=false");
     call.json(&json!({})).send().await.expect_status(201);
+}
+
+#[tokio::test]
+async fn a_key_counts_while_its_use_cannot_be_noted() {
+    let server = TestServer::start().await;
+    let body = json!({"name": "unused", "scope": "read"});
+    let made = server.call("POST", "/auth/keys").json(&body).send().await;
+    let key = text_of(&made.expect_status(201).json(), "key");
+    let database = SqliteConnectOptions::new().filename(server.directory().join("data/skep.db"));
+    let mut another = SqliteConnection::connect_with(&database).await.unwrap();
+    another.execute("BEGIN IMMEDIATE").await.unwrap();
+    let me = server.call_as(&key, "GET", "/users/me").send().await;
+    me.expect_status(200);
+    another.execute("ROLLBACK").await.unwrap();
+    another.close().await.unwrap();
 }
