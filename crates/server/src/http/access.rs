@@ -348,7 +348,7 @@ fn is_guest<N: Need>(caller: &Caller, bot: &BotRow, parts: &Parts) -> bool {
     let open = match N::GUESTS {
         Guests::Nothing => false,
         Guests::BelowMedia => query_part(parts, "path").is_some_and(|path| is_below_media(&path)),
-        Guests::Everything => true,
+        Guests::Everything => caller.scope >= N::SCOPE,
     };
     open && bot.guest_enabled && caller.is_for(&bot.id)
 }

@@ -39,6 +39,8 @@ pub(crate) struct Caller {
     pub(crate) on_bot: OnBot,
     /// Asks for a bot that has guest access.
     pub(crate) guest: bool,
+    /// The credential's scope is `read`, whatever its user may do.
+    pub(crate) reads_only: bool,
 }
 
 /// How an answer must be.
@@ -69,7 +71,7 @@ impl Caller {
             Needs::Operate | Needs::OperateOnBotOfBody => self.on_bot >= OnBot::Operate,
             Needs::Manage => self.on_bot >= OnBot::Manage,
             Needs::DownloadOfGuests => self.on_bot >= OnBot::Operate || (self.guest && below_media),
-            Needs::OperateOrGuest => self.on_bot >= OnBot::Operate || self.guest,
+            Needs::OperateOrGuest => self.on_bot >= OnBot::Operate || (self.guest && !self.reads_only),
         };
         if allowed { Verdict::Allowed } else { Verdict::Denied }
     }
@@ -148,8 +150,18 @@ async fn with_tokens(server: &TestServer, bots: &Bots, owner: &str) -> Vec<Calle
         admin: name == "an admin",
         on_bot,
         guest: name == "a guest",
+        reads_only: false,
     };
+    let read_key = key(server, &guest, "read", None).await;
     vec![
+        Caller {
+            name: "a guest by a read key",
+            credential: read_key,
+            by: By::NarrowKey,
+            guest: true,
+            reads_only: true,
+            ..of("", &guest, OnBot::Nothing)
+        },
         of("another user", &stranger, OnBot::Nothing),
         of("a guest", &guest, OnBot::Nothing),
         of("a viewer", &viewer, OnBot::Read),
@@ -216,6 +228,7 @@ async fn with_keys(server: &TestServer, bots: &Bots, owner: &str) -> Vec<Caller>
             admin: token == admin,
             on_bot,
             guest: false,
+            reads_only: scope == "read",
         });
     }
     callers
@@ -258,6 +271,7 @@ async fn without_anything(server: &TestServer, owner_id: &str) -> Vec<Caller> {
         admin: false,
         on_bot: OnBot::Nothing,
         guest: false,
+        reads_only: false,
     })
     .collect()
 }
