@@ -9,6 +9,7 @@ use tokio_util::task::TaskTracker;
 use crate::audit::AuditTrail;
 use crate::auth::Auth;
 use crate::config::Config;
+use crate::http::idempotency::Claimed;
 use crate::http::room::Rooms;
 
 /// The server's parts; clones share them.
@@ -31,6 +32,8 @@ pub struct Parts {
     pub tasks: TaskTracker,
     /// Memory for answers that are held whole.
     pub rooms: Rooms,
+    /// Idempotency keys whose requests are being worked on.
+    pub claimed: Claimed,
 }
 
 impl App {
@@ -72,5 +75,10 @@ impl App {
     /// Memory for answers that are held whole.
     pub fn rooms(&self) -> &Rooms {
         &self.0.rooms
+    }
+
+    /// Idempotency keys whose requests are being worked on.
+    pub fn claimed(&self) -> &Claimed {
+        &self.0.claimed
     }
 }

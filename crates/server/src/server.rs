@@ -24,6 +24,7 @@ use crate::auth::{
 };
 use crate::config::{Config, PullPolicy};
 use crate::http;
+use crate::http::idempotency::Claimed;
 use crate::http::room::Rooms;
 
 /// The store's setting with the image that was built on this host because no registry answered.
@@ -132,6 +133,7 @@ impl RunningServer {
             auth,
             tasks,
             rooms: Rooms::default(),
+            claimed: Claimed::default(),
         });
         let address = listener.local_addr().map_err(|source| StartError::Listen {
             address: app.config().server.addr.to_string(),

@@ -12,7 +12,7 @@ use crate::time::now;
 const REMEMBERED: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// What a key belongs to: the same word of another user, method or path is another key.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct IdempotencyKey {
     pub user_id: String,
     pub method: String,

@@ -1,7 +1,10 @@
 //! `Idempotency-Key`: the same key of the same user on the same method and path is the same request,
 //! for a day; with another body it is a mistake, and refused.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::future::Future;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::extract::{FromRequestParts, OriginalUri};
@@ -35,7 +38,6 @@ pub struct Idempotency {
 }
 
 /// What is to be done.
-#[derive(Debug)]
 pub enum Begin {
     /// The work, and then [`Claim::finish`] or [`Claim::release`].
     First(Claim),
@@ -43,9 +45,55 @@ pub enum Begin {
     Again(IdempotencyOutcome),
 }
 
+/// The keys whose requests are being worked on, each with the digest of its body. All of this server's: a key that
+/// is claimed and not in here is one that nobody works on any more.
+#[derive(Debug, Default)]
+pub struct Claimed(Mutex<HashMap<IdempotencyKey, String>>);
+
+impl Claimed {
+    fn lock(&self) -> MutexGuard<'_, HashMap<IdempotencyKey, String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A key while its request is being worked on. It is dropped also when that panics, or its key cannot be given back.
+struct Working {
+    app: App,
+    key: IdempotencyKey,
+}
+
+impl Working {
+    /// `None`: another request with this key is being worked on.
+    ///
+    /// # Errors
+    /// 422 when that one has another body.
+    fn begin(app: &App, key: &IdempotencyKey, digest: &str) -> Result<Option<Self>, ApiError> {
+        match app.claimed().lock().entry(key.clone()) {
+            Entry::Occupied(other) if other.get() != digest => Err(other_body()),
+            Entry::Occupied(_) => Ok(None),
+            Entry::Vacant(place) => {
+                place.insert(digest.to_owned());
+                Ok(Some(Self {
+                    app: app.clone(),
+                    key: key.clone(),
+                }))
+            }
+        }
+    }
+}
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        self.app.claimed().lock().remove(&self.key);
+    }
+}
+
 /// A key that this request holds.
-#[derive(Debug)]
-pub struct Claim(Option<IdempotencyKey>);
+pub struct Claim {
+    key: Option<IdempotencyKey>,
+    /// Kept for its end.
+    _working: Option<Working>,
+}
 
 impl FromRequestParts<App> for Idempotency {
     type Rejection = ApiError;
@@ -101,7 +149,10 @@ impl Idempotency {
 
     /// The key, claimed by this request or by the first one that came with it.
     pub fn claim(&self, caller: &Caller) -> Claim {
-        Claim(self.key_of(caller))
+        Claim {
+            key: self.key_of(caller),
+            _working: None,
+        }
     }
 
     /// Claims the key, if there is one.
@@ -111,7 +162,7 @@ impl Idempotency {
     /// 30 s.
     pub async fn begin(&self, app: &App, caller: &Caller, body: &[u8]) -> Result<Begin, ApiError> {
         let Some(key) = self.key_of(caller) else {
-            return Ok(Begin::First(Claim(None)));
+            return Ok(Begin::First(self.claim(caller)));
         };
         let mut hash = Sha256::new();
         hash.update(self.query.as_bytes());
@@ -119,16 +170,21 @@ impl Idempotency {
         hash.update(body);
         let digest = hex::encode(hash.finalize());
         for _ in 0..LOOKS {
+            let Some(working) = Working::begin(app, &key, &digest)? else {
+                tokio::time::sleep(BETWEEN_LOOKS).await;
+                continue;
+            };
             match app.store().begin_idempotent(&key, &digest).await? {
-                IdempotencyBegin::First => return Ok(Begin::First(Claim(Some(key)))),
-                IdempotencyBegin::OtherBody => {
-                    return Err(ApiError::new(
-                        ErrorCode::IdempotencyKeyReused,
-                        "the idempotency key was used with another body",
-                    ));
+                IdempotencyBegin::First => {
+                    return Ok(Begin::First(Claim {
+                        key: Some(key),
+                        _working: Some(working),
+                    }));
                 }
+                IdempotencyBegin::OtherBody => return Err(other_body()),
+                // Its request has come to an end that could not be written down: as after a restart, it is begun anew.
                 IdempotencyBegin::Repeat(outcome) if is_nothing(&outcome) => {
-                    tokio::time::sleep(BETWEEN_LOOKS).await;
+                    app.store().release_idempotent(&key).await?;
                 }
                 IdempotencyBegin::Repeat(outcome) => return Ok(Begin::Again(outcome)),
             }
@@ -186,6 +242,13 @@ impl Idempotency {
     }
 }
 
+fn other_body() -> ApiError {
+    ApiError::new(
+        ErrorCode::IdempotencyKeyReused,
+        "the idempotency key was used with another body",
+    )
+}
+
 fn is_nothing(outcome: &IdempotencyOutcome) -> bool {
     outcome.operation_id.is_none() && outcome.bot_id.is_none() && outcome.answer.is_none()
 }
@@ -193,7 +256,7 @@ fn is_nothing(outcome: &IdempotencyOutcome) -> bool {
 impl Claim {
     /// Remembers what came of it.
     pub async fn finish(&self, app: &App, outcome: &IdempotencyOutcome) -> Result<(), ApiError> {
-        match &self.0 {
+        match &self.key {
             Some(key) => Ok(app.store().finish_idempotent(key, outcome).await?),
             None => Ok(()),
         }
@@ -201,7 +264,7 @@ impl Claim {
 
     /// Gives the key back: the request was refused before it did anything.
     pub async fn release(&self, app: &App) -> Result<(), ApiError> {
-        match &self.0 {
+        match &self.key {
             Some(key) => Ok(app.store().release_idempotent(key).await?),
             None => Ok(()),
         }

@@ -3,6 +3,8 @@
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use skep_store::{IdempotencyKey, Store};
 use skep_testkit::fake_runtime::{Hold, Verb};
 use skep_testkit::server::{Answer, Call, TestServer, text_of};
 
@@ -370,6 +372,31 @@ async fn operations_are_paged_to_the_first_one() {
             .await;
         refused.expect_error(400, "invalid_argument");
     }
+}
+
+#[tokio::test]
+async fn a_key_that_nobody_works_on_any_more_is_free() {
+    let server = TestServer::start().await;
+    let bot = server.bot_with_workspace().await;
+    let user = server.call("GET", "/users/me").send().await.json();
+    let path = format!("/bots/{bot}/container/stop");
+    let claimed = IdempotencyKey {
+        user_id: text_of(&user, "id"),
+        method: "POST".to_owned(),
+        path: path.clone(),
+        key: "once".to_owned(),
+    };
+    // As a request leaves it that comes to nothing while the store cannot be written.
+    let store = Store::open(&server.directory().join("data/skep.db")).await.unwrap();
+    let of_no_body = hex::encode(Sha256::digest([0]));
+    store.begin_idempotent(&claimed, &of_no_body).await.unwrap();
+    store.close().await;
+    let stop = || server.call("POST", &path).header("idempotency-key", "once").send();
+    let first = stop().await;
+    first.expect_status(200);
+    let again = stop().await;
+    again.expect_status(200);
+    assert_eq!(again.header("x-operation-id"), first.header("x-operation-id"));
 }
 
 #[tokio::test]
