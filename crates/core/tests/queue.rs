@@ -8,7 +8,7 @@ use futures::{FutureExt, StreamExt};
 use harness::{LIMIT, World, admin, all, failure, until};
 use skep_core::{
     AskedLimits, BotStatus, Code, CreateBot, DeleteData, EventBody, OperationEvent, OperationHandle, Patience,
-    Requester, Result,
+    Requester, Result, WorkspaceStatus,
 };
 use skep_names::BotId;
 use skep_runtime::{Runtime, RuntimeError};
@@ -389,4 +389,48 @@ async fn over_crashes_the_numbers_of_events_grow_and_none_is_given_twice() {
         assert_eq!(nothing.collect::<Vec<_>>().await, []);
         world.restart_within(LIMIT).await;
     }
+}
+
+async fn until_it_runs(world: &World, bot: &BotId) {
+    until(|| async {
+        match world.skep.workspace_info(bot).await {
+            Ok(info) if info.task_running && info.status == WorkspaceStatus::Running => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn one_that_dies_during_an_operation_beside_its_task_is_started_after_it() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    let hold = world.runtime.faults().hold(Verb::ApplyLimits);
+    let limits = AskedLimits {
+        pids: Some(100),
+        ..AskedLimits::default()
+    };
+    let calls = world.runtime.faults().calls(Verb::ApplyLimits);
+    let limits = world.skep.set_workspace_limits(&bot, limits, &admin()).await.unwrap();
+    until(|| async {
+        match world.runtime.faults().calls(Verb::ApplyLimits) > calls {
+            true => Ok(()),
+            false => Err("they are not being set".to_owned()),
+        }
+    })
+    .await;
+    assert!(world.runtime.kill_process_one(&bot).unwrap());
+    until(|| async {
+        match world.skep.workspace_info(&bot).await {
+            Ok(info) if info.status == WorkspaceStatus::Error => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    drop(hold);
+    // Whether limits can be set on one that died is the backend's word.
+    match tokio::time::timeout(LIMIT, limits.outcome()).await.unwrap() {
+        Ok(_) | Err(_) => {}
+    }
+    until_it_runs(&world, &bot).await;
 }

@@ -194,8 +194,14 @@ impl Skep {
             }
             match self.lanes().next(bot) {
                 // Not before the lane is empty: reconcile leaves a bot alone that has work.
-                Next::Nothing if is_left_to_reconcile => return self.look_again().notify_one(),
-                Next::Nothing => return,
+                Next::Nothing {
+                    is_left_to_reconcile: asked,
+                } => {
+                    if asked || is_left_to_reconcile {
+                        self.look_again().notify_one();
+                    }
+                    return;
+                }
                 Next::Wait(changed) => {
                     // A lost wake-up costs this long, never the operation.
                     match tokio::time::timeout(JOURNAL_WAIT, changed.notified()).await {

@@ -154,14 +154,20 @@ impl Skep {
         Ok(())
     }
 
-    /// Asks the driver to look. A workspace that is busy is left to what is under way.
+    /// Asks the driver to look. A workspace that is busy is looked at when it is not any more.
     pub(crate) async fn recover_workspace(&self, bot: &BotId) -> Result<()> {
         let requester = Requester {
             patience: Patience::Refuse,
             ..Requester::server()
         };
         match self.submit(bot, Request::Recover, &requester).await {
-            Ok(_) | Err(Error::OperationInProgress(_) | Error::GoingDown) => Ok(()),
+            Err(Error::OperationInProgress(_)) => {
+                if !self.lanes().leave_to_reconcile(bot) {
+                    self.look_again().notify_one();
+                }
+                Ok(())
+            }
+            Ok(_) | Err(Error::GoingDown) => Ok(()),
             Err(error) => Err(error),
         }
     }

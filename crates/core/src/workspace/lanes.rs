@@ -133,6 +133,8 @@ struct Lane {
     running: Option<Arc<Pending>>,
     waiting: VecDeque<Waiting>,
     changed: Arc<Notify>,
+    /// Reconcile could do nothing while there was work, and is to look when there is none.
+    is_left_to_reconcile: bool,
 }
 
 /// What a driver does next.
@@ -142,7 +144,10 @@ pub(crate) enum Next {
     /// The first one is not in the journal yet.
     Wait(Arc<Notify>),
     /// Nothing is left; the lane is gone and so must be the driver.
-    Nothing,
+    Nothing {
+        /// Reconcile was asked to look as soon as that is so.
+        is_left_to_reconcile: bool,
+    },
 }
 
 /// What became of a request.
@@ -284,23 +289,33 @@ impl Lanes {
     pub(crate) fn next(&self, bot: &BotId) -> Next {
         let mut lanes = self.lock();
         let Some(lane) = lanes.get_mut(bot) else {
-            return Next::Nothing;
+            return Next::Nothing {
+                is_left_to_reconcile: false,
+            };
         };
         lane.running = None;
-        match lane.waiting.front().map(|first| first.journaled) {
-            Some(true) => match lane.waiting.pop_front() {
-                Some(first) => {
-                    lane.running = Some(first.pending.clone());
-                    Next::Run(first.pending)
-                }
-                None => Next::Nothing,
-            },
-            Some(false) => Next::Wait(lane.changed.clone()),
+        if lane.waiting.front().is_some_and(|first| !first.journaled) {
+            return Next::Wait(lane.changed.clone());
+        }
+        match lane.waiting.pop_front() {
+            Some(first) => {
+                lane.running = Some(first.pending.clone());
+                Next::Run(first.pending)
+            }
             None => {
+                let is_left_to_reconcile = lane.is_left_to_reconcile;
                 lanes.remove(bot);
-                Next::Nothing
+                Next::Nothing { is_left_to_reconcile }
             }
         }
+    }
+
+    /// Reconcile is to look when that bot has no work any more. False: it has none now.
+    #[must_use]
+    pub(crate) fn leave_to_reconcile(&self, bot: &BotId) -> bool {
+        let mut lanes = self.lock();
+        let lane = lanes.get_mut(bot);
+        lane.map(|lane| lane.is_left_to_reconcile = true).is_some()
     }
 
     /// For the driver of a server that goes down: the lane and what waits in it, left to the journal.
