@@ -434,3 +434,37 @@ async fn one_that_dies_during_an_operation_beside_its_task_is_started_after_it()
     }
     until_it_runs(&world, &bot).await;
 }
+
+#[tokio::test]
+async fn one_that_takes_long_does_not_keep_others_from_being_looked_at() {
+    let mut world = World::with(|settings| settings.reconcile_interval = Duration::from_millis(200)).await;
+    let (slow, other) = (world.running_bot().await, world.running_bot().await);
+    world.stop(&other).await.unwrap();
+    world.skep.shut_down(LIMIT).await;
+    world.runtime.stop(&slow, Duration::ZERO).await.unwrap();
+    let hold = world.runtime.faults().hold(Verb::Start);
+    let starts = world.runtime.faults().calls(Verb::Start);
+    world.restart_within(LIMIT).await;
+    until(|| async {
+        match world.runtime.faults().calls(Verb::Start) > starts {
+            true => Ok(()),
+            false => Err("it is not being started".to_owned()),
+        }
+    })
+    .await;
+    world.runtime.forget_container(&other);
+    until(|| async {
+        match world.runtime.inspect(&other).await.unwrap() {
+            Some(_) => Ok(()),
+            None => Err("no container was put back".to_owned()),
+        }
+    })
+    .await;
+    assert_eq!(
+        world.runtime.faults().calls(Verb::Start),
+        starts + 1,
+        "it is started once"
+    );
+    drop(hold);
+    until_it_runs(&world, &slow).await;
+}

@@ -8,6 +8,7 @@ use futures::StreamExt;
 use skep_names::BotId;
 use skep_runtime::{Instance, Swept, TaskState};
 use skep_store::{BotRow, BotStatus, ContainerRow, ContainerStatus};
+use tokio::time::timeout;
 
 use super::mend::{Mend, Seen, mend};
 use super::observed::Moment;
@@ -162,14 +163,21 @@ impl Skep {
         Ok(())
     }
 
-    /// As the server's own wish, which gives way to everybody's.
+    /// As the server's own wish, which gives way to everybody's. What takes longer than until the next comparison goes
+    /// on without this one: the other workspaces are not to wait for it.
     async fn have_done(&self, bot: &BotId, request: Request) -> Result<()> {
         let requester = Requester {
             patience: Patience::GiveWay,
             ..Requester::server()
         };
         match self.submit(bot, request, &requester).await {
-            Ok(operation) => operation.outcome().await.map(|_| ()),
+            Ok(operation) => match timeout(self.settings().reconcile_interval, operation.outcome()).await {
+                Ok(ended) => ended.map(|_| ()),
+                Err(_) => {
+                    tracing::warn!(%bot, operation = operation.id(), "takes long; it goes on beside the comparison");
+                    Ok(())
+                }
+            },
             Err(Error::OperationInProgress(_) | Error::GoingDown) => Ok(()),
             Err(error) => Err(error),
         }
