@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 
 use futures::{FutureExt, StreamExt};
 use harness::{LIMIT, World, admin, all, failure, until};
+use serde_json::{Value, json};
 use skep_core::{
     AskedLimits, BotStatus, Code, CreateBot, DeleteData, EventBody, OperationEvent, OperationHandle, Patience,
     Requester, Result, WorkspaceStatus,
 };
 use skep_names::BotId;
 use skep_runtime::{Runtime, RuntimeError};
-use skep_store::ContainerStatus;
+use skep_store::{ContainerStatus, NewOperation};
 use skep_testkit::fake_runtime::{Hold, Verb};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{Connection, Executor};
@@ -467,4 +468,60 @@ async fn one_that_takes_long_does_not_keep_others_from_being_looked_at() {
     );
     drop(hold);
     until_it_runs(&world, &slow).await;
+}
+
+/// What a server before this one left in the journal.
+async fn left_queued(world: &World, bot: &BotId, request: Value) -> String {
+    let id = uuid::Uuid::now_v7().to_string();
+    let operation = NewOperation {
+        id: id.clone(),
+        bot_id: bot.clone(),
+        kind: request["kind"].as_str().unwrap().to_owned(),
+        request,
+        requested_by: None,
+        request_id: None,
+        bot_status: None,
+        idempotency: None,
+    };
+    world.skep.store().insert_operation(&operation).await.unwrap();
+    id
+}
+
+#[tokio::test]
+async fn what_is_left_in_the_journal_is_carried_on_for_eight_bots_at_a_time() {
+    let mut world = World::new().await;
+    let mut bots = Vec::new();
+    for _ in 0..10 {
+        bots.push(world.running_bot().await);
+    }
+    world.skep.shut_down(LIMIT).await;
+    for bot in &bots {
+        left_queued(&world, bot, json!({"kind": "restart", "grace": null})).await;
+    }
+    let hold = world.runtime.faults().hold(Verb::Stop);
+    let before = world.runtime.faults().calls(Verb::Stop);
+    world.restart_within(LIMIT).await;
+    let faults = world.runtime.faults().clone();
+    let begun = || faults.calls(Verb::Stop) - before;
+    until(|| async {
+        match begun() {
+            8.. => Ok(()),
+            few => Err(format!("{few} begun")),
+        }
+    })
+    .await;
+    // A ninth would come at once.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(begun(), 8);
+    drop(hold);
+    for bot in &bots {
+        until(|| async {
+            let operations = world.skep.operations(bot, None, 1).await.unwrap().operations;
+            match operations[0].state.as_str() {
+                "succeeded" => Ok(()),
+                other => Err(other.to_owned()),
+            }
+        })
+        .await;
+    }
 }

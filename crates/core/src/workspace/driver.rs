@@ -9,9 +9,11 @@ use serde_json::{Map, Value};
 use skep_names::BotId;
 use skep_runtime::failpoint;
 use skep_store::{BotStatus, EventRow, NewOperation, OperationEnd, OperationRow, OperationState};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::admission::{QUEUE_LENGTH, Refusal};
 use super::lanes::{Admitted, Next, Origin, Pending};
+use super::reconcile::AT_A_TIME;
 use super::request::Request;
 use super::work::{Work, passed};
 use crate::error::{Error, Result};
@@ -142,8 +144,9 @@ impl Skep {
         self.finish(bot, pending, Err(error)).await;
     }
 
-    /// Takes up every operation that the journal shows as unfinished, in the order they came.
+    /// Takes up every operation that the journal shows as unfinished, in the order they came, for some bots at a time.
     pub(crate) async fn carry_on_unfinished(&self) -> Result<()> {
+        let turns = Arc::new(Semaphore::new(AT_A_TIME));
         for row in self.store().unfinished_operations().await? {
             let request: Request = match serde_json::from_value(row.request.clone()) {
                 Ok(request) => request,
@@ -164,7 +167,8 @@ impl Skep {
             };
             let pending = Arc::new(Pending::new(hub.clone(), request, row.request_id, origin));
             if self.lanes().put_back(&row.bot_id, pending) {
-                self.spawn_driver(&row.bot_id);
+                let (skep, bot, turns) = (self.clone(), row.bot_id.clone(), turns.clone());
+                self.tasks().spawn(async move { skep.drive_in_turn(&bot, turns).await });
             }
             self.end_overtaken(&row.bot_id, &hub).await;
         }
@@ -182,10 +186,20 @@ impl Skep {
 
     fn spawn_driver(&self, bot: &BotId) {
         let (skep, bot) = (self.clone(), bot.clone());
-        self.tasks().spawn(async move { skep.drive(&bot).await });
+        self.tasks().spawn(async move { skep.drive(&bot, None).await });
     }
 
-    async fn drive(&self, bot: &BotId) {
+    /// The same for what a server before this one left: its first piece of work is done when there is a turn for it.
+    async fn drive_in_turn(&self, bot: &BotId, turns: Arc<Semaphore>) {
+        let turn = tokio::select! {
+            turn = turns.acquire_owned() => turn.ok(),
+            // The driver lets go of its lane.
+            () = self.going_down().cancelled() => None,
+        };
+        self.drive(bot, turn).await;
+    }
+
+    async fn drive(&self, bot: &BotId, mut turn: Option<OwnedSemaphorePermit>) {
         let mut is_left_to_reconcile = false;
         loop {
             if self.going_down().is_cancelled() {
@@ -210,6 +224,7 @@ impl Skep {
                 }
                 Next::Run(pending) => {
                     self.run(bot, &pending).await;
+                    drop(turn.take());
                     let ended = pending.hub.outcome().await;
                     is_left_to_reconcile |= ended.is_err_and(|error| error.says_nothing_of_the_workspace());
                 }

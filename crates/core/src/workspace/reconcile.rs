@@ -21,7 +21,7 @@ use crate::requester::{Patience, Requester};
 use crate::skep::Skep;
 
 /// Workspaces that are brought back at a time.
-const AT_A_TIME: usize = 8;
+pub(super) const AT_A_TIME: usize = 8;
 /// How long the operations of a bot that is gone are kept, and those of all bots.
 const KEPT_DAYS: (i64, i64) = (7, 90);
 
