@@ -525,3 +525,23 @@ async fn what_is_left_in_the_journal_is_carried_on_for_eight_bots_at_a_time() {
         .await;
     }
 }
+
+#[tokio::test]
+async fn the_end_of_a_delete_that_failed_removes_no_workspace_that_was_made_meanwhile() {
+    let mut world = World::new().await;
+    let bot = world.running_bot().await;
+    world.write(&bot, "/data/file", "kept").await;
+    world.skep.shut_down(LIMIT).await;
+    // As reconcile asks for it when it saw remains, and its turn comes when they are a workspace.
+    let request = json!({"kind": "delete", "data": "remove", "only_remains": true});
+    let id = left_queued(&world, &bot, request).await;
+    world.restart_within(LIMIT).await;
+    until(|| async {
+        match world.skep.operation(&id).await.unwrap().state.as_str() {
+            "succeeded" => Ok(()),
+            other => Err(other.to_owned()),
+        }
+    })
+    .await;
+    assert_eq!(world.read(&bot, "/data/file").await, "kept");
+}

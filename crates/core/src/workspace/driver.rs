@@ -465,7 +465,7 @@ impl Work {
             Request::Limits { limits } => self.change_limits(*limits).await,
             Request::Restore(request) => self.restore(request).await,
             Request::Import(plan) => self.import(plan).await,
-            Request::Delete { data } => self.delete(*data).await,
+            Request::Delete { data, only_remains } => self.delete(*data, *only_remains).await,
             Request::DeleteBot { data } => self.delete_bot(*data).await,
             Request::Snapshot(plan) => self.snapshot(plan).await,
             Request::SnapshotDelete { version } => self.delete_version(*version).await,
@@ -476,7 +476,7 @@ impl Work {
     async fn undo(&self, error: &Error) -> Result<()> {
         match &self.pending().request {
             Request::Create(plan) => self.undo_create(plan, error).await,
-            Request::Delete { data } => self.undo_delete(*data).await,
+            Request::Delete { data, .. } => self.undo_delete(*data).await,
             Request::DeleteBot { data } => {
                 // Told also when what ran could not be started again.
                 let restarted = self.undo_delete(*data).await;

@@ -484,7 +484,11 @@ mod tests {
         assert!(!first.is_cancelled());
         let hub = Hub::new("delete".to_owned(), Some(bot.clone()), 1);
         let data = crate::DeleteData::Remove;
-        let delete = Arc::new(Pending::new(hub, Request::Delete { data }, None, Origin::Asked));
+        let request = Request::Delete {
+            data,
+            only_remains: false,
+        };
+        let delete = Arc::new(Pending::new(hub, request, None, Origin::Asked));
         lanes.admit(&bot, &delete, Patience::Queue);
         assert!(lanes.journaled(&bot, "delete").is_empty());
         assert!(first.is_cancelled());

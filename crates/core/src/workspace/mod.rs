@@ -145,7 +145,11 @@ impl Skep {
     ) -> Result<OperationHandle> {
         self.store().bot(bot).await?.ok_or(Error::BotNotFound)?;
         self.can_delete_with(data)?;
-        self.submit(bot, Request::Delete { data }, requester).await
+        let request = Request::Delete {
+            data,
+            only_remains: false,
+        };
+        self.submit(bot, request, requester).await
     }
 
     /// Puts preserved data into a workspace that is there, all or nothing; it is down meanwhile. What a create would

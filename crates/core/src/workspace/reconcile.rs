@@ -267,6 +267,7 @@ impl Skep {
 fn finished_delete() -> Request {
     Request::Delete {
         data: DeleteData::Remove,
+        only_remains: true,
     }
 }
 

@@ -9,8 +9,11 @@ use crate::error::Result;
 use crate::operations::Outcome;
 
 impl Work {
-    /// The work of `delete`.
-    pub(crate) async fn delete(&self, data: DeleteData) -> Result<Outcome> {
+    /// The work of `delete`. A workspace may have been made since somebody saw that there are only remains.
+    pub(crate) async fn delete(&self, data: DeleteData, only_remains: bool) -> Result<Outcome> {
+        if only_remains && self.skep().remains(self.bot()).await?.is_none() {
+            return Ok(Outcome::Done);
+        }
         if data == DeleteData::Preserve {
             self.preserve().await?;
         }

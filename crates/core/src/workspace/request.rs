@@ -210,6 +210,9 @@ pub(crate) enum Request {
     Delete {
         #[serde(default)]
         data: DeleteData,
+        /// What is a workspace when its turn comes stays: only what an operation left that failed half-way is removed.
+        #[serde(default)]
+        only_remains: bool,
     },
     Restore(RestoreRequest),
     Import(ImportPlan),
