@@ -19,7 +19,7 @@ pub(crate) use change::{change_mode, make_directory, remove};
 pub(crate) use copy::copy;
 pub(crate) use info::{entry_of, stat};
 pub(crate) use read::{ReadPlan, open_regular};
-pub(crate) use rename::rename;
+pub(crate) use rename::{rename, rename_in_place};
 pub(crate) use search::Search;
 pub(crate) use text::read_lines;
 pub(crate) use walk::{Walk, Walking, walk};

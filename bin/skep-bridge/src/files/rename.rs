@@ -30,15 +30,32 @@ use crate::{log, paths};
 /// after the copy was in place.
 pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
     match rustix::fs::rename(from, to) {
-        Err(Errno::XDEV) => move_by_copy(from, to),
+        Err(Errno::XDEV) => move_by_copy(from, to, Copying::Allowed),
         done => Ok(done?),
     }
+}
+
+/// As [`rename`], and copies nothing.
+///
+/// # Errors
+/// `EDQUOT` for a directory that must be copied.
+pub(crate) fn rename_in_place(from: &Path, to: &Path) -> io::Result<()> {
+    match rustix::fs::rename(from, to) {
+        Err(Errno::XDEV) => move_by_copy(from, to, Copying::Refused),
+        done => Ok(done?),
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Copying {
+    Allowed,
+    Refused,
 }
 
 /// By the clock of a file system: seconds and nanoseconds since 1970.
 type Moment = (i64, i64);
 
-fn move_by_copy(from: &Path, to: &Path) -> io::Result<()> {
+fn move_by_copy(from: &Path, to: &Path, copying: Copying) -> io::Result<()> {
     let (Some((from_parent, from)), Some((to_parent, to))) = (paths::split(from), paths::split(to)) else {
         return Err(Errno::BUSY.into());
     };
@@ -50,6 +67,9 @@ fn move_by_copy(from: &Path, to: &Path) -> io::Result<()> {
         return Err(Errno::XDEV.into());
     }
     may_be_replaced(&to_parent, to)?;
+    if copying == Copying::Refused {
+        return Err(Errno::DQUOT.into());
+    }
     // Known now, and not when all has been copied.
     let removable = Access::WRITE_OK | Access::EXEC_OK;
     rustix::fs::accessat(&from_parent, c".", removable, AtFlags::empty())?;

@@ -192,7 +192,11 @@ pub(super) async fn remove(request: RemoveRequest) -> Result<(), Status> {
 
 pub(super) async fn rename(request: RenameRequest) -> Result<(), Status> {
     let to = paths::resolve(&request.to)?;
-    from_path_to_path(paths::resolve(&request.from)?, to, files::rename).await
+    let rename = match request.only_in_place {
+        true => files::rename_in_place,
+        false => files::rename,
+    };
+    from_path_to_path(paths::resolve(&request.from)?, to, rename).await
 }
 
 pub(super) async fn copy(request: CopyRequest) -> Result<(), Status> {

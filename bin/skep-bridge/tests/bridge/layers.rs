@@ -136,6 +136,7 @@ async fn rename(client: &mut Client, from: &str, to: &str) -> Result<(), Status>
     let request = RenameRequest {
         from: from.into(),
         to: to.into(),
+        only_in_place: false,
     };
     client.rename(request).await.map(drop)
 }
@@ -155,6 +156,31 @@ async fn a_directory_of_a_lower_layer_is_renamed_with_all_that_is_in_it() {
         .await
         .expect("an empty directory is replaced");
     assert_eq!(describe(&top.join("empty")), before);
+}
+
+#[tokio::test]
+async fn what_may_not_be_copied_is_renamed_in_its_own_layer_alone() {
+    let (workspace, mut client) = layered(|root| make_hard_tree(&make_layers(root).join("tree"))).await;
+    let top = seen(&workspace, "/layered");
+    let before = describe(&top.join("tree"));
+    fs::create_dir(top.join("own")).expect("a directory of the upper layer");
+    let in_place = |from: &str, to: &str| RenameRequest {
+        from: from.into(),
+        to: to.into(),
+        only_in_place: true,
+    };
+    let copied = client.rename(in_place("/layered/tree", "/layered/moved")).await;
+    let error = copied.expect_err("a copy");
+    assert_eq!(
+        (error.code(), reason_of(&error)),
+        (Code::ResourceExhausted, reason::NO_SPACE)
+    );
+    client
+        .rename(in_place("/layered/own", "/layered/renamed"))
+        .await
+        .expect("renamed");
+    assert_eq!(names(&top), ["renamed", "tree"]);
+    assert_eq!(describe(&top.join("tree")), before);
 }
 
 #[tokio::test]

@@ -406,6 +406,7 @@ async fn changes_of_names_and_modes() {
         .rename(RenameRequest {
             from: "copy".into(),
             to: "a".into(),
+            only_in_place: false,
         })
         .await
         .expect("renamed");

@@ -96,15 +96,30 @@ pub async fn remove(bridge: &Bridge, path: &WorkspacePath, depth: Depth) -> Brid
     Bridge::answer(LARGE_WITHIN, client.remove(request)).await.map(|_| ())
 }
 
+/// Whether a directory that the kernel does not rename may be copied under its new name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RenameByCopy {
+    /// It may.
+    Allowed,
+    /// The workspace is over its limit of storage.
+    Refused,
+}
+
 /// Gives something another name, in the place of what had it, as `rename(2)`.
 ///
 /// # Errors
-/// `NotFound`, `Conflict` (a directory with entries is in the way), and as [`stat`].
-pub async fn rename(bridge: &Bridge, from: &WorkspacePath, to: &WorkspacePath) -> BridgeResult<()> {
+/// `NotFound`, `Conflict` (a directory with entries is in the way), `NoSpace` for what would have to be copied, and as
+/// [`stat`].
+pub async fn rename(
+    bridge: &Bridge,
+    (from, to): (&WorkspacePath, &WorkspacePath),
+    by_copy: RenameByCopy,
+) -> BridgeResult<()> {
     let mut client = bridge.workspace();
     let request = RenameRequest {
         from: from.to_bytes(),
         to: to.to_bytes(),
+        only_in_place: by_copy == RenameByCopy::Refused,
     };
     Bridge::answer(LARGE_WITHIN, client.rename(request)).await.map(|_| ())
 }

@@ -7,7 +7,7 @@ use skep_store::{ContainerRow, EventLimits};
 
 use super::limits::to_runtime;
 use crate::error::{Error, Result};
-use crate::files::RoomyBridge;
+use crate::files::{RenameByCopy, RoomyBridge};
 use crate::operations::OperationHandle;
 use crate::skep::Skep;
 
@@ -39,6 +39,18 @@ impl Skep {
         // What is about to be written is to be counted soon.
         self.measurements().hurry(bot);
         Ok(RoomyBridge::within(bridge, self.room_of(&row)))
+    }
+
+    /// What a rename in that workspace may do. One that is over its limit may be tidied up, and not copied.
+    ///
+    /// # Errors
+    /// [`Error::StoreUnavailable`].
+    pub async fn rename_by_copy(&self, bot: &BotId) -> Result<RenameByCopy> {
+        Ok(match self.require_room(bot).await {
+            Ok(()) => RenameByCopy::Allowed,
+            Err(Error::DiskFull(_)) => RenameByCopy::Refused,
+            Err(error) => return Err(error),
+        })
     }
 
     /// Refuses what would add to a workspace that is over its limit, and has it counted soon: it may have been

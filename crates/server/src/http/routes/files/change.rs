@@ -172,15 +172,16 @@ async fn delete(change: Change, JsonBody(body): JsonBody<DeleteFileRequest>) -> 
         (status = 404, body = ErrorBody, description = "No such file"),
         (status = 409, body = ErrorBody, description = "A directory with entries is in the way; the workspace is stopped"),
         (status = 503, body = ErrorBody, description = "The workspace is not reachable"),
-        (status = 507, body = ErrorBody, description = "No space for a copy, where it must be copied")))]
+        (status = 507, body = ErrorBody, description = "No room for a copy, where it must be copied")))]
 async fn rename(change: Change, JsonBody(body): JsonBody<RenameFileRequest>) -> ApiResult<Json<FileDone>> {
     let (from, to) = both((&body.old_path, &body.new_path), "oldPath and newPath are required")?;
+    let by_copy = change.app.core().rename_by_copy(change.access.bot_id()).await?;
     change
-        .make(async |bridge| files::rename(&bridge, &from, &to).await)
+        .make(async |bridge| files::rename(&bridge, (&from, &to), by_copy).await)
         .await
 }
 
-/// Copy a file, or a directory with all in it.
+/// Copy a file, or a directory with all in it but its sockets and devices.
 #[utoipa::path(post, path = "/bots/{bot_id}/container/fs/copy", tag = "files", params(StartQuery),
     request_body = CopyFileRequest,
     responses((status = 200, body = FileDone),
