@@ -14,10 +14,10 @@ use super::walk::{Walk, walk};
 use super::write::{Commit, Target};
 
 /// Copies `from` to `to`, which is the copy's own name. Modes and links are kept. A file that was there is replaced
-/// whole; a tree goes into a directory that was there.
+/// whole; a tree goes into a directory that was there. Its sockets and devices are left out, as of an archive.
 ///
 /// # Errors
-/// `EINVAL` for a tree that would go below itself, `ENXIO` for sockets and devices.
+/// `EINVAL` for a tree that would go below itself, `ENXIO` for a socket or device.
 pub(crate) fn copy(from: &Path, to: &Path) -> io::Result<()> {
     let metadata = fs::symlink_metadata(from)?;
     if !metadata.is_dir() {
@@ -25,6 +25,9 @@ pub(crate) fn copy(from: &Path, to: &Path) -> io::Result<()> {
     }
     if fs::canonicalize(nearest_existing(to))?.starts_with(fs::canonicalize(from)?) {
         return Err(Errno::INVAL.into());
+    }
+    if let Some(parent) = to.parent() {
+        super::write::make_parents(parent)?;
     }
     make_copy_of(&metadata, to)?;
     walk(
@@ -38,6 +41,7 @@ pub(crate) fn copy(from: &Path, to: &Path) -> io::Result<()> {
             let (from, to) = (from.join(relative), to.join(relative));
             match fs::symlink_metadata(&from) {
                 Ok(metadata) if metadata.is_dir() => make_copy_of(&metadata, &to)?,
+                Ok(metadata) if is_left_out(&metadata) => {}
                 Ok(_) => copy_one(&from, &to)?,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
@@ -56,6 +60,15 @@ fn make_copy_of(metadata: &fs::Metadata, to: &Path) -> io::Result<()> {
         rustix::fs::chmod(to, Mode::from_raw_mode(mode))?;
     }
     Ok(())
+}
+
+/// A socket is of whoever listens on it, and a device is not the workspace's to make.
+fn is_left_out(metadata: &fs::Metadata) -> bool {
+    let kind = FileType::from_raw_mode(metadata.mode());
+    matches!(
+        kind,
+        FileType::Socket | FileType::BlockDevice | FileType::CharacterDevice
+    )
 }
 
 fn nearest_existing(path: &Path) -> &Path {

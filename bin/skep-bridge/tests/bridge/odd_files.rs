@@ -35,6 +35,40 @@ async fn a_copy_keeps_the_modes_of_directories() {
 }
 
 #[tokio::test]
+async fn a_copied_tree_has_no_sockets_and_parents_of_their_own_mode() {
+    let workspace = Workspace::start().await;
+    let mut client = workspace.ours().await;
+    let tree = workspace.path("data/tree");
+    fs::create_dir(&tree).expect("a directory");
+    fs::set_permissions(&tree, fs::Permissions::from_mode(0o1777)).expect("a mode");
+    let _listener = std::os::unix::net::UnixListener::bind(tree.join("b-socket")).expect("a socket");
+    for name in ["a-file", "c-file"] {
+        fs::write(tree.join(name), name).expect("a file");
+    }
+    let copy = |from: &str, to: &str| CopyRequest {
+        from: from.into(),
+        to: to.into(),
+    };
+    client.copy(copy("tree", "new/parents/tree")).await.expect("copied");
+    let mode = |path: &str| fs::metadata(workspace.path(path)).expect("there").mode() & 0o7777;
+    assert_eq!(
+        ["data/new", "data/new/parents", "data/new/parents/tree"].map(mode),
+        [0o750, 0o750, 0o1777]
+    );
+    let copied = workspace.path("data/new/parents/tree");
+    let mut names: Vec<_> = fs::read_dir(&copied)
+        .expect("there")
+        .map(|entry| entry.expect("one").file_name())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["a-file", "c-file"]);
+    client
+        .copy(copy("tree/b-socket", "socket"))
+        .await
+        .expect_err("no copy of a socket alone");
+}
+
+#[tokio::test]
 async fn a_copied_link_or_pipe_makes_its_parents_and_takes_the_place_of_a_file() {
     let workspace = Workspace::start().await;
     let mut client = workspace.ours().await;
