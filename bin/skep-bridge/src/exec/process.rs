@@ -144,7 +144,7 @@ impl Process {
             while work.join_next().await.is_some() {}
         }
         if self.end_requested.is_cancelled() && ending.is_empty() {
-            ending.spawn(self.target.end());
+            self.end_left_behind().await;
         }
         while ending.join_next().await.is_some() {}
     }
@@ -157,11 +157,17 @@ impl Process {
         })
     }
 
+    /// Ends what it left, once it has ended: its number may be another's by now.
+    async fn end_left_behind(&self) {
+        if let Some(left_behind) = self.left_behind() {
+            left_behind.end().await;
+        }
+    }
+
     /// Ends the group (or the terminal's session) in the way of timeouts, and returns when it is gone.
     pub(crate) async fn end(&self) {
         if self.output.outcome().is_some() {
-            // The leader is over; what it left behind in its group is not.
-            return self.target.end().await;
+            return self.end_left_behind().await;
         }
         self.end_requested.cancel();
         self.output.exited().await;
@@ -217,7 +223,7 @@ impl Process {
         }
         self.end_requested.cancel();
         if self.output.outcome().is_some() {
-            self.target.end().await;
+            self.end_left_behind().await;
         }
     }
 }
