@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde_json::json;
 use skep_runtime::{CheckStatus, RuntimeError};
 use skep_testkit::fake_runtime::Verb;
-use skep_testkit::server::{TestServer, text_of};
+use skep_testkit::server::{ADMIN_PASSWORD, TestServer, text_of};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{Connection, Executor};
 
@@ -17,19 +17,29 @@ struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl Log {
     fn of_this_thread() -> (Self, tracing::subscriber::DefaultGuard) {
+        Self::at("info")
+    }
+
+    fn at(level: &str) -> (Self, tracing::subscriber::DefaultGuard) {
         let log = Self::default();
         let lines = log.clone();
         let subscriber = tracing_subscriber::fmt()
             .with_ansi(false)
+            .with_env_filter(tracing_subscriber::EnvFilter::new(level))
             .with_writer(move || lines.clone())
             .finish();
         (log, tracing::subscriber::set_default(subscriber))
     }
 
-    fn has_line(&self, of: &[&str]) -> bool {
+    fn text(&self) -> String {
         let bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let text = String::from_utf8(bytes).expect("the log is text");
-        text.lines().any(|line| of.iter().all(|part| line.contains(part)))
+        String::from_utf8(bytes).expect("the log is text")
+    }
+
+    fn has_line(&self, of: &[&str]) -> bool {
+        self.text()
+            .lines()
+            .any(|line| of.iter().all(|part| line.contains(part)))
     }
 }
 
@@ -157,6 +167,60 @@ async fn a_store_that_cannot_write_is_told_without_sql_and_the_log_says_why() {
     another.close().await.unwrap();
     let call = server.call("POST", "/bots?workspace=false");
     call.json(&json!({})).send().await.expect_status(201);
+}
+
+#[tokio::test]
+async fn no_credential_is_ever_logged_whole_or_in_a_url() {
+    let (log, _guard) = Log::at("debug,skep_server=trace,skep_core=trace,skep_store=trace,skep_api=trace");
+    let server = TestServer::with(&[("auth.query_token", "true")]).await;
+    let mut secrets = vec![ADMIN_PASSWORD.to_owned(), server.admin_key().to_owned()];
+    let send = async |credential: &str, method: &str, path: &str, body: serde_json::Value| {
+        server.call_as(credential, method, path).json(&body).send().await
+    };
+    let token = server.login("admin", ADMIN_PASSWORD).await;
+    for wrong in ["a-wrong-password", "skep_made-up-key-of-nobody", "made.up.token"] {
+        let body = json!({"username": "admin", "password": wrong});
+        send(wrong, "POST", "/auth/login", body).await.expect_status(401);
+        send(wrong, "GET", "/users/me", json!({})).await.expect_status(401);
+        let broken = format!("{{\"username\": \"admin\", \"password\": [\"{wrong}\"]}}");
+        let call = server.call_as("", "POST", "/auth/login");
+        call.body("application/json", broken).send().await.expect_status(400);
+        secrets.push(wrong.to_owned());
+    }
+    let refreshed = send(&token, "POST", "/auth/refresh", json!({})).await.json();
+    let key = json!({"name": "mine", "scope": "manage"});
+    let key = text_of(&send(&token, "POST", "/auth/keys", key).await.json(), "key");
+    send(&key, "GET", "/users/me", json!({})).await.expect_status(200);
+    let ada = json!({"username": "ada", "password": "the-password-of-ada"});
+    send(&token, "POST", "/users", ada).await.expect_status(201);
+    secrets.push("the-password-of-ada".to_owned());
+    let bot = server.bare_bot(&token).await;
+    let container = format!("/bots/{bot}/container");
+    let env = json!({"env": {"NAME": "a-value-of-the-workspace"}});
+    send(&token, "POST", &container, env).await.expect_status(200);
+    let run = json!({"command": "echo \"$OTHER\" > /data/file", "env": {"OTHER": "a-value-of-a-process"}});
+    let ran = send(&token, "POST", &format!("{container}/exec"), run).await;
+    assert_eq!(ran.expect_status(200).json()["exit_code"], 0);
+    secrets.extend(["a-value-of-the-workspace", "a-value-of-a-process"].map(str::to_owned));
+    let wanted = json!({"bot_id": bot, "use": "download"});
+    let ticket = text_of(&send(&token, "POST", "/auth/tickets", wanted).await.json(), "ticket");
+    let download = format!("{container}/fs/download?path=/data/file");
+    for (with, status) in [
+        (format!("ticket={ticket}"), 200),
+        (format!("ticket={ticket}"), 401),
+        (format!("token={token}"), 200),
+    ] {
+        let answer = server.call_as("", "GET", &format!("{download}&{with}")).send().await;
+        answer.expect_status(status);
+    }
+    send(&token, "POST", "/auth/logout", json!({})).await.expect_status(204);
+    secrets.extend([token, text_of(&refreshed, "access_token"), key, ticket]);
+    assert!(log.has_line(&["answered", "/fs/download", "401"]), "{}", log.text());
+    let text = log.text();
+    for secret in secrets {
+        let line = text.lines().find(|line| line.contains(&secret));
+        assert_eq!(line, None, "{secret}");
+    }
 }
 
 #[tokio::test]
