@@ -12,7 +12,7 @@ use skep_core::{
     Requester, Result, WorkspaceStatus,
 };
 use skep_names::BotId;
-use skep_runtime::{Runtime, RuntimeError};
+use skep_runtime::{Runtime, RuntimeError, TaskState};
 use skep_store::{ContainerStatus, NewOperation};
 use skep_testkit::fake_runtime::{Hold, Verb};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
@@ -220,16 +220,7 @@ async fn what_a_delete_overtook_is_not_done_by_the_next_server() {
     world
         .skep
         .store()
-        .insert_operation(&skep_store::NewOperation {
-            id: "of-before".to_owned(),
-            bot_id: bot.clone(),
-            kind: "delete".to_owned(),
-            request: serde_json::json!({ "kind": "delete" }),
-            requested_by: None,
-            request_id: None,
-            bot_status: None,
-            idempotency: None,
-        })
+        .insert_operation(&of_another_server("of-before", &bot))
         .await
         .unwrap();
     let starts = world.runtime.faults().calls(Verb::Start);
@@ -242,6 +233,79 @@ async fn what_a_delete_overtook_is_not_done_by_the_next_server() {
     }
     assert_eq!(world.runtime.faults().calls(Verb::Start), starts);
     assert!(world.runtime.inspect(&bot).await.unwrap().is_none());
+}
+
+fn of_another_server(id: &str, bot: &BotId) -> NewOperation {
+    NewOperation {
+        id: id.to_owned(),
+        bot_id: bot.clone(),
+        kind: "delete".to_owned(),
+        request: serde_json::json!({ "kind": "delete" }),
+        requested_by: None,
+        request_id: None,
+        bot_status: None,
+        idempotency: None,
+    }
+}
+
+#[tokio::test]
+async fn what_was_left_unfinished_before_others_began_is_not_done_by_the_next_server() {
+    let mut world = World::new().await;
+    let bot = world.running_bot().await;
+    let store = world.skep.store().clone();
+    for id in ["begun", "queued"] {
+        store.insert_operation(&of_another_server(id, &bot)).await.unwrap();
+    }
+    let notes = serde_json::json!({});
+    store.set_operation_step("begun", "remove", &notes).await.unwrap();
+    world.stop(&bot).await.unwrap();
+    world.start(&bot).await.unwrap();
+    let removals = world.runtime.faults().calls(Verb::Remove);
+    world.crash().await;
+    for (id, state) in [("begun", "failed"), ("queued", "cancelled")] {
+        let shown = world.skep.operation(id).await.unwrap();
+        assert_eq!(shown.state.as_str(), state, "{shown:?}");
+        assert!(shown.error.unwrap().1.contains("other operations"));
+    }
+    world.start(&bot).await.unwrap();
+    assert_eq!(world.runtime.faults().calls(Verb::Remove), removals);
+}
+
+#[tokio::test]
+async fn nothing_is_done_after_an_operation_before_its_end_is_journaled() {
+    let mut world = World::new().await;
+    let bot = world.running_bot().await;
+    let database = SqliteConnectOptions::new().filename(world.root.path().join("skep.db"));
+    let mut another = SqliteConnection::connect_with(&database).await.unwrap();
+    let refuse = "CREATE TRIGGER no_end BEFORE UPDATE ON operations WHEN NEW.finished_at IS NOT NULL \
+                  BEGIN SELECT RAISE(ABORT, 'refused'); END";
+    another.execute(refuse).await.unwrap();
+    let first = stop(&world, &bot).await.unwrap();
+    until(|| async {
+        match world.runtime.inspect(&bot).await.unwrap().unwrap().task {
+            TaskState::None => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    let second = world.skep.start_workspace(&bot, &admin()).await.unwrap();
+    for _ in 0..2 {
+        let told = world.skep.operation_outcome(first.id());
+        let told = tokio::time::timeout(Duration::from_millis(300), told).await;
+        assert!(told.is_err(), "{told:?}");
+        assert_eq!(state(&world, &first).await, "running");
+        assert_eq!(state(&world, &second).await, "queued");
+        // The next server goes on with the first one.
+        world.crash().await;
+    }
+    another.execute("DROP TRIGGER no_end").await.unwrap();
+    another.close().await.unwrap();
+    for operation in [&first, &second] {
+        let ended = tokio::time::timeout(LIMIT, world.skep.operation_outcome(operation.id())).await;
+        ended.unwrap().unwrap();
+        assert_eq!(state(&world, operation).await, "succeeded");
+    }
+    assert!(world.skep.workspace_info(&bot).await.unwrap().task_running);
 }
 
 #[tokio::test]

@@ -234,6 +234,16 @@ impl Store {
         rows.iter().map(read).collect()
     }
 
+    /// Whether an operation of that bot that came after `seq` has begun a step.
+    pub async fn has_begun_after(&self, bot: &BotId, seq: i64) -> Result<bool> {
+        sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM operations WHERE bot_id = ?1 AND seq > ?2 AND step <> '')")
+            .bind(bot.as_str())
+            .bind(seq)
+            .fetch_one(self.readers())
+            .await
+            .map_err(StoreError::on("looking for later operations"))
+    }
+
     /// Journals the step an operation begins, with what was noted so far.
     pub async fn set_operation_step(&self, id: &str, step: &str, notes: &Value) -> Result<()> {
         sqlx::query(

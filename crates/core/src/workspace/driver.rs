@@ -29,6 +29,12 @@ const UNDO_LIMIT: Duration = Duration::from_secs(60);
 const TRIES: u32 = 8;
 /// Between two looks for a runtime that is down, for work that is carried on: from, to.
 const RUNTIME_BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// Between two tries to journal an end: from, to.
+const JOURNAL_BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// Why one that a later one followed is not carried on.
+const FOLLOWED: &str = "it was not brought to its end before other operations of the bot began, and is not carried on";
+/// Why one is not that cannot be read.
+const UNREADABLE: &str = "this release cannot carry on what an older one began";
 
 impl Skep {
     /// Accepts, joins or refuses a request. When this returns, its operation is in the journal.
@@ -44,24 +50,31 @@ impl Skep {
             requester.request_id.clone(),
             Origin::Asked,
         ));
-        match self.lanes().admit(bot, &pending, requester.patience) {
+        let before = match self.lanes().admit(bot, &pending, requester.patience) {
             Admitted::Joined(joined) => {
                 joined.journaled().await?;
                 return Ok(OperationHandle::new(joined));
             }
             Admitted::Refused(refusal) => return Err(refused(refusal)),
-            Admitted::Enqueued { spawn_driver } => {
+            Admitted::Enqueued { spawn_driver, before } => {
                 self.remember_hub(&hub);
                 if spawn_driver {
                     self.spawn_driver(bot);
                 }
+                before
             }
-        }
+        };
         // In a task of its own: a caller that goes away here must not leave a place that is never journaled.
         let (skep, bot, requester) = (self.clone(), bot.clone(), requester.clone());
-        let journaling = self
-            .tasks()
-            .spawn(async move { skep.journal(&bot, &pending, &requester).await });
+        let journaling = self.tasks().spawn(async move {
+            if let Some(before) = before {
+                // In the order of the lane; one that could not be journaled is out of it.
+                match before.journaled().await {
+                    Ok(()) | Err(_) => {}
+                }
+            }
+            skep.journal(&bot, &pending, &requester).await
+        });
         match journaling.await {
             Ok(Ok(())) => Ok(OperationHandle::new(hub)),
             Ok(Err(error)) => Err(error),
@@ -145,13 +158,20 @@ impl Skep {
     }
 
     /// Takes up every operation that the journal shows as unfinished, in the order they came, for some bots at a time.
+    /// One after which another one of its bot had begun is over: done now, it would be done to what came of the later
+    /// one.
     pub(crate) async fn carry_on_unfinished(&self) -> Result<()> {
         let turns = Arc::new(Semaphore::new(AT_A_TIME));
         for row in self.store().unfinished_operations().await? {
+            if self.store().has_begun_after(&row.bot_id, row.seq).await? {
+                self.give_up(&row, FOLLOWED).await?;
+                continue;
+            }
             let request: Request = match serde_json::from_value(row.request.clone()) {
                 Ok(request) => request,
                 Err(error) => {
-                    self.give_up_unreadable(&row, &error).await?;
+                    tracing::error!(operation = row.id, %error, "an unreadable request");
+                    self.give_up(&row, UNREADABLE).await?;
                     continue;
                 }
             };
@@ -175,11 +195,16 @@ impl Skep {
         Ok(())
     }
 
-    async fn give_up_unreadable(&self, row: &OperationRow, error: &serde_json::Error) -> Result<()> {
-        tracing::error!(bot = %row.bot_id, operation = row.id, kind = row.kind, %error, "cannot be carried on");
-        let end = OperationEnd::Failed {
-            code: crate::Code::Internal.as_str().to_owned(),
-            message: "this release cannot carry on what an older one began".to_owned(),
+    async fn give_up(&self, row: &OperationRow, why: &str) -> Result<()> {
+        tracing::error!(bot = %row.bot_id, operation = row.id, kind = row.kind, why, "not carried on");
+        let message = why.to_owned();
+        let end = match row.state {
+            // Only what is cancelled is never begun.
+            OperationState::Queued if why == FOLLOWED => OperationEnd::Cancelled { message },
+            _ => OperationEnd::Failed {
+                code: crate::Code::Internal.as_str().to_owned(),
+                message,
+            },
         };
         Ok(self.store().finish_operation(&row.id, &end, None).await?)
     }
@@ -381,7 +406,8 @@ impl Skep {
         }
     }
 
-    /// Journals the end, then tells it.
+    /// Journals the end, then tells it. Until it is journaled nothing else is done to the workspace: the next server
+    /// would do what it finds unfinished again, over that.
     async fn finish(&self, bot: &BotId, pending: &Arc<Pending>, result: Result<Outcome>) {
         let hub = &pending.hub;
         let (operation, request_id) = (hub.id(), pending.request_id.as_deref());
@@ -394,23 +420,18 @@ impl Skep {
                 tracing::warn!(%bot, operation, request_id, kind, code, error, "failed");
             }
         }
-        let result = match self.journal_end(pending, &result).await {
-            Ok(()) => {
-                if let Request::Import(plan) = &pending.request {
-                    self.spool().remove(&plan.archive);
-                }
-                result
+        let mut pause = JOURNAL_BACK_OFF.0;
+        while let Err(error) = self.journal_end(pending, &result).await {
+            let error = error.with_causes();
+            tracing::error!(%bot, operation, request_id, error, "its end is not journaled yet");
+            tokio::select! {
+                () = self.letting_go().cancelled() => return self.let_go(pending),
+                () = tokio::time::sleep(pause) => pause = (pause * 2).min(JOURNAL_BACK_OFF.1),
             }
-            Err(error) => {
-                // Not durable, so not done: the next start does it again.
-                let cause = error.with_causes();
-                tracing::error!(%bot, operation, request_id, error = cause, "its end was not journaled");
-                match result {
-                    Ok(_) | Err(Error::OperationCancelled(_)) => Err(error),
-                    failed => failed,
-                }
-            }
-        };
+        }
+        if let Request::Import(plan) = &pending.request {
+            self.spool().remove(&plan.archive);
+        }
         failpoint::pass_or_abort("operation.ended");
         let last = hub.last_event(&result, end_event(&result, pending));
         hub.end(result, last);

@@ -152,8 +152,12 @@ pub(crate) enum Next {
 
 /// What became of a request.
 pub(crate) enum Admitted {
-    /// It waits; the caller journals it. With `true` the caller also spawns the driver.
-    Enqueued { spawn_driver: bool },
+    /// It waits; the caller journals it, after `before`, which is not journaled yet: rows are in the order of the lane.
+    /// With `spawn_driver` the caller also spawns the driver.
+    Enqueued {
+        spawn_driver: bool,
+        before: Option<Arc<Hub>>,
+    },
     /// That one does it.
     Joined(Arc<Hub>),
     /// No.
@@ -391,12 +395,15 @@ impl Lanes {
 
 fn enqueue(lanes: &mut HashMap<BotId, Lane>, bot: &BotId, pending: &Arc<Pending>, overtakes: Vec<String>) -> Admitted {
     let spawn_driver = !lanes.contains_key(bot);
-    lanes.entry(bot.clone()).or_default().waiting.push_back(Waiting {
+    let waiting = &mut lanes.entry(bot.clone()).or_default().waiting;
+    let before = waiting.iter().rfind(|waiting| !waiting.journaled);
+    let before = before.map(|waiting| waiting.pending.hub.clone());
+    waiting.push_back(Waiting {
         pending: pending.clone(),
         journaled: false,
         overtakes,
     });
-    Admitted::Enqueued { spawn_driver }
+    Admitted::Enqueued { spawn_driver, before }
 }
 
 impl Lane {
@@ -447,7 +454,7 @@ mod tests {
     fn run(lanes: &Lanes, bot: &BotId, id: &str) -> Arc<Pending> {
         let pending = start(bot, id);
         let admitted = lanes.admit(bot, &pending, Patience::Queue);
-        assert!(matches!(admitted, Admitted::Enqueued { spawn_driver: true }));
+        assert!(matches!(admitted, Admitted::Enqueued { spawn_driver: true, .. }));
         assert!(lanes.journaled(bot, id).is_empty());
         assert!(matches!(lanes.next(bot), Next::Run(_)));
         pending
@@ -468,7 +475,13 @@ mod tests {
             first.hub.end(done, last);
             // Its driver has not looked again.
             let late = lanes.admit(&bot, &start(&bot, "late"), patience);
-            assert!(matches!(late, Admitted::Enqueued { spawn_driver: false }));
+            assert!(matches!(
+                late,
+                Admitted::Enqueued {
+                    spawn_driver: false,
+                    ..
+                }
+            ));
             assert!(lanes.journaled(&bot, "late").is_empty());
             assert!(matches!(lanes.next(&bot), Next::Run(pending) if pending.hub.id() == "late"));
         }
