@@ -1,5 +1,5 @@
-//! Data that was kept, put back into a workspace that is there: on the fake runtime, whose layers are read and
-//! written by the same program as real ones.
+//! Data that was kept, put back into a workspace that is there, and backups that others must leave as they are: on the
+//! fake runtime, whose layers are read and written by the same program as real ones.
 
 mod harness;
 
@@ -258,4 +258,26 @@ async fn many_restores_make_no_long_line_and_keep_every_version() {
     back.outcome().await.unwrap();
     assert!(!world.runtime.layer_path(&bot).join("data/file").exists());
     assert_eq!(world.read(&bot, "/data/here").await, "before");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removal_that_is_repeated_keeps_a_legacy_directory_once_and_behind_the_workspace() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    world.write(&bot, "/data/file", "of the workspace").await;
+    let legacy = world.root.path().join("bots").join(bot.as_str());
+    fs::create_dir_all(&legacy).unwrap();
+    for name in ["a", "b", "c"] {
+        fs::write(legacy.join(name), name).unwrap();
+    }
+    let away = RuntimeError::Unavailable {
+        runtime: "fake runtime",
+        source: None,
+    };
+    world.runtime.faults().fail_next(Verb::Remove, away);
+    let deleted = world.skep.delete_bot(&bot, DeleteData::Preserve, &admin()).await;
+    deleted.unwrap().operation.outcome().await.unwrap();
+    let kept = world.skep.all_backups().await.unwrap();
+    let entries: Vec<_> = kept.iter().map(|one| one.entries).collect();
+    assert_eq!(entries, [Some(1), Some(3)], "{kept:?}");
 }

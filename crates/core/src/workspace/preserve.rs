@@ -17,6 +17,8 @@ use crate::error::{Error, Result};
 pub(super) const PRESERVED: &str = "preserved";
 /// Note: the workspace ran before it was stopped for this.
 const RAN: &str = "ran";
+/// Note: the legacy directory of a bot that is removed is kept.
+const LEGACY_PRESERVED: &str = "legacy_preserved";
 /// Note: the data lay in the legacy directory, which is not needed when the workspace is gone.
 const OF_LEGACY: &str = "of_legacy";
 
@@ -110,6 +112,10 @@ impl Work {
     /// A bot that is removed takes its legacy directory with it. What nobody put into its workspace is kept first, so
     /// that the workspace's own data is the newer backup. That of a legacy container is its data, kept by `preserve`.
     pub(super) async fn preserve_legacy_directory(&self) -> Result<()> {
+        if self.noted(LEGACY_PRESERVED).is_some() {
+            // Kept once more, it would be the newer one.
+            return Ok(());
+        }
         let instance = self.runtime().inspect(self.bot()).await?;
         if instance.is_some_and(|one| is_legacy(&one.container_id)) {
             return Ok(());
@@ -121,7 +127,9 @@ impl Work {
             "preserve_legacy",
             self.skep().back_up(self.bot(), &DataPlace::Directory(directory)),
         )
-        .await
+        .await?;
+        self.note(LEGACY_PRESERVED, true);
+        Ok(())
     }
 
     /// The workspace is gone: the directory whose content was kept gets the name that says so.
