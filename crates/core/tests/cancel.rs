@@ -2,8 +2,13 @@
 
 mod harness;
 
-use harness::{LIMIT, World, admin, until};
-use skep_core::{AskedLimits, CreateRequest, Desired, OperationHandle, WorkspaceStatus};
+use std::time::Duration;
+
+use harness::{LIMIT, World, admin, archive_of, until};
+use skep_core::{
+    AskedLimits, CreateRequest, DeleteData, Desired, OperationHandle, RestoreMode, RestoreRequest, SOURCE_PRE_EXEC,
+    WorkspaceStatus,
+};
 use skep_names::BotId;
 use skep_runtime::{Runtime, TaskState};
 use skep_testkit::fake_runtime::Verb;
@@ -154,4 +159,77 @@ async fn limits_that_came_to_nothing_are_not_wanted() {
     drop(hold);
     let limits = world.skep.workspace_info(&bot).await.unwrap().limits;
     assert_eq!(limits.wanted.memory_bytes, 64 << 20);
+}
+
+/// A workspace that keeps one automatic version: it has that one and version 1, and a backup is kept aside.
+async fn with_versions_and_a_backup(world: &World) -> BotId {
+    let bot = world.running_bot().await;
+    world.write(&bot, "/data/file", "kept").await;
+    let deleted = world.skep.delete_workspace(&bot, DeleteData::Preserve, &admin()).await;
+    deleted.unwrap().outcome().await.unwrap();
+    let aside = CreateRequest {
+        restore_data: Some(false),
+        ..CreateRequest::default()
+    };
+    let created = world.skep.create_workspace(&bot, aside, &admin()).await.unwrap();
+    created.outcome().await.unwrap();
+    for source in ["", SOURCE_PRE_EXEC] {
+        world.write(&bot, "/data/file", "before").await;
+        let taken = world.skep.take_snapshot(&bot, ("", source), &admin()).await.unwrap();
+        taken.outcome().await.unwrap();
+    }
+    bot
+}
+
+async fn begin(world: &World, bot: &BotId, kind: &str) -> OperationHandle {
+    let begun = match kind {
+        "snapshot" => world.skep.take_snapshot(bot, ("", SOURCE_PRE_EXEC), &admin()).await,
+        "snapshot_delete" => world.skep.delete_version(bot, 1, &admin()).await,
+        "rollback" => world.skep.roll_back(bot, 1, &admin()).await,
+        "import" => {
+            let archive = archive_of("imported", "imported");
+            let received = world.skep.receive_archive(bot, archive).await.unwrap();
+            let import = (received, RestoreMode::Merge);
+            world.skep.import_data(bot, import, &admin()).await
+        }
+        _ => world.skep.restore_data(bot, RestoreRequest::default(), &admin()).await,
+    };
+    begun.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancel_of_what_is_in_place_comes_too_late() {
+    let mut world = World::with(|settings| settings.versions.keep_automatic = 1).await;
+    let bot = with_versions_and_a_backup(&world).await;
+    // The verb that follows when the change is in place.
+    for (kind, verb) in [
+        ("snapshot", Verb::RemoveLayer),
+        ("rollback", Verb::Start),
+        ("import", Verb::Start),
+        ("restore", Verb::Start),
+        ("snapshot_delete", Verb::RemoveLayer),
+    ] {
+        // The next server does not call off either what this one had settled.
+        for crashes in [false, true] {
+            if kind.ends_with("_delete") && crashes || kind == "restore" && crashes {
+                continue;
+            }
+            let before = world.runtime.faults().calls(verb);
+            let hold = world.runtime.faults().hold(verb);
+            let operation = begin(&world, &bot, kind).await;
+            until_called(&world, verb, before).await;
+            if crashes {
+                world.crash().await;
+            }
+            let cancelling = world.skep.cancel_operation(operation.id());
+            let mut cancelling = std::pin::pin!(cancelling);
+            let early = tokio::time::timeout(Duration::from_millis(200), &mut cancelling).await;
+            assert!(early.is_err(), "{kind}: {early:?}");
+            drop(hold);
+            let ended = cancelling.await.unwrap();
+            assert_eq!(ended.state.as_str(), "succeeded", "{kind}: {ended:?}");
+        }
+    }
+    let left = world.skep.snapshots(&bot, None).await.unwrap().snapshots;
+    assert!(left.iter().all(|one| one.version != Some(1)), "{left:?}");
 }

@@ -4,8 +4,7 @@ mod harness;
 
 use std::time::Duration;
 
-use bytes::Bytes;
-use harness::{World, admin, all, failure, until};
+use harness::{World, admin, all, archive_of, failure, until};
 use skep_core::{Code, CreateRequest, DeleteData, EventBody, OperationHandle, RestoreMode, RestoreRequest};
 use skep_names::{BotId, ImageReference};
 use skep_testkit::fake_runtime::{FakeLayer, Verb};
@@ -37,18 +36,6 @@ async fn delete(world: &World, bot: &BotId, data: DeleteData) -> OperationHandle
     world.skep.delete_workspace(bot, data, &admin()).await.unwrap()
 }
 
-/// A tar archive with one file, as it comes.
-fn archive() -> impl futures::Stream<Item = skep_core::Result<Bytes>> {
-    let tree = tempfile::tempdir().unwrap();
-    std::fs::write(tree.path().join("imported"), "imported").unwrap();
-    let packed = std::process::Command::new("tar")
-        .args(["--create", "--directory"])
-        .arg(tree.path())
-        .arg("imported")
-        .output();
-    futures::stream::iter([Ok(packed.unwrap().stdout.into())])
-}
-
 fn is_of_the_reserve<T>(outcome: skep_core::Result<T>) {
     let refused = outcome.err().expect("it is refused");
     assert_eq!(refused.code(), Code::DiskFull, "{refused}");
@@ -63,11 +50,20 @@ async fn an_import_does_not_take_the_reserve() {
     let requester = admin();
     let spooled = || std::fs::read_dir(world.root.path().join("imports")).unwrap().count();
     world.runtime.set_free_bytes(TOO_LITTLE);
-    is_of_the_reserve(world.skep.receive_archive(&bot, archive()).await);
+    is_of_the_reserve(
+        world
+            .skep
+            .receive_archive(&bot, archive_of("imported", "imported"))
+            .await,
+    );
     assert_eq!(spooled(), 0);
     // One that is received while there is space, and put in place when there is none any more.
     world.runtime.set_free_bytes(ENOUGH);
-    let received = world.skep.receive_archive(&bot, archive()).await.unwrap();
+    let received = world
+        .skep
+        .receive_archive(&bot, archive_of("imported", "imported"))
+        .await
+        .unwrap();
     world.runtime.set_free_bytes(TOO_LITTLE);
     let begun = world
         .skep
@@ -76,7 +72,11 @@ async fn an_import_does_not_take_the_reserve() {
     assert_eq!(spooled(), 0);
     assert_eq!(world.read(&bot, "/data/file").await, "old", "it runs with what it had");
     world.runtime.set_free_bytes(ENOUGH);
-    let received = world.skep.receive_archive(&bot, archive()).await.unwrap();
+    let received = world
+        .skep
+        .receive_archive(&bot, archive_of("imported", "imported"))
+        .await
+        .unwrap();
     let begun = world
         .skep
         .import_data(&bot, (received, RestoreMode::Replace), &requester);

@@ -362,9 +362,9 @@ async fn a_rollback_that_is_cancelled_while_the_runtime_is_away_is_undone_when_i
     snapshot(&world, &bot, "").await.unwrap();
     write(&world, &bot, "two".into()).await;
     let layers = names(&world, &bot).await.len();
-    let hold = world.runtime.faults().hold(Verb::Swap);
+    let hold = world.runtime.faults().hold(Verb::Stage);
     let handle = world.skep.roll_back(&bot, 1, &admin()).await.unwrap();
-    called(&world, Verb::Swap, 1).await;
+    called(&world, Verb::Stage, 1).await;
     world.runtime.go_away();
     drop(hold);
     let (skep, id) = (world.skep.clone(), handle.id().to_owned());

@@ -185,7 +185,8 @@ impl Skep {
     }
 
     /// Cancels an operation that waits or runs: what it did is undone, its listeners get `operation_cancelled`.
-    /// Returns when it has ended, which for one that waits is at once; one that has ended before stays as it is.
+    /// Returns when it has ended, which for one that waits is at once; one that has ended before stays as it is, and one
+    /// whose change is in place already goes on to its end.
     ///
     /// # Errors
     /// [`Error::Conflict`] for one that cannot be cancelled, [`Error::NotFound`].

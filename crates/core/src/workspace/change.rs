@@ -50,6 +50,7 @@ impl Work {
             })
             .await?;
         }
+        self.settle()?;
         // Also when it was adopted before a crash: one that was cut off is brought to its end.
         self.step("adopt", async { Ok(layers.adopt_change(bot, operation).await?) })
             .await?;

@@ -71,10 +71,7 @@ impl Work {
     /// What it finds may be another workspace than was asked for, unless it made that itself.
     fn check_what_is_kept(&self, plan: &CreatePlan, row: &ContainerRow) -> Result<()> {
         match self.noted(HAD_LAYER) {
-            Some(_) => {
-                self.skep().lanes().settle(self.pending());
-                Ok(())
-            }
+            Some(_) => self.settle(),
             None => check_is_as_asked(plan, row),
         }
     }
@@ -174,7 +171,7 @@ impl Work {
             self.has_data_directory().await?;
         }
         // From here on it is a workspace that others may use: whoever cancels it comes too late.
-        self.skep().lanes().settle(self.pending());
+        self.settle()?;
         let row = self
             .step("record", self.record(plan, &made, (record, limits, applied)))
             .await?;

@@ -15,7 +15,7 @@ use super::admission::{QUEUE_LENGTH, Refusal};
 use super::lanes::{Admitted, Next, Origin, Pending};
 use super::reconcile::AT_A_TIME;
 use super::request::Request;
-use super::work::{Work, passed};
+use super::work::{Work, passed, was_settled};
 use crate::error::{Error, Result};
 use crate::operations::{EventBody, Hub, OperationHandle, OperationKind, Outcome};
 use crate::requester::Requester;
@@ -186,6 +186,9 @@ impl Skep {
                 _ => Origin::LeftBegun,
             };
             let pending = Arc::new(Pending::new(hub.clone(), request, row.request_id, origin));
+            if was_settled(&row.notes) {
+                self.lanes().settle(&pending)?;
+            }
             if self.lanes().put_back(&row.bot_id, pending) {
                 let (skep, bot, turns) = (self.clone(), row.bot_id.clone(), turns.clone());
                 self.tasks().spawn(async move { skep.drive_in_turn(&bot, turns).await });

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::admission::{Asked, Decision, Present, admit};
 use super::request::Request;
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::operations::Hub;
 
 /// How an operation came into its lane.
@@ -38,7 +38,7 @@ pub(crate) struct Pending {
     /// By what, for the message.
     cancelled_by: OnceLock<String>,
     has_failed: AtomicBool,
-    /// Somebody who cancels it comes too late; what overtakes it does not.
+    /// Somebody who cancels it, or stops it for the host's sake, comes too late; a removal does not.
     is_settled: AtomicBool,
     /// What it does now is done beside the task.
     spares_task: AtomicBool,
@@ -84,6 +84,10 @@ impl Pending {
     /// after those who waited for its end may have asked again.
     fn is_over(&self) -> bool {
         self.is_cancelled() || self.has_failed.load(Ordering::Acquire) || self.hub.has_ended()
+    }
+
+    fn is_settled(&self) -> bool {
+        self.is_settled.load(Ordering::Acquire)
     }
 
     /// How one that was cancelled ends: names what cancelled it.
@@ -239,14 +243,17 @@ impl Lanes {
         let Some(lane) = lanes.get_mut(bot) else {
             return Vec::new();
         };
-        let mut overtaken = Vec::new();
+        let (mut overtaken, mut removes) = (Vec::new(), false);
         for waiting in lane.waiting.iter_mut().filter(|waiting| waiting.pending.hub.id() == id) {
             waiting.journaled = true;
             overtaken.append(&mut waiting.overtakes);
+            removes |= waiting.pending.request.kind().removes();
         }
         let by = format!("operation {id}");
         for one in &overtaken {
-            lane.find(one).inspect(|found| found.cancel(&by));
+            lane.find(one)
+                .filter(|found| removes || !found.is_settled())
+                .inspect(|found| found.cancel(&by));
         }
         lane.changed.notify_one();
         lane.take_out_cancelled()
@@ -268,10 +275,17 @@ impl Lanes {
     }
 
     /// It can be undone no longer: a cancel that comes after this is too late, and it goes on to its end.
-    pub(crate) fn settle(&self, pending: &Pending) {
+    ///
+    /// # Errors
+    /// [`Error::OperationCancelled`] when a cancel was first.
+    pub(crate) fn settle(&self, pending: &Pending) -> Result<()> {
         // Under the lock of `cancel`, so that one of the two is first.
         let _lanes = self.lock();
+        if pending.is_cancelled() {
+            return Err(pending.cancellation());
+        }
         pending.is_settled.store(true, Ordering::Release);
+        Ok(())
     }
 
     /// Cancels an operation that waits or runs; one that is not there, or is settled, is as good as done. Returned is what had not
@@ -283,7 +297,7 @@ impl Lanes {
             return Vec::new();
         };
         lane.find(id)
-            .filter(|found| !found.is_settled.load(Ordering::Acquire))
+            .filter(|found| !found.is_settled())
             .inspect(|found| found.cancel(by));
         lane.changed.notify_one();
         lane.take_out_cancelled()
@@ -444,6 +458,7 @@ mod tests {
     use super::*;
     use crate::Patience;
     use crate::operations::{EventBody, Outcome};
+    use crate::workspace::request::StopCause;
 
     fn start(bot: &BotId, id: &str) -> Arc<Pending> {
         let hub = Hub::new(id.to_owned(), Some(bot.clone()), 1);
@@ -492,8 +507,14 @@ mod tests {
         let bot: BotId = "11111111-2222-4333-8444-555555555555".parse().unwrap();
         let lanes = Lanes::default();
         let first = run(&lanes, &bot, "first");
-        lanes.settle(&first);
+        lanes.settle(&first).unwrap();
         assert!(lanes.cancel(&bot, "first", "a request").is_empty());
+        assert!(!first.is_cancelled());
+        let hub = Hub::new("stop".to_owned(), Some(bot.clone()), 1);
+        let (grace, cause) = (None, StopCause::DiskFull);
+        let stop = Arc::new(Pending::new(hub, Request::Stop { grace, cause }, None, Origin::Asked));
+        lanes.admit(&bot, &stop, Patience::Queue);
+        assert!(lanes.journaled(&bot, "stop").is_empty());
         assert!(!first.is_cancelled());
         let hub = Hub::new("delete".to_owned(), Some(bot.clone()), 1);
         let data = crate::DeleteData::Remove;
@@ -505,5 +526,7 @@ mod tests {
         lanes.admit(&bot, &delete, Patience::Queue);
         assert!(lanes.journaled(&bot, "delete").is_empty());
         assert!(first.is_cancelled());
+        let late = lanes.settle(&first);
+        assert!(matches!(late, Err(Error::OperationCancelled(by)) if by.contains("delete")));
     }
 }

@@ -42,6 +42,7 @@ impl Work {
         self.note_begun();
         let kept = self.commit_on_short_line(&name, &mut merged).await?;
         self.come_back(&row).await?;
+        self.settle()?;
         let version = self.step("version", self.record_version(&row, &kept, plan)).await?;
         self.use_merged(&row, &merged).await?;
         self.drop_surplus(&row).await?;
@@ -75,6 +76,7 @@ impl Work {
             self.change_to(&saved_name, &back, highest).await?;
         } else {
             // A swap that was cut off is brought to its end.
+            self.settle()?;
             self.step("swap", async { Ok(self.layers()?.swap(self.bot(), &back).await?) })
                 .await?;
         }
@@ -96,6 +98,7 @@ impl Work {
         }
         self.step("stage", async { Ok(layers.stage(self.bot(), back, target).await?) })
             .await?;
+        self.settle()?;
         self.step("swap", async { Ok(layers.swap(self.bot(), back).await?) })
             .await
     }
@@ -128,6 +131,7 @@ impl Work {
             self.note_begun();
         }
         let name = self.noted_text(TARGET).ok_or(Error::VersionNotFound(version))?;
+        self.settle()?;
         self.step("forget", async {
             Ok(self
                 .store()

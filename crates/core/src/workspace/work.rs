@@ -16,6 +16,8 @@ use crate::skep::Skep;
 
 /// Note: layers are changed, or removed, from here on.
 pub(super) const BEGUN: &str = "layers_changed";
+/// Note: a cancel comes too late from here on.
+const SETTLED: &str = "settled";
 /// Note: layers are made from here on.
 const MAKING: &str = "layers_made";
 
@@ -98,6 +100,16 @@ impl Work {
         self.noted(BEGUN).is_some()
     }
 
+    /// From here on it goes on to its end, whoever cancels it; also in the next server, once a step is journaled.
+    ///
+    /// # Errors
+    /// [`Error::OperationCancelled`] when somebody did already.
+    pub(super) fn settle(&self) -> Result<()> {
+        self.skep.lanes().settle(&self.pending)?;
+        self.note(SETTLED, true);
+        Ok(())
+    }
+
     /// From here on there may be layers that nobody uses yet, which a failure must not leave.
     pub(super) fn note_making_layers(&self) {
         self.note(MAKING, true);
@@ -135,6 +147,11 @@ impl Work {
         passed(&format!("{}.{name}.after", kind.as_str()))?;
         Ok(done)
     }
+}
+
+/// Whether [`Work::settle`] came to be journaled.
+pub(super) fn was_settled(notes: &Value) -> bool {
+    notes.get(SETTLED).is_some()
 }
 
 /// Passes a place where a test lets the step fail or ends the server.

@@ -121,6 +121,21 @@ impl World {
     }
 }
 
+/// A tar archive of one file, as it comes.
+pub(crate) fn archive_of(
+    name: &str,
+    content: &str,
+) -> impl futures::Stream<Item = skep_core::Result<bytes::Bytes>> + use<> {
+    let tree = tempfile::tempdir().unwrap();
+    std::fs::write(tree.path().join(name), content).unwrap();
+    let packed = std::process::Command::new("tar")
+        .args(["--create", "--directory"])
+        .arg(tree.path())
+        .arg(name)
+        .output();
+    futures::stream::iter([Ok(packed.unwrap().stdout.into())])
+}
+
 pub(crate) fn admin() -> Requester {
     Requester {
         user_id: Some("owner".to_owned()),

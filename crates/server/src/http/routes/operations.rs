@@ -106,7 +106,7 @@ async fn events(
     Ok(with_operation(Some(&access.id), sse::stream(events, sse::Ids::With)))
 }
 
-/// Call it off, where its kind allows that; answers when it has ended.
+/// Call it off, where its kind allows that and its change is not in place yet; answers when it has ended.
 #[utoipa::path(post, path = "/operations/{operation_id}/cancel", tag = "operations",
     responses((status = 200, body = Operation), (status = 404, description = "No such operation"),
         (status = 409, description = "It cannot be cancelled")))]
