@@ -281,3 +281,43 @@ async fn a_removal_that_is_repeated_keeps_a_legacy_directory_once_and_behind_the
     let entries: Vec<_> = kept.iter().map(|one| one.entries).collect();
     assert_eq!(entries, [Some(1), Some(3)], "{kept:?}");
 }
+
+/// No container can be put on the workspace's layer: its data goes into another one.
+async fn begin_anew(world: &World, bot: &BotId) {
+    world.stop(bot).await.unwrap();
+    world.runtime.forget_container(bot);
+    for _ in 0..2 {
+        world.runtime.faults().fail_next(Verb::Create, broken());
+    }
+    world.start(bot).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_orphan_that_is_begun_anew_leaves_backups_as_they_are() {
+    let world = World::with(|settings| settings.keep_backups = 1).await;
+    for is_identical in [false, true] {
+        let bot = with_backup_aside(&world).await;
+        preserve(&world, &bot).await.unwrap();
+        create_with(&world, &bot, Some(false)).await;
+        world.write(&bot, "/data/here", "now").await;
+        if is_identical {
+            let current = RestoreRequest {
+                name: Some(format!("{bot}.tar.gz")),
+                mode: RestoreMode::Replace,
+                ..RestoreRequest::default()
+            };
+            restore(&world, &bot, current).await.unwrap();
+        }
+        let (kept, here) = (backups(&world, &bot).await, world.read(&bot, "/data/here").await);
+        assert_eq!(kept.len(), 2);
+        begin_anew(&world, &bot).await;
+        assert_eq!(world.read(&bot, "/data/here").await, here);
+        assert_eq!(backups(&world, &bot).await, kept, "identical: {is_identical}");
+        let files = fs::read_dir(world.root.path().join("backups")).unwrap();
+        let of_bot = files.filter(|file| {
+            let name = file.as_ref().unwrap().file_name();
+            name.to_string_lossy().contains(bot.as_str())
+        });
+        assert_eq!(of_bot.count(), 2, "the copy is gone");
+    }
+}

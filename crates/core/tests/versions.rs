@@ -538,11 +538,8 @@ async fn an_orphan_that_gets_no_container_on_its_layer_goes_on_with_its_data_in_
         before.iter().all(|layer| after.contains(layer)),
         "{before:?}, then {after:?}"
     );
-    assert_eq!(
-        world.skep.backups(&bot).await.unwrap(),
-        [],
-        "what is back is not kept besides"
-    );
+    let kept = world.skep.backups(&bot).await.unwrap();
+    assert_eq!(kept, [], "what is back is not kept besides");
     roll_back(&world, &bot, 1).await.unwrap();
     assert_eq!(world.read(&bot, FILE).await, "one");
     roll_back(&world, &bot, 2).await.unwrap();

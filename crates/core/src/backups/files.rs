@@ -326,6 +326,11 @@ impl Partial {
         Ok(content)
     }
 
+    /// Opens it for reading, from its start.
+    pub(crate) fn reopen(&self) -> io::Result<File> {
+        open_regular(&self.path)
+    }
+
     /// Makes it the current archive; the one before is kept as a generation.
     pub(crate) fn put_in_place(self, files: &BackupFiles, bot: &BotId) -> io::Result<()> {
         let _still = files.hold_still()?;

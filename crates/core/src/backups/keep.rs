@@ -1,6 +1,6 @@
 //! Making a backup, verifying one, and keeping rows and files together.
 
-use chrono::{SubsecRound, Utc};
+use chrono::{DateTime, SubsecRound, Utc};
 use skep_names::BotId;
 use skep_runtime::failpoint;
 use skep_runtime::layer_access::{ArchiveFormat, DataPlace, DataReader, LayerAccess, Pack, Packed, Trust};
@@ -47,19 +47,8 @@ impl Skep {
     /// [`Error::DiskFull`], also where only the host's reserve is free; others when it could not be made, or was not read back as it was written.
     pub(crate) async fn back_up(&self, bot: &BotId, place: &DataPlace) -> Result<()> {
         let owner = self.store().bot(bot).await?.map(|bot| bot.owner_user_id);
-        let (partial, packed) = self.write_partial(bot, place).await?;
-        point("backup.written")?;
         let created_at = Utc::now().trunc_subsecs(6);
-        let files = self.backup_files();
-        let read_back = blocking(move || {
-            let mut partial = partial;
-            partial.finish(&files, created_at).map(|content| (partial, content))
-        });
-        let (partial, content) = read_back.await?.map_err(unreadable)?;
-        if content.entries != packed.entries {
-            let (written, read) = (packed.entries, content.entries);
-            return Err(damaged(&format!("{written} entries were written and {read} read back")));
-        }
+        let (partial, content) = self.write_whole(bot, place, created_at).await?;
         point("backup.verified")?;
         if self.is_current(bot, &content).await? {
             return Ok(());
@@ -84,7 +73,36 @@ impl Skep {
         self.forget_rows_without_files(bot).await
     }
 
-    /// Writes the archive beside those that are there.
+    /// An archive of that `/data` that is no backup: it is gone when it is dropped, and after a crash.
+    ///
+    /// # Errors
+    /// As [`Skep::back_up`].
+    pub(crate) async fn copy_for_now(&self, bot: &BotId, place: &DataPlace) -> Result<Partial> {
+        Ok(self.write_whole(bot, place, Utc::now()).await?.0)
+    }
+
+    /// Writes the archive beside those that are there, and reads it back.
+    async fn write_whole(
+        &self,
+        bot: &BotId,
+        place: &DataPlace,
+        created_at: DateTime<Utc>,
+    ) -> Result<(Partial, Content)> {
+        let (partial, packed) = self.write_partial(bot, place).await?;
+        point("backup.written")?;
+        let files = self.backup_files();
+        let read_back = blocking(move || {
+            let mut partial = partial;
+            partial.finish(&files, created_at).map(|content| (partial, content))
+        });
+        let (partial, content) = read_back.await?.map_err(unreadable)?;
+        if content.entries != packed.entries {
+            let (written, read) = (packed.entries, content.entries);
+            return Err(damaged(&format!("{written} entries were written and {read} read back")));
+        }
+        Ok((partial, content))
+    }
+
     async fn write_partial(&self, bot: &BotId, place: &DataPlace) -> Result<(Partial, Packed)> {
         let pack = Pack {
             format: ArchiveFormat::TarGz,

@@ -15,7 +15,7 @@ use chrono::{DateTime, Utc};
 use skep_names::BotId;
 use skep_store::BackupRow;
 
-pub(crate) use files::{BackupFiles, Identity};
+pub(crate) use files::{BackupFiles, Identity, Partial};
 pub(crate) use keep::Verified;
 pub(crate) use names::Slot;
 

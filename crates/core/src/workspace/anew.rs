@@ -1,15 +1,15 @@
 //! A bot whose layer is there and whose container is not: a container is put back on that very layer. Where that
-//! cannot be done, the data goes, by way of a backup, into a fresh layer beside it. No layer is taken away: versions
+//! cannot be done, the data goes, by way of an archive, into a fresh layer beside it. No layer is taken away: versions
 //! stay, and so does what the old layer holds beside `/data`.
 
 use serde_json::json;
-use skep_runtime::layer_access::{ApplyMode, DataPlace};
+use skep_runtime::layer_access::{Apply, ApplyMode, DataPlace, Trust};
 use skep_runtime::{CreateOutcome, InstanceSpec, LayerMount, RuntimeError};
 
-use super::preserved::Preserved;
 use super::work::Work;
-use crate::backups::{Identity, Slot, Verified};
+use crate::backups::{Partial, file_error};
 use crate::error::{Error, Result};
+use crate::transfer::chunks_of;
 
 /// The last part of a fresh layer's name.
 const FRESH: &str = "fresh";
@@ -51,29 +51,24 @@ impl Work {
         let name = self.layer_name(FRESH);
         // First: an image that no layer can be made on is no reason to copy all of the data, again and again.
         let mount = layers.stage_fresh(self.bot(), &name, &spec.image).await?;
-        let backed_up = async {
-            let place = DataPlace::Workspace(self.bot().clone());
-            self.skep().back_up(self.bot(), &place).await?;
-            self.what_was_backed_up().await
-        };
-        let (preserved, identity) = match backed_up.await {
-            Ok(kept) => kept,
+        let place = DataPlace::Workspace(self.bot().clone());
+        // No backup: the data is in a layer, this one or that. Kept besides, it would come back in some later workspace,
+        // and in the place of what the bot has as its backup.
+        let copy = match self.skep().copy_for_now(self.bot(), &place).await {
+            Ok(copy) => copy,
             Err(error) => {
                 layers.discard(self.bot(), &name).await?;
                 return Err(error);
             }
         };
-        let moved = self.move_into_fresh(&preserved, (&name, mount), spec).await;
-        // The data is in a layer, this one or that: kept besides, it would come back in some later workspace.
-        self.skep().remove_restored(self.bot(), identity).await?;
-        let made = moved?;
+        let made = self.move_into_fresh(&copy, (&name, mount), spec).await?;
         self.lived("begin_anew", &json!({ "left": present })).await?;
         Ok(made)
     }
 
     async fn move_into_fresh(
         &self,
-        preserved: &Preserved,
+        copy: &Partial,
         (name, mount): (&str, LayerMount),
         spec: &InstanceSpec,
     ) -> Result<CreateOutcome> {
@@ -82,7 +77,7 @@ impl Work {
             bot: self.bot().clone(),
             mount,
         };
-        if let Err(error) = self.write_preserved(&place, preserved, ApplyMode::Replace).await {
+        if let Err(error) = self.write_copy(&place, copy).await {
             layers.discard(self.bot(), name).await?;
             return Err(error);
         }
@@ -90,12 +85,17 @@ impl Work {
         Ok(self.runtime().create(spec).await?)
     }
 
-    async fn what_was_backed_up(&self) -> Result<(Preserved, Identity)> {
-        let slot = Slot::Current;
-        match self.skep().verify_backup(self.bot(), slot).await? {
-            Verified::Whole { identity, trust } => Ok((Preserved::Backup { slot, identity, trust }, identity)),
-            Verified::Damaged(why) => Err(Error::ArchiveRefused(format!("the backup does not verify: {why}"))),
-        }
+    async fn write_copy(&self, place: &DataPlace, copy: &Partial) -> Result<()> {
+        let file = copy
+            .reopen()
+            .map_err(|error| file_error("reading a copy of data", error))?;
+        let apply = Apply {
+            mode: ApplyMode::Replace,
+            trust: Trust::Ours,
+        };
+        let archive = self.skep().sparing(chunks_of(file.into()));
+        self.skep().layer_access()?.write_data(place, archive, apply).await?;
+        Ok(())
     }
 }
 
