@@ -34,6 +34,16 @@ const AT_LEAST_ONE: &[(&str, &str, &str)] = &[
     ("import", "max_bytes", "nothing could be imported"),
     ("import", "max_entries", "nothing could be imported"),
     ("import", "max_ratio", "nothing long could be imported"),
+    (
+        "snapshots",
+        "keep_automatic",
+        "the version that a command was to have would be dropped at once",
+    ),
+    (
+        "snapshots",
+        "keep_rollback",
+        "what a rollback saves would be dropped at once",
+    ),
     ("snapshots", "merge_over", "there would be nothing to merge"),
 ];
 

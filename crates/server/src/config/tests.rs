@@ -107,6 +107,8 @@ fn a_value_that_does_not_fit_is_told_with_its_key_and_what_fits() {
         ("[exec]\nkeep = '0s'", "exec.keep"),
         ("[backups]\nkeep = 0", "backups.keep"),
         ("[import]\nmax_ratio = 0", "import.max_ratio"),
+        ("[snapshots]\nkeep_automatic = 0", "snapshots.keep_automatic"),
+        ("[snapshots]\nkeep_rollback = 0", "snapshots.keep_rollback"),
         ("[export]\nfreeze_max = '0s'", "export.freeze_max"),
         ("[export]\nfreeze_max = '61s'", "export.freeze_max"),
         ("[server]\nmetrics_addr = '127.0.0.1:9'", "server.metrics_addr"),
