@@ -6,8 +6,10 @@ mod harness;
 use std::fs;
 use std::path::PathBuf;
 
-use harness::{World, admin, until};
-use skep_core::{Backup, Code, CreateRequest, DeleteData, Outcome, RestoreMode, RestoreRequest};
+use harness::{World, admin, archive_of, until};
+use skep_core::{
+    Backup, Code, CreateRequest, DeleteData, OperationHandle, Outcome, RestoreMode, RestoreRequest, SOURCE_PRE_EXEC,
+};
 use skep_names::BotId;
 use skep_runtime::RuntimeError;
 use skep_testkit::fake_runtime::Verb;
@@ -320,4 +322,65 @@ async fn an_orphan_that_is_begun_anew_leaves_backups_as_they_are() {
         });
         assert_eq!(of_bot.count(), 2, "the copy is gone");
     }
+}
+
+async fn begin(world: &World, bot: &BotId, kind: &str) -> OperationHandle {
+    let begun = match kind {
+        "snapshot" => world.skep.take_snapshot(bot, ("", SOURCE_PRE_EXEC), &admin()).await,
+        "rollback" => world.skep.roll_back(bot, 1, &admin()).await,
+        "import" => {
+            let archive = archive_of("imported", kind);
+            let received = world.skep.receive_archive(bot, archive).await.unwrap();
+            let import = (received, RestoreMode::Merge);
+            world.skep.import_data(bot, import, &admin()).await
+        }
+        _ => {
+            let by_name = RestoreRequest {
+                name: Some(format!("{bot}.tar.gz")),
+                ..RestoreRequest::default()
+            };
+            world.skep.restore_data(bot, by_name, &admin()).await
+        }
+    };
+    begun.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_that_cannot_be_merged_stop_nothing_until_the_line_is_twice_as_long() {
+    let world = World::with(|settings| {
+        settings.versions.merge_over = 8;
+        settings.versions.keep_automatic = 1;
+    })
+    .await;
+    let bot = with_backup_aside(&world).await;
+    let taken = world.skep.take_snapshot(&bot, ("", ""), &admin()).await.unwrap();
+    taken.outcome().await.unwrap();
+    let faults = world.runtime.faults().clone();
+    let change = async |kind: &str| {
+        world.write(&bot, "/data/here", "more").await;
+        faults.forget();
+        faults.fail_next(Verb::Merge, broken());
+        begin(&world, &bot, kind).await.outcome().await
+    };
+    let mut rounds = 0;
+    while faults.calls(Verb::Merge) == 0 {
+        change("restore").await.unwrap();
+        rounds += 1;
+        assert!(rounds < 20, "nothing is ever merged");
+    }
+    for kind in ["import", "snapshot", "rollback"] {
+        let ended = change(kind).await;
+        assert!(ended.is_ok(), "{kind}: {ended:?}");
+    }
+    let mut longer = 0;
+    while change("restore").await.is_ok() {
+        longer += 1;
+        assert!(longer < 30, "the line has no end");
+    }
+    // As soon as it can be done, it is.
+    faults.forget();
+    begin(&world, &bot, "restore").await.outcome().await.unwrap();
+    assert_eq!(world.read(&bot, "/data/file").await, "kept");
+    let layers = world.skep.snapshots(&bot, None).await.unwrap().snapshots.len();
+    assert!(layers <= 8 + 4, "{layers} layers");
 }

@@ -3,11 +3,13 @@
 
 use std::collections::HashMap;
 
+use serde_json::json;
 use skep_names::container_id_for;
 use skep_runtime::LayerKind;
 use skep_store::ContainerRow;
 
 use super::work::Work;
+use crate::Code;
 use crate::error::{Error, Result};
 
 /// Note: layers of a line that was made shorter, old and new.
@@ -16,6 +18,10 @@ const MERGED: &str = "merged";
 const COMMITTED: &str = "committed";
 /// Note: the workspace stands on a line that is short enough for an operation without a version.
 const SHORTENED: &str = "line_shortened";
+
+/// A line that cannot be merged may grow to so many times the length from which on it would be: beyond that, a mount of
+/// it might not fit into what overlayfs takes.
+const LONGEST: u64 = 2;
 
 impl Work {
     /// Puts a workspace whose line has grown too long onto a shorter one that means the same. The merging is done
@@ -59,11 +65,23 @@ impl Work {
             None => name.to_owned(),
             Some(highest) => {
                 let kept = self.layer_name("rebased");
-                if !self.has_committed() {
-                    self.step("rebase", self.rebase(name, (&highest, &kept))).await?;
+                let is_rebased = match self.has_committed() {
+                    true => true,
+                    false => self.step("rebase", self.rebase(name, (&highest, &kept))).await?,
+                };
+                match is_rebased {
+                    true => {
+                        merged.push((name.to_owned(), kept.clone()));
+                        kept
+                    }
+                    false => {
+                        for (_, made) in merged.drain(..).rev() {
+                            self.release(&made).await?;
+                        }
+                        self.note(MERGED, json!([]));
+                        name.to_owned()
+                    }
                 }
-                merged.push((name.to_owned(), kept.clone()));
-                kept
             }
         };
         self.note(COMMITTED, true);
@@ -75,15 +93,43 @@ impl Work {
         self.noted(COMMITTED).is_some()
     }
 
-    /// The present, which was just committed, on the shortened line; and the workspace on that.
-    async fn rebase(&self, name: &str, (on, copy): (&str, &str)) -> Result<()> {
+    /// The present, which was just committed, on the shortened line; and the workspace on that. `false`: it cannot be
+    /// merged, and stays where it is.
+    async fn rebase(&self, name: &str, (on, copy): (&str, &str)) -> Result<bool> {
         let (layers, top) = (self.layers()?, format!("{copy}-top"));
         if layers.present(self.bot()).await?.as_deref() != Some(top.as_str()) {
-            layers.rebase(self.bot(), name, (on, copy)).await?;
+            if let Err(error) = layers.rebase(self.bot(), name, (on, copy)).await {
+                self.may_stay_long(name, error.into()).await?;
+                return Ok(false);
+            }
             layers.stage(self.bot(), &top, copy).await?;
         }
         // Also when it is on it already: a swap that was cut off is brought to its end.
-        Ok(layers.swap(self.bot(), &top).await?)
+        layers.swap(self.bot(), &top).await?;
+        Ok(true)
+    }
+
+    /// A line that cannot be merged is no reason to refuse what would make it longer, for a while.
+    ///
+    /// # Errors
+    /// That one, where the runtime is away or the line is too long already.
+    async fn may_stay_long(&self, top: &str, error: Error) -> Result<()> {
+        let most = self.skep().settings().versions.merge_over.saturating_mul(LONGEST);
+        if error.code() == Code::RuntimeUnavailable || self.length_from(top).await? >= most {
+            return Err(error);
+        }
+        tracing::error!(bot = %self.bot(), error = error.with_causes(), "layers cannot be merged, the line stays long");
+        Ok(())
+    }
+
+    /// What a merge made before it failed.
+    async fn release_half_merged(&self) -> Result<()> {
+        let (tree, own) = (self.layers()?.list(self.bot()).await?, self.layer_name(""));
+        let all = tree.line.iter().chain(&tree.side);
+        for layer in all.filter(|layer| layer.kind == LayerKind::Committed && layer.name.starts_with(&own)) {
+            self.release(&layer.name).await?;
+        }
+        Ok(())
     }
 
     /// Merges what no version needs of the line below, when it has grown too long. What took the place of what.
@@ -100,7 +146,14 @@ impl Work {
                 let merged = self.step("merge", async { Ok(layers.shorten(self.bot(), operation, top).await?) });
                 let merged = merged.await;
                 self.pending().spare_task(false);
-                merged?
+                match merged {
+                    Ok(merged) => merged,
+                    Err(error) => {
+                        self.may_stay_long(top, error).await?;
+                        self.release_half_merged().await?;
+                        Vec::new()
+                    }
+                }
             }
             _ => Vec::new(),
         };

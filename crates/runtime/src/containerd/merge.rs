@@ -1,21 +1,26 @@
-//! Several layers made into one that means the same, by hard links: no byte of a file is copied.
+//! Several layers made into one that means the same, by hard links: no byte of a file is copied, but of one that has as
+//! many links as its file system allows.
 //!
 //! A layer is a directory as overlayfs writes it: a character device 0:0 hides the name below, a directory with the
 //! attribute `trusted.overlay.opaque` hides all of that directory below. The sources are committed and never change,
 //! and nobody has the destination mounted; all is done below open directories, and no link is followed.
 
+use std::collections::HashMap;
 use std::ffi::{CStr, CString};
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Timestamps, Uid, XattrFlags};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, SeekFrom, Stat, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
 use super::upper::{accessed, modified};
 
 const OPAQUE: &CStr = c"trusted.overlay.opaque";
 const METACOPY: &CStr = c"trusted.overlay.metacopy";
+/// Begins the names of what the host's security modules note: theirs to remove.
+const SECURITY: &[u8] = b"security.";
 /// Attributes of overlayfs under which a layer cannot be taken apart from those below it.
 const BOUND: [&CStr; 2] = [c"trusted.overlay.redirect", METACOPY];
 /// The largest list of attributes, and the largest attribute, that Linux has.
@@ -27,49 +32,133 @@ const ATTRIBUTE_BYTES: usize = 64 << 10;
 /// `Unsupported` for layers that cannot be taken apart; nothing but the destination was touched then.
 pub(super) fn merge(layers: &[PathBuf], destination: &Path) -> io::Result<()> {
     let destination = open(destination)?;
+    let mut links = Links::new(link);
     for layer in layers {
-        apply(open(layer)?, destination.try_clone()?)?;
+        links.apply(open(layer)?, destination.try_clone()?)?;
     }
     Ok(rustix::fs::syncfs(&destination)?)
 }
 
-/// Puts one layer over what the destination has. Goes down and up by one open directory each, however deep.
-fn apply(mut source: OwnedFd, mut target: OwnedFd) -> io::Result<()> {
-    let mut open_directories = vec![names_in(&source)?];
-    while let Some(names) = open_directories.last_mut() {
-        let Some(name) = names.pop() else {
-            copy_attributes(&source, &target)?;
-            open_directories.pop();
-            if !open_directories.is_empty() {
-                (source, target) = (open_at(&source, c"..")?, open_at(&target, c"..")?);
-            }
-            continue;
-        };
-        let stat = rustix::fs::statat(&source, &name, AtFlags::SYMLINK_NOFOLLOW)?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
-            put(&source, &name, &stat, &target)?;
-            continue;
-        }
-        let below = open_at(&source, &name)?;
-        make_directory(&below, &target, &name)?;
-        open_directories.push(names_in(&below)?);
-        (source, target) = (below, open_at(&target, &name)?);
-    }
-    Ok(())
+type Link = fn(&OwnedFd, &CStr, &OwnedFd) -> rustix::io::Result<()>;
+
+fn link(source: &OwnedFd, name: &CStr, target: &OwnedFd) -> rustix::io::Result<()> {
+    rustix::fs::linkat(source, name, target, name, AtFlags::empty())
 }
 
-/// Anything but a directory takes the place of what is there.
-fn put(source: &OwnedFd, name: &CStr, stat: &Stat, target: &OwnedFd) -> io::Result<()> {
-    remove(target, name)?;
-    if FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0 {
-        // Made anew: overlayfs itself links all its whiteouts, and there may be as many as a file can have links.
-        let hidden = rustix::fs::mknodat(target, name, FileType::CharacterDevice, Mode::empty(), 0);
-        return Ok(hidden?);
+/// How entries come into the destination.
+struct Links {
+    link: Link,
+    /// Of files that have all the links they can have: the copy, by device and inode.
+    copies: HashMap<(u64, u64), OwnedFd>,
+}
+
+impl Links {
+    fn new(link: Link) -> Self {
+        let copies = HashMap::new();
+        Self { link, copies }
     }
-    if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
-        has_its_content(source, name)?;
+
+    /// Puts one layer over what the destination has. Goes down and up by one open directory each, however deep.
+    fn apply(&mut self, mut source: OwnedFd, mut target: OwnedFd) -> io::Result<()> {
+        let mut open_directories = vec![names_in(&source)?];
+        while let Some(names) = open_directories.last_mut() {
+            let Some(name) = names.pop() else {
+                copy_attributes(&source, &target)?;
+                open_directories.pop();
+                if !open_directories.is_empty() {
+                    (source, target) = (open_at(&source, c"..")?, open_at(&target, c"..")?);
+                }
+                continue;
+            };
+            let stat = rustix::fs::statat(&source, &name, AtFlags::SYMLINK_NOFOLLOW)?;
+            if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+                self.put(&source, &name, &stat, &target)?;
+                continue;
+            }
+            let below = open_at(&source, &name)?;
+            make_directory(&below, &target, &name)?;
+            open_directories.push(names_in(&below)?);
+            (source, target) = (below, open_at(&target, &name)?);
+        }
+        Ok(())
     }
-    Ok(rustix::fs::linkat(source, name, target, name, AtFlags::empty())?)
+
+    /// Anything but a directory takes the place of what is there.
+    fn put(&mut self, source: &OwnedFd, name: &CStr, stat: &Stat, target: &OwnedFd) -> io::Result<()> {
+        remove(target, name)?;
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        if kind == FileType::CharacterDevice && stat.st_rdev == 0 {
+            // Made anew: overlayfs itself links all its whiteouts, and there may be as many as a file can have links.
+            let hidden = rustix::fs::mknodat(target, name, FileType::CharacterDevice, Mode::empty(), 0);
+            return Ok(hidden?);
+        }
+        if kind == FileType::RegularFile {
+            has_its_content(source, name)?;
+        }
+        match (self.link)(source, name, target) {
+            Err(Errno::MLINK) if kind == FileType::RegularFile => self.put_copy(source, name, stat, target),
+            linked => Ok(linked?),
+        }
+    }
+
+    /// All links to a file that can have no more of them are links to one copy.
+    fn put_copy(&mut self, source: &OwnedFd, name: &CStr, stat: &Stat, target: &OwnedFd) -> io::Result<()> {
+        let inode = (stat.st_dev, stat.st_ino);
+        if let Some(copy) = self.copies.get(&inode) {
+            match rustix::fs::linkat(copy, c"", target, name, AtFlags::EMPTY_PATH) {
+                Err(Errno::MLINK) => {}
+                linked => return Ok(linked?),
+            }
+        }
+        self.copies.insert(inode, copy_file(source, name, stat, target)?);
+        Ok(())
+    }
+}
+
+/// With its holes, owner, mode, attributes and times.
+fn copy_file(source: &OwnedFd, name: &CStr, stat: &Stat, target: &OwnedFd) -> io::Result<OwnedFd> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let from = rustix::fs::openat(source, name, flags | OFlags::RDONLY, Mode::empty())?;
+    let new = flags | OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
+    let mut to = File::from(rustix::fs::openat(target, name, new, Mode::RUSR | Mode::WUSR)?);
+    let mut from = File::from(from);
+    let size = stat.st_size.cast_unsigned();
+    let mut at = 0;
+    while at < size {
+        let data = match rustix::fs::seek(&from, SeekFrom::Data(at)) {
+            Ok(data) => data,
+            // Nothing but a hole is left.
+            Err(Errno::NXIO) => break,
+            Err(error) => return Err(error.into()),
+        };
+        let end = rustix::fs::seek(&from, SeekFrom::Hole(data))?;
+        rustix::fs::seek(&from, SeekFrom::Start(data))?;
+        rustix::fs::seek(&to, SeekFrom::Start(data))?;
+        io::copy(&mut io::Read::take(&mut from, end - data), &mut to)?;
+        at = end;
+    }
+    rustix::fs::ftruncate(&to, size)?;
+    let (from, to) = (OwnedFd::from(from), OwnedFd::from(to));
+    own(&to, stat)?;
+    for (name, value) in attributes(&from)? {
+        rustix::fs::fsetxattr(&to, &name, &value, XattrFlags::empty())?;
+    }
+    set_times(&to, stat)?;
+    Ok(to)
+}
+
+fn own(file: &OwnedFd, stat: &Stat) -> io::Result<()> {
+    let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
+    rustix::fs::fchown(file, Some(uid), Some(gid))?;
+    Ok(rustix::fs::fchmod(file, Mode::from_raw_mode(stat.st_mode))?)
+}
+
+fn set_times(file: &OwnedFd, stat: &Stat) -> io::Result<()> {
+    let times = Timestamps {
+        last_access: accessed(stat),
+        last_modification: modified(stat),
+    };
+    Ok(rustix::fs::futimens(file, &times)?)
 }
 
 /// A layer may have a file's attributes alone, when it was mounted by others: its content is in the layer below, and the
@@ -153,14 +242,11 @@ fn remove(parent: &OwnedFd, name: &CStr) -> io::Result<()> {
 fn copy_attributes(source: &OwnedFd, target: &OwnedFd) -> io::Result<()> {
     let stat = rustix::fs::fstat(source)?;
     let opaque = is_opaque(target)?;
-    rustix::fs::fchown(
-        target,
-        Some(Uid::from_raw(stat.st_uid)),
-        Some(Gid::from_raw(stat.st_gid)),
-    )?;
-    rustix::fs::fchmod(target, Mode::from_raw_mode(stat.st_mode))?;
+    own(target, &stat)?;
     for (name, _) in attributes(target)? {
-        rustix::fs::fremovexattr(target, &name)?;
+        if !name.to_bytes().starts_with(SECURITY) {
+            rustix::fs::fremovexattr(target, &name)?;
+        }
     }
     for (name, value) in attributes(source)? {
         if BOUND.contains(&name.as_c_str()) {
@@ -171,11 +257,7 @@ fn copy_attributes(source: &OwnedFd, target: &OwnedFd) -> io::Result<()> {
     if opaque {
         rustix::fs::fsetxattr(target, OPAQUE, b"y", XattrFlags::empty())?;
     }
-    let times = Timestamps {
-        last_access: accessed(&stat),
-        last_modification: modified(&stat),
-    };
-    Ok(rustix::fs::futimens(target, &times)?)
+    set_times(target, &stat)
 }
 
 fn is_opaque(directory: &OwnedFd) -> io::Result<bool> {
@@ -389,6 +471,55 @@ mod tests {
         let of_layer = inode(stack.layers[1].join("file"));
         assert_eq!(inode(merged.join("file")), of_layer);
         assert_eq!(inode(merged.join("other")), of_layer);
+    }
+
+    /// As a file system on which a file has two links at most.
+    fn link_twice(source: &OwnedFd, name: &CStr, target: &OwnedFd) -> rustix::io::Result<()> {
+        let stat = rustix::fs::statat(source, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        match stat.st_nlink < 2 {
+            true => link(source, name, target),
+            false => Err(Errno::MLINK),
+        }
+    }
+
+    #[test]
+    fn a_file_that_can_have_no_more_links_is_copied_once() {
+        let mut stack = Stack::new();
+        stack.write(
+            "echo begin > file; truncate -s 8M file; echo end >> file; chown 7:8 file; chmod 4751 file; \
+             touch -d @1.5 file; ln file second; ln file third; echo other > other",
+        );
+        let layer = stack.layers[1].clone();
+        rustix::fs::setxattr(layer.join("file"), c"user.kept", b"kept", XattrFlags::empty()).unwrap();
+        let expected = stack.seen(&stack.layers);
+        let merged = stack.directory("merged");
+        let mut links = Links::new(link_twice);
+        links.apply(open(&layer).unwrap(), open(&merged).unwrap()).unwrap();
+        let stat = |place: &Path, name: &str| std::fs::metadata(place.join(name)).unwrap();
+        let copy = stat(&merged, "file");
+        assert_ne!(copy.ino(), stat(&layer, "file").ino());
+        assert_eq!(copy.nlink(), 3, "one copy for all links");
+        assert!(copy.blocks() < 100, "holes stay holes: {} blocks", copy.blocks());
+        assert_eq!(stat(&merged, "other").ino(), stat(&layer, "other").ino());
+        let kept = attributes(&rustix::fs::open(merged.join("third"), OFlags::RDONLY, Mode::empty()).unwrap()).unwrap();
+        assert!(kept.contains(&(c"user.kept".to_owned(), b"kept".to_vec())), "{kept:?}");
+        assert_eq!(stack.seen(&[stack.layers[0].clone(), merged]), expected);
+    }
+
+    #[test]
+    fn what_security_modules_noted_is_not_removed() {
+        let stack = Stack::new();
+        let (source, target) = (stack.directory("source"), stack.directory("target"));
+        for name in [c"security.kept", c"trusted.gone"] {
+            rustix::fs::setxattr(&target, name, b"x", XattrFlags::empty()).unwrap();
+        }
+        copy_attributes(&open(&source).unwrap(), &open(&target).unwrap()).unwrap();
+        let left = attributes(&open(&target).unwrap()).unwrap();
+        let names: Vec<_> = left.iter().map(|(name, _)| name.as_c_str()).collect();
+        assert!(
+            names.contains(&c"security.kept") && !names.contains(&c"trusted.gone"),
+            "{names:?}"
+        );
     }
 
     #[test]
