@@ -324,6 +324,85 @@ async fn an_orphan_that_is_begun_anew_leaves_backups_as_they_are() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_that_cannot_be_read_now_blocks_no_start_and_stays() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    world.write(&bot, "/data/file", "kept").await;
+    preserve(&world, &bot).await.unwrap();
+    let kept = backups(&world, &bot).await;
+    // Nothing can be read where what is noted of an archive cannot be written.
+    let spool = world.root.path().join("spool");
+    fs::remove_dir_all(&spool).unwrap();
+    fs::write(&spool, "in its place").unwrap();
+    let completed = create_with(&world, &bot, None).await;
+    assert!(completed.started && !completed.data_restored, "{completed:?}");
+    assert!(completed.has_preserved_data, "{completed:?}");
+    assert!(
+        matches!(&completed.warnings[..], [told] if told.contains("cannot be read")),
+        "{completed:?}"
+    );
+    assert_eq!(backups(&world, &bot).await, kept);
+    // Asked for by itself, it is refused.
+    restore(&world, &bot, RestoreRequest::default()).await.unwrap_err();
+    fs::remove_file(&spool).unwrap();
+    restore(&world, &bot, RestoreRequest::default()).await.unwrap();
+    assert_eq!(world.read(&bot, "/data/file").await, "kept");
+}
+
+/// A backup that another system left, in the place of the current one.
+fn leave_backup(world: &World, bot: &BotId, mode: u32) -> PathBuf {
+    use std::os::unix::fs::PermissionsExt;
+    let tree = tempfile::tempdir().unwrap();
+    fs::write(tree.path().join("file"), "of another system").unwrap();
+    fs::set_permissions(tree.path().join("file"), fs::Permissions::from_mode(mode)).unwrap();
+    let place = file_of(world, &format!("{bot}.tar.gz"));
+    fs::create_dir_all(place.parent().unwrap()).unwrap();
+    let packed = std::process::Command::new("tar")
+        .args(["--create", "--gzip", "--file"])
+        .arg(&place)
+        .arg("--directory")
+        .arg(tree.path())
+        .arg("file")
+        .status();
+    assert!(packed.unwrap().success());
+    place
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_of_which_not_all_comes_back_is_told_and_kept() {
+    let world = World::new().await;
+    // Nothing of this one is lost.
+    let bot = world.bot().await;
+    let place = leave_backup(&world, &bot, 0o755);
+    let completed = create_with(&world, &bot, None).await;
+    assert!(
+        completed.data_restored && completed.warnings.is_empty(),
+        "{completed:?}"
+    );
+    assert!(!place.exists());
+    for asked_for in [false, true] {
+        let bot = world.bot().await;
+        if asked_for {
+            create_with(&world, &bot, None).await;
+        }
+        let place = leave_backup(&world, &bot, 0o4755);
+        match asked_for {
+            true => drop(restore(&world, &bot, RestoreRequest::default()).await.unwrap()),
+            false => {
+                let completed = create_with(&world, &bot, None).await;
+                assert!(completed.data_restored && completed.has_preserved_data, "{completed:?}");
+                assert!(
+                    matches!(&completed.warnings[..], [told] if told.contains("1 of its entries")),
+                    "{completed:?}"
+                );
+            }
+        }
+        assert_eq!(world.read(&bot, "/data/file").await, "of another system");
+        assert!(place.exists());
+    }
+}
+
 async fn begin(world: &World, bot: &BotId, kind: &str) -> OperationHandle {
     let begun = match kind {
         "snapshot" => world.skep.take_snapshot(bot, ("", SOURCE_PRE_EXEC), &admin()).await,

@@ -11,8 +11,9 @@ use std::path::{Path, PathBuf};
 use chrono::{DateTime, Utc};
 use rustix::fs::{AtFlags, CWD, RenameFlags, Timespec, Timestamps};
 use sha2::{Digest, Sha256};
-use skep_archive::{ArchiveError, Limits, Source, Trust};
+use skep_archive::{ArchiveError, Limits, Source};
 use skep_names::BotId;
+use skep_runtime::layer_access::Trust;
 
 use super::names::{self, Slot};
 
@@ -50,6 +51,8 @@ pub(crate) struct Content {
     pub(crate) sha256: String,
     pub(crate) size_bytes: u64,
     pub(crate) entries: u64,
+    /// Entries that are left out when it is put back, or get another owner or mode.
+    pub(crate) altered: u64,
 }
 
 /// Why a file is no archive that can be put back.
@@ -145,7 +148,7 @@ impl BackupFiles {
     }
 
     /// Reads an archive to its end, as it is on the disk.
-    pub(crate) fn verify(&self, path: &Path) -> Result<Content, Unreadable> {
+    pub(crate) fn verify(&self, path: &Path, trust: Trust) -> Result<Content, Unreadable> {
         make_private_directory(&self.spool)?;
         let file = open_regular(path)?;
         // What the kernel still holds says nothing of the disk.
@@ -156,7 +159,11 @@ impl BackupFiles {
             length: 0,
         };
         let source = Source::open(&mut hashed)?;
-        let checked = skep_archive::check(source, &Limits::NONE, Trust::Ours, &self.spool);
+        let trust = match trust {
+            Trust::Ours => skep_archive::Trust::Ours,
+            Trust::Strangers => skep_archive::Trust::Stranger,
+        };
+        let checked = skep_archive::check(source, &Limits::NONE, trust, &self.spool);
         let checked = checked.map_err(|error| match error {
             ArchiveError::Io { source, .. } => Unreadable::Failed(source),
             refused => Unreadable::Damaged(refused.to_string()),
@@ -166,6 +173,7 @@ impl BackupFiles {
             sha256: hex::encode(hashed.digest.finalize()),
             size_bytes: hashed.length,
             entries: checked.entries,
+            altered: checked.skipped + checked.remapped + checked.cleared,
         })
     }
 
@@ -316,7 +324,7 @@ impl Partial {
     pub(crate) fn finish(&mut self, files: &BackupFiles, created_at: DateTime<Utc>) -> Result<Content, Unreadable> {
         rustix::fs::futimens(&self.file, &times(created_at)).map_err(io::Error::from)?;
         self.file.sync_all()?;
-        let content = files.verify(&self.path)?;
+        let content = files.verify(&self.path, Trust::Ours)?;
         let written = (hex::encode(self.digest.clone().finalize()), self.length);
         if (content.sha256.as_str(), content.size_bytes) != (written.0.as_str(), written.1) {
             return Err(Unreadable::Damaged(

@@ -21,7 +21,12 @@ const WAITING: usize = 8;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Verified {
     /// It is whole, and if its digest is known, what it was when it was made.
-    Whole { identity: Identity, trust: Trust },
+    Whole {
+        identity: Identity,
+        trust: Trust,
+        /// As [`Content::altered`].
+        altered: u64,
+    },
     /// It is not: the sentence.
     Damaged(String),
 }
@@ -155,32 +160,35 @@ impl Skep {
         let identity = self.with_backups(move |files| files.identity(&of, slot)).await?;
         let identity =
             identity.ok_or_else(|| Error::BackupNotFound(format!("backup {} not found", slot.file_name(bot))))?;
-        let (files, path) = (self.backup_files(), self.backup_files().path(bot, slot));
-        let content = match blocking(move || files.verify(&path)).await? {
-            Ok(content) => content,
-            Err(Unreadable::Damaged(why)) => return Ok(Verified::Damaged(why)),
-            Err(Unreadable::Failed(error)) => return Err(file_error("reading a backup", error)),
-        };
         let found = Found {
             bot: bot.clone(),
             slot,
             identity,
         };
         let rows = self.store().backups(bot).await?;
-        Ok(match self.row_of(&found, &rows).await? {
-            Some(row) if row.sha256 == content.sha256 && row.entries == content.entries => Verified::Whole {
-                identity: Identity {
-                    created_at: row.created_at,
-                    ..identity
-                },
-                trust: Trust::Ours,
-            },
-            Some(_) => Verified::Damaged("it is not what it was when it was made".to_owned()),
+        let row = self.row_of(&found, &rows).await?;
+        let (identity, trust) = match row {
+            Some(row) => {
+                let created_at = row.created_at;
+                (Identity { created_at, ..identity }, Trust::Ours)
+            }
             // From another system: as good as what a client sends.
-            None => Verified::Whole {
-                identity,
-                trust: Trust::Strangers,
-            },
+            None => (identity, Trust::Strangers),
+        };
+        let (files, path) = (self.backup_files(), self.backup_files().path(bot, slot));
+        let content = match blocking(move || files.verify(&path, trust)).await? {
+            Ok(content) => content,
+            Err(Unreadable::Damaged(why)) => return Ok(Verified::Damaged(why)),
+            Err(Unreadable::Failed(error)) => return Err(file_error("reading a backup", error)),
+        };
+        if row.is_some_and(|row| row.sha256 != content.sha256 || row.entries != content.entries) {
+            return Ok(Verified::Damaged("it is not what it was when it was made".to_owned()));
+        }
+        let altered = content.altered;
+        Ok(Verified::Whole {
+            identity,
+            trust,
+            altered,
         })
     }
 

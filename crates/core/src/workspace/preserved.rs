@@ -27,6 +27,8 @@ pub(crate) enum Preserved {
         slot: Slot,
         identity: Identity,
         trust: Trust,
+        /// Entries that do not come back as they are.
+        altered: u64,
     },
     /// A legacy directory that was not migrated.
     Legacy(PathBuf),
@@ -40,17 +42,32 @@ pub(crate) enum PutBack {
         size_bytes: u64,
         created_at: chrono::DateTime<chrono::Utc>,
     },
+    /// A backup that holds more than came back of it.
+    InPart,
     Legacy,
 }
 
 impl Preserved {
     pub(crate) fn put_back(&self) -> PutBack {
         match self {
+            Self::Backup { altered: 1.., .. } => PutBack::InPart,
             Self::Backup { identity, .. } => PutBack::Backup {
                 size_bytes: identity.size_bytes,
                 created_at: identity.created_at,
             },
             Self::Legacy(_) => PutBack::Legacy,
+        }
+    }
+
+    /// For whoever has it put back.
+    pub(crate) fn warning(&self) -> Option<String> {
+        match self {
+            Self::Backup { altered: 0, .. } | Self::Legacy(_) => None,
+            Self::Backup { altered, .. } => Some(format!(
+                "the backup was not made here, and {altered} of its entries did not come back as they are in it: devices, \
+                 pipes and sockets are left out, owners that a workspace does not have become nobody, setuid and setgid \
+                 are cleared; it stays where it is"
+            )),
         }
     }
 }
@@ -105,12 +122,18 @@ impl Skep {
     pub(crate) async fn find_preserved(&self, bot: &BotId) -> Result<(Option<Preserved>, Vec<String>)> {
         let mut warnings = Vec::new();
         match self.verify_backup(bot, Slot::Current).await {
-            Ok(Verified::Whole { identity, trust }) => {
+            Ok(Verified::Whole {
+                identity,
+                trust,
+                altered,
+            }) => {
                 let backup = Preserved::Backup {
                     slot: Slot::Current,
                     identity,
                     trust,
+                    altered,
                 };
+                warnings.extend(backup.warning());
                 return Ok((Some(backup), warnings));
             }
             Ok(Verified::Damaged(why)) => {

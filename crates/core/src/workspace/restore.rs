@@ -54,6 +54,9 @@ impl Work {
         self.step("container", self.ensure_container(&row)).await?;
         if self.noted(CHANGED).is_none() {
             let preserved = self.step("verify", self.asked_for(request)).await?;
+            if let Some(warning) = preserved.warning() {
+                tracing::warn!(bot = %self.bot(), warning, "not all of a backup comes back");
+            }
             if request.name.is_none() {
                 self.note_put_back(&preserved)?;
             }
@@ -87,7 +90,16 @@ impl Work {
         };
         let slot = self.skep().slot_of_backup(self.bot(), name, sha256).await?;
         match self.skep().verify_backup(self.bot(), slot).await? {
-            Verified::Whole { identity, trust } => Ok(Preserved::Backup { slot, identity, trust }),
+            Verified::Whole {
+                identity,
+                trust,
+                altered,
+            } => Ok(Preserved::Backup {
+                slot,
+                identity,
+                trust,
+                altered,
+            }),
             Verified::Damaged(why) => Err(self.refuse_damaged((name, slot), &why).await?),
         }
     }
@@ -123,7 +135,7 @@ impl Work {
             return Ok(());
         }
         let put = async {
-            let (preserved, warnings) = self.step("verify", self.skep().find_preserved(self.bot())).await?;
+            let (preserved, warnings) = self.step("verify", self.found_for_create()).await?;
             if !warnings.is_empty() {
                 self.note(WARNINGS, warnings);
             }
@@ -141,12 +153,19 @@ impl Work {
         put.await.map_err(|error: Error| error.at(stages::RESTORE))
     }
 
-    pub(super) async fn write_preserved(
-        &self,
-        place: &DataPlace,
-        preserved: &Preserved,
-        mode: ApplyMode,
-    ) -> Result<()> {
+    /// A backup that cannot be read now blocks no start: it stays where it is, and so does what it would win over.
+    async fn found_for_create(&self) -> Result<(Option<Preserved>, Vec<String>)> {
+        match self.skep().find_preserved(self.bot()).await {
+            Err(error @ Error::Internal { .. }) => {
+                tracing::error!(bot = %self.bot(), error = error.with_causes(), "preserved data cannot be read");
+                let warning = "the preserved data cannot be read, and nothing of it was put back; it stays where it is";
+                Ok((None, vec![warning.to_owned()]))
+            }
+            found => found,
+        }
+    }
+
+    async fn write_preserved(&self, place: &DataPlace, preserved: &Preserved, mode: ApplyMode) -> Result<()> {
         let (archive, trust) = self.archive_of(preserved).await?;
         let apply = Apply { mode, trust };
         let archive = self.skep().sparing(archive);
@@ -197,12 +216,15 @@ impl Work {
     }
 
     async fn take_away(&self, put_back: &PutBack) -> Result<()> {
-        if let PutBack::Backup { size_bytes, created_at } = *put_back {
-            let restored = Identity { size_bytes, created_at };
-            self.skep().remove_restored(self.bot(), restored).await?;
-            return self.skep().mark_superseded(self.bot()).await;
+        match *put_back {
+            PutBack::Backup { size_bytes, created_at } => {
+                let restored = Identity { size_bytes, created_at };
+                self.skep().remove_restored(self.bot(), restored).await?;
+                self.skep().mark_superseded(self.bot()).await
+            }
+            PutBack::InPart => self.skep().mark_superseded(self.bot()).await,
+            PutBack::Legacy => self.skep().mark_migrated(self.bot()).await,
         }
-        self.skep().mark_migrated(self.bot()).await
     }
 
     pub(super) fn was_put_back(&self) -> bool {
