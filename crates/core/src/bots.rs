@@ -173,12 +173,18 @@ impl Skep {
     async fn insert_bot_with_backup(&self, row: NewBot, backup: &Backup) -> Result<BotRow> {
         self.layer_access()?;
         let id = row.id.clone();
-        self.give_backup(backup, &id).await?;
-        let inserted = self.store().insert_bot(row).await;
-        if inserted.is_err() {
+        let made = async {
+            self.give_backup(backup, &id).await?;
+            let inserted = self.store().insert_bot(row).await?;
+            self.confirm_given_backup(&id).await?;
+            Ok(inserted)
+        };
+        let made = made.await;
+        if made.is_err() {
+            self.store().delete_bot(&id).await?;
             self.take_backup_back(&id).await?;
         }
-        Ok(inserted?)
+        made
     }
 
     /// A bot whose set-up could not be journaled is taken back: its caller is told that there is none.

@@ -94,6 +94,7 @@ impl Skep {
             }),
         };
         skep.with_backups(|files| files.sweep()).await?;
+        skep.settle_given_backups().await?;
         skep.sweep_spool().await?;
         skep.carry_on_unfinished().await?;
         skep.spawn_followers();

@@ -8,10 +8,12 @@ use std::path::PathBuf;
 
 use harness::{World, admin, archive_of, until};
 use skep_core::{
-    Backup, Code, CreateRequest, DeleteData, OperationHandle, Outcome, RestoreMode, RestoreRequest, SOURCE_PRE_EXEC,
+    Backup, Code, CreateBot, CreateRequest, DeleteData, OperationHandle, Outcome, RestoreMode, RestoreRequest,
+    SOURCE_PRE_EXEC,
 };
 use skep_names::BotId;
 use skep_runtime::RuntimeError;
+use skep_store::BackupRow;
 use skep_testkit::fake_runtime::Verb;
 use skep_testkit::trees;
 
@@ -401,6 +403,67 @@ async fn a_backup_of_which_not_all_comes_back_is_told_and_kept() {
         assert_eq!(world.read(&bot, "/data/file").await, "of another system");
         assert!(place.exists());
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_given_to_a_bot_that_never_was_goes_and_nothing_else_does() {
+    let mut world = World::new().await;
+    let bot = with_backup_aside(&world).await;
+    let kept = backups(&world, &bot).await;
+    let source = file_of(&world, &kept[0].name);
+    let mark = |of: &BotId| file_of(&world, &format!(".{of}.given"));
+    let current = |of: &BotId| file_of(&world, &format!("{of}.tar.gz"));
+    // The server ends before the bot is there, after it is, and after another archive took the place.
+    let (never, there, other) = (BotId::random(), world.bot().await, BotId::random());
+    for of in [&never, &there, &other] {
+        fs::hard_link(&source, mark(of)).unwrap();
+        match of == &other {
+            true => fs::write(current(of), "another").map(drop).unwrap(),
+            false => fs::hard_link(&source, current(of)).unwrap(),
+        }
+        let row = BackupRow {
+            bot_id: of.clone(),
+            created_at: kept[0].created_at,
+            sha256: kept[0].sha256.clone().unwrap(),
+            size_bytes: kept[0].size_bytes,
+            entries: 1,
+            owner_user_id: "owner".to_owned(),
+            verified: true,
+        };
+        world.skep.store().put_backup(&row).await.unwrap();
+    }
+    let (marks, left) = ([&never, &there, &other].map(mark), [current(&there), current(&other)]);
+    let gone = current(&never);
+    world.crash().await;
+    assert!(!gone.exists());
+    assert!(left.iter().all(|file| file.exists()));
+    assert!(marks.iter().all(|mark| !mark.exists()));
+    assert_eq!(world.skep.store().backups(&never).await.unwrap(), []);
+    assert_eq!(world.skep.store().backups(&there).await.unwrap().len(), 1);
+    assert_eq!(backups(&world, &bot).await, kept);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_bot_gets_the_backup_that_was_looked_at_or_none() {
+    let world = World::new().await;
+    let bot = with_backup_aside(&world).await;
+    let looked_at = backups(&world, &bot).await.remove(0);
+    preserve(&world, &bot).await.unwrap();
+    let heir = |backup: Backup| CreateBot {
+        owner_user_id: "owner".to_owned(),
+        display_name: "heir".to_owned(),
+        restore_backup: Some(backup),
+        ..CreateBot::default()
+    };
+    let before = world.skep.all_backups().await.unwrap();
+    let refused = world.skep.create_bot(heir(looked_at), &admin()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PreconditionFailed);
+    assert_eq!(world.skep.all_backups().await.unwrap(), before);
+    let (made, _) = world.skep.create_bot(heir(before[0].clone()), &admin()).await.unwrap();
+    let given = backups(&world, &made.row.id).await;
+    assert_eq!(given[0].sha256, before[0].sha256);
+    let files = fs::read_dir(world.root.path().join("backups")).unwrap();
+    assert_eq!(files.count(), before.len() + 1, "no mark is left");
 }
 
 async fn begin(world: &World, bot: &BotId, kind: &str) -> OperationHandle {

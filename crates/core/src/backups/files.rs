@@ -237,10 +237,49 @@ impl BackupFiles {
         Ok(Slot::SetAside(number))
     }
 
-    /// Gives another bot the same archive, as its current one.
-    pub(crate) fn give(&self, from: (&BotId, Slot), to: &BotId) -> io::Result<()> {
-        std::fs::hard_link(self.path(from.0, from.1), self.path(to, Slot::Current))?;
-        self.flush()
+    /// Gives a bot that is not there yet the same archive, as its current one, if it is still the one that somebody
+    /// looked at; `false`: another one has its name by now, or none. Marked until [`Self::confirm_given`].
+    pub(crate) fn give(&self, from: (&BotId, Slot), looked_at: Identity, to: &BotId) -> io::Result<bool> {
+        let _still = self.hold_still()?;
+        if self.identity(from.0, from.1)? != Some(looked_at) {
+            return Ok(false);
+        }
+        let mark = self.directory.join(names::given(to));
+        std::fs::hard_link(self.path(from.0, from.1), &mark)?;
+        self.flush()?;
+        std::fs::hard_link(&mark, self.path(to, Slot::Current))?;
+        self.flush()?;
+        Ok(true)
+    }
+
+    /// The bot is there.
+    pub(crate) fn confirm_given(&self, bot: &BotId) -> io::Result<()> {
+        match std::fs::remove_file(self.directory.join(names::given(bot))) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => self.flush(),
+        }
+    }
+
+    /// The bot never was: what it was given goes, and nothing else.
+    pub(crate) fn take_given_back(&self, bot: &BotId) -> io::Result<()> {
+        let given = match std::fs::symlink_metadata(self.directory.join(names::given(bot))) {
+            Ok(metadata) => metadata.ino(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        if self.inode(bot, Slot::Current)? == Some(given) {
+            self.remove(bot, Slot::Current)?;
+        }
+        self.confirm_given(bot)
+    }
+
+    /// The bots whose mark is there.
+    pub(crate) fn given(&self) -> io::Result<Vec<BotId>> {
+        Ok(self
+            .names()?
+            .iter()
+            .filter_map(|name| names::parse_given(name))
+            .collect())
     }
 
     /// Removes the file that is there if it is still the one that somebody looked at; `false`: another one has its name

@@ -13,6 +13,7 @@ use std::fs::File;
 
 use chrono::{DateTime, Utc};
 use skep_names::BotId;
+use skep_runtime::failpoint;
 use skep_store::BackupRow;
 
 pub(crate) use files::{BackupFiles, Identity, Partial};
@@ -170,9 +171,22 @@ impl Skep {
         }
     }
 
-    /// Makes a backup the current one of a new bot too; it stays what it was.
+    /// Makes a backup the current one of a new bot too, before that is there; it stays what it was.
+    ///
+    /// # Errors
+    /// [`Error::PreconditionFailed`] when another one has its name by now.
     pub(crate) async fn give_backup(&self, backup: &Backup, to: &BotId) -> Result<()> {
         let (from, slot) = slot_of(&backup.bot_id, &backup.name)?;
+        let looked_at = Identity {
+            size_bytes: backup.size_bytes,
+            created_at: backup.created_at,
+        };
+        let bot = to.clone();
+        let given = self.with_backups(move |files| files.give((&from, slot), looked_at, &bot));
+        if !given.await? {
+            return Err(is_another(&backup.name));
+        }
+        failpoint::pass_or_abort("backup.given");
         if let (Some(sha256), Some(entries), Some(owner)) = (&backup.sha256, backup.entries, &backup.owner_user_id) {
             self.store()
                 .put_backup(&BackupRow {
@@ -186,15 +200,38 @@ impl Skep {
                 })
                 .await?;
         }
-        let bot = to.clone();
-        self.with_backups(move |files| files.give((&from, slot), &bot)).await
+        Ok(())
+    }
+
+    /// The bot that a backup was given to is there.
+    pub(crate) async fn confirm_given_backup(&self, bot: &BotId) -> Result<()> {
+        let of = bot.clone();
+        self.with_backups(move |files| files.confirm_given(&of)).await
     }
 
     /// Undoes [`Skep::give_backup`].
     pub(crate) async fn take_backup_back(&self, bot: &BotId) -> Result<()> {
         let of = bot.clone();
-        self.with_backups(move |files| files.remove(&of, Slot::Current)).await?;
+        self.with_backups(move |files| {
+            files.remove(&of, Slot::Current)?;
+            files.confirm_given(&of)
+        })
+        .await?;
         self.forget_rows_without_files(bot).await
+    }
+
+    /// What was given to bots of which a crash may have made none. Only before any is made.
+    pub(crate) async fn settle_given_backups(&self) -> Result<()> {
+        for bot in self.with_backups(BackupFiles::given).await? {
+            if self.store().bot(&bot).await?.is_some() {
+                self.confirm_given_backup(&bot).await?;
+                continue;
+            }
+            let of = bot.clone();
+            self.with_backups(move |files| files.take_given_back(&of)).await?;
+            self.forget_rows_without_files(&bot).await?;
+        }
+        Ok(())
     }
 
     async fn shown_backup(&self, found: &files::Found, rows: &[BackupRow]) -> Result<Backup> {

@@ -58,6 +58,18 @@ pub(crate) fn partial(bot: &BotId) -> String {
 
 const PARTIAL: &str = ".partial";
 
+const GIVEN: &str = ".given";
+
+/// The mark of a bot that is given a backup before it is there: the same archive.
+pub(crate) fn given(bot: &BotId) -> String {
+    format!(".{bot}{GIVEN}")
+}
+
+/// Whose mark a file is.
+pub(crate) fn parse_given(file_name: &str) -> Option<BotId> {
+    file_name.strip_prefix('.')?.strip_suffix(GIVEN)?.parse().ok()
+}
+
 /// Whether a file is what a crash left of an archive that was being written.
 pub(crate) fn is_partial(file_name: &str) -> bool {
     file_name.starts_with('.') && file_name.ends_with(PARTIAL)
@@ -98,9 +110,12 @@ mod tests {
             format!("{bot}.tar"),
             format!("../{bot}.tar.gz"),
             partial(&bot),
+            given(&bot),
         ] {
             assert_eq!(Slot::parse(&other), None, "{other}");
         }
+        assert_eq!(parse_given(&given(&bot)), Some(bot.clone()));
+        assert_eq!(parse_given(&partial(&bot)), None);
         assert_ne!(partial(&bot), partial(&bot));
         assert!(is_partial(&partial(&bot)) && !is_partial(&format!("{bot}.tar.gz")));
     }

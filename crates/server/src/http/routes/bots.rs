@@ -166,6 +166,7 @@ fn yes() -> bool {
 /// Make a bot; its workspace is set up in the background.
 #[utoipa::path(post, path = "/bots", tag = "bots", params(CreateQuery), request_body = CreateBotRequest,
     responses((status = 201, body = Bot), (status = 404, description = "`owner_id` names no user, or there is no such backup for the caller"),
+        (status = 412, description = "The backup that is named is another one by now"),
         (status = 422, description = "The idempotency key was used with another body")))]
 async fn create(
     State(app): State<App>,
