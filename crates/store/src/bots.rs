@@ -355,12 +355,19 @@ impl Store {
     /// Removes a bot with its members, faults and containers; a missing one is a success.
     /// Its operations stay.
     pub async fn delete_bot(&self, id: &BotId) -> Result<()> {
-        sqlx::query("DELETE FROM bots WHERE id = ?1")
-            .bind(id.as_str())
-            .execute(self.writer())
-            .await
-            .map_err(StoreError::on("deleting a bot"))?;
-        Ok(())
+        let failed = StoreError::on("deleting a bot");
+        let mut transaction = self.writer().begin_with("BEGIN IMMEDIATE").await.map_err(&failed)?;
+        for statement in [
+            "DELETE FROM lifecycle_events WHERE bot_id = ?1",
+            "DELETE FROM bots WHERE id = ?1",
+        ] {
+            sqlx::query(statement)
+                .bind(id.as_str())
+                .execute(&mut *transaction)
+                .await
+                .map_err(&failed)?;
+        }
+        transaction.commit().await.map_err(&failed)
     }
 }
 

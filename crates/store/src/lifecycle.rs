@@ -5,8 +5,8 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde_json::Value;
 use skep_names::{BotId, container_id_for};
-use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
+use sqlx::{Row, Sqlite, Transaction};
 
 use crate::connection::Store;
 use crate::error::{Result, StoreError};
@@ -32,9 +32,12 @@ pub struct EventLimits {
     pub apart: Duration,
 }
 
+/// So many changes of a kind are kept of a bot.
+const KEPT: u32 = 256;
+
 impl Store {
     /// Writes down a change of a workspace, within limits for the changes of its kind of this bot. Says whether it was
-    /// written.
+    /// written; of a bot that is gone, none is.
     pub async fn insert_limited_lifecycle_event(
         &self,
         bot: &BotId,
@@ -48,7 +51,7 @@ impl Store {
         // A clock that was put back must not silence what comes.
         let written = sqlx::query(
             "INSERT INTO lifecycle_events (bot_id, container_id, event_type, payload, created_at) \
-             SELECT ?1, ?2, ?3, ?4, ?5 WHERE NOT EXISTS (SELECT 1 FROM lifecycle_events \
+             SELECT ?1, ?2, ?3, ?4, ?5 WHERE EXISTS (SELECT 1 FROM bots WHERE id = ?1) AND NOT EXISTS (SELECT 1 FROM lifecycle_events \
              WHERE bot_id = ?1 AND event_type = ?3 AND created_at <= ?5 AND created_at > ?5 - ?6)",
         )
         .bind(bot.as_str())
@@ -60,21 +63,12 @@ impl Store {
         .execute(&mut *transaction)
         .await
         .map_err(&failed)?;
-        sqlx::query(
-            "DELETE FROM lifecycle_events WHERE bot_id = ?1 AND event_type = ?2 AND seq <= (SELECT seq \
-             FROM lifecycle_events WHERE bot_id = ?1 AND event_type = ?2 ORDER BY seq DESC LIMIT 1 OFFSET ?3)",
-        )
-        .bind(bot.as_str())
-        .bind(event_type)
-        .bind(i64::from(limits.kept))
-        .execute(&mut *transaction)
-        .await
-        .map_err(&failed)?;
+        drop_old(&mut transaction, bot, event_type, limits.kept).await?;
         transaction.commit().await.map_err(&failed)?;
         Ok(written.rows_affected() > 0)
     }
 
-    /// Writes down a change of a workspace.
+    /// Writes down a change of a workspace. Of each kind the newest 256 of a bot are kept.
     pub async fn insert_lifecycle_event(
         &self,
         bot: &BotId,
@@ -82,19 +76,10 @@ impl Store {
         event_type: &str,
         payload: &Value,
     ) -> Result<()> {
-        sqlx::query(
-            "INSERT INTO lifecycle_events (bot_id, container_id, event_type, payload, created_at) \
-             VALUES (?1, ?2, ?3, ?4, ?5)",
-        )
-        .bind(bot.as_str())
-        .bind(container_id)
-        .bind(event_type)
-        .bind(payload.to_string())
-        .bind(now().timestamp_micros())
-        .execute(self.writer())
-        .await
-        .map_err(StoreError::on("writing a lifecycle event"))?;
-        Ok(())
+        let failed = StoreError::on("writing a lifecycle event");
+        let mut transaction = self.writer().begin().await.map_err(&failed)?;
+        insert(&mut transaction, (bot, container_id), event_type, payload).await?;
+        transaction.commit().await.map_err(&failed)
     }
 
     /// Changes of one kind that came after `after_seq`, oldest first: of those the newest `limit`.
@@ -134,6 +119,42 @@ impl Store {
         .map_err(StoreError::on(OPERATION))?;
         rows.iter().map(|row| read(OPERATION, row)).collect()
     }
+}
+
+/// Writes down a change, and forgets the oldest of its kind beyond [`KEPT`].
+pub(crate) async fn insert(
+    transaction: &mut Transaction<'_, Sqlite>,
+    (bot, container_id): (&BotId, &str),
+    event_type: &str,
+    payload: &Value,
+) -> Result<()> {
+    sqlx::query(
+        "INSERT INTO lifecycle_events (bot_id, container_id, event_type, payload, created_at) \
+         VALUES (?1, ?2, ?3, ?4, ?5)",
+    )
+    .bind(bot.as_str())
+    .bind(container_id)
+    .bind(event_type)
+    .bind(payload.to_string())
+    .bind(now().timestamp_micros())
+    .execute(&mut **transaction)
+    .await
+    .map_err(StoreError::on("writing a lifecycle event"))?;
+    drop_old(transaction, bot, event_type, KEPT).await
+}
+
+async fn drop_old(transaction: &mut Transaction<'_, Sqlite>, bot: &BotId, event_type: &str, kept: u32) -> Result<()> {
+    sqlx::query(
+        "DELETE FROM lifecycle_events WHERE bot_id = ?1 AND event_type = ?2 AND seq <= (SELECT seq \
+         FROM lifecycle_events WHERE bot_id = ?1 AND event_type = ?2 ORDER BY seq DESC LIMIT 1 OFFSET ?3)",
+    )
+    .bind(bot.as_str())
+    .bind(event_type)
+    .bind(i64::from(kept))
+    .execute(&mut **transaction)
+    .await
+    .map_err(StoreError::on("forgetting lifecycle events"))?;
+    Ok(())
 }
 
 fn read(operation: &'static str, row: &SqliteRow) -> Result<LifecycleEventRow> {

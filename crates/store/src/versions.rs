@@ -1,13 +1,14 @@
 //! The tables of snapshots and their versions.
 
 use chrono::{DateTime, Utc};
-use serde_json::{Value, json};
+use serde_json::json;
 use skep_names::BotId;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{QueryBuilder, Row, Sqlite, Transaction};
 
 use crate::connection::Store;
 use crate::error::{Result, StoreError};
+use crate::lifecycle;
 use crate::time::{from_micros, now};
 
 /// One version: a snapshot and its number.
@@ -106,7 +107,7 @@ impl Store {
         .map_err(&failed)?;
         let payload = json!({"version": number, "source": new.source, "snapshot": new.runtime_snapshot_name});
         for event in ["snapshot_create", "version_create"] {
-            insert_event(&mut transaction, (&new.bot_id, &new.container_id), event, &payload).await?;
+            lifecycle::insert(&mut transaction, (&new.bot_id, &new.container_id), event, &payload).await?;
         }
         transaction.commit().await.map_err(&failed)?;
         Ok(VersionRow {
@@ -183,7 +184,7 @@ impl Store {
         .map_err(&failed)?;
         if gone.rows_affected() > 0 {
             let payload = json!({"version": number});
-            insert_event(&mut transaction, (bot, container_id), "version_delete", &payload).await?;
+            lifecycle::insert(&mut transaction, (bot, container_id), "version_delete", &payload).await?;
         }
         transaction.commit().await.map_err(&failed)
     }
@@ -218,25 +219,4 @@ async fn next_number(transaction: &mut Transaction<'_, Sqlite>, container_id: &s
     .fetch_one(&mut **transaction)
     .await
     .map_err(StoreError::on("numbering a version"))
-}
-
-async fn insert_event(
-    transaction: &mut Transaction<'_, Sqlite>,
-    (bot, container_id): (&BotId, &str),
-    event_type: &str,
-    payload: &Value,
-) -> Result<()> {
-    sqlx::query(
-        "INSERT INTO lifecycle_events (bot_id, container_id, event_type, payload, created_at) \
-         VALUES (?1, ?2, ?3, ?4, ?5)",
-    )
-    .bind(bot.as_str())
-    .bind(container_id)
-    .bind(event_type)
-    .bind(payload.to_string())
-    .bind(now().timestamp_micros())
-    .execute(&mut **transaction)
-    .await
-    .map_err(StoreError::on("writing a lifecycle event"))?;
-    Ok(())
 }

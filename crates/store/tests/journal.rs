@@ -399,3 +399,35 @@ async fn changes_that_a_workspace_can_make_without_end_are_bounded() {
     assert_eq!(store.lifecycle_events_of(&bot, "start", 0, 100).await.unwrap().len(), 1);
     assert_eq!(store.lifecycle_events_of(&bot, "oom", 0, 100).await.unwrap().len(), 3);
 }
+
+#[tokio::test]
+async fn what_happened_to_a_workspace_is_bounded_and_goes_with_its_bot() {
+    let root = tempfile::tempdir().unwrap();
+    let store = store(root.path()).await;
+    let (bot, other) = (bot(&store, "u").await, bot(&store, "u").await);
+    for of in [&bot, &other] {
+        let payload = json!({});
+        store.insert_lifecycle_event(of, "c", "stop", &payload).await.unwrap();
+    }
+    for number in 0..260 {
+        let payload = json!({ "number": number });
+        store
+            .insert_lifecycle_event(&bot, "c", "start", &payload)
+            .await
+            .unwrap();
+    }
+    let kept = store.lifecycle_events_of(&bot, "start", 0, 1000).await.unwrap();
+    assert_eq!((kept.len(), &kept[0].payload["number"]), (256, &json!(4)));
+    assert_eq!(store.lifecycle_events_of(&bot, "stop", 0, 9).await.unwrap().len(), 1);
+    store.delete_bot(&bot).await.unwrap();
+    // Nor is anything written down that comes late.
+    let limits = EventLimits {
+        kept: 3,
+        apart: Duration::ZERO,
+    };
+    let payload = json!({});
+    let late = store.insert_limited_lifecycle_event(&bot, ("exit", &payload), limits);
+    assert!(!late.await.unwrap());
+    assert_eq!(store.lifecycle_events(&bot, 1000).await.unwrap(), []);
+    assert_eq!(store.lifecycle_events(&other, 1000).await.unwrap().len(), 1);
+}

@@ -17,6 +17,8 @@ const LINES: &str = "
         || ', ' || replace(image, rtrim(image, replace(image, '/', '')), '') FROM containers
     UNION ALL SELECT 'unfinished operation ' || kind || ' of ' || bot_id FROM operations
         WHERE state IN ('queued', 'running')
+    UNION ALL SELECT DISTINCT 'history of ' || bot_id || ', which is gone' FROM lifecycle_events
+        WHERE bot_id NOT IN (SELECT id FROM bots)
     UNION ALL SELECT DISTINCT 'versions of ' || s.bot_id FROM container_versions v
         JOIN snapshots s ON s.seq = v.snapshot_seq";
 
