@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use harness::{World, admin, until};
+use harness::{World, admin, archive_of, until};
 use proptest::prelude::*;
 use proptest::sample::Index;
 use skep_core::{CreateRequest, DeleteData, OperationHandle, RestoreMode, RestoreRequest, Skep};
@@ -33,6 +33,8 @@ enum Ask {
     Create(bool),
     /// Puts the current backup back, or one by its name.
     Restore(Option<Index>, RestoreMode),
+    /// Puts an archive of one file into it.
+    Import(u8, u32, RestoreMode),
     Stop,
     Start,
 }
@@ -66,14 +68,15 @@ fn any_step() -> impl Strategy<Value = Step> {
 
 fn any_ask() -> impl Strategy<Value = Ask> {
     let index = any::<Index>;
-    let mode = prop_oneof![Just(RestoreMode::Merge), Just(RestoreMode::Replace)];
+    let mode = || prop_oneof![Just(RestoreMode::Merge), Just(RestoreMode::Replace)];
     prop_oneof![
         4 => Just(Ask::Snapshot),
         3 => index().prop_map(Ask::Rollback),
         2 => index().prop_map(Ask::Forget),
         2 => Just(Ask::Preserve),
         3 => any::<bool>().prop_map(Ask::Create),
-        4 => (prop::option::weighted(0.7, index()), mode).prop_map(|(index, mode)| Ask::Restore(index, mode)),
+        4 => (prop::option::weighted(0.7, index()), mode()).prop_map(|(index, mode)| Ask::Restore(index, mode)),
+        3 => (0..3_u8, any::<u32>(), mode()).prop_map(|(file, number, mode)| Ask::Import(file, number, mode)),
         1 => Just(Ask::Stop),
         1 => Just(Ask::Start),
     ]
@@ -158,6 +161,16 @@ impl State {
         after
     }
 
+    fn with_files(&self, files: Files, mode: RestoreMode) -> Self {
+        let mut after = self.clone();
+        let present = after.present.get_or_insert_default();
+        if mode == RestoreMode::Replace {
+            present.clear();
+        }
+        present.extend(files);
+        after
+    }
+
     fn without_workspace(&self) -> Self {
         Self {
             backups: self.backups.clone(),
@@ -175,6 +188,7 @@ enum Request {
     Preserve,
     Create(bool),
     Restore(RestoreRequest),
+    Import(u8, u32, RestoreMode),
     Stop,
     Start,
 }
@@ -201,6 +215,7 @@ impl Request {
                 sha256: None,
                 mode: *mode,
             }),
+            Ask::Import(file, number, mode) => Self::Import(*file, *number, *mode),
             Ask::Stop => Self::Stop,
             Ask::Start => Self::Start,
         })
@@ -220,6 +235,11 @@ impl Request {
                 skep.create_workspace(bot, request, &admin()).await
             }
             Self::Restore(request) => skep.restore_data(bot, request, &admin()).await,
+            Self::Import(file, number, mode) => {
+                let archive = archive_of(&name_of(file), &number.to_string());
+                let received = skep.receive_archive(bot, archive).await?;
+                skep.import_data(bot, (received, mode), &admin()).await
+            }
             Self::Stop => skep.stop_workspace(bot, None, &admin()).await,
             Self::Start => skep.start_workspace(bot, &admin()).await,
         }
@@ -264,17 +284,15 @@ impl Request {
             }
             Self::Restore(request) => {
                 let name = request.name.clone().unwrap_or_else(|| current(bot));
-                let mut after = state.clone();
-                let files = after.present.get_or_insert_default();
-                if request.mode == RestoreMode::Replace {
-                    files.clear();
-                }
-                files.extend(state.backups[&name].clone());
+                let mut after = state.with_files(state.backups[&name].clone(), request.mode);
                 all.push(after.clone());
                 if request.name.is_none() {
                     after.backups.remove(&name);
                     all.push(after);
                 }
+            }
+            Self::Import(file, number, mode) => {
+                all.push(state.with_files([(name_of(*file), number.to_string())].into(), *mode));
             }
             Self::Stop | Self::Start => {}
         }

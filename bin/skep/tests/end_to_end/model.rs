@@ -103,8 +103,9 @@ impl BotModel {
             29..34 => self.delete("?preserve_data=true").await,
             34..38 => self.change("", Method::POST, Expected::Running).await,
             _ if self.possible == [Expected::Stopped] => self.change("/start", Method::POST, Expected::Running).await,
-            38..55 => self.write_by_exec().await,
-            55..70 => self.upload().await,
+            38..52 => self.write_by_exec().await,
+            52..64 => self.upload().await,
+            64..70 => self.import().await,
             70..88 => self.versions_step().await,
             _ => self.verify_one().await,
         }
@@ -202,6 +203,23 @@ impl BotModel {
                 let other =
                     other.map(|(status, bytes)| (status, Value::String(String::from_utf8_lossy(&bytes).into())));
                 self.maybe_wrote(file, content, "upload", other).await;
+            }
+        }
+    }
+
+    /// Of an archive with one file, beside those that are there.
+    async fn import(&mut self) {
+        let (file, content) = self.new_content();
+        let path = self.container("/data/import");
+        let archive = archive_of(&format!("f{file}"), &body_of(content));
+        let answer = whole_answer(self.client.request(Method::POST, &path).body(archive)).await;
+        self.tell(format!("import of {content} as f{file}: {:?}", told(&answer)));
+        match answer {
+            Some((StatusCode::OK, _)) => self.wrote(file, content),
+            other => {
+                let other =
+                    other.map(|(status, bytes)| (status, Value::String(String::from_utf8_lossy(&bytes).into())));
+                self.maybe_wrote(file, content, "import", other).await;
             }
         }
     }
@@ -373,6 +391,17 @@ fn body_of(content: u32) -> String {
     let filler = "skep ".repeat(content as usize % 7 * 4096);
     body.push_str(&filler);
     body
+}
+
+fn archive_of(name: &str, content: &str) -> Vec<u8> {
+    let tree = tempfile::tempdir().expect("a directory can be made");
+    std::fs::write(tree.path().join(name), content).expect("a file can be written");
+    let packed = std::process::Command::new("tar")
+        .args(["--create", "--directory"])
+        .arg(tree.path())
+        .arg(name)
+        .output();
+    packed.expect("tar is installed").stdout
 }
 
 /// Its number, when all that belongs to it is there.
