@@ -42,7 +42,8 @@ impl Skep {
         if self.going_down().is_cancelled() {
             return Err(Error::GoingDown);
         }
-        let id = uuid::Uuid::now_v7().to_string();
+        // Layers are named by it: it must tell nothing of the clock.
+        let id = uuid::Uuid::new_v4().to_string();
         let hub = Hub::new(id.clone(), Some(bot.clone()), 1);
         let pending = Arc::new(Pending::new(
             hub.clone(),
