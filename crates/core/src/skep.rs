@@ -15,6 +15,7 @@ use crate::bridge::BridgePool;
 use crate::error::Result;
 use crate::operations::Hub;
 use crate::settings::Settings;
+use crate::transfer::Turns;
 use crate::workspace::{Interruptions, Lanes, Measurements, Observations};
 
 /// While a server ends: between two looks whether the runtime is still there, and how long it may take to answer.
@@ -45,6 +46,7 @@ struct Inner {
     observations: Observations,
     interruptions: Interruptions,
     measurements: Measurements,
+    turns: Turns,
     tasks: TaskTracker,
     /// What is wanted is to be compared with what there is without waiting for the clock.
     look_again: Notify,
@@ -83,6 +85,7 @@ impl Skep {
                 bridges: parts.bridges,
                 observations: Observations::new(parts.settings.deaths_cleared_after),
                 measurements: Measurements::default(),
+                turns: Turns::default(),
                 settings: parts.settings,
                 lanes: Lanes::default(),
                 hubs: Mutex::default(),
@@ -193,6 +196,10 @@ impl Skep {
 
     pub(crate) fn lanes(&self) -> &Lanes {
         &self.inner.lanes
+    }
+
+    pub(crate) fn turns(&self) -> &Turns {
+        &self.inner.turns
     }
 
     pub(crate) fn observations(&self) -> &Observations {

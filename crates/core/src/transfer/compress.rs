@@ -1,18 +1,21 @@
-//! Compressing a tar stream on a thread of its own, in pieces, with back-pressure both ways.
+//! Compressing a tar stream on a thread of its own, in pieces, with back-pressure both ways. Who takes nothing is given
+//! up, as the server has only so many threads.
 //!
 //! An archive that fails midway must never look whole: its end is written only when the tree was read to its end, and
 //! whoever reads the pieces gets the error in its place.
 
+use std::convert::Infallible;
 use std::io::{self, Write};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use futures::stream::{self, BoxStream, StreamExt};
+use futures::stream::{self, BoxStream, Stream, StreamExt};
 use sha2::{Digest as _, Sha256};
 use skep_archive::{Compressed, Format};
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 
-use super::export::{Counts, Export, TarPiece};
+use super::export::{Counts, Export, Pieces, TarPiece};
+use super::taker::TAKEN_WITHIN;
 use crate::error::{Error, Result};
 
 /// Pieces under way on each side of the thread.
@@ -67,19 +70,15 @@ pub enum Piece {
 pub type Archive = BoxStream<'static, Result<Piece>>;
 
 impl Export {
-    /// Compresses it as it is read.
+    /// Compresses it as it is read. Who takes nothing for a minute is given up.
     pub fn compressed(self, format: ArchiveFormat, digest: Digest) -> Archive {
+        self.compressed_within(TAKEN_WITHIN, format, digest)
+    }
+
+    fn compressed_within(self, limit: Duration, format: ArchiveFormat, digest: Digest) -> Archive {
         let (tar, tar_pieces) = mpsc::channel(PIECES_UNDER_WAY);
-        let (archive, archive_pieces) = mpsc::channel(PIECES_UNDER_WAY);
-        let mut pieces = self.pieces;
-        // It is driven by whoever reads the archive: gone with it, it ends the thread and the reading.
-        let feed = async move {
-            while let Some(piece) = pieces.next().await {
-                if tar.send(piece).await.is_err() {
-                    break;
-                }
-            }
-        };
+        let (archive, made) = mpsc::channel(PIECES_UNDER_WAY);
+        let (client, taken) = mpsc::channel(1);
         let thread = tokio::task::spawn_blocking(move || {
             let output = Output {
                 archive,
@@ -89,17 +88,56 @@ impl Export {
             };
             compress(tar_pieces, output, format.into());
         });
-        let fed = stream::once(async move {
-            feed.await;
-            thread.await
+        let Self { pieces, turns, .. } = self;
+        tokio::spawn(async move {
+            let reading = feed(pieces, tar);
+            tokio::select! {
+                () = hand_on(made, client, limit) => {}
+                never = reading => match never {},
+            }
+            // With nobody at either end of it the thread ends too. What panicked there is told by the missing end.
+            drop(thread.await);
+            drop(turns);
         });
-        let fed = fed.filter_map(async |ended| {
-            ended
-                .err()
-                .map(|error| Err(Error::internal("compressing an archive", error)))
-        });
-        stream::select(ReceiverStream::new(archive_pieces), fed).boxed()
+        whole(taken).boxed()
     }
+}
+
+/// Gives the thread what is read; when all is read, waits for the thread.
+async fn feed(mut pieces: Pieces, tar: mpsc::Sender<Result<TarPiece>>) -> Infallible {
+    while let Some(piece) = pieces.next().await {
+        if tar.send(piece).await.is_err() {
+            break;
+        }
+    }
+    drop((pieces, tar));
+    std::future::pending().await
+}
+
+/// Until the thread has ended, the client has gone, or he took nothing for as long as `limit`.
+async fn hand_on(mut made: mpsc::Receiver<Result<Piece>>, client: mpsc::Sender<Result<Piece>>, limit: Duration) {
+    loop {
+        let piece = tokio::select! {
+            () = client.closed() => return,
+            piece = made.recv() => piece,
+        };
+        let Some(piece) = piece else { return };
+        if client.send_timeout(piece, limit).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// What comes without its end is an error.
+fn whole(pieces: mpsc::Receiver<Result<Piece>>) -> impl Stream<Item = Result<Piece>> {
+    stream::try_unfold(Some(pieces), |pieces| async move {
+        let Some(mut pieces) = pieces else { return Ok(None) };
+        match pieces.recv().await.transpose()? {
+            Some(end @ Piece::End { .. }) => Ok(Some((end, None))),
+            Some(data) => Ok(Some((data, Some(pieces)))),
+            None => Err(failed(io::ErrorKind::UnexpectedEof.into())),
+        }
+    })
 }
 
 fn compress(tar: mpsc::Receiver<Result<TarPiece>>, output: Output, format: Format) {
@@ -176,14 +214,25 @@ impl Write for Output {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use skep_names::BotId;
+
     use super::*;
+    use crate::transfer::Turns;
 
     const COUNTS: Counts = Counts { skipped: 2, changed: 3 };
 
     fn export(pieces: Vec<Result<TarPiece>>) -> Export {
+        export_of(stream::iter(pieces).boxed())
+    }
+
+    fn export_of(pieces: Pieces) -> Export {
+        let turn = Turns::default().exports.take(&BotId::random());
         Export {
             estimate_bytes: 0,
-            pieces: stream::iter(pieces).boxed(),
+            pieces,
+            turns: (turn.expect("the first"), None),
         }
     }
 
@@ -246,5 +295,63 @@ mod tests {
                 assert!(whole.is_err(), "{format:?}");
             }
         }
+    }
+
+    /// Without end; what it reads of is held by the second value too.
+    fn endless() -> (Export, Arc<()>) {
+        let held = Arc::new(());
+        let reads = Arc::clone(&held);
+        let pieces = stream::repeat_with(move || {
+            let _reads = &reads;
+            Ok(TarPiece::Data(noise(100_000)))
+        });
+        (export_of(pieces.boxed()), held)
+    }
+
+    async fn until_alone(held: &Arc<()>) {
+        let alone = async {
+            while Arc::strong_count(held) > 1 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let ended = tokio::time::timeout(Duration::from_secs(60), alone).await;
+        ended.expect("it is read on for nobody");
+    }
+
+    #[tokio::test]
+    async fn who_takes_nothing_is_given_up_and_sees_no_end() {
+        let (export, held) = endless();
+        let archive = export.compressed_within(Duration::from_millis(50), ArchiveFormat::TarGz, Digest::NotTaken);
+        until_alone(&held).await;
+        let (_, last) = read(archive).await;
+        assert!(last.expect("an error").is_err());
+    }
+
+    #[tokio::test]
+    async fn nothing_is_read_on_for_who_has_gone() {
+        let (export, held) = endless();
+        let mut archive = export.compressed(ArchiveFormat::TarGz, Digest::NotTaken);
+        assert!(matches!(archive.next().await, Some(Ok(Piece::Data(_)))));
+        drop(archive);
+        until_alone(&held).await;
+    }
+
+    #[tokio::test]
+    async fn an_export_is_under_way_until_its_thread_has_ended() {
+        let (turns, bot) = (Turns::default(), BotId::random());
+        let (mut export, held) = endless();
+        export.turns.0 = turns.exports.take(&bot).expect("the first");
+        let archive = export.compressed(ArchiveFormat::TarGz, Digest::NotTaken);
+        let others: Vec<_> = std::iter::from_fn(|| turns.exports.take(&bot).ok()).collect();
+        assert_eq!(others.len(), 3, "with this one");
+        drop(archive);
+        until_alone(&held).await;
+        let again = async {
+            while turns.exports.take(&bot).is_err() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let again = tokio::time::timeout(Duration::from_secs(60), again).await;
+        again.expect("its turn is over");
     }
 }

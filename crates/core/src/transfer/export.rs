@@ -18,6 +18,7 @@ use tonic::Streaming;
 
 use super::chunks_of;
 use super::taker::Taker;
+use super::turns::Turn;
 use crate::backups::file_error;
 use crate::bridge::{Bridge, BridgeError, BridgeResult, NEXT_PIECE_WITHIN, SMALL_WITHIN};
 use crate::error::{Error, Result};
@@ -46,8 +47,14 @@ pub enum Moment {
 pub struct Export {
     /// About as many bytes as the tar stream will have: for progress bars.
     pub estimate_bytes: u64,
-    pub(super) pieces: BoxStream<'static, Result<TarPiece>>,
+    pub(super) pieces: Pieces,
+    pub(super) turns: (Turn, Option<Turn>),
 }
+
+pub(super) type Pieces = BoxStream<'static, Result<TarPiece>>;
+
+/// About how many bytes there will be, and the pieces.
+type Begun = (u64, Pieces);
 
 /// The end comes last, and only after everything went well.
 pub(super) enum TarPiece {
@@ -75,12 +82,27 @@ impl Skep {
     /// # Errors
     /// [`Error::ContainerNotFound`]; [`Error::InvalidPath`] when `/data` is no directory, a link too;
     /// [`Error::Unsupported`] by a bridge of an earlier version, and of a stopped one where layers cannot be read from
-    /// outside; [`Error::Conflict`] when a workspace would have to be frozen for longer than may be.
+    /// outside; [`Error::Conflict`] when a workspace would have to be frozen for longer than may be;
+    /// [`Error::RateLimited`] while too many exports are under way.
     pub async fn export_data(&self, bot: &BotId, moment: Moment, changing: Changing) -> Result<Export> {
+        let turn = self.turns().exports.take(bot)?;
+        let of_one_moment = match moment {
+            Moment::OfAll => Some(self.turns().of_one_moment.take(bot)?),
+            Moment::OfEachFile => None,
+        };
+        let (estimate_bytes, pieces) = self.begin_export(bot, moment, changing).await?;
+        Ok(Export {
+            estimate_bytes,
+            pieces,
+            turns: (turn, of_one_moment),
+        })
+    }
+
+    async fn begin_export(&self, bot: &BotId, moment: Moment, changing: Changing) -> Result<Begun> {
         for _ in 1..TRIES {
             match self.usable_bridge(bot, None).await {
                 Ok(_) if moment == Moment::OfAll => return self.export_of_frozen(bot).await,
-                Ok(bridge) => return Export::of_running(&bridge, changing).await,
+                Ok(bridge) => return of_running(&bridge, changing).await,
                 Err(Error::WorkspaceStopped) => {}
                 Err(error) => return Err(error),
             }
@@ -93,19 +115,16 @@ impl Skep {
         self.export_of_stopped(bot).await
     }
 
-    async fn export_of_stopped(&self, bot: &BotId) -> Result<Export> {
+    async fn export_of_stopped(&self, bot: &BotId) -> Result<Begun> {
         let access = self.layer_access()?;
         let place = DataPlace::Workspace(bot.clone());
         let estimate_bytes = access.estimate_data(&place).await.map_err(rejected)?;
         let reader = access.read_data(&place, PLAIN).await.map_err(rejected)?;
-        Ok(Export {
-            estimate_bytes,
-            pieces: self.pumped(bot, reader),
-        })
+        Ok((estimate_bytes, self.pumped(bot, reader)))
     }
 
     /// Read into a file first: the workspace must not wait for a client.
-    async fn export_of_frozen(&self, bot: &BotId) -> Result<Export> {
+    async fn export_of_frozen(&self, bot: &BotId) -> Result<Begun> {
         let most = self.settings().freeze_max;
         let file = self.spool().nameless().map_err(spooling)?;
         let mut reader = self.layer_access()?.read_frozen(bot, PLAIN).await.map_err(rejected)?;
@@ -121,14 +140,11 @@ impl Skep {
         let estimate_bytes = file.metadata().await.map_err(spooling)?.len();
         let data = chunks_of(file).map(|chunk| chunk.map(TarPiece::Data).map_err(spooling));
         let end = stream::once(async move { Ok(TarPiece::End(counts)) });
-        Ok(Export {
-            estimate_bytes,
-            // What comes after an error is not read.
-            pieces: data.chain(end).boxed(),
-        })
+        // What comes after an error is not read.
+        Ok((estimate_bytes, data.chain(end).boxed()))
     }
 
-    fn pumped(&self, bot: &BotId, reader: DataReader) -> BoxStream<'static, Result<TarPiece>> {
+    fn pumped(&self, bot: &BotId, reader: DataReader) -> Pieces {
         let (sender, pieces) = mpsc::channel(PIECES_UNDER_WAY);
         let (skep, taker) = (self.clone(), Taker::new(bot, sender));
         self.tasks().spawn(async move {
@@ -199,26 +215,21 @@ async fn pump(skep: &Skep, mut reader: DataReader, mut taker: Taker) {
     taker.take_end(end).await;
 }
 
-impl Export {
-    /// Over the bridge of a workspace that runs.
-    async fn of_running(bridge: &Bridge, changing: Changing) -> Result<Self> {
-        if bridge.generation() < FIRST_GENERATION {
-            return Err(BridgeError::Unsupported("exports".to_owned()).into());
-        }
-        let mut client = bridge.workspace();
-        let request = ExportRequest {
-            strict: changing == Changing::Refused,
-        };
-        let mut chunks = Bridge::answer(SMALL_WITHIN, client.export(request)).await?;
-        let first = next(&mut chunks).await?;
-        let first = first.ok_or_else(|| BridgeError::Untrustworthy("an export without a beginning".to_owned()))?;
-        let estimate_bytes = first.estimate_bytes;
-        let pieces = stream::try_unfold(Some((first, chunks)), following);
-        Ok(Self {
-            estimate_bytes,
-            pieces: pieces.boxed(),
-        })
+/// Over the bridge of a workspace that runs.
+async fn of_running(bridge: &Bridge, changing: Changing) -> Result<Begun> {
+    if bridge.generation() < FIRST_GENERATION {
+        return Err(BridgeError::Unsupported("exports".to_owned()).into());
     }
+    let mut client = bridge.workspace();
+    let request = ExportRequest {
+        strict: changing == Changing::Refused,
+    };
+    let mut chunks = Bridge::answer(SMALL_WITHIN, client.export(request)).await?;
+    let first = next(&mut chunks).await?;
+    let first = first.ok_or_else(|| BridgeError::Untrustworthy("an export without a beginning".to_owned()))?;
+    let estimate_bytes = first.estimate_bytes;
+    let pieces = stream::try_unfold(Some((first, chunks)), following);
+    Ok((estimate_bytes, pieces.boxed()))
 }
 
 /// The generation of the bridge's service that has exports.

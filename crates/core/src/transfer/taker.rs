@@ -13,7 +13,7 @@ use crate::skep::Skep;
 use crate::workspace::Awaited;
 
 /// One who takes nothing for so long is given up, whether anything waits or not.
-const TAKEN_WITHIN: Duration = Duration::from_secs(60);
+pub(super) const TAKEN_WITHIN: Duration = Duration::from_secs(60);
 /// While something waits for the workspace, after so long only one who takes this much is waited for.
 const PATIENCE: Duration = Duration::from_secs(60);
 const LEAST_BYTES_A_SECOND: u64 = 1 << 20;

@@ -1,0 +1,57 @@
+//! How many transfers are under way at once.
+
+mod harness;
+
+use futures::StreamExt;
+use harness::{World, until};
+use skep_core::Code;
+use skep_core::transfer::{Archive, ArchiveFormat, Changing, Digest, Moment, Piece};
+use skep_names::BotId;
+
+/// More than is read before it is taken.
+const LARGE_BYTES: usize = 64 << 20;
+
+/// Of a workspace that runs, with much in it.
+async fn with_data(world: &World) -> BotId {
+    let bot = world.running_bot().await;
+    let data = world.runtime.layer_path(&bot).join("data");
+    std::fs::create_dir_all(&data).unwrap();
+    std::fs::write(data.join("large"), vec![7; LARGE_BYTES]).unwrap();
+    bot
+}
+
+async fn begin(world: &World, bot: &BotId, moment: Moment) -> skep_core::Result<Archive> {
+    let export = world.skep.export_data(bot, moment, Changing::Counted).await?;
+    Ok(export.compressed(ArchiveFormat::Tar, Digest::NotTaken))
+}
+
+async fn code_of(world: &World, bot: &BotId, moment: Moment) -> Option<Code> {
+    begin(world, bot, moment).await.err().map(|error| error.code())
+}
+
+async fn until_begun(world: &World, bot: &BotId, moment: Moment) {
+    until(|| async {
+        begin(world, bot, moment)
+            .await
+            .map(drop)
+            .map_err(|error| error.to_string())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_workspace_has_so_many_exports_at_once_and_one_of_one_moment() {
+    let world = World::new().await;
+    let (bot, other) = (with_data(&world).await, with_data(&world).await);
+    let mut first = begin(&world, &bot, Moment::OfAll).await.unwrap();
+    assert!(matches!(first.next().await, Some(Ok(Piece::Data(_)))));
+    assert_eq!(code_of(&world, &bot, Moment::OfAll).await, Some(Code::RateLimited));
+    let mut begun = Vec::new();
+    for _ in 0..3 {
+        begun.push(begin(&world, &bot, Moment::OfEachFile).await.unwrap());
+    }
+    assert_eq!(code_of(&world, &bot, Moment::OfEachFile).await, Some(Code::RateLimited));
+    drop(begin(&world, &other, Moment::OfAll).await.unwrap());
+    drop((first, begun));
+    until_begun(&world, &bot, Moment::OfAll).await;
+}
