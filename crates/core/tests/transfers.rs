@@ -2,11 +2,14 @@
 
 mod harness;
 
+use std::time::Duration;
+
 use futures::StreamExt;
-use harness::{World, until};
+use harness::{LIMIT, World, until};
 use skep_core::Code;
 use skep_core::transfer::{Archive, ArchiveFormat, Changing, Digest, Moment, Piece};
 use skep_names::BotId;
+use skep_testkit::fake_runtime::Verb;
 
 /// More than is read before it is taken.
 const LARGE_BYTES: usize = 64 << 20;
@@ -54,4 +57,13 @@ async fn a_workspace_has_so_many_exports_at_once_and_one_of_one_moment() {
     drop(begin(&world, &other, Moment::OfAll).await.unwrap());
     drop((first, begun));
     until_begun(&world, &bot, Moment::OfAll).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_workspace_is_frozen_no_longer_than_may_be_however_long_that_takes_to_begin() {
+    let world = World::with(|settings| settings.freeze_max = Duration::from_millis(50)).await;
+    let bot = world.running_bot().await;
+    let _held = world.runtime.faults().hold(Verb::ReadData);
+    let refused = tokio::time::timeout(LIMIT, code_of(&world, &bot, Moment::OfAll)).await;
+    assert_eq!(refused.expect("it is given up"), Some(Code::Conflict));
 }

@@ -29,11 +29,11 @@ impl Drop for Frozen {
     }
 }
 
-/// Freezes a group; returns when all of it stands still.
+/// Freezes a group; returns when all of it stands still. Tries for 10 s, and for no longer than `limit`.
 ///
 /// # Errors
 /// Without a freezer on this host, and when it does not stand still in time: then it runs on.
-pub(crate) fn freeze(group: &str) -> Result<Frozen> {
+pub(crate) fn freeze(group: &str, limit: Duration) -> Result<Frozen> {
     let freezer = Freezer::of(group)?;
     let frozen = Frozen {
         freezer,
@@ -46,7 +46,7 @@ pub(crate) fn freeze(group: &str) -> Result<Frozen> {
         if frozen.freezer.stands_still()? {
             return Ok(frozen);
         }
-        if begun.elapsed() > FREEZE_LIMIT {
+        if begun.elapsed() > limit.min(FREEZE_LIMIT) {
             return Err(io::Error::from(io::ErrorKind::TimedOut)).tried(|| format!("freezing the cgroup {group}"));
         }
         std::thread::sleep(LOOK_AGAIN);

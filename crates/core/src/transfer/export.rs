@@ -2,6 +2,7 @@
 //! frozen one on the host, exact, as nobody writes.
 
 use std::io;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt};
@@ -126,22 +127,30 @@ impl Skep {
     /// Read into a file first: the workspace must not wait for a client.
     async fn export_of_frozen(&self, bot: &BotId) -> Result<Begun> {
         let most = self.settings().freeze_max;
-        let file = self.spool().nameless().map_err(spooling)?;
-        let mut reader = self.layer_access()?.read_frozen(bot, PLAIN).await.map_err(rejected)?;
-        let spooled = timeout(most, spool(&mut reader, file.into(), self.spare())).await;
-        // The workspace runs on.
-        drop(reader);
-        let (file, counts) = spooled.map_err(|_| {
-            Error::Conflict(format!(
-                "/data cannot be read within {} s, the longest that export.freeze_max lets a workspace stand still",
-                most.as_secs()
-            ))
-        })??;
+        let begun = Instant::now();
+        let (file, counts) = match timeout(most, self.spooled_frozen(bot, most)).await {
+            Ok(Ok(spooled)) => spooled,
+            Ok(Err(error)) if begun.elapsed() < most => return Err(error),
+            // Also when it did not stand still in time.
+            Ok(Err(_)) | Err(_) => {
+                return Err(Error::Conflict(format!(
+                    "/data cannot be read within {} s, the longest that export.freeze_max lets a workspace stand still",
+                    most.as_secs()
+                )));
+            }
+        };
         let estimate_bytes = file.metadata().await.map_err(spooling)?.len();
         let data = chunks_of(file).map(|chunk| chunk.map(TarPiece::Data).map_err(spooling));
         let end = stream::once(async move { Ok(TarPiece::End(counts)) });
         // What comes after an error is not read.
         Ok((estimate_bytes, data.chain(end).boxed()))
+    }
+
+    /// It runs on when this returns or is dropped.
+    async fn spooled_frozen(&self, bot: &BotId, limit: Duration) -> Result<(File, Counts)> {
+        let file = self.spool().nameless().map_err(spooling)?;
+        let reader = self.layer_access()?.read_frozen(bot, PLAIN, limit).await;
+        spool(reader.map_err(rejected)?, file.into(), self.spare()).await
     }
 
     fn pumped(&self, bot: &BotId, reader: DataReader) -> Pieces {
@@ -174,14 +183,17 @@ fn spooling(error: io::Error) -> Error {
 }
 
 /// All of an archive, in a file that stands at its beginning. It goes with the file when the host has no space to spare.
-async fn spool(reader: &mut DataReader, mut file: File, mut spare: Spare) -> Result<(File, Counts)> {
+async fn spool(mut reader: DataReader, mut file: File, mut spare: Spare) -> Result<(File, Counts)> {
     while let Some(chunk) = reader.next_chunk().await? {
         spare.look().await?;
         file.write_all(&chunk).await.map_err(spooling)?;
     }
+    let counts = counts_of(&reader)?;
+    // The workspace runs on.
+    drop(reader);
     file.flush().await.map_err(spooling)?;
     file.rewind().await.map_err(spooling)?;
-    Ok((file, counts_of(reader)?))
+    Ok((file, counts))
 }
 
 /// Of an archive that was read to its end.

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use skep_layer_protocol::{DataPlace as PlaceInMount, Mount, Task};
@@ -29,7 +30,8 @@ impl LayerAccess for ContainerdRuntime {
         Ok(self.start_worker(mounted, Task::Pack(pack))?.into_reader())
     }
 
-    async fn read_frozen(&self, bot: &BotId, pack: Pack) -> Result<DataReader> {
+    async fn read_frozen(&self, bot: &BotId, pack: Pack, limit: Duration) -> Result<DataReader> {
+        let begun = Instant::now();
         let turn = self.turns.take(bot).await;
         let container = self.required_container(bot).await?;
         if is_legacy(&container.id) || !self.config.runtime.starts_with(FREEZABLE) {
@@ -45,9 +47,12 @@ impl LayerAccess for ContainerdRuntime {
         }
         let mount = the_one_mount(bot, &self.present_mounts(bot, &container).await?)?;
         let group = self.cgroup_of(&container.id);
-        let frozen = self.on_host(&turn, move |_, _| freezer::freeze(&group)).await?;
+        let frozen = self.on_host(&turn, move |_, _| {
+            freezer::freeze(&group, limit.saturating_sub(begun.elapsed()))
+        });
+        let frozen = frozen.await?;
         // The layer is the workspace's own and mounted there: what only reads has no upper directory, and shares none.
-        let mounted = of_layer(bot, &mount, Held::new((frozen, turn)))?;
+        let mounted = of_layer(bot, &mount, Held::new(turn).frozen(frozen))?;
         Ok(self.start_worker(mounted, Task::Pack(pack))?.into_reader())
     }
 

@@ -8,6 +8,7 @@ mod worker;
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -49,13 +50,14 @@ pub trait LayerAccess: Send + Sync {
     async fn read_data(&self, place: &DataPlace, pack: Pack) -> Result<DataReader>;
 
     /// Reads `/data` of a workspace that runs, as it is at one moment: every process of it stands still until the
-    /// reader is dropped, or read to its end and dropped.
+    /// reader is dropped, or read to its end and dropped. A call that is dropped lets them run on after `limit` at the
+    /// latest, which is all the time that the call itself and the reading may take.
     ///
     /// # Errors
     /// [`RuntimeError::Rejected`](crate::RuntimeError::Rejected) for one that does not run, and when `/data` is not a
     /// directory; [`RuntimeError::Unsupported`](crate::RuntimeError::Unsupported) for a legacy container and where the
     /// backend cannot freeze.
-    async fn read_frozen(&self, bot: &BotId, pack: Pack) -> Result<DataReader>;
+    async fn read_frozen(&self, bot: &BotId, pack: Pack, limit: Duration) -> Result<DataReader>;
 
     /// About how many bytes a plain archive of `/data` will have, for progress bars; found quickly, too little of a
     /// tree that takes long to look through.

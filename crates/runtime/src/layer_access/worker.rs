@@ -18,20 +18,37 @@ const CHUNK_BYTES: usize = 256 * 1024;
 /// The longest report.
 const REPORT_BYTES: u64 = 64 * 1024;
 
+type Kept = Option<Box<dyn std::any::Any + Send + Sync>>;
+
 /// Whatever is to be kept until a worker has ended.
 pub struct Held {
-    _kept: Option<Box<dyn std::any::Any + Send + Sync>>,
+    _kept: Kept,
+    /// What stands still, only for as long as somebody reads.
+    frozen: Kept,
 }
 
 impl Held {
     pub fn new(held: impl std::any::Any + Send + Sync) -> Self {
         Self {
             _kept: Some(Box::new(held)),
+            frozen: None,
         }
     }
 
     pub fn nothing() -> Self {
-        Self { _kept: None }
+        Self {
+            _kept: None,
+            frozen: None,
+        }
+    }
+
+    /// With what stands still until the worker has ended, or is ended.
+    #[must_use]
+    pub fn frozen(self, frozen: impl std::any::Any + Send + Sync) -> Self {
+        Self {
+            frozen: Some(Box::new(frozen)),
+            ..self
+        }
     }
 }
 
@@ -124,6 +141,8 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
+        // Nobody reads on: a worker that waits for the disk may take long to end.
+        self.held.frozen = None;
         self.lifeline = None;
         let Some(mut child) = self.child.take() else {
             return;
@@ -218,4 +237,39 @@ fn failed_as(kind: FailureKind, message: String) -> RuntimeError {
 
 fn unexpected(report: &Report) -> RuntimeError {
     RuntimeError::other("reading or writing a layer", format!("it reported {report:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_stood_still_runs_on_before_the_worker_has_ended() {
+        let child = tokio::process::Command::new("sleep")
+            .arg("600")
+            .stdout(std::process::Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("a process");
+        let (_end, lifeline) = rustix::pipe::pipe().expect("a pipe");
+        let (turn, frozen) = (Arc::new(()), Arc::new(()));
+        let held = Held::new(Arc::clone(&turn)).frozen(Arc::clone(&frozen));
+        drop(Worker::new(child, lifeline, held).into_reader());
+        // On this one thread, nothing else has run yet.
+        assert_eq!(Arc::strong_count(&frozen), 1, "it stands still for nobody");
+        assert_eq!(
+            Arc::strong_count(&turn),
+            2,
+            "the layer is the worker's until it has ended"
+        );
+        let ended = async {
+            while Arc::strong_count(&turn) > 1 {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+        };
+        let ended = tokio::time::timeout(std::time::Duration::from_secs(60), ended).await;
+        ended.expect("the worker ends");
+    }
 }

@@ -1,5 +1,7 @@
 //! `/data` is read and written from outside while no workspace runs, and nothing else can be reached by it.
 
+use std::time::Duration;
+
 use futures::{StreamExt, stream};
 use skep_runtime::RuntimeError;
 use skep_runtime::layer_access::{
@@ -15,6 +17,9 @@ const WRITE: &str = "mkdir -p /data/deep && echo one > /data/deep/file && ln /da
     chmod 4751 /data/empty && rm -f /bin/arping && echo outside > /not-data && sync";
 const READ: &str = "cd /data && find . | sort && stat -c '%n %a %u:%g %h %s %Y' deep deep/file hard pipe empty && \
     cat hard && readlink link";
+
+/// How long a workspace may stand still.
+const LIMIT: Duration = Duration::from_secs(60);
 
 const PACK: Pack = Pack {
     format: ArchiveFormat::TarGz,
@@ -170,7 +175,7 @@ pub async fn a_workspace_that_is_read_at_one_moment_stands_still(subject: &dyn S
         .output("mkdir -p /data; cd /data; : > count; (while :; do echo line >> count; done) > /dev/null 2>&1 &")
         .await;
     let mut reader = access(&*runtime)
-        .read_frozen(&workspace.bot, PACK)
+        .read_frozen(&workspace.bot, PACK, LIMIT)
         .await
         .expect("a reader");
     while reader.next_chunk().await.expect("an archive").is_some() {}
@@ -188,7 +193,10 @@ pub async fn a_workspace_that_is_read_at_one_moment_stands_still(subject: &dyn S
         assert!(looks < 100, "what ran in it does not run on");
     }
     workspace.stop().await;
-    let refused = access(&*runtime).read_frozen(&workspace.bot, PACK).await.map(drop);
+    let refused = access(&*runtime)
+        .read_frozen(&workspace.bot, PACK, LIMIT)
+        .await
+        .map(drop);
     assert!(matches!(refused, Err(RuntimeError::Rejected { .. })), "{refused:?}");
     workspace.remove().await;
 }

@@ -1,5 +1,7 @@
 //! `/data` of a fake workspace that does not run, by the same program as on a real backend.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use skep_names::BotId;
 use skep_runtime::layer_access::{
@@ -18,7 +20,7 @@ impl LayerAccess for FakeRuntime {
         Ok(self.worker(place, Task::Pack(pack)).await?.into_reader())
     }
 
-    async fn read_frozen(&self, bot: &BotId, pack: Pack) -> Result<DataReader> {
+    async fn read_frozen(&self, bot: &BotId, pack: Pack, _limit: Duration) -> Result<DataReader> {
         self.faults().enter(Verb::ReadData).await?;
         let alone = self.alone(bot).await;
         let process = self.lock().get(bot).and_then(|state| state.process.clone());
@@ -35,7 +37,7 @@ impl LayerAccess for FakeRuntime {
                 path: self.layer_path(bot),
             },
             data: PlaceInMount::Below,
-            held: Held::new((frozen, alone)),
+            held: Held::new(alone).frozen(frozen),
         };
         Ok(self.program().start(mounted, Task::Pack(pack))?.into_reader())
     }
