@@ -1,5 +1,8 @@
 //! Sorting more records than fit in memory: runs that are sorted in memory go to files without a name, and are merged.
 //! In a run a record says only how it differs from the one before, as names of one directory begin alike.
+//!
+//! Runs are merged with those of their own size alone: each record is written once more each time there are 32 times as
+//! many.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -7,7 +10,7 @@ use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
-/// Runs that are merged at once: each is an open file.
+/// Runs of one level that are merged into one of the next: each is an open file.
 const MOST_RUNS: usize = 32;
 
 /// Takes records in any order.
@@ -16,7 +19,8 @@ pub(crate) struct Sorter {
     most_bytes: usize,
     bytes: Vec<u8>,
     places: Vec<(usize, usize)>,
-    runs: Vec<File>,
+    /// Those that were sorted in memory, those that were merged of them, and so on.
+    levels: Vec<Vec<File>>,
 }
 
 impl Sorter {
@@ -27,7 +31,7 @@ impl Sorter {
             most_bytes,
             bytes: Vec::new(),
             places: Vec::new(),
-            runs: Vec::new(),
+            levels: Vec::new(),
         }
     }
 
@@ -53,23 +57,26 @@ impl Sorter {
         for &(start, length) in &self.places {
             run.push(&self.bytes[start..start + length])?;
         }
-        self.runs.push(run.finish()?);
         self.places.clear();
         self.bytes.clear();
-        if self.runs.len() == MOST_RUNS {
-            let mut merged = Merge::new(std::mem::take(&mut self.runs))?;
-            let mut run = RunWriter::new(&self.spill)?;
-            while let Some(record) = merged.next()? {
-                run.push(&record)?;
+        self.keep(run.finish()?)
+    }
+
+    fn keep(&mut self, mut run: File) -> io::Result<()> {
+        for level in &mut self.levels {
+            level.push(run);
+            if level.len() < MOST_RUNS {
+                return Ok(());
             }
-            self.runs.push(run.finish()?);
+            run = merged(std::mem::take(level), &self.spill)?;
         }
+        self.levels.push(vec![run]);
         Ok(())
     }
 
     /// All records, the smallest first.
     pub(crate) fn finish(mut self) -> io::Result<Sorted> {
-        if self.runs.is_empty() {
+        if self.levels.is_empty() {
             self.sort();
             self.places.reverse();
             return Ok(Sorted::Memory {
@@ -80,8 +87,17 @@ impl Sorter {
         if !self.places.is_empty() {
             self.spill()?;
         }
-        Ok(Sorted::Runs(Merge::new(self.runs)?))
+        Ok(Sorted::Runs(Merge::new(self.levels.into_iter().flatten().collect())?))
     }
+}
+
+fn merged(runs: Vec<File>, spill: &Path) -> io::Result<File> {
+    let mut merge = Merge::new(runs)?;
+    let mut run = RunWriter::new(spill)?;
+    while let Some(record) = merge.next()? {
+        run.push(&record)?;
+    }
+    run.finish()
 }
 
 /// Records in their order.
@@ -224,5 +240,17 @@ mod tests {
         }
         let left = std::fs::read_dir(spill.path()).expect("listed").count();
         assert_eq!(left, 0, "the files have no name");
+    }
+
+    #[test]
+    fn only_runs_of_one_size_are_merged() {
+        let spill = tempfile::tempdir().expect("a directory");
+        // Each but the last record is a run of its own.
+        let mut sorter = Sorter::new(spill.path(), 1);
+        for number in 0_u32..=1024 + 3 * 32 + 5 {
+            sorter.push(&number.to_be_bytes()).expect("taken");
+        }
+        let runs: Vec<_> = sorter.levels.iter().map(Vec::len).collect();
+        assert_eq!(runs, [5, 3, 1]);
     }
 }
