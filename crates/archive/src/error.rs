@@ -133,6 +133,8 @@ pub enum Reason {
     TooManyBytes(u64),
     #[error("has more than {0} entries")]
     TooManyEntries(u64),
+    #[error("has names of more than {0} bytes together")]
+    TooManyNameBytes(u64),
     #[error("grows to more than {0} times what was sent")]
     Bomb(u64),
 }

@@ -4,6 +4,7 @@
 use std::io;
 use std::path::Path;
 
+use crate::check::unwanted;
 use crate::entry::{Entry, Kind};
 use crate::error::{ArchiveError, Reason};
 use crate::sort::Sorter;
@@ -73,12 +74,15 @@ impl History {
     }
 
     /// # Errors
-    /// The first entry, by name, that cannot be made.
-    pub(crate) fn finish(self) -> Result<Totals, ArchiveError> {
+    /// The first entry, by name, that cannot be made; as `check_while` when it is not wanted any more.
+    pub(crate) fn finish(self, is_wanted: &dyn Fn() -> bool) -> Result<Totals, ArchiveError> {
         let told = |error: io::Error| ArchiveError::io("sort the names of", b"", error);
         let mut sorted = self.sorter.finish().map_err(told)?;
         let mut walk = Walk::default();
         while let Some(record) = sorted.next().map_err(told)? {
+            if !is_wanted() {
+                return Err(told(unwanted()));
+            }
             let (name, tail) = record.split_at(record.len() - TAIL_BYTES);
             let number = |at: usize| u64::from_be_bytes(std::array::from_fn(|byte| tail[at + byte]));
             walk.step(name, number(2), tail[10], number(11))
@@ -194,7 +198,7 @@ mod tests {
                 })
                 .expect("noted");
         }
-        history.finish().map_err(|error| match error {
+        history.finish(&|| true).map_err(|error| match error {
             ArchiveError::Refused(refusal) => refusal.reason,
             other => panic!("{other}"),
         })

@@ -42,7 +42,7 @@ pub use apply::apply_zip;
 pub use apply::{Applied, ApplyOptions, Links, Mode, Owners, apply};
 pub use attributes::Attributes;
 #[cfg(feature = "compression")]
-pub use check::{Checked, Limits, check};
+pub use check::{Checked, Limits, check, check_while};
 #[cfg(feature = "compression")]
 pub use compression::{Compressed, Format, Source};
 pub use entry::Trust;

@@ -4,6 +4,8 @@ mod harness;
 
 use std::time::Duration;
 
+use bytes::Bytes;
+use futures::StreamExt;
 use harness::{World, admin, all, archive_of, failure, until};
 use skep_core::{Code, CreateRequest, DeleteData, EventBody, OperationHandle, RestoreMode, RestoreRequest};
 use skep_names::{BotId, ImageReference};
@@ -82,6 +84,25 @@ async fn an_import_does_not_take_the_reserve() {
         .import_data(&bot, (received, RestoreMode::Replace), &requester);
     begun.await.unwrap().outcome().await.unwrap();
     assert_eq!(world.read(&bot, "/data/imported").await, "imported");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_check_does_not_take_the_reserve() {
+    let world = world().await;
+    let bot = world.running_bot().await;
+    world.runtime.set_free_bytes(ENOUGH);
+    let runtime = world.runtime.clone();
+    // Between two looks while it is received the space goes.
+    let last = futures::stream::once(async move {
+        runtime.set_free_bytes(TOO_LITTLE);
+        Ok(Bytes::new())
+    });
+    is_of_the_reserve(world.skep.receive_archive(&bot, archive().chain(last)).await);
+    let spooled = std::fs::read_dir(world.root.path().join("imports")).unwrap().count();
+    assert_eq!(spooled, 0);
+    // What was under way for it is over.
+    world.runtime.set_free_bytes(ENOUGH);
+    world.skep.receive_archive(&bot, archive()).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

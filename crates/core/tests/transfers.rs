@@ -1,9 +1,10 @@
-//! How many transfers are under way at once.
+//! How many transfers are under way at once, and what is refused before one begins.
 
 mod harness;
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::StreamExt;
 use harness::{LIMIT, World, until};
 use skep_core::Code;
@@ -66,4 +67,32 @@ async fn a_workspace_is_frozen_no_longer_than_may_be_however_long_that_takes_to_
     let _held = world.runtime.faults().hold(Verb::ReadData);
     let refused = tokio::time::timeout(LIMIT, code_of(&world, &bot, Moment::OfAll)).await;
     assert_eq!(refused.expect("it is given up"), Some(Code::Conflict));
+}
+
+/// Comes when it is sent.
+fn slow_archive() -> (
+    tokio::sync::mpsc::Sender<skep_core::Result<Bytes>>,
+    impl futures::Stream<Item = skep_core::Result<Bytes>>,
+) {
+    let (sender, pieces) = tokio::sync::mpsc::channel(1);
+    (sender, tokio_stream::wrappers::ReceiverStream::new(pieces))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_import_of_a_workspace_is_received_at_a_time() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    let empty = || Ok(Bytes::from(vec![0; 1024]));
+    let whole = || futures::stream::iter([empty()]);
+    let (sender, pieces) = slow_archive();
+    let (skep, of) = (world.skep.clone(), bot.clone());
+    let first = tokio::spawn(async move { skep.receive_archive(&of, pieces).await });
+    sender.send(empty()).await.unwrap();
+    // The second one waits until the first has been taken.
+    sender.send(Ok(Bytes::new())).await.unwrap();
+    let second = world.skep.receive_archive(&bot, whole()).await;
+    assert_eq!(second.map(drop).unwrap_err().code(), Code::RateLimited);
+    drop(sender);
+    drop(first.await.unwrap().unwrap());
+    world.skep.receive_archive(&bot, whole()).await.unwrap();
 }

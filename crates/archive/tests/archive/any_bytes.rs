@@ -17,6 +17,7 @@ use skep_archive::{
 const LIMITS: Limits = Limits {
     max_bytes: 4 << 20,
     max_entries: 200,
+    max_name_bytes: 100_000,
     max_ratio: 200,
 };
 

@@ -13,6 +13,7 @@ use super::tree::{applied_with, describe};
 const LIMITS: Limits = Limits {
     max_bytes: 1 << 30,
     max_entries: 10,
+    max_name_bytes: 1000,
     max_ratio: 200,
 };
 
@@ -209,6 +210,20 @@ fn refused() -> Vec<(&'static str, Vec<Vec<u8>>, Reason)> {
             Reason::TooManyBytes(1 << 30),
         ),
         (
+            "very long names together",
+            ["a", "b"]
+                .map(|above| vec![pax(&[("path", &format!("{above}/{}x", "x/".repeat(300)))]), file(b"x")])
+                .concat(),
+            Reason::TooManyNameBytes(1000),
+        ),
+        (
+            "very long links together",
+            ["a", "b"]
+                .map(|name| vec![pax(&[("linkpath", &"x/".repeat(300))]), link(name.as_bytes(), b"x")])
+                .concat(),
+            Reason::TooManyNameBytes(1000),
+        ),
+        (
             "a sparse bomb",
             vec![
                 pax(&[
@@ -354,6 +369,51 @@ fn an_archive_that_is_cut_anywhere_is_refused() {
         reason(&[b'x'; 2048]),
         Reason::Malformed(_) | Reason::Corrupt(_)
     ));
+}
+
+#[test]
+fn a_check_that_nobody_wants_any_more_ends_wherever_it_is() {
+    let whole = archive(&[entry(b"x", b'0', b"", &[1; 200_000]), entry(b"y", b'0', b"", b"")]);
+    let spill = tempfile::tempdir().expect("a directory");
+    let asked = |most: u32| {
+        let looks = std::cell::Cell::new(0);
+        let is_wanted = || {
+            looks.set(looks.get() + 1);
+            looks.get() <= most
+        };
+        let source = Source::open(&whole[..]).expect("a source");
+        let checked = skep_archive::check_while(source, &LIMITS, Trust::Stranger, spill.path(), &is_wanted);
+        (looks.get(), checked)
+    };
+    let (looks, checked) = asked(u32::MAX);
+    checked.expect("whole");
+    assert!(looks >= 5, "asked {looks} times: while it is read, and for each name");
+    for most in 0..looks {
+        match asked(most) {
+            (_, Err(ArchiveError::Io { source, .. })) => {
+                assert_eq!(source.kind(), std::io::ErrorKind::ConnectionAborted);
+            }
+            (_, other) => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_tar_stream_is_no_longer_than_its_limits_let_it_be() {
+    // All of it is in headers of names, which are no files.
+    let one = [pax(&[("comment", &"c".repeat(1_000_000))]), entry(b"x", b'0', b"", b"")].concat();
+    let whole = archive(&vec![one; 90]);
+    let limits = Limits {
+        max_bytes: 1 << 20,
+        max_entries: 100,
+        ..LIMITS
+    };
+    let spill = tempfile::tempdir().expect("a directory");
+    let source = Source::open(&whole[..]).expect("a source");
+    match check(source, &limits, Trust::Stranger, spill.path()) {
+        Err(ArchiveError::Refused(refusal)) => assert_eq!(refusal.reason, Reason::TooManyBytes(1 << 20)),
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]

@@ -63,6 +63,7 @@ fn an_export_leaves_out_pipes_and_sockets_and_an_import_clears_setuid() {
     let limits = Limits {
         max_bytes: 2 << 30,
         max_entries: 1000,
+        max_name_bytes: 1 << 20,
         max_ratio: 200,
     };
     let checked = check(source, &limits, Trust::Stranger, spill.path()).expect("taken");

@@ -9,6 +9,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
@@ -16,7 +17,9 @@ use sha2::{Digest, Sha256};
 use skep_archive::{ArchiveError, Checked, Limits, Reason, Refusal, Source, Trust};
 use skep_names::BotId;
 use tokio::io::AsyncWriteExt;
+use tokio_util::sync::CancellationToken;
 
+use super::turns::Turn;
 use crate::backups::file_error;
 use crate::error::{Error, Result};
 use crate::operations::OperationHandle;
@@ -30,6 +33,8 @@ const PRIVATE: u32 = 0o600;
 const PRIVATE_DIRECTORY: u32 = 0o700;
 /// The most that an archive holds for an entry beside its bytes: headers, and names and attributes of the longest.
 const MOST_OVERHEAD_BYTES: u64 = 4096;
+/// Names and links of an archive together. They are sorted on the disk to check them, which takes up to twice as much.
+const MOST_NAME_BYTES: u64 = 4 << 30;
 
 /// The directory of archives that were received.
 #[derive(Debug, Clone)]
@@ -92,6 +97,8 @@ pub struct ReceivedArchive {
     sha256: String,
     checked: Checked,
     handed_over: bool,
+    /// The next one is received when this one waits for its turn or is gone.
+    _turn: Arc<Turn>,
 }
 
 impl Drop for ReceivedArchive {
@@ -118,7 +125,8 @@ impl Skep {
     ///
     /// # Errors
     /// [`Error::ContainerNotFound`]; [`Error::Unsupported`] where layers cannot be changed from outside;
-    /// [`Error::ArchiveRefused`]; [`Error::DiskFull`], also over the limit of storage and where only the host's
+    /// [`Error::ArchiveRefused`]; [`Error::RateLimited`] while another one is received for the workspace or checked;
+    /// [`Error::DiskFull`], also over the limit of storage and where only the host's
     /// reserve is free; those of the source.
     pub async fn receive_archive(
         &self,
@@ -127,21 +135,41 @@ impl Skep {
     ) -> Result<ReceivedArchive> {
         self.can_change_data(bot).await?;
         self.require_room(bot).await?;
+        let turn = Arc::new(self.turns().imports.take(bot)?);
         let mut received = ReceivedArchive {
             spool: self.spool(),
             name: uuid::Uuid::now_v7().to_string(),
             sha256: String::new(),
             checked: Checked::default(),
             handed_over: false,
+            _turn: Arc::clone(&turn),
         };
         let limits = self.settings().import;
         received.sha256 = receive(source, received.spool.path(&received.name), (&limits, self.spare())).await?;
-        let (spool, path) = (received.spool.clone(), received.spool.path(&received.name));
-        let checking = tokio::task::spawn_blocking(move || check(&path, &limits, &spool.spill));
-        received.checked = checking
-            .await
-            .map_err(|panic| Error::internal("checking an archive", panic))??;
+        let path = received.spool.path(&received.name);
+        received.checked = self.while_spare(self.check_received(path, turn)).await?;
         Ok(received)
+    }
+
+    /// On a thread that ends when this is dropped, soon after.
+    async fn check_received(&self, path: PathBuf, turn: Arc<Turn>) -> Result<Checked> {
+        let permit = Arc::clone(&self.turns().checks).acquire_owned().await;
+        let permit = permit.map_err(|closed| Error::internal("checking an archive", closed))?;
+        let (limits, spill) = (self.settings().import, self.spool().spill);
+        let unwanted = CancellationToken::new();
+        let is_wanted = {
+            let unwanted = unwanted.clone();
+            move || !unwanted.is_cancelled()
+        };
+        let _ended_with_this = unwanted.drop_guard();
+        let checking = tokio::task::spawn_blocking(move || {
+            let checked = check(&path, &limits, &spill, &is_wanted);
+            drop((turn, permit));
+            checked
+        });
+        checking
+            .await
+            .map_err(|panic| Error::internal("checking an archive", panic))?
     }
 
     /// Removes what a crash left of archives that nobody imports any more.
@@ -218,15 +246,17 @@ fn create(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).create_new(true).mode(PRIVATE).open(path)
 }
 
-fn check(path: &Path, limits: &ImportLimits, spill: &Path) -> Result<Checked> {
+fn check(path: &Path, limits: &ImportLimits, spill: &Path, is_wanted: &dyn Fn() -> bool) -> Result<Checked> {
     let failed = |error| file_error("checking an archive", error);
     let source = Source::open(File::open(path).map_err(failed)?).map_err(failed)?;
     let limits = Limits {
         max_bytes: limits.max_bytes,
         max_entries: limits.max_entries,
+        max_name_bytes: MOST_NAME_BYTES,
         max_ratio: limits.max_ratio,
     };
-    skep_archive::check(source, &limits, Trust::Stranger, spill).map_err(|error| match error {
+    let checked = skep_archive::check_while(source, &limits, Trust::Stranger, spill, is_wanted);
+    checked.map_err(|error| match error {
         ArchiveError::Refused(refusal) => refused(&refusal),
         ArchiveError::Io { source, .. } => failed(source),
         changed @ ArchiveError::Changed { .. } => Error::internal("checking an archive", changed),

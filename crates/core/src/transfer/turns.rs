@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use skep_names::BotId;
+use tokio::sync::Semaphore;
 
 use crate::error::{Error, Result};
 
@@ -30,6 +31,16 @@ const OF_ONE_MOMENT: Most = Most {
     in_all: 64,
     what: "exports of one moment",
 };
+/// Received and checked, not those that wait for their turn or are put in place.
+const IMPORTS: Most = Most {
+    of_a_bot: 1,
+    in_all: usize::MAX,
+    what: "imports",
+};
+/// Archives of clients that are read to their end at once: each takes a thread, tens of megabytes of memory and the
+/// disk. One more waits.
+const CHECKS: usize = 4;
+
 type Taken = Arc<Mutex<HashMap<BotId, usize>>>;
 
 /// The turns of all kinds.
@@ -37,6 +48,8 @@ type Taken = Arc<Mutex<HashMap<BotId, usize>>>;
 pub(crate) struct Turns {
     pub(super) exports: Kind,
     pub(super) of_one_moment: Kind,
+    pub(super) imports: Kind,
+    pub(super) checks: Arc<Semaphore>,
 }
 
 impl Default for Turns {
@@ -44,6 +57,8 @@ impl Default for Turns {
         Self {
             exports: Kind::new(EXPORTS),
             of_one_moment: Kind::new(OF_ONE_MOMENT),
+            imports: Kind::new(IMPORTS),
+            checks: Arc::new(Semaphore::new(CHECKS)),
         }
     }
 }

@@ -51,6 +51,7 @@ struct ImportForm {
     responses((status = 200, body = ImportedResponse),
         (status = 400, body = ErrorBody, description = "`archive_refused`: the archive is not one that is taken; nothing was changed"),
         (status = 404, body = ErrorBody, description = "No such bot, or no workspace"),
+        (status = 429, body = ErrorBody, description = "Another archive is received for the workspace, or checked"),
         (status = 501, body = ErrorBody, description = "The backend cannot change data from outside"),
         (status = 507, body = ErrorBody, description = "No space, or over the storage limit; `/data` is as it was")))]
 async fn import(
