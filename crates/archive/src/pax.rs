@@ -21,6 +21,9 @@ fn digits(number: usize) -> usize {
     number.to_string().len()
 }
 
+/// The names of all attributes of a file fit into 64 KiB, and none is shorter than `user.x` with its NUL.
+const MOST_RECORDS: usize = 10_000;
+
 /// Key and value.
 pub(crate) type Record<'a> = (&'a [u8], &'a [u8]);
 
@@ -36,6 +39,9 @@ pub(crate) fn parse(mut data: &[u8]) -> Result<Vec<Record<'_>>, Reason> {
         }
         let record = &data[space + 1..length - 1];
         let equals = record.iter().position(|&byte| byte == b'=').ok_or(BAD)?;
+        if equals == 0 || records.len() == MOST_RECORDS {
+            return Err(BAD);
+        }
         records.push((&record[..equals], &record[equals + 1..]));
         data = &data[length..];
     }
@@ -138,9 +144,21 @@ mod tests {
             b"6 a=b",
             b"\0\0\0",
             b"6 a=bb\n\n",
+            b"4 =\n",
+            b"6 =ab\n",
         ] {
             assert!(parse(data).is_err(), "{data:?}");
         }
+    }
+
+    #[test]
+    fn there_are_only_so_many_records() {
+        let records = |count: usize| b"5 a=\n".repeat(count);
+        assert_eq!(
+            parse(&records(MOST_RECORDS)).map(|records| records.len()),
+            Ok(MOST_RECORDS)
+        );
+        assert!(parse(&records(MOST_RECORDS + 1)).is_err());
     }
 
     #[test]

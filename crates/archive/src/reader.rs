@@ -12,9 +12,12 @@ use crate::header::{BLOCK, Block, Header, LARGEST_SIZE, flag};
 use crate::pax;
 use crate::sparse::{MOST_READ, Segment, Told};
 
-/// Records of one entry: attributes of 64 KiB each are the largest there are.
-const MOST_PAX_BYTES: u64 = 16 << 20;
+/// Records of one entry: attributes of 64 KiB each are the largest there are. Of a stranger's few are taken.
+const MOST_PAX_BYTES: u64 = 1 << 20;
+const MOST_PAX_BYTES_OF_OURS: u64 = 16 << 20;
 const MOST_NAME_BYTES: u64 = 1 << 20;
+/// Headers for all entries that follow: programs write one, at the beginning.
+const MOST_GLOBAL: u32 = 1000;
 
 pub(crate) struct Reader<R> {
     input: R,
@@ -22,6 +25,8 @@ pub(crate) struct Reader<R> {
     /// Bytes of the current entry that are not yet read, and what fills its last block.
     left: u64,
     padding: u64,
+    /// Headers for all entries that there were.
+    global: u32,
 }
 
 /// What comes before a header and belongs to it.
@@ -48,11 +53,13 @@ impl<R: Read> Entries for Reader<R> {
             }
             let header = Header::parse(block).map_err(|reason| ArchiveError::refused(b"", reason))?;
             if !self.extend(&header, &mut extensions)? {
-                let name = extensions.name(&header);
+                let records = extensions.records();
+                let records = records.map_err(|reason| ArchiveError::refused(b"", reason))?;
+                let name = extensions.name(&header, &records);
                 let shown = name.as_deref().unwrap_or_default().to_vec();
-                let entry = name.and_then(|name| self.entry(&header, &extensions, &name));
+                let entry = name.and_then(|name| self.entry(&header, (&extensions, &records), &name));
                 return match entry {
-                    Ok(entry) => Ok(Some(self.mapped(entry, &header, &extensions)?)),
+                    Ok(entry) => Ok(Some(self.mapped(entry, &header, &records)?)),
                     Err(reason) => Err(ArchiveError::refused(&shown, reason)),
                 };
             }
@@ -85,6 +92,7 @@ impl<R: Read> Reader<R> {
             trust,
             left: 0,
             padding: 0,
+            global: 0,
         }
     }
 
@@ -123,12 +131,17 @@ impl<R: Read> Reader<R> {
     /// Takes a header that only says more of the next one; `false`: this is the next one.
     fn extend(&mut self, header: &Header, extensions: &mut Extensions) -> Result<bool, ArchiveError> {
         let (place, most) = match header.flag() {
-            flag::PAX | flag::PAX_SOLARIS => (&mut extensions.pax, MOST_PAX_BYTES),
+            flag::PAX | flag::PAX_SOLARIS => (&mut extensions.pax, self.most_pax_bytes()),
             flag::GNU_LONG_NAME => (&mut extensions.long_name, MOST_NAME_BYTES),
             flag::GNU_LONG_LINK => (&mut extensions.long_link, MOST_NAME_BYTES),
             flag::PAX_GLOBAL => {
-                let records = self.content(header, MOST_PAX_BYTES)?;
-                return global_is_harmless(&records)
+                let records = self.content(header, self.most_pax_bytes())?;
+                self.global += 1;
+                let harmless = match self.global > MOST_GLOBAL {
+                    true => Err(Reason::Malformed("entries all at once")),
+                    false => global_is_harmless(&records),
+                };
+                return harmless
                     .map(|()| true)
                     .map_err(|reason| ArchiveError::refused(b"", reason));
             }
@@ -147,6 +160,13 @@ impl<R: Read> Reader<R> {
         Ok(true)
     }
 
+    fn most_pax_bytes(&self) -> u64 {
+        match self.trust {
+            Trust::Stranger => MOST_PAX_BYTES,
+            Trust::Ours => MOST_PAX_BYTES_OF_OURS,
+        }
+    }
+
     fn content(&mut self, header: &Header, most: u64) -> Result<Vec<u8>, ArchiveError> {
         let size = header.size().map_err(|reason| ArchiveError::refused(b"", reason))?;
         if size > most {
@@ -158,11 +178,15 @@ impl<R: Read> Reader<R> {
         Ok(content)
     }
 
-    fn entry(&mut self, header: &Header, extensions: &Extensions, name: &[u8]) -> Result<Entry, Reason> {
-        let records = extensions.records()?;
-        let stored = stored_size(header, &records)?;
+    fn entry(
+        &mut self,
+        header: &Header,
+        (extensions, records): (&Extensions, &Records<'_>),
+        name: &[u8],
+    ) -> Result<Entry, Reason> {
+        let stored = stored_size(header, records)?;
         let clean = cleaned(name, self.trust.longest_path())?;
-        let kind = kind(header.flag(), name.ends_with(b"/"), &records)?;
+        let kind = kind(header.flag(), name.ends_with(b"/"), records)?;
         if kind != Kind::File && stored > 0 {
             return Err(Reason::Malformed("size"));
         }
@@ -170,8 +194,8 @@ impl<R: Read> Reader<R> {
             return Err(Reason::NoName);
         }
         let link = match kind {
-            Kind::Symlink => link_target(&extensions.link(header, &records)?)?,
-            Kind::HardLink => cleaned(&extensions.link(header, &records)?, self.trust.longest_path())?,
+            Kind::Symlink => link_target(&extensions.link(header, records)?)?,
+            Kind::HardLink => cleaned(&extensions.link(header, records)?, self.trust.longest_path())?,
             _ => Vec::new(),
         };
         let mtime = match records.get(b"mtime", "time")? {
@@ -206,9 +230,8 @@ impl<R: Read> Reader<R> {
     }
 
     /// Reads where the data of a file with holes belongs, which stands before it.
-    fn mapped(&mut self, mut entry: Entry, header: &Header, extensions: &Extensions) -> Result<Entry, ArchiveError> {
+    fn mapped(&mut self, mut entry: Entry, header: &Header, records: &Records<'_>) -> Result<Entry, ArchiveError> {
         let refused = |reason| ArchiveError::refused(&entry.name, reason);
-        let records = extensions.records().map_err(refused)?;
         let (size, segments) = if header.flag() == flag::GNU_SPARSE {
             self.gnu_segments(header)?
         } else if let Some(size) = records.sparse_size().map_err(refused)? {
@@ -326,8 +349,7 @@ impl Extensions {
         pax::parse(self.pax.as_deref().unwrap_or_default()).map(Records)
     }
 
-    fn name(&self, header: &Header) -> Result<Vec<u8>, Reason> {
-        let records = self.records()?;
+    fn name(&self, header: &Header, records: &Records<'_>) -> Result<Vec<u8>, Reason> {
         if let Some(name) = records.get(b"GNU.sparse.name", "name")? {
             return Ok(name.to_vec());
         }

@@ -183,6 +183,34 @@ fn refused() -> Vec<(&'static str, Vec<Vec<u8>>, Reason)> {
             Reason::Malformed("entries all at once"),
         ),
         (
+            "very many global headers",
+            (0..1001)
+                .map(|_| entry(b"g", b'g', b"", b""))
+                .chain([file(b"x")])
+                .collect(),
+            Reason::Malformed("entries all at once"),
+        ),
+        (
+            "records without a name",
+            vec![entry(b"p", b'x', b"", &b"4 =\n".repeat(100)), file(b"x")],
+            Reason::Malformed("PAX records"),
+        ),
+        (
+            "very many records",
+            vec![entry(b"p", b'x', b"", &b"5 a=\n".repeat(10_001)), file(b"x")],
+            Reason::Malformed("PAX records"),
+        ),
+        (
+            "very long records",
+            vec![pax(&[("comment", &"c".repeat(1 << 20))]), file(b"x")],
+            Reason::NameTooLong,
+        ),
+        (
+            "very long global records",
+            vec![entry(b"g", b'g', b"", &vec![b'1'; (1 << 20) + 1]), file(b"x")],
+            Reason::NameTooLong,
+        ),
+        (
             "a directory with data",
             vec![entry(b"d/", b'5', b"", b"data")],
             Reason::Malformed("size"),
