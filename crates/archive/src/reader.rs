@@ -350,10 +350,11 @@ impl Extensions {
     }
 
     fn name(&self, header: &Header, records: &Records<'_>) -> Result<Vec<u8>, Reason> {
-        if let Some(name) = records.get(b"GNU.sparse.name", "name")? {
-            return Ok(name.to_vec());
-        }
         let told = one_of(records.get(b"path", "name")?, self.long_name.as_deref())?;
+        // With it `path` is a name that only stands for the file in programs that know no holes.
+        if let Some(name) = records.get(b"GNU.sparse.name", "name")? {
+            return Ok(one_of(Some(name), self.long_name.as_deref())?.unwrap_or(name).to_vec());
+        }
         Ok(told.map_or_else(|| header.name(), <[u8]>::to_vec))
     }
 

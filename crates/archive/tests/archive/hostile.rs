@@ -155,6 +155,20 @@ fn refused() -> Vec<(&'static str, Vec<Vec<u8>>, Reason)> {
             Reason::Disagreement("name"),
         ),
         (
+            "names of a file with holes disagree",
+            vec![
+                pax(&[
+                    ("GNU.sparse.major", "1"),
+                    ("GNU.sparse.minor", "0"),
+                    ("GNU.sparse.name", "a"),
+                    ("GNU.sparse.realsize", "0"),
+                ]),
+                long_name(b"b\0"),
+                entry(b"x", b'0', b"", &[b"0\n".to_vec(), vec![0; 510]].concat()),
+            ],
+            Reason::Disagreement("name"),
+        ),
+        (
             "two names",
             vec![pax(&[("path", "a"), ("path", "b")]), file(b"x")],
             Reason::Disagreement("name"),
