@@ -10,6 +10,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
@@ -21,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::turns::Turn;
 use crate::backups::file_error;
+use crate::bridge::BridgeError;
 use crate::error::{Error, Result};
 use crate::operations::OperationHandle;
 use crate::requester::Requester;
@@ -35,6 +37,11 @@ const PRIVATE_DIRECTORY: u32 = 0o700;
 const MOST_OVERHEAD_BYTES: u64 = 4096;
 /// Names and links of an archive together. They are sorted on the disk to check them, which takes up to twice as much.
 const MOST_NAME_BYTES: u64 = 4 << 30;
+
+/// Of an archive that is received so much must come in each minute that it is waited for: what came before lies on the
+/// disk meanwhile.
+const LEAST_BYTES: u64 = 64 * 1024;
+const MINUTE: Duration = Duration::from_secs(60);
 
 /// The directory of archives that were received.
 #[derive(Debug, Clone)]
@@ -225,7 +232,8 @@ async fn receive(
     let most = limits.max_bytes.saturating_add(overhead);
     let (mut hash, mut length) = (Sha256::new(), 0_u64);
     tokio::pin!(source);
-    while let Some(piece) = source.next().await.transpose()? {
+    let mut pace = Pace::default();
+    while let Some(piece) = pace.next(&mut source).await? {
         length += piece.len() as u64;
         if length > most {
             return Err(refused(&Refusal {
@@ -240,6 +248,37 @@ async fn receive(
     file.flush().await.map_err(failed)?;
     file.sync_all().await.map_err(failed)?;
     Ok(hex::encode(hash.finalize()))
+}
+
+/// What came in the minute that is under way. Only the time of the client counts, not that of the disk.
+#[derive(Debug, Default)]
+struct Pace {
+    waited: Duration,
+    bytes: u64,
+}
+
+impl Pace {
+    async fn next(&mut self, source: &mut (impl Stream<Item = Result<Bytes>> + Unpin)) -> Result<Option<Bytes>> {
+        let begun = Instant::now();
+        let Some(piece) = source.next().await.transpose()? else {
+            return Ok(None);
+        };
+        match self.is_kept(begun.elapsed(), piece.len() as u64) {
+            true => Ok(Some(piece)),
+            false => Err(BridgeError::SourceBroken("the archive comes too slowly".to_owned()).into()),
+        }
+    }
+
+    fn is_kept(&mut self, waited: Duration, bytes: u64) -> bool {
+        self.waited += waited;
+        self.bytes += bytes;
+        let is_over = self.waited >= MINUTE;
+        let is_kept = !is_over || self.bytes >= LEAST_BYTES;
+        if is_over {
+            *self = Self::default();
+        }
+        is_kept
+    }
 }
 
 fn create(path: &Path) -> io::Result<File> {
@@ -265,4 +304,27 @@ fn check(path: &Path, limits: &ImportLimits, spill: &Path, is_wanted: &dyn Fn() 
 
 fn refused(refusal: &Refusal) -> Error {
     Error::ArchiveRefused(refusal.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_who_sends_next_to_nothing_is_not_waited_for() {
+        let seconds = Duration::from_secs;
+        let mut pace = Pace::default();
+        assert!(pace.is_kept(seconds(59), 1), "everybody has a minute");
+        assert!(!pace.is_kept(seconds(60), 1), "a byte now and then");
+        let mut pace = Pace::default();
+        assert!(pace.is_kept(Duration::ZERO, 64 << 30), "as fast as can be");
+        assert!(pace.is_kept(seconds(60), 0));
+        assert!(
+            !pace.is_kept(seconds(60), LEAST_BYTES - 1),
+            "what came before does not count"
+        );
+        for _ in 0..1000 {
+            assert!(pace.is_kept(seconds(30), LEAST_BYTES / 2));
+        }
+    }
 }
