@@ -209,6 +209,8 @@ impl Skep {
         let plan = ImportPlan {
             archive: archive.name.clone(),
             mode,
+            entries: archive.checked.entries,
+            bytes: archive.checked.bytes,
             cleared: archive.checked.cleared,
         };
         let handle = self.submit(bot, Request::Import(plan), requester).await?;

@@ -24,11 +24,11 @@ impl Work {
             trust: Trust::Strangers,
         };
         let put = self.change_data(&row, self.received(plan), apply).await?;
-        let noted = json!({ "entries": put.entries, "bytes": put.bytes });
+        let noted = json!({ "entries": plan.entries, "bytes": plan.bytes });
         self.is_in_place(&row, ("import", &noted)).await;
         Ok(Outcome::Imported(Imported {
-            entries: put.entries,
-            bytes: put.bytes,
+            entries: plan.entries,
+            bytes: plan.bytes,
             skipped: put.skipped,
             remapped: put.remapped,
             cleared: plan.cleared,

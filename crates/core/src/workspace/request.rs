@@ -75,6 +75,10 @@ pub(crate) struct ImportPlan {
     /// Its file in the spool, which goes when the operation ends.
     pub(crate) archive: String,
     pub(crate) mode: RestoreMode,
+    /// Files, directories and links that it has, each name once.
+    pub(crate) entries: u64,
+    /// Sizes of the files together, holes included.
+    pub(crate) bytes: u64,
     /// Entries that lose setuid or setgid.
     pub(crate) cleared: u64,
 }

@@ -174,6 +174,19 @@ async fn an_import_merges_or_replaces_as_a_form_and_as_the_body() {
 }
 
 #[tokio::test]
+async fn a_name_that_an_archive_has_twice_is_counted_once() {
+    let workspace = Workspace::start().await;
+    let archive = archive_of(&[("file", "before\n"), ("other", "other\n"), ("file", "after\n")]);
+    let report = workspace.import("", &archive).await.expect_status(200).json();
+    assert_eq!(
+        (&report["entries"], &report["bytes"]),
+        (&json!(2), &json!(12)),
+        "{report}"
+    );
+    assert_eq!(workspace.output_of("cat file other").await, "after\nother\n");
+}
+
+#[tokio::test]
 async fn what_is_left_out_or_cleared_is_counted() {
     use tar::EntryType::{Block, Char, Directory, Fifo, Regular};
     let workspace = Workspace::start().await;
