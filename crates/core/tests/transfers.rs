@@ -10,6 +10,7 @@ use harness::{LIMIT, World, until};
 use skep_core::Code;
 use skep_core::transfer::{Archive, ArchiveFormat, Changing, Digest, Moment, Piece};
 use skep_names::BotId;
+use skep_runtime::RuntimeError;
 use skep_testkit::fake_runtime::Verb;
 
 /// More than is read before it is taken.
@@ -95,4 +96,18 @@ async fn one_import_of_a_workspace_is_received_at_a_time() {
     drop(sender);
     drop(first.await.unwrap().unwrap());
     world.skep.receive_archive(&bot, whole()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_import_that_could_not_be_put_in_place_is_refused_before_it_is_received() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    let kind = RuntimeError::Unsupported {
+        backend: "fake",
+        what: "changing the layers of a container of another kind".to_owned(),
+    };
+    world.runtime.faults().fail_next(Verb::ListLayers, kind);
+    let archive = futures::stream::once(async { panic!("it is received") });
+    let refused = world.skep.receive_archive(&bot, archive).await;
+    assert_eq!(refused.map(drop).unwrap_err().code(), Code::Unsupported);
 }

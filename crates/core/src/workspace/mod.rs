@@ -61,6 +61,7 @@ pub(crate) use spare::Spare;
 use std::time::Duration;
 
 use skep_names::BotId;
+use skep_runtime::RuntimeError;
 use skep_store::ContainerRow;
 
 use self::remains::{Remains, half_removed};
@@ -184,7 +185,12 @@ impl Skep {
     pub(crate) async fn can_change_data(&self, bot: &BotId) -> Result<()> {
         self.require_workspace(bot).await?;
         self.layer_access()?;
-        self.changeable_layers().map(drop)
+        match self.changeable_layers()?.list(bot).await {
+            // Without its container it is put back on its layer first.
+            Ok(_) | Err(RuntimeError::NotFound { .. }) => Ok(()),
+            // A container of another kind, say.
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Refuses what this backend cannot do before anything is begun.

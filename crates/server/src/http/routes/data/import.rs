@@ -52,7 +52,7 @@ struct ImportForm {
         (status = 400, body = ErrorBody, description = "`archive_refused`: the archive is not one that is taken; nothing was changed"),
         (status = 404, body = ErrorBody, description = "No such bot, or no workspace"),
         (status = 429, body = ErrorBody, description = "Another archive is received for the workspace, or checked"),
-        (status = 501, body = ErrorBody, description = "The backend cannot change data from outside"),
+        (status = 501, body = ErrorBody, description = "The backend cannot change data from outside, or not those of a container of this kind"),
         (status = 507, body = ErrorBody, description = "No space, or over the storage limit; `/data` is as it was")))]
 async fn import(
     State(app): State<App>,
