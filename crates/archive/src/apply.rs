@@ -247,7 +247,8 @@ impl Unpacker<'_> {
         self.settle_directory(&opened, entry)
     }
 
-    /// Its mode and time are set when it is full: a directory that may not be written to could not be filled.
+    /// Its mode and time are set when it is full: a directory that may not be written to could not be filled. So is the
+    /// access list that what is made in it would begin with.
     fn settle_directory(&mut self, directory: &OwnedFd, entry: &Entry) -> Result<(), ArchiveError> {
         self.own(directory, entry)?;
         let noted = self.late.push(entry);
@@ -377,6 +378,10 @@ impl Unpacker<'_> {
             match opened {
                 Ok(directory) => {
                     let told = |error: Errno| ArchiveError::io("set the mode of", &noted.name, error);
+                    if !noted.default_access.is_empty() {
+                        let set = attributes::set_default_access(&directory, &noted.default_access);
+                        set.map_err(|error| ArchiveError::io("set the attributes of", &noted.name, error))?;
+                    }
                     rustix::fs::fchmod(&directory, Bits::from_raw_mode(noted.mode)).map_err(told)?;
                     rustix::fs::futimens(&directory, &times(noted.mtime)).map_err(told)?;
                 }

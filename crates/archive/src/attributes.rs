@@ -9,6 +9,9 @@ use rustix::io::Errno;
 /// Name and value.
 pub(crate) type Attribute = (Vec<u8>, Vec<u8>);
 
+/// The access list of a directory that what is made in it begins with.
+pub(crate) const DEFAULT_ACCESS: &[u8] = b"system.posix_acl_default";
+
 /// Which attributes go into an archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Attributes {
@@ -62,9 +65,14 @@ fn grown(mut call: impl FnMut(&mut [u8]) -> rustix::io::Result<usize>) -> io::Re
     }
 }
 
+/// All but [`DEFAULT_ACCESS`], which is set when all that lies in a directory is there: see [`set_default_access`].
 pub(crate) fn set(file: impl AsFd, attributes: &[Attribute]) -> io::Result<()> {
-    for (name, value) in attributes {
+    for (name, value) in attributes.iter().filter(|(name, _)| name != DEFAULT_ACCESS) {
         rustix::fs::fsetxattr(&file, name.as_slice(), value, XattrFlags::empty())?;
     }
     Ok(())
+}
+
+pub(crate) fn set_default_access(directory: impl AsFd, list: &[u8]) -> rustix::io::Result<()> {
+    rustix::fs::fsetxattr(&directory, DEFAULT_ACCESS, list, XattrFlags::empty())
 }

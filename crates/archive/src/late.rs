@@ -1,10 +1,12 @@
-//! Modes and times of directories, which are set when all that lies in them is there.
+//! Modes and times of directories, which are set when all that lies in them is there, and the access lists that what is
+//! made in them would begin with.
 
 use std::io::{self, BufReader, Read, Seek, Write};
 use std::path::Path;
 
 use tempfile::SpooledTempFile;
 
+use crate::attributes::DEFAULT_ACCESS;
 use crate::entry::Entry;
 
 /// Held in memory before it goes to disk.
@@ -14,6 +16,8 @@ pub(crate) struct Noted {
     pub(crate) name: Vec<u8>,
     pub(crate) mode: u32,
     pub(crate) mtime: (i64, u32),
+    /// Empty: it has none.
+    pub(crate) default_access: Vec<u8>,
 }
 
 pub(crate) struct Late {
@@ -30,13 +34,17 @@ impl Late {
     }
 
     pub(crate) fn push(&mut self, entry: &Entry) -> io::Result<()> {
-        let length = u32::try_from(entry.name.len()).map_err(|_| io::ErrorKind::FileTooLarge)?;
-        let mut note = Vec::with_capacity(20 + entry.name.len());
-        note.extend_from_slice(&length.to_le_bytes());
+        let length = |bytes: &[u8]| u32::try_from(bytes.len()).map_err(|_| io::ErrorKind::FileTooLarge);
+        let default_access = entry.attributes.iter().find(|(name, _)| name == DEFAULT_ACCESS);
+        let default_access = default_access.map_or(&[][..], |(_, list)| list);
+        let mut note = Vec::with_capacity(24 + entry.name.len() + default_access.len());
+        note.extend_from_slice(&length(&entry.name)?.to_le_bytes());
+        note.extend_from_slice(&length(default_access)?.to_le_bytes());
         note.extend_from_slice(&entry.mode.to_le_bytes());
         note.extend_from_slice(&entry.mtime.0.to_le_bytes());
         note.extend_from_slice(&entry.mtime.1.to_le_bytes());
         note.extend_from_slice(&entry.name);
+        note.extend_from_slice(default_access);
         self.count += 1;
         self.notes.write_all(&note)
     }
@@ -62,12 +70,18 @@ impl Notes {
             return Ok(None);
         };
         self.left = left;
-        let length = u32::from_le_bytes(self.bytes()?);
+        let lengths = [u32::from_le_bytes(self.bytes()?), u32::from_le_bytes(self.bytes()?)];
         let mode = u32::from_le_bytes(self.bytes()?);
         let mtime = (i64::from_le_bytes(self.bytes()?), u32::from_le_bytes(self.bytes()?));
-        let mut name = vec![0; length as usize];
+        let [mut name, mut default_access] = lengths.map(|length| vec![0; length as usize]);
         self.notes.read_exact(&mut name)?;
-        Ok(Some(Noted { name, mode, mtime }))
+        self.notes.read_exact(&mut default_access)?;
+        Ok(Some(Noted {
+            name,
+            mode,
+            mtime,
+            default_access,
+        }))
     }
 
     fn bytes<const COUNT: usize>(&mut self) -> io::Result<[u8; COUNT]> {

@@ -17,7 +17,7 @@ pub type Tree = BTreeMap<Vec<u8>, String>;
 
 /// Makes, below a directory that exists, a bit of everything: links that dangle, are absolute and lead to
 /// directories, hard links, a sparse file, empty files and directories, odd names, modes 0000 and setuid, owners 0,
-/// 1000 and 65534, times of a nanosecond, attributes, a FIFO and a socket. As root.
+/// 1000 and 65534, times of a nanosecond, attributes, an access list, a FIFO and a socket. As root.
 ///
 /// # Errors
 /// Those of the file system.
@@ -68,7 +68,34 @@ pub fn make_hard_tree(root: &Path) -> io::Result<()> {
         b"a directory",
         XattrFlags::empty(),
     )?;
+    access_list(root)?;
     times(root)
+}
+
+/// A directory where one more user may write, in all that will be made in it too; what is there has no list.
+fn access_list(root: &Path) -> io::Result<()> {
+    let directory = root.join("with-a-list");
+    fs::create_dir(&directory)?;
+    fs::create_dir(directory.join("directory"))?;
+    fs::write(directory.join("file"), "without a list")?;
+    // Owner, user 1000, group, mask and others, as the kernel has them: a tag, what it may, an id.
+    let entries: [(u16, u16, u32); 5] = [
+        (1, 7, u32::MAX),
+        (2, 6, 1000),
+        (4, 5, u32::MAX),
+        (16, 7, u32::MAX),
+        (32, 5, u32::MAX),
+    ];
+    let mut list = 2_u32.to_le_bytes().to_vec();
+    for (tag, may, id) in entries {
+        list.extend_from_slice(&tag.to_le_bytes());
+        list.extend_from_slice(&may.to_le_bytes());
+        list.extend_from_slice(&id.to_le_bytes());
+    }
+    for name in ["system.posix_acl_access", "system.posix_acl_default"] {
+        rustix::fs::setxattr(&directory, name, &list, XattrFlags::empty())?;
+    }
+    Ok(())
 }
 
 fn modes_and_owners(root: &Path) -> io::Result<()> {

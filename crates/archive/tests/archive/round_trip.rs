@@ -19,12 +19,37 @@ fn directory() -> tempfile::TempDir {
     tempfile::tempdir().expect("a directory")
 }
 
+/// One more user may write: owner, user 1000, group, mask and others, as the kernel has them.
+fn access_list() -> Vec<u8> {
+    let entry = |tag: u16, may: u16, id: u32| [&tag.to_le_bytes()[..], &may.to_le_bytes(), &id.to_le_bytes()].concat();
+    let entries = [
+        (1, 7, u32::MAX),
+        (2, 6, 1000),
+        (4, 5, u32::MAX),
+        (16, 7, u32::MAX),
+        (32, 5, u32::MAX),
+    ];
+    let entries = entries.map(|(tag, may, id)| entry(tag, may, id)).concat();
+    [&2_u32.to_le_bytes()[..], &entries].concat()
+}
+
 #[test]
 fn a_tree_that_is_hard_to_carry_comes_back_as_it_was() {
     let (from, to, spill) = (directory(), directory(), directory());
     hard_to_carry(from.path());
     special(&from.path().join("pipe"), FileType::Fifo);
     special(&from.path().join("socket"), FileType::Socket);
+    // What lies in it already has no list.
+    for which in ["access", "default"] {
+        let name = format!("system.posix_acl_{which}");
+        let set = rustix::fs::setxattr(
+            from.path().join("venv/lib"),
+            name,
+            &access_list(),
+            rustix::fs::XattrFlags::empty(),
+        );
+        set.expect("an access list");
+    }
     rustix::fs::setxattr(
         from.path().join("block-and-one"),
         "security.capability",

@@ -93,7 +93,7 @@ fn gzipped(bytes: &[u8]) -> Vec<u8> {
     gzip.finish().expect("whole")
 }
 
-/// What an import of an export must make of a tree: no pipes and sockets, no setuid and setgid.
+/// What an import of an export must make of a tree: no pipes and sockets, no setuid and setgid, no access lists.
 fn carried(tree: Tree) -> Tree {
     let mut carried = Tree::new();
     for (name, words) in tree {
@@ -102,6 +102,8 @@ fn carried(tree: Tree) -> Tree {
         if matches!(mode & 0o170_000, 0o010_000 | 0o140_000) {
             continue;
         }
+        let without_list = rest.split_once(r#"{"system.posix_acl_"#);
+        let rest = without_list.map_or(rest.to_owned(), |(rest, _)| format!("{rest}{{}}"));
         carried.insert(name, format!("{:o} {rest}", mode & !0o6000));
     }
     carried
