@@ -345,6 +345,9 @@ impl<'a> Packer<'a> {
             self.report.skipped += 1;
             return Ok(());
         }
+        if self.linked(stat, path)? {
+            return Ok(());
+        }
         self.head(&Head {
             flag: flag::FIFO,
             is_socket,

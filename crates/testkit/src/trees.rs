@@ -17,7 +17,7 @@ pub type Tree = BTreeMap<Vec<u8>, String>;
 
 /// Makes, below a directory that exists, a bit of everything: links that dangle, are absolute and lead to
 /// directories, hard links, a sparse file, empty files and directories, odd names, modes 0000 and setuid, owners 0,
-/// 1000 and 65534, times of a nanosecond, attributes, an access list, a FIFO and a socket. As root.
+/// 1000 and 65534, times of a nanosecond, attributes, an access list, a FIFO of two names and a socket. As root.
 ///
 /// # Errors
 /// Those of the file system.
@@ -52,6 +52,7 @@ pub fn make_hard_tree(root: &Path) -> io::Result<()> {
     modes_and_owners(root)?;
     let fifo = root.join("pipe");
     rustix::fs::mknodat(CWD, &fifo, FileType::Fifo, Mode::from_raw_mode(0o622), 0)?;
+    fs::hard_link(&fifo, root.join("pipe of two names"))?;
     rustix::fs::mknodat(
         CWD,
         root.join("socket"),

@@ -39,6 +39,9 @@ fn a_tree_that_is_hard_to_carry_comes_back_as_it_was() {
     hard_to_carry(from.path());
     special(&from.path().join("pipe"), FileType::Fifo);
     special(&from.path().join("socket"), FileType::Socket);
+    for name in ["pipe", "socket"] {
+        fs::hard_link(from.path().join(name), from.path().join(format!("{name} too"))).expect("a link");
+    }
     // What lies in it already has no list.
     for which in ["access", "default"] {
         let name = format!("system.posix_acl_{which}");
