@@ -1,7 +1,7 @@
 //! Interfaces by netlink: what would otherwise cost a process for each question.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::time::Duration;
 
@@ -12,8 +12,10 @@ use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::link::{
     InfoBridgePort, InfoKind, InfoPortData, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
-use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol};
-use rtnetlink::{LinkBridge, LinkBridgePort, LinkUnspec};
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use rtnetlink::{LinkBridge, LinkBridgePort, LinkUnspec, RouteMessageBuilder};
 use tokio::task::JoinHandle;
 
 use super::error::NetworkError;
@@ -63,31 +65,12 @@ impl Links {
 
     /// Of a named namespace: the socket stays there, the thread that opened it ends.
     pub(super) async fn inside(netns: &Path) -> Result<Self> {
-        let operation = format!("opening a netlink socket in {}", netns.display());
         let runtime = tokio::runtime::Handle::current();
-        let path = netns.to_path_buf();
-        let (sender, receiver) = tokio::sync::oneshot::channel();
-        // A thread of its own: setns spoils it, so it must not go back into a pool.
-        let thread = std::thread::Builder::new()
-            .name("netns".into())
-            .spawn(move || {
-                let _context = runtime.enter();
-                let opened = std::fs::File::open(&path).and_then(|file| {
-                    use std::os::fd::AsFd;
-                    let kind = rustix::thread::LinkNameSpaceType::Network;
-                    rustix::thread::move_into_link_name_space(file.as_fd(), Some(kind))?;
-                    rtnetlink::new_connection()
-                });
-                // The receiver is gone only when the caller was cancelled; then nobody wants the socket.
-                drop(sender.send(opened));
-            })
-            .map_err(NetworkError::other(operation.clone()))?;
-        let opened = receiver.await.map_err(NetworkError::other(operation.clone()))?;
-        thread.join().map_err(|_| NetworkError::Other {
-            operation: operation.clone(),
-            source: "the thread panicked".into(),
-        })?;
-        Ok(Self::drive(opened.map_err(NetworkError::other(operation))?))
+        let opened = in_namespace(netns, "opening a netlink socket", move || {
+            let _context = runtime.enter();
+            rtnetlink::new_connection()
+        });
+        Ok(Self::drive(opened.await?))
     }
 
     fn drive<R>(connection: (impl Future<Output = ()> + Send + 'static, rtnetlink::Handle, R)) -> Self {
@@ -273,11 +256,68 @@ impl Links {
         }
     }
 
+    /// Leaves nothing on an interface's link but the gateway: what else is in `subnet` goes through it, as everything does.
+    pub(super) async fn narrow_to(&self, index: u32, gateway: Ipv4Addr, subnet: Ipv4Net) -> Result<()> {
+        let route = || RouteMessageBuilder::<Ipv4Addr>::new().output_interface(index);
+        let on_link = |address, length| route().destination_prefix(address, length).scope(RouteScope::Link);
+        // Of a packet that asks for a neighbour (`SO_DONTROUTE`) from a socket of this interface the kernel would take
+        // any destination for one, had it no route there at all. This one leads back to the sender.
+        let neighbours = route()
+            .kind(RouteType::Local)
+            .scope(RouteScope::Host)
+            .priority(u32::MAX);
+        let connected = on_link(subnet.network(), subnet.prefix_len()).protocol(RouteProtocol::Kernel);
+        self.add_route("routing to the gateway", on_link(gateway, 32).build())
+            .await?;
+        self.add_route("routing to no other neighbour", neighbours.build())
+            .await?;
+        let operation = "removing the route to the subnet";
+        limited(operation, self.handle.route().del(connected.build()).execute())
+            .await?
+            .map_err(NetworkError::other(operation))
+    }
+
+    async fn add_route(&self, operation: &str, route: RouteMessage) -> Result<()> {
+        limited(operation, self.handle.route().add(route).execute())
+            .await?
+            .map_err(NetworkError::other(operation))
+    }
+
     /// Brings up the loopback interface, which the kernel makes with every namespace.
     pub(super) async fn loopback_up(&self) -> Result<()> {
         // The first interface of every namespace, so no lookup is needed.
         self.set_up(1).await
     }
+}
+
+/// Does something in a named namespace, on a thread of its own: `setns` spoils it, so it must not go back into a pool.
+pub(super) async fn in_namespace<T: Send + 'static>(
+    netns: &Path,
+    what: &str,
+    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+) -> Result<T> {
+    let operation = format!("{what} in {}", netns.display());
+    let path = netns.to_path_buf();
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    let thread = std::thread::Builder::new()
+        .name("netns".into())
+        .spawn(move || {
+            let done = std::fs::File::open(&path).and_then(|file| {
+                use std::os::fd::AsFd;
+                let kind = rustix::thread::LinkNameSpaceType::Network;
+                rustix::thread::move_into_link_name_space(file.as_fd(), Some(kind))?;
+                work()
+            });
+            // The receiver is gone only when the caller was cancelled; then nobody wants the answer.
+            drop(sender.send(done));
+        })
+        .map_err(NetworkError::other(operation.clone()))?;
+    let done = receiver.await.map_err(NetworkError::other(operation.clone()))?;
+    thread.join().map_err(|_| NetworkError::Other {
+        operation: operation.clone(),
+        source: "the thread panicked".into(),
+    })?;
+    done.map_err(NetworkError::other(operation))
 }
 
 /// The addresses in a list that belong to one interface.

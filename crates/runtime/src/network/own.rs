@@ -6,9 +6,9 @@ use std::path::Path;
 use ipnet::{IpNet, Ipv4Net};
 use serde_json::json;
 
-use super::cni::Configuration;
+use super::cni::{Configuration, INTERFACE};
 use super::error::NetworkError;
-use super::links::{Links, addresses_of};
+use super::links::{Links, addresses_of, in_namespace};
 
 type Result<T> = std::result::Result<T, NetworkError>;
 
@@ -93,12 +93,28 @@ impl OwnNetwork {
 
     /// No link-local address of the host's towards workspaces.
     fn without_ipv6(&self) -> Result<()> {
-        let path = format!("/proc/sys/net/ipv6/conf/{}/disable_ipv6", self.bridge);
-        match std::fs::write(&path, "1") {
-            // A kernel without IPv6.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            written => written.map_err(NetworkError::other(format!("writing {path}"))),
-        }
+        disable_ipv6(&self.bridge).map_err(NetworkError::other(format!("disabling IPv6 of {}", self.bridge)))
+    }
+
+    /// Leaves an attached workspace one neighbour, the gateway. The kernel has one table of neighbours for the host and all
+    /// its network namespaces: who could ask for every address of the subnet would fill it for everybody.
+    pub(super) async fn narrow(&self, netns: &Path) -> Result<()> {
+        in_namespace(netns, "limiting the neighbours", || {
+            // Any IPv6 destination below fe80:: would be one.
+            disable_ipv6(INTERFACE)?;
+            // The host tells who asks the gateway for a neighbour that there is a shorter way.
+            for interface in ["all", INTERFACE] {
+                std::fs::write(format!("/proc/sys/net/ipv4/conf/{interface}/accept_redirects"), "0")?;
+            }
+            Ok(())
+        })
+        .await?;
+        let inside = Links::inside(netns).await?;
+        let link = inside.find(INTERFACE).await?.ok_or_else(|| NetworkError::Other {
+            operation: "limiting the neighbours".into(),
+            source: format!("{INTERFACE} is gone inside").into(),
+        })?;
+        inside.narrow_to(link.index, self.gateway(), self.subnet).await
     }
 
     async fn refuse_taken_subnet(&self, links: &Links, own: Option<u32>) -> Result<()> {
@@ -127,6 +143,14 @@ impl OwnNetwork {
              another name with `network.bridge`",
             self.bridge
         )))
+    }
+}
+
+fn disable_ipv6(interface: &str) -> std::io::Result<()> {
+    match std::fs::write(format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6"), "1") {
+        // A kernel without IPv6.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        written => written,
     }
 }
 

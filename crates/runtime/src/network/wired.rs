@@ -114,7 +114,12 @@ impl Wired {
         let inside = async { Links::inside(netns).await?.loopback_up().await };
         let (looped, added) = tokio::join!(inside, self.add_in_two_tries(prepared, bot, netns));
         let record = added?;
-        if let Err(error) = looped.and_then(|()| prepared.guard.in_force()) {
+        let narrowed = match &self.own {
+            Some(own) => own.narrow(netns).await,
+            // What neighbours a network of the user's has is theirs to say.
+            None => Ok(()),
+        };
+        if let Err(error) = looped.and(narrowed).and_then(|()| prepared.guard.in_force()) {
             self.undo(&record).await?;
             self.forget(&record).await?;
             return Err(error);

@@ -1,13 +1,16 @@
 //! What a workspace reaches, and what reaches it.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use skep_runtime::network::{Attachment, Network, NetworkConfig, NetworkError, NetworkMode};
 
 use crate::probe::{Reached, Server, at, tcp, udp};
-use crate::stage::{ALLOWED, METADATA, PRIVATE, PUBLIC, RESOLVER, Stage, UPLINK, Workspace, on_stage, run, run_in};
+use crate::stage::{
+    ALLOWED, METADATA, PRIVATE, PUBLIC, RESOLVER, Stage, UPLINK, Workspace, inside, on_stage, output, run, run_in,
+};
+use crate::system_calls::{bind_to_device, do_not_route};
 
 async fn attached(network: &Network, workspace: &Workspace) -> (Attachment, IpAddr) {
     let attachment = network.attach(&workspace.bot, &workspace.netns).await.unwrap();
@@ -24,6 +27,7 @@ fn bridge_netfilter(on: bool) {
 }
 
 async fn everything_is_as_the_contract_says(stage: &Stage, config: NetworkConfig) {
+    let own = config.cni_conf_dir.is_none();
     let network = stage.network(config).await;
     let one = stage.workspace_with_user_namespace();
     let two = stage.workspace_with_user_namespace();
@@ -102,7 +106,12 @@ async fn everything_is_as_the_contract_says(stage: &Stage, config: NetworkConfig
         Reached::Open("127.0.0.1".parse().unwrap()),
         "loopback"
     );
-    link_local_is_closed(&one.netns, &two.netns).await;
+    if own {
+        let listed = run_in(&one.netns, "ip -6 -o addr show dev eth0");
+        assert_eq!(listed, "", "IPv6 where there is none to reach");
+    } else {
+        link_local_is_closed(&one.netns, &two.netns).await;
+    }
 
     run_in(
         &stage.internet(),
@@ -306,7 +315,16 @@ fn mode_none_has_loopback_only() {
 fn a_port_that_lost_its_isolation_is_open_until_the_next_check() {
     on_stage(async |stage| {
         bridge_netfilter(false);
-        let network = stage.network(stage.config()).await;
+        // In our own network there is nothing to say to a neighbour with, isolated or not.
+        write_configuration(
+            &stage,
+            r#""type":"bridge","bridge":"cni7","isGateway":true,"ipMasq":true"#,
+        );
+        let config = NetworkConfig {
+            cni_conf_dir: Some(stage.path("conf")),
+            ..stage.config()
+        };
+        let network = stage.network(config).await;
         let (one, two) = (stage.workspace(), stage.workspace());
         for workspace in [&one, &two] {
             let (attachment, _) = attached(&network, workspace).await;
@@ -326,5 +344,71 @@ fn a_port_that_lost_its_isolation_is_open_until_the_next_check() {
         }
         drop(server);
         link_local_is_closed(&one.netns, &two.netns).await;
+    });
+}
+
+/// UDP to two hundred neighbours that are none, in the ways a workspace has: by the routes, from a socket of the
+/// interface, and past the routes.
+fn ask_for_neighbours(netns: &Path, subnet: &str) {
+    let first = subnet.replace(".0/24", "");
+    let asking = inside(netns, move || {
+        for (device, past_the_routes) in [(false, false), (true, false), (true, true)] {
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            if device {
+                bind_to_device(&socket, c"eth0").unwrap();
+            }
+            if past_the_routes {
+                do_not_route(&socket).unwrap();
+            }
+            for last in 50..250 {
+                // An answer to one before it is not about this one.
+                drop(socket.send_to(b"?", format!("{first}.{last}:9")));
+            }
+        }
+    });
+    asking.join().unwrap();
+}
+
+fn neighbours(listed: &str) -> Vec<&str> {
+    listed
+        .lines()
+        .filter_map(|line| line.split_ascii_whitespace().next())
+        .collect()
+}
+
+#[test]
+fn a_workspace_cannot_fill_the_hosts_table_of_neighbours() {
+    on_stage(async |stage| {
+        let network = stage.network(stage.config()).await;
+        let workspace = stage.workspace_with_user_namespace();
+        let (_, address) = attached(&network, &workspace).await;
+        let _internet = Server::start(Some(&stage.internet()), 80);
+        let _own = Server::start(Some(&workspace.netns), 80);
+        ask_for_neighbours(&workspace.netns, &stage.subnet);
+        let within = stage.subnet.replace("0/24", "");
+        let listed = run_in(&workspace.netns, "ip neigh show nud all dev eth0");
+        let found = neighbours(&listed);
+        let others: Vec<_> = found
+            .iter()
+            .filter(|address| address.starts_with(&within) && **address != stage.gateway())
+            .collect();
+        assert!(others.is_empty(), "inside: {others:?}");
+        let listed = output(&format!("ip neigh show nud all dev {}", stage.bridge));
+        let found = neighbours(&listed);
+        let others: Vec<_> = found
+            .iter()
+            .filter(|found| found.starts_with(&within) && **found != address.to_string())
+            .collect();
+        assert!(others.is_empty(), "on the host: {others:?}");
+        // What it is there for still works.
+        let from = Some(workspace.netns.as_path());
+        assert_eq!(tcp(from, at(PUBLIC, 80)).await, Reached::Open(UPLINK.parse().unwrap()));
+        let gateway = stage.gateway().parse().unwrap();
+        assert_eq!(tcp(None, at(address, 80)).await, Reached::Open(gateway));
+        let redirects = run_in(
+            &workspace.netns,
+            "cat /proc/sys/net/ipv4/conf/all/accept_redirects /proc/sys/net/ipv4/conf/eth0/accept_redirects",
+        );
+        assert_eq!(redirects, "0\n0\n", "the host's hint to a shorter way");
     });
 }
