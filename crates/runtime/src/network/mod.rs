@@ -30,7 +30,7 @@ use skep_names::BotId;
 pub use allow::{AllowEntry, InvalidAllowEntry};
 pub use config::{NetworkConfig, NetworkMode};
 pub use error::NetworkError;
-pub use rules::{is_interface_name, is_table_name};
+pub use rules::{FLOWS_MAX, is_interface_name, is_table_name};
 
 use crate::{Check, CheckStatus};
 use links::Links;

@@ -7,6 +7,7 @@
 //!   workspace ──▶ internet             forward: open; masqueraded in our own network
 //!   host      ──▶ workspace            open: nothing is said about output
 //!   outside   ──▶ workspace            forward: closed
+//!   flows of a workspace at one time   limited, as the host's table of connections is
 //! ```
 
 use std::collections::BTreeSet;
@@ -27,6 +28,13 @@ const PRIVATE_IPV6: &str = "::/127, ::ffff:0:0/96, 64:ff9b:1::/48, 2001::/32, 20
                             fec0::/10, ff00::/8, 64:ff9b::a00:0/104, 64:ff9b::6440:0/106, 64:ff9b::7f00:0/104, \
                             64:ff9b::a9fe:0/112, 64:ff9b::ac10:0/108, 64:ff9b::c0a8:0/112";
 
+/// Connections one workspace's address may have at one time, those that end by themselves after a while included: the
+/// host's table of them is one for all, of 65,536 to 262,144 by default.
+pub const FLOWS_MAX: u32 = 4096;
+
+/// The sets that count them. The kernel fills and empties them.
+pub(super) const FLOW_SETS: [&str; 2] = ["flows4", "flows6"];
+
 /// What the table says, but for the interfaces it holds for.
 #[derive(Debug, Clone)]
 pub(super) struct Rules {
@@ -42,8 +50,9 @@ impl Rules {
     pub(super) fn replacement(&self, ports: &BTreeSet<String>) -> String {
         let table = &self.table;
         format!(
-            "table inet {table}\ndelete table inet {table}\ntable inet {table} {{\n{}{}{}{}{}}}\n",
+            "table inet {table}\ndelete table inet {table}\ntable inet {table} {{\n{}{}{}{}{}{}}}\n",
             sets(ports),
+            counted(),
             self.allowed(),
             INPUT,
             self.forward(),
@@ -80,6 +89,7 @@ impl Rules {
             // An address that is not its own would not be masqueraded and could be taken for a neighbour's.
             line(&mut chain, &format!("ip saddr != {subnet} drop"));
         }
+        line(&mut chain, "jump counted");
         line(&mut chain, "jump allowed");
         line(&mut chain, "ip daddr @private4 reject with icmpx admin-prohibited");
         line(&mut chain, "ip6 daddr @private6 reject with icmpx admin-prohibited");
@@ -102,6 +112,7 @@ const INPUT: &str = "  chain input {
     iifname != @ports accept
     ct state established,related accept
     icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept
+    jump counted
     jump allowed
     reject with icmpx admin-prohibited
   }
@@ -122,7 +133,26 @@ fn sets(ports: &BTreeSet<String>) -> String {
             "  set {name} {{\n    type {kind}; flags interval;\n    elements = {{ {elements} }}\n  }}\n"
         ));
     }
+    for (name, kind) in FLOW_SETS.into_iter().zip(["ipv4_addr", "ipv6_addr"]) {
+        text.push_str(&format!(
+            "  set {name} {{\n    type {kind}; size 65536; flags dynamic;\n  }}\n"
+        ));
+    }
     text
+}
+
+/// Refuses what would be one connection too many.
+fn counted() -> String {
+    let mut chain = String::from("  chain counted {\n");
+    for (name, family) in FLOW_SETS.into_iter().zip(["ip", "ip6"]) {
+        line(
+            &mut chain,
+            &format!(
+                "ct state new add @{name} {{ {family} saddr ct count over {FLOWS_MAX} }} reject with icmpx admin-prohibited"
+            ),
+        );
+    }
+    chain + "  }\n"
 }
 
 fn line(text: &mut String, rule: &str) {
@@ -182,6 +212,7 @@ mod tests {
             &[
                 "established",
                 "oifname @ports drop",
+                "jump counted",
                 "jump allowed",
                 "@private4 reject",
                 "@private6 reject",

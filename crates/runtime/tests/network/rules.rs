@@ -1,14 +1,14 @@
 //! The rules themselves: loaded first, watched, put back.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use skep_runtime::CheckStatus;
-use skep_runtime::network::{Network, NetworkConfig, NetworkError, RulesCheck};
+use skep_runtime::network::{FLOWS_MAX, Network, NetworkConfig, NetworkError, RulesCheck};
 
 use crate::probe::{Reached, Server, at, tcp};
-use crate::stage::{PRIVATE, PUBLIC, Stage, UPLINK, on_stage, output, run};
+use crate::stage::{PRIVATE, PUBLIC, Stage, UPLINK, inside, on_stage, output, run};
 
 async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let limit = Instant::now() + Duration::from_secs(15);
@@ -247,5 +247,35 @@ fn a_bridge_of_the_users_configuration_is_claimed_too() {
             .await
             .unwrap_err();
         assert!(refused.to_string().contains("workspace.cni_conf_dir"), "{refused}");
+    });
+}
+
+#[test]
+fn one_workspace_cannot_fill_the_hosts_table_of_connections() {
+    on_stage(async |stage| {
+        let network = stage.network(stage.config()).await;
+        let (greedy, other) = (stage.workspace(), stage.workspace());
+        for workspace in [&greedy, &other] {
+            network.attach(&workspace.bot, &workspace.netns).await.unwrap();
+        }
+        let _internet = Server::start(Some(&stage.internet()), 80);
+        // None of them ends before they are counted.
+        std::fs::write("/proc/sys/net/netfilter/nf_conntrack_udp_timeout", "600").unwrap();
+        let asking = inside(&greedy.netns, || {
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            for port in 0..FLOWS_MAX + 1000 {
+                // What is refused is told of the next one.
+                drop(socket.send_to(b"?", format!("{PUBLIC}:{}", 1024 + port)));
+            }
+        });
+        asking.join().unwrap();
+        let count = std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count").unwrap();
+        let count: u32 = count.trim().parse().unwrap();
+        // The host's own are among them, and the kernel may count one too few while it adds one.
+        let limited = FLOWS_MAX / 2..FLOWS_MAX + 100;
+        assert!(limited.contains(&count), "{count} connections");
+        let uplink: IpAddr = UPLINK.parse().unwrap();
+        assert_eq!(tcp(Some(&other.netns), at(PUBLIC, 80)).await, Reached::Open(uplink));
+        assert_eq!(network.check_rules().await.unwrap(), RulesCheck::InForce);
     });
 }
