@@ -150,24 +150,35 @@ pub(crate) struct NamespaceHolder {
 }
 
 impl NamespaceHolder {
-    /// Clones a child into new namespaces (`CLONE_NEW…`). Blocks the thread for about a millisecond.
-    pub(crate) fn new(namespaces: libc::c_int) -> io::Result<Self> {
-        let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-        let flags = namespaces | libc::SIGCHLD;
+    /// Makes a child in new namespaces (`CLONE_NEW…`). Blocks the thread for about a millisecond.
+    ///
+    /// `owner`: the id a new user namespace belongs to on the host; else it is ours. The kernel counts whatever the
+    /// namespace's users have together (inotify instances, queued signals, message queues) as the owner's, too.
+    pub(crate) fn new(namespaces: libc::c_int, owner: Option<u32>) -> io::Result<Self> {
+        let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC);
+        let (read, write) = pipe()?;
+        let (outcome, told) = pipe()?;
         // SAFETY: clone without CLONE_VM and without a stack is fork: the child works on a copy of our
-        // memory. It runs nothing but system calls on numbers and a buffer of its own, then ends.
-        let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
+        // memory. It runs nothing but system calls on numbers and buffers of its own, then ends.
+        let pid = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) };
         if pid == 0 {
-            hold(&read);
+            hold(&read, &told, namespaces, owner);
         }
         if pid < 0 {
             return Err(io::Error::last_os_error());
         }
         let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
-        Ok(Self {
+        let holder = Self {
             pid: pid.ok_or_else(|| io::Error::other("clone answered no process"))?,
             held: Some(write),
-        })
+        };
+        drop(told);
+        let mut errno = [0; size_of::<libc::c_int>()];
+        std::io::Read::read_exact(&mut std::fs::File::from(outcome), &mut errno)?;
+        match libc::c_int::from_ne_bytes(errno) {
+            0 => Ok(holder),
+            errno => Err(io::Error::from_raw_os_error(errno)),
+        }
     }
 
     pub(crate) fn pid(&self) -> i32 {
@@ -175,16 +186,40 @@ impl NamespaceHolder {
     }
 }
 
-/// The child's whole life: keep nothing open but the pipe, wait until its other end is closed.
-fn hold(read: &OwnedFd) -> ! {
+/// The child's whole life: make the namespaces, tell the outcome (an error's number, or 0), keep nothing open but the pipe,
+/// wait until its other end is closed.
+fn hold(read: &OwnedFd, told: &OwnedFd, namespaces: libc::c_int, owner: Option<u32>) -> ! {
     let mut byte = [0u8; 1];
-    // SAFETY: only async-signal-safe calls on valid numbers and a buffer that lives here. Every other
+    // SAFETY: only async-signal-safe calls on valid numbers and buffers that live here. Every other
     // descriptor is closed, or two children made at once would keep each other's pipes open for ever.
     unsafe {
         libc::dup2(read.as_raw_fd(), 0);
-        libc::syscall(libc::SYS_close_range, 1, libc::c_uint::MAX, 0);
+        libc::dup2(told.as_raw_fd(), 1);
+        libc::syscall(libc::SYS_close_range, 2, libc::c_uint::MAX, 0);
+        let made = owner.is_none_or(|owner| become_owner(owner)) && libc::unshare(namespaces) == 0;
+        let errno = if made { 0 } else { *libc::__errno_location() };
+        let errno = errno.to_ne_bytes();
+        libc::write(1, errno.as_ptr().cast(), errno.len());
+        libc::close(1);
         while libc::read(0, byte.as_mut_ptr().cast(), 1) < 0 && *libc::__errno_location() == libc::EINTR {}
         libc::_exit(0)
+    }
+}
+
+/// `SECBIT_NO_SETUID_FIXUP`: another user id changes no capabilities.
+const SECBIT_NO_SETUID_FIXUP: libc::c_ulong = 1 << 2;
+
+/// Takes the id on, with all capabilities of before. For a process of one thread that serves nothing else.
+///
+/// # Safety
+/// As after fork: it makes system calls alone.
+unsafe fn become_owner(id: u32) -> bool {
+    const UNCHANGED: libc::c_long = -1;
+    // SAFETY: both calls take plain numbers. The system call itself is made, as the C library's function would look
+    // for other threads.
+    unsafe {
+        libc::prctl(libc::PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0, 0, 0) == 0
+            && libc::syscall(libc::SYS_setresuid, UNCHANGED, libc::c_long::from(id), UNCHANGED) == 0
     }
 }
 
@@ -212,5 +247,11 @@ mod tests {
         });
         let ended = started.join().unwrap().wait().unwrap();
         assert_eq!(ended.signal(), Some(Signal::KILL.as_raw()));
+    }
+
+    #[test]
+    fn a_holder_that_cannot_make_its_namespaces_says_why() {
+        let refused = NamespaceHolder::new(libc::CLONE_PARENT, None).err().unwrap();
+        assert_eq!(refused.raw_os_error(), Some(libc::EINVAL));
     }
 }

@@ -1,7 +1,9 @@
 //! The user and the network namespace of a workspace: made before its first process, pinned to files.
 //!
 //! The network namespace is owned by the user namespace. That is what lets the workspace mount sysfs,
-//! set `net.*` and listen on low ports.
+//! set `net.*` and listen on low ports. The user namespace belongs to the workspace's own root as the host sees it, a user
+//! whom nobody outside is, so that what the kernel limits for each user is limited for all of a workspace together, and
+//! no workspace takes it from the host's root.
 
 use std::fs::{File, OpenOptions};
 use std::path::Path;
@@ -18,7 +20,8 @@ use crate::system_calls::NamespaceHolder;
 /// Without ids there is only a network namespace, owned by the host.
 pub(crate) fn make(paths: &HostPaths, bot: &BotId, ids: Option<IdBlock>) -> Result<()> {
     let flags = libc::CLONE_NEWNET | ids.map_or(0, |_| libc::CLONE_NEWUSER);
-    let holder = NamespaceHolder::new(flags).tried(|| format!("making the namespaces of workspace {bot}"))?;
+    let owner = ids.map(IdBlock::base);
+    let holder = NamespaceHolder::new(flags, owner).tried(|| format!("making the namespaces of workspace {bot}"))?;
     let process = Path::new("/proc").join(holder.pid().to_string());
     if let Some(ids) = ids {
         map_ids(&process, ids)?;
@@ -88,7 +91,60 @@ fn make_shared_mount(directory: &Path) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::process::{Command, Stdio};
+
+    use rustix::fs::inotify;
+
     use super::*;
+
+    /// What the test below runs inside of a workspace's user namespace, alone.
+    #[test]
+    #[ignore = "takes all it can get"]
+    fn take_every_inotify_instance() {
+        let taken: Vec<_> = std::iter::from_fn(|| inotify::init(inotify::CreateFlags::CLOEXEC).ok()).collect();
+        eprintln!("taken: {}", taken.len());
+        // Held until the other side has looked.
+        std::io::read_to_string(std::io::stdin()).unwrap();
+    }
+
+    #[test]
+    fn one_workspace_cannot_take_the_hosts_inotify_instances() {
+        let directory = tempfile::tempdir().unwrap();
+        let paths = HostPaths {
+            run_root: directory.path().join("run"),
+            run_dir: directory.path().join("run/id"),
+            data_root: directory.path().join("data"),
+        };
+        let ids = IdBlock::claim(&paths, "id", &BotId::random()).unwrap();
+        let flags = libc::CLONE_NEWNET | libc::CLONE_NEWUSER;
+        let holder = NamespaceHolder::new(flags, Some(ids.base())).unwrap();
+        map_ids(&Path::new("/proc").join(holder.pid().to_string()), ids).unwrap();
+        let mut greedy = Command::new("nsenter")
+            .arg(format!("--user=/proc/{}/ns/user", holder.pid()))
+            .arg("--preserve-credentials")
+            .arg(std::env::current_exe().unwrap())
+            .args(["--ignored", "--exact", "--nocapture"])
+            .arg("isolation::namespaces::tests::take_every_inotify_instance")
+            .stdin(Stdio::piped())
+            .stderr(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let mut told = std::io::BufReader::new(greedy.stderr.take().unwrap());
+        std::io::BufRead::read_line(&mut told, &mut line).unwrap();
+        let taken: u64 = line.trim().strip_prefix("taken: ").unwrap().parse().unwrap();
+        let left = inotify::init(inotify::CreateFlags::CLOEXEC);
+        drop(greedy.stdin.take());
+        assert!(greedy.wait().unwrap().success());
+        left.expect("the host has its own");
+        let limit = std::fs::read_to_string("/proc/sys/fs/inotify/max_user_instances").unwrap();
+        let limit: u64 = limit.trim().parse().unwrap();
+        assert!(
+            (1..=limit).contains(&taken),
+            "the limit of one user, {limit}, is that of a workspace: {taken}"
+        );
+    }
 
     #[test]
     fn the_directory_of_namespaces_is_one_mount_however_many_make_it() {

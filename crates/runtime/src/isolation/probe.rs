@@ -27,8 +27,8 @@ pub(crate) fn probe(paths: &HostPaths, data_root_id: &str, snapshotter_root: &Pa
 }
 
 fn probe_with(paths: &HostPaths, snapshotter_root: &Path, ids: IdBlock) -> Result<()> {
-    let holder =
-        NamespaceHolder::new(libc::CLONE_NEWUSER | libc::CLONE_NEWNET).tried(|| "making a user namespace".into())?;
+    let holder = NamespaceHolder::new(libc::CLONE_NEWUSER | libc::CLONE_NEWNET, Some(ids.base()))
+        .tried(|| "making a user namespace".into())?;
     let process = Path::new("/proc").join(holder.pid().to_string());
     namespaces::map_ids(&process, ids)?;
     let user_namespace = File::open(process.join("ns/user")).tried(|| "opening a user namespace".into())?;
