@@ -59,6 +59,9 @@ const OOM_SCORE_ADJUSTMENT: i32 = 300;
 /// Open files: soft limit of every process, and hard limit where the daemon may give as much.
 pub(crate) const OPEN_FILES: (u64, u64) = (1024, 65_536);
 
+/// Pseudo-terminals of a workspace at one time: all on a host share one limit, by default of 3072 outside of its own `/dev/pts`.
+const TERMINALS: &str = "max=256";
+
 /// Everything the specification depends on.
 pub(crate) struct SpecInput<'a> {
     /// Shown as host name.
@@ -158,7 +161,15 @@ fn mounts(input: &SpecInput<'_>) -> Value {
             "/dev/pts",
             "devpts",
             "devpts",
-            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]
+            &[
+                "nosuid",
+                "noexec",
+                "newinstance",
+                "ptmxmode=0666",
+                "mode=0620",
+                "gid=5",
+                TERMINALS
+            ]
         ),
         mount(
             "/dev/shm",
@@ -279,6 +290,14 @@ mod tests {
     fn nothing_is_inheritable_or_ambient() {
         let capabilities = &input(None)["process"]["capabilities"];
         assert!(capabilities.get("inheritable").is_none() && capabilities.get("ambient").is_none());
+    }
+
+    #[test]
+    fn a_workspace_has_its_own_part_of_the_hosts_terminals() {
+        let specification = input(None);
+        let mut mounts = specification["mounts"].as_array().unwrap().iter();
+        let terminals = mounts.find(|mount| mount["destination"] == "/dev/pts").unwrap();
+        assert!(terminals["options"].as_array().unwrap().contains(&"max=256".into()));
     }
 
     #[test]
