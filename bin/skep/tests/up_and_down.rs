@@ -67,12 +67,31 @@ impl Machine {
         self.directory.path().join("data")
     }
 
+    /// The limits of open files of the server, soft and hard.
+    fn open_files(&self) -> (String, String) {
+        let pid = self.up.as_ref().expect("`skep up` runs").id();
+        let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+        let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
+        let mut words = line.unwrap().split_ascii_whitespace().map(str::to_owned);
+        (words.next().unwrap(), words.next().unwrap())
+    }
+
     /// Runs `skep up` until it is ready, and returns what it said.
     fn up(&mut self) -> String {
         let log = self.directory.path().join("up.log");
         let file = File::create(&log).unwrap();
-        let child = self
-            .skep(&["up"])
+        // With the soft limit that most systems give everybody.
+        let skep = self.skep(&["up"]);
+        let mut limited = Command::new("prlimit");
+        limited
+            .arg("--nofile=1024:")
+            .arg(skep.get_program())
+            .args(skep.get_args())
+            .current_dir(self.directory.path())
+            .stdin(Stdio::null())
+            .env_remove("SKEP_SERVER")
+            .env_remove("SKEP_TOKEN");
+        let child = limited
             .stdout(file.try_clone().unwrap())
             .stderr(file)
             .spawn()
@@ -200,6 +219,8 @@ async fn up_makes_a_workspace_that_outlives_the_server_and_comes_back_after_down
         let (user, password) = kept.trim().split_once(' ').expect("a user and a password");
         assert!(!first.contains(password), "the password is in a log");
         assert!(machine.signs_in(user, password));
+        let (soft, hard) = machine.open_files();
+        assert_eq!(soft, hard, "the server has no more open files than everybody");
         let file = std::fs::metadata("/run/skep/server.json").expect("the server says where it is");
         assert_eq!(file.permissions().mode() & 0o777, 0o644);
         machine.interrupt();

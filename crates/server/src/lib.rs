@@ -10,6 +10,7 @@ pub mod auth;
 pub mod backend;
 pub mod config;
 pub mod http;
+mod listening;
 pub mod logging;
 pub mod serve;
 pub mod server;

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::serve::ListenerExt;
 use skep_core::bridge::BridgePool;
 use skep_core::{ImagePullPolicy, Settings, Skep};
 use skep_names::ImageReference;
@@ -23,9 +22,9 @@ use crate::auth::{
     random_secret,
 };
 use crate::config::{Config, PullPolicy};
-use crate::http;
 use crate::http::idempotency::Claimed;
 use crate::http::room::Rooms;
+use crate::{http, listening};
 
 /// The store's setting with the image that was built on this host because no registry answered.
 pub const DEFAULT_IMAGE_SETTING: &str = "workspace.default_image";
@@ -88,7 +87,7 @@ pub struct RunningServer {
     data_root: DataRoot,
     stop_accepting: CancellationToken,
     end_audit: CancellationToken,
-    listening: JoinHandle<std::io::Result<()>>,
+    listening: JoinHandle<()>,
 }
 
 impl RunningServer {
@@ -139,17 +138,10 @@ impl RunningServer {
             address: app.config().server.addr.to_string(),
             source,
         })?;
-        let service = http::router(app.clone())?.into_make_service_with_connect_info::<SocketAddr>();
-        let stopped = stop_accepting.clone().cancelled_owned();
-        // Else a small piece of a stream or a terminal would wait for the one before to be acknowledged: 40 ms.
-        let listener = listener.tap_io(|connection| {
-            if let Err(error) = connection.set_nodelay(true) {
-                tracing::debug!(%error, "a connection sends its small pieces late");
-            }
-        });
-        let serving = axum::serve(listener, service).with_graceful_shutdown(stopped);
+        let routes = http::router(app.clone())?;
+        let serving = listening::serve(listener, routes, listening::HEAD_LIMIT, stop_accepting.clone());
         Ok(Self {
-            listening: tokio::spawn(async move { serving.await }),
+            listening: tokio::spawn(serving),
             app,
             address,
             first_admin,
@@ -203,8 +195,7 @@ impl RunningServer {
         self.stop_accepting.cancel();
         self.app.core().shut_down(limit).await;
         match tokio::time::timeout(LAST_ANSWERS, &mut self.listening).await {
-            Ok(Ok(Ok(()))) => {}
-            Ok(Ok(Err(error))) => tracing::error!(%error, "the listener failed"),
+            Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::error!(%error, "the listener's task failed"),
             Err(_) => tracing::info!("connections that did not end by themselves were closed"),
         }

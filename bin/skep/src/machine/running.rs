@@ -1,5 +1,6 @@
 //! A server of this host: its data root, its containerd, its announcement.
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use skep_server::announcement::Announcement;
 use skep_server::config::Config;
 use skep_server::serve;
@@ -17,6 +18,17 @@ pub(super) struct Running {
     // Withdrawn before the data root is free for the next server: fields are dropped in this order.
     announcement: Announcement,
     pub(super) server: RunningServer,
+}
+
+/// The server has some descriptors for each connection, workspace and stream: it takes as many as it may have, whatever the
+/// system's soft limit for everybody is. What runs in a workspace has a limit of its own.
+pub(super) fn raise_open_files() -> Result<()> {
+    let given = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: given.maximum,
+        ..given
+    };
+    setrlimit(Resource::Nofile, raised).map_err(|error| Failure::local("cannot raise the limit of open files", error))
 }
 
 /// Owns the data root from here on.

@@ -10,6 +10,7 @@ use crate::failure::Result;
 pub(crate) async fn run(file: ConfigurationFile) -> Result<()> {
     let (_, config) = configuration::read(&file)?;
     configuration::start_logging(&config.log)?;
+    running::raise_open_files()?;
     let data_root = running::claim(&config, "skep serve")?;
     let which = backend::which(&config, data_root.path(), &data_root.id().to_string(), false);
     // Kept until the end: it reaps a containerd that ends before us.

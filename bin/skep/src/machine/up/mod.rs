@@ -23,6 +23,7 @@ pub(crate) async fn run(up: UpArguments) -> Result<()> {
     }
     configuration::start_logging(&config.log)?;
     let mut signals = Signals::new()?;
+    running::raise_open_files()?;
     let data_root = running::claim(&config, "skep up")?;
     let which = backend::which(&config, data_root.path(), &data_root.id().to_string(), true);
     // Kept until the end: it reaps a containerd that ends before us.
