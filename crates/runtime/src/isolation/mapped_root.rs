@@ -150,13 +150,14 @@ fn below_snapshots(path: &Path) -> Option<(PathBuf, PathBuf)> {
 /// # Errors
 /// When the layer is mounted somewhere already: two overlays must never share a writable layer.
 pub(crate) fn mount(paths: &HostPaths, bot: &BotId, layers: &Layers, ids: IdBlock) -> Result<PathBuf> {
+    // What is left at its own place by an earlier start is nobody's any more.
+    unmount_root(paths, bot)?;
     refuse_second_mount(layers)?;
     let user_namespace = paths.user_namespace(bot);
     let user_namespace =
         std::fs::File::open(&user_namespace).tried(|| format!("opening {}", user_namespace.display()))?;
     let root = detached(paths, layers, &user_namespace, ids)?;
     let place = paths.root(bot);
-    unmount_root(paths, bot)?;
     make_directory(&place, 0o700)?;
     rustix::mount::move_mount(root, "", CWD, &place, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
         .tried(|| format!("mounting the root of workspace {bot}"))?;
@@ -179,15 +180,23 @@ pub(crate) fn refuse_second_mount(layers: &Layers) -> Result<()> {
     let Stack::Overlay { upper, .. } = &layers.stack else {
         return Ok(());
     };
-    let absolute = format!("upperdir={}", layers.directory.join(upper).display());
+    let upper = layers.directory.join(upper);
+    let (source, option) = (source_of(&upper)?, format!("upperdir={}", upper.display()));
     let used = mount_table::read()?
         .into_iter()
-        .find(|mount| mount.options.split(',').any(|option| option == absolute));
+        .find(|mount| mount.source == source || mount.options.split(',').any(|found| found == option));
     match used {
         None => Ok(()),
         Some(mount) => Err(io::Error::from(io::ErrorKind::ResourceBusy))
             .tried(|| format!("using a layer that is mounted at {}", mount.place.display())),
     }
+}
+
+/// The source that our overlays over this writable layer are mounted from. The kernel shows the paths of an overlay as they were
+/// given, and ours mean nothing outside of the mounter.
+fn source_of(upper: &Path) -> Result<String> {
+    let seen = rustix::fs::stat(upper).tried(|| format!("looking at the layer {}", upper.display()))?;
+    Ok(format!("overlay-{:x}-{}", seen.st_dev, seen.st_ino))
 }
 
 /// The mounted root, attached nowhere.
@@ -222,9 +231,10 @@ fn mount_privately(scratch: &Path, layers: &Layers, user_namespace: &std::fs::Fi
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", private).tried(|| "making mounts private".into())?;
     let mapped = mapped_tree(layers, user_namespace)?;
-    let Some(options) = layers.overlay_options() else {
+    let (Some(options), Stack::Overlay { upper, .. }) = (layers.overlay_options(), &layers.stack) else {
         return Ok(mapped);
     };
+    let source = source_of(&layers.directory.join(upper))?;
     rustix::mount::mount(
         "tmpfs",
         scratch,
@@ -244,7 +254,7 @@ fn mount_privately(scratch: &Path, layers: &Layers, user_namespace: &std::fs::Fi
         .map_err(io::Error::from)
         .tried(|| "writing the overlay's options".into())?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV;
-    rustix::mount::mount("overlay", "o", "overlay", flags, options.as_c_str())
+    rustix::mount::mount(source.as_str(), "o", "overlay", flags, options.as_c_str())
         .tried(|| "mounting the overlay over mapped layers".into())?;
     rustix::mount::open_tree(
         CWD,
@@ -301,6 +311,49 @@ mod tests {
             options.as_deref(),
             Some("index=off,redirect_dir=off,metacopy=off,lowerdir=m/7/fs:m/3/fs,upperdir=m/9/fs,workdir=m/9/work")
         );
+    }
+
+    #[test]
+    fn a_layer_that_is_the_root_of_a_workspace_is_mounted_nowhere_else() {
+        let directory = tempfile::tempdir_in("/var/tmp").unwrap();
+        let paths = HostPaths {
+            run_root: directory.path().join("run"),
+            run_dir: directory.path().join("run/id"),
+            data_root: directory.path().join("data"),
+        };
+        let place = |name: &str| directory.path().join("snapshots").join(name);
+        for name in ["1/fs", "2/fs", "2/work"] {
+            std::fs::create_dir_all(place(name)).unwrap();
+        }
+        let layers = overlay(&[
+            &format!("lowerdir={}", place("1/fs").display()),
+            &format!("upperdir={}", place("2/fs").display()),
+            &format!("workdir={}", place("2/work").display()),
+        ])
+        .unwrap();
+        let (bot, other) = (BotId::random(), BotId::random());
+        let ids = IdBlock::claim(&paths, "id", &bot).unwrap();
+        let flags = libc::CLONE_NEWUSER | libc::CLONE_NEWNET;
+        let holder = system_calls::NamespaceHolder::new(flags, Some(ids.base())).unwrap();
+        let process = Path::new("/proc").join(holder.pid().to_string());
+        super::super::namespaces::map_ids(&process, ids).unwrap();
+        make_directory(&paths.run_dir.join("userns"), 0o700).unwrap();
+        for bot in [&bot, &other] {
+            std::os::unix::fs::symlink(process.join("ns/user"), paths.user_namespace(bot)).unwrap();
+        }
+        refuse_second_mount(&layers).unwrap();
+        mount(&paths, &bot, &layers, ids).unwrap();
+        let looked = refuse_second_mount(&layers);
+        let second = mount(&paths, &other, &layers, ids);
+        // A start after a crash finds what is left at its own place.
+        let again = mount(&paths, &bot, &layers, ids);
+        unmount(&paths, &bot).unwrap();
+        unmount(&paths, &other).unwrap();
+        for refused in [looked.unwrap_err(), second.unwrap_err()] {
+            assert_eq!(refused.source.kind(), io::ErrorKind::ResourceBusy, "{refused}");
+        }
+        again.unwrap();
+        refuse_second_mount(&layers).unwrap();
     }
 
     #[test]

@@ -8,6 +8,8 @@ use super::{Result, Tried};
 pub(super) struct Mount {
     /// Where it is.
     pub(super) place: PathBuf,
+    /// What it was said to be of: what its mounter chose, for an overlay.
+    pub(super) source: String,
     /// Its file system's own options, comma-separated.
     pub(super) options: String,
 }
@@ -22,6 +24,7 @@ fn parse(line: &str) -> Option<Mount> {
     let (left, right) = line.split_once(" - ")?;
     Some(Mount {
         place: PathBuf::from(unescape(left.split(' ').nth(4)?)),
+        source: unescape(right.split(' ').nth(1)?),
         options: unescape(right.split(' ').nth(2)?),
     })
 }
@@ -51,8 +54,8 @@ mod tests {
         let line = "36 35 98:0 /mnt1 /mnt\\0402 rw,noatime master:1 - ext3 /dev/root rw,errors=continue";
         let mount = parse(line).unwrap();
         assert_eq!(
-            (mount.place, mount.options.as_str()),
-            (PathBuf::from("/mnt 2"), "rw,errors=continue")
+            (mount.place, mount.source.as_str(), mount.options.as_str()),
+            (PathBuf::from("/mnt 2"), "/dev/root", "rw,errors=continue")
         );
     }
 }
