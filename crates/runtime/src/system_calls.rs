@@ -231,6 +231,20 @@ impl Drop for NamespaceHolder {
     }
 }
 
+/// Takes a write lease on a file: others that open it wait, or are refused, until it is given back or broken.
+#[cfg(test)]
+pub(crate) fn take_write_lease(file: impl AsFd) -> io::Result<()> {
+    const F_SETSIG: libc::c_int = 10;
+    let descriptor = file.as_fd().as_raw_fd();
+    // SAFETY: both calls take plain numbers and an open descriptor. The signal that tells of the lease's end is one that is
+    // ignored by default.
+    let taken = unsafe {
+        libc::fcntl(descriptor, F_SETSIG, libc::SIGWINCH) == 0
+            && libc::fcntl(descriptor, libc::F_SETLEASE, libc::F_WRLCK) == 0
+    };
+    if taken { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::process::ExitStatusExt;

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, Stat, fstat, openat, openat2};
+use rustix::io::Errno;
 
 use super::LIVE_FILES;
 
@@ -87,18 +88,21 @@ pub(super) fn open_below(directory: impl AsFd, name: &str) -> io::Result<Option<
         return Ok(None);
     }
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let descriptor = openat(
+    match openat(
         CWD,
         format!("/proc/self/fd/{}", place.as_raw_fd()),
         flags,
         Mode::empty(),
-    )?;
-    Ok(Some(LogFile::new(descriptor, &seen)))
+    ) {
+        Ok(descriptor) => Ok(Some(LogFile::new(descriptor, &seen))),
+        // Its tenant has a lease on it, which keeps it from everybody for a while.
+        Err(Errno::AGAIN) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Not there, or not what a log of ours would be.
 fn absent<T>(error: io::Error) -> io::Result<Option<T>> {
-    use rustix::io::Errno;
     match Errno::from_io_error(&error) {
         Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV) => Ok(None),
         _ => Err(error),

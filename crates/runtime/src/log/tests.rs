@@ -10,6 +10,7 @@ use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
 use tempfile::TempDir;
 
 use super::{LOG_BYTES, LogFollower, LogPlaces, forget, keep};
+use crate::system_calls::take_write_lease;
 
 struct Setting {
     directory: TempDir,
@@ -267,4 +268,22 @@ fn a_file_that_only_root_may_read_is_read() {
     let mode = fs::Permissions::from_mode(0o000);
     fs::set_permissions(setting.live("bridge.log"), mode).expect("a mode");
     assert_eq!(setting.read(), "one\n");
+}
+
+#[test]
+fn a_file_that_its_tenant_has_a_lease_on_is_not_there() {
+    let setting = Setting::new();
+    setting.add("2026-01-01T00:00:00Z one\n");
+    setting.turn();
+    setting.add("2026-01-01T00:00:01Z two\n");
+    let before = setting.read();
+    let leased = File::options()
+        .write(true)
+        .open(setting.live("bridge.log"))
+        .expect("the log");
+    take_write_lease(&leased).expect("a lease");
+    let during = setting.read();
+    assert!(during.contains("one") && !during.contains("two"), "{during}");
+    drop(leased);
+    assert_eq!(setting.read(), before);
 }
