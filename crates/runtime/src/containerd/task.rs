@@ -251,7 +251,15 @@ impl ContainerdRuntime {
             annotations: HashMap::new(),
         });
         let updated = self.client.tasks().update(request).await;
-        updated.map_err(|status| failed(format!("limiting the task {id}"), status))?;
+        updated.map_err(|status| match is_in_use(&status) {
+            true => RuntimeError::Rejected {
+                reason:
+                    "the workspace has more memory in use than memory_bytes would leave it: end what uses it first, or \
+                         stop the workspace"
+                        .to_owned(),
+            },
+            false => failed(format!("limiting the task {id}"), status),
+        })?;
         failpoint::TASK_LIMITED.passed()
     }
 }
@@ -262,6 +270,11 @@ fn state_of(status: Status) -> TaskState {
         Status::Running | Status::Paused | Status::Pausing => TaskState::Running,
         Status::Created | Status::Stopped | Status::Unknown => TaskState::Dead,
     }
+}
+
+/// cgroups of version 1 take no limit of memory that is below what cannot be taken back; `EBUSY` is said of nothing else.
+fn is_in_use(status: &tonic::Status) -> bool {
+    status.message().to_lowercase().contains("device or resource busy")
 }
 
 fn is_gone(status: &tonic::Status) -> bool {

@@ -178,3 +178,28 @@ pub async fn limits_are_in_force(subject: &dyn Subject) {
     }
     workspace.remove().await;
 }
+
+/// Refused where the kernel refuses it (cgroups of version 1; those of version 2 take the memory from whoever has it), and what
+/// was in force stays so.
+pub async fn a_limit_of_memory_below_what_is_in_use_is_refused(subject: &dyn Subject) {
+    if !subject.isolates() || !std::path::Path::new("/sys/fs/cgroup/memory").is_dir() {
+        return;
+    }
+    let runtime = subject.runtime();
+    let workspace = Workspace::running(subject).await;
+    workspace.output("head -c 50000000 /dev/zero > /dev/shm/used").await;
+    let less = skep_runtime::Limits {
+        memory_bytes: 24 << 20,
+        ..CASE_LIMITS
+    };
+    let refused = runtime.apply_limits(&workspace.bot, &less).await.unwrap_err();
+    assert!(
+        matches!(&refused, skep_runtime::RuntimeError::Rejected { reason } if reason.contains("in use")),
+        "{refused:?}"
+    );
+    runtime.apply_limits(&workspace.bot, &CASE_LIMITS).await.unwrap();
+    let usage = runtime.usage(&workspace.bot).await.unwrap();
+    assert_eq!(usage.memory_limit_bytes, Some(CASE_LIMITS.memory_bytes));
+    assert_eq!(workspace.output("echo works").await, "works");
+    workspace.remove().await;
+}

@@ -227,6 +227,7 @@ macro_rules! conformance_suite {
             refused_system_calls_answer_as_promised,
             file_systems_and_devices_are_as_promised,
             limits_are_in_force,
+            a_limit_of_memory_below_what_is_in_use_is_refused,
             a_device_asked_for_is_there_and_no_other,
             a_device_is_kept_over_starts_and_states,
             a_device_that_is_gone_keeps_a_workspace_from_starting,
