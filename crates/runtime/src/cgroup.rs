@@ -111,10 +111,6 @@ fn below(root: &Path, group: &str) -> PathBuf {
 }
 
 /// The processes of a group, by their numbers on the host.
-pub(crate) fn processes(group: &str) -> Vec<i32> {
-    let root = Path::new(ROOT);
-    let directory = unified(group).unwrap_or_else(|| below(&root.join("pids"), group));
-    // A group that is gone has no processes.
-    let text = std::fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
-    text.lines().filter_map(|line| line.parse().ok()).collect()
+pub(crate) fn processes(name: &str) -> Vec<i32> {
+    group(name).processes()
 }

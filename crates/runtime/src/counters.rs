@@ -41,6 +41,12 @@ impl Group<'_> {
         number(&self.pids_directory().join("pids.current")).is_some_and(|pids| pids > 0)
     }
 
+    /// Its processes, by their numbers on the host. A group that is gone has none.
+    pub(crate) fn processes(&self) -> Vec<i32> {
+        let text = std::fs::read_to_string(self.pids_directory().join("cgroup.procs")).unwrap_or_default();
+        text.lines().filter_map(|line| line.parse().ok()).collect()
+    }
+
     /// All, in user mode, in the kernel.
     fn cpu(&self) -> (Option<u64>, Option<u64>, Option<u64>) {
         if let Some(directory) = self.in_version_1("cpuacct") {
@@ -304,12 +310,14 @@ mod tests {
         files.push(("unified/skep/workspace-x/memory.current", "5000\n"));
         files.push(("unified/skep/workspace-x/memory.max", "max\n"));
         files.push(("unified/skep/workspace-x/pids.current", "2\n"));
+        files.push(("unified/skep/workspace-x/cgroup.procs", "11\n12\n"));
         let root = recorded(&files);
         let usage = usage_of(&root);
         assert_eq!(usage.cpu_nanoseconds, Some(1_234_567_890), "by version 1");
         assert_eq!((usage.memory_bytes, usage.pids), (Some(5000), Some(2)), "by version 2");
         assert_eq!(usage.memory_limit_bytes, None);
         assert!(group_of(&root).has_processes());
+        assert_eq!(group_of(&root).processes(), [11, 12]);
     }
 
     #[test]
@@ -328,6 +336,7 @@ mod tests {
         let root = recorded(&[("cgroup.controllers", "cpu memory pids\n")]);
         assert_eq!(usage_of(&root), Usage::default());
         assert!(!group_of(&root).has_processes());
+        assert_eq!(group_of(&root).processes(), [0; 0]);
     }
 
     #[test]
