@@ -111,11 +111,26 @@ fn kind_of_v6(address: Ipv6Addr) -> Kind {
         Kind::LinkLocal
     } else if address.is_multicast() {
         Kind::Unusable
+    } else if let [0x64, 0xff9b, 1, ..] = address.segments() {
+        kind_of_local_nat64(address.octets())
     } else if let Some(inner) = inner_v4(address) {
         kind_of_v4(inner)
     } else {
         Kind::Ordinary
     }
+}
+
+/// Of the prefix for NAT64 within a network (RFC 8215). Where in it the IPv4 address is depends on the prefix's length there
+/// (RFC 6052: 48, 56, 64 or 96 bits), which nobody tells us: no reading may be refused. Zeros are bits of the prefix.
+fn kind_of_local_nat64(octets: [u8; 16]) -> Kind {
+    let readings = [[6, 7, 9, 10], [7, 9, 10, 11], [9, 10, 11, 12], [12, 13, 14, 15]];
+    readings
+        .into_iter()
+        .map(|places| Ipv4Addr::from(places.map(|place: usize| octets[place])))
+        .filter(|inner| inner.octets()[0] != 0)
+        .map(kind_of_v4)
+        .find(|kind| *kind != Kind::Ordinary)
+        .unwrap_or(Kind::Ordinary)
 }
 
 /// The IPv4 address within one of IPv6: mapped, compatible, of NAT64 or of 6to4.
@@ -189,6 +204,10 @@ mod tests {
             "https://[::ffff:127.0.0.1]/",
             "https://[::ffff:169.254.169.254]/",
             "https://[64:ff9b::a9fe:a9fe]/",
+            "https://[64:ff9b:1::7f00:1]/",
+            "https://[64:ff9b:1::a9fe:a9fe]/",
+            "https://[64:ff9b:1:0:a9:fea9:fe00::]/",
+            "https://[64:ff9b:1:a9fe:a9:fe00::]/",
             "https://[2002:7f00:1::]/",
             "https://169.254.169.254/latest",
             "https://[fe80::1]/",
@@ -206,6 +225,7 @@ mod tests {
             "https://1.2.3.4/",
             "https://10.0.0.1/",
             "https://[2001:db8::1]/",
+            "https://[64:ff9b:1::102:304]/",
             "https://example.com/",
         ] {
             assert!(
