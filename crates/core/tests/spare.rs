@@ -97,12 +97,21 @@ async fn a_check_does_not_take_the_reserve() {
         runtime.set_free_bytes(TOO_LITTLE);
         Ok(Bytes::new())
     });
-    is_of_the_reserve(world.skep.receive_archive(&bot, archive().chain(last)).await);
+    is_of_the_reserve(
+        world
+            .skep
+            .receive_archive(&bot, archive_of("imported", "imported").chain(last))
+            .await,
+    );
     let spooled = std::fs::read_dir(world.root.path().join("imports")).unwrap().count();
     assert_eq!(spooled, 0);
     // What was under way for it is over.
     world.runtime.set_free_bytes(ENOUGH);
-    world.skep.receive_archive(&bot, archive()).await.unwrap();
+    world
+        .skep
+        .receive_archive(&bot, archive_of("imported", "imported"))
+        .await
+        .unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
