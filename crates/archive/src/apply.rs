@@ -4,7 +4,7 @@ use std::collections::HashSet;
 #[cfg(feature = "compression")]
 use std::fs::File;
 use std::io::{BufReader, Read};
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::rc::Rc;
 
@@ -25,7 +25,7 @@ use crate::zip::ZipReader;
 
 /// Of directories that an archive names only in what lies in them.
 const IMPLIED_MODE: u32 = 0o750;
-const PIECE_BYTES: usize = 256 * 1024;
+pub(crate) const PIECE_BYTES: usize = 256 * 1024;
 
 /// What becomes of what is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -293,36 +293,12 @@ impl Unpacker<'_> {
     ) -> Result<(), ArchiveError> {
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = rustix::fs::openat(parent, name, flags, Bits::RUSR | Bits::WUSR).map_err(at(entry, "make"))?;
-        self.fill(&file, entry, reader)?;
+        fill(&file, entry, reader, &mut self.piece)?;
         self.own(&file, entry)?;
         // After the change of owner, which takes setuid and setgid away.
         rustix::fs::fchmod(&file, Bits::from_raw_mode(entry.mode)).map_err(at(entry, "set the mode of"))?;
         rustix::fs::futimens(&file, &times(entry.mtime)).map_err(at(entry, "set the time of"))?;
         self.done.bytes += entry.size;
-        Ok(())
-    }
-
-    fn fill(&mut self, file: &OwnedFd, entry: &Entry, reader: &mut impl Entries) -> Result<(), ArchiveError> {
-        for segment in entry.data() {
-            let (mut offset, mut left) = (segment.offset, segment.length);
-            while left > 0 {
-                let most = left.min(PIECE_BYTES as u64) as usize;
-                let length = reader.read_data(&mut self.piece[..most])?;
-                let mut piece = &self.piece[..length];
-                while !piece.is_empty() {
-                    let written = match rustix::io::pwrite(file, piece, offset) {
-                        Err(Errno::INTR) => 0,
-                        result => result.map_err(at(entry, "write"))?,
-                    };
-                    piece = &piece[written..];
-                    offset += written as u64;
-                }
-                left -= length as u64;
-            }
-        }
-        if entry.segments.is_some() {
-            rustix::fs::ftruncate(file, entry.size).map_err(at(entry, "write"))?;
-        }
         Ok(())
     }
 
@@ -410,6 +386,36 @@ impl Unpacker<'_> {
         }
         rustix::fs::openat(parent, name, DIRECTORY - OFlags::NOFOLLOW, Bits::empty())
     }
+}
+
+/// Writes the data of an entry to its file, which is empty: holes stay holes.
+pub(crate) fn fill(
+    file: impl AsFd,
+    entry: &Entry,
+    reader: &mut impl Entries,
+    piece: &mut [u8],
+) -> Result<(), ArchiveError> {
+    for segment in entry.data() {
+        let (mut offset, mut left) = (segment.offset, segment.length);
+        while left > 0 {
+            let most = left.min(piece.len() as u64) as usize;
+            let length = reader.read_data(&mut piece[..most])?;
+            let mut piece = &piece[..length];
+            while !piece.is_empty() {
+                let written = match rustix::io::pwrite(&file, piece, offset) {
+                    Err(Errno::INTR) => 0,
+                    result => result.map_err(at(entry, "write"))?,
+                };
+                piece = &piece[written..];
+                offset += written as u64;
+            }
+            left -= length as u64;
+        }
+    }
+    if entry.segments.is_some() {
+        rustix::fs::ftruncate(&file, entry.size).map_err(at(entry, "write"))?;
+    }
+    Ok(())
 }
 
 fn times((seconds, nanos): (i64, u32)) -> Timestamps {

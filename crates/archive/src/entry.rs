@@ -33,8 +33,10 @@ impl Trust {
     }
 }
 
+/// What an entry is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
+#[allow(missing_docs, reason = "each says itself what it is")]
+pub enum Kind {
     Directory,
     File,
     Symlink,
@@ -44,14 +46,17 @@ pub(crate) enum Kind {
     Device,
 }
 
+/// One entry of an archive.
 #[derive(Debug, Clone)]
-pub(crate) struct Entry {
+pub struct Entry {
     /// Relative, without `.`, `..` and a `/` at its end; empty: the root itself.
-    pub(crate) name: Vec<u8>,
-    pub(crate) kind: Kind,
+    pub name: Vec<u8>,
+    /// What it is.
+    pub kind: Kind,
     /// Of a symbolic link: as it is. Of a hard link: a name like `name`.
-    pub(crate) link: Vec<u8>,
-    pub(crate) mode: u32,
+    pub link: Vec<u8>,
+    /// Permissions with setuid, setgid and the sticky bit.
+    pub mode: u32,
     pub(crate) uid: u64,
     pub(crate) gid: u64,
     /// Seconds and nanoseconds after them.
@@ -64,11 +69,17 @@ pub(crate) struct Entry {
 }
 
 /// An archive, read entry by entry.
-pub(crate) trait Entries {
+pub trait Entries {
     /// The next entry; what was not read of the one before is passed over. `None`: the archive has ended as it should.
+    ///
+    /// # Errors
+    /// `Refused` with what is wrong with the archive, `Io` when it cannot be read.
     fn next(&mut self) -> Result<Option<Entry>, ArchiveError>;
 
     /// Bytes of the current entry's data; 0 at its end.
+    ///
+    /// # Errors
+    /// As [`Entries::next`].
     fn read_data(&mut self, buffer: &mut [u8]) -> Result<usize, ArchiveError>;
 }
 

@@ -6,8 +6,9 @@
 //! the number of entries or their size: what is kept per entry spills to files without a name in a directory that the
 //! caller names. No network, no async, no policy beyond what an archive may hold.
 //!
-//! Used in three places: by the bridge, inside a workspace; by the worker that reads and writes layers from outside;
-//! by the server, which checks what a client sent before anything is stopped for it.
+//! Used in four places: by the bridge, inside a workspace; by the worker that reads and writes layers from outside;
+//! by the server, which checks what a client sent before anything is stopped for it; by the command line, which reads
+//! ([`Reader`]) what a workspace sent and puts it in place with rules of its own.
 
 mod apply;
 mod attributes;
@@ -45,7 +46,8 @@ pub use attributes::Attributes;
 pub use check::{Checked, Limits, check, check_while};
 #[cfg(feature = "compression")]
 pub use compression::{Compressed, Format, Source};
-pub use entry::Trust;
+pub use entry::{Entries, Entry, Kind, Trust};
 pub use error::{ArchiveError, Reason, Refusal};
 pub use estimate::estimate;
 pub use pack::{Changing, PackOptions, PackReport, Packer, RootEntry, Special, pack};
+pub use reader::Reader;

@@ -4,7 +4,9 @@
 //! at: records that disagree, an end that is missing, something after the end.
 
 use std::io::{self, Read};
+use std::os::fd::AsFd;
 
+use crate::apply::{PIECE_BYTES, fill};
 use crate::attributes::Attribute;
 use crate::entry::{Entries, Entry, Kind, Trust, cleaned, link_target};
 use crate::error::{ArchiveError, Reason};
@@ -19,7 +21,8 @@ const MOST_NAME_BYTES: u64 = 1 << 20;
 /// Headers for all entries that follow: programs write one, at the beginning.
 const MOST_GLOBAL: u32 = 1000;
 
-pub(crate) struct Reader<R> {
+/// A plain tar stream, for callers that put the entries in place themselves.
+pub struct Reader<R> {
     input: R,
     trust: Trust,
     /// Bytes of the current entry that are not yet read, and what fills its last block.
@@ -86,7 +89,8 @@ impl<R: Read> Entries for Reader<R> {
 }
 
 impl<R: Read> Reader<R> {
-    pub(crate) fn new(input: R, trust: Trust) -> Self {
+    /// Reads many small pieces: a slow input needs a buffer.
+    pub fn new(input: R, trust: Trust) -> Self {
         Self {
             input,
             trust,
@@ -96,13 +100,22 @@ impl<R: Read> Reader<R> {
         }
     }
 
-    fn fill(&mut self, buffer: &mut [u8]) -> Result<(), ArchiveError> {
+    /// Writes the data of `entry`, which was read last, to its file, which is empty: holes stay holes.
+    ///
+    /// # Errors
+    /// The data breaks off, or the file cannot be written.
+    pub fn write_data(&mut self, entry: &Entry, file: impl AsFd) -> Result<(), ArchiveError> {
+        let piece_bytes = entry.size.min(PIECE_BYTES as u64) as usize;
+        fill(file, entry, self, &mut vec![0; piece_bytes])
+    }
+
+    fn read_all(&mut self, buffer: &mut [u8]) -> Result<(), ArchiveError> {
         self.input.read_exact(buffer).map_err(ArchiveError::reading)
     }
 
     fn block(&mut self) -> Result<Block, ArchiveError> {
         let mut block = [0; BLOCK];
-        self.fill(&mut block)?;
+        self.read_all(&mut block)?;
         Ok(block)
     }
 
@@ -117,7 +130,7 @@ impl<R: Read> Reader<R> {
     /// After the first block of zeros: a second one, and nothing but zeros after it.
     fn end(&mut self) -> Result<(), ArchiveError> {
         let mut buffer = vec![0; 32 * 1024];
-        self.fill(&mut buffer[..BLOCK])?;
+        self.read_all(&mut buffer[..BLOCK])?;
         let mut length = BLOCK;
         while length > 0 {
             if buffer[..length].iter().any(|&byte| byte != 0) {
@@ -173,7 +186,7 @@ impl<R: Read> Reader<R> {
             return Err(ArchiveError::refused(b"", Reason::NameTooLong));
         }
         let mut content = vec![0; size as usize];
-        self.fill(&mut content)?;
+        self.read_all(&mut content)?;
         self.skip(padding(size))?;
         Ok(content)
     }

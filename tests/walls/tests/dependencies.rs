@@ -44,7 +44,14 @@ const ARROWS: &[(&str, &[&str])] = &[
     // Where the parts are put together: it hands a backend and a data root to the server.
     (
         "skep",
-        &["skep-names", "skep-api", "skep-server", "skep-runtime", "skep-store"],
+        &[
+            "skep-names",
+            "skep-api",
+            "skep-archive",
+            "skep-server",
+            "skep-runtime",
+            "skep-store",
+        ],
     ),
     ("skep-bridge", &["skep-names", "skep-archive", "skep-bridge-protocol"]),
     ("skep-crun", &[]),

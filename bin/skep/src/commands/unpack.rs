@@ -5,17 +5,21 @@
 //! through. Devices, owners, setuid bits and extended attributes are not taken over.
 
 use std::collections::VecDeque;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{Read, copy};
+use std::io::{BufReader, Read};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Component, Path, PathBuf};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
-use tar::EntryType;
+use skep_archive::{ArchiveError, Entries, Entry, Kind, Reader, Trust};
 
-use crate::failure::{Failure, Result};
+use crate::failure::{Failure, Result, with_causes};
 use crate::output::printable;
+
+/// Read of the stream at a time.
+const BUFFER_BYTES: usize = 64 << 10;
 
 /// Unpacks into `target`, which is made when it is not there.
 ///
@@ -31,15 +35,15 @@ pub(crate) fn unpack(from: impl Read, target: &Path) -> Result<()> {
     let root = rustix::fs::open(target, flags, Mode::empty()).map_err(|error| failed(error.into()))?;
     // Directories get their modes last: one without `w` could not be filled.
     let mut modes = VecDeque::new();
-    let broken = |error| Failure::local("the archive cannot be read", error);
-    for entry in tar::Archive::new(from).entries().map_err(broken)? {
-        let mut entry = entry.map_err(broken)?;
-        let path = entry.path().map_err(broken)?.into_owned();
-        let Some(parts) = parts_of(&path)? else { continue };
-        let placed = place(&root, &parts, &mut entry);
-        placed.map_err(|error| Failure::local(format!("cannot unpack {}", path.display()), error))?;
-        if entry.header().entry_type() == EntryType::Directory {
-            modes.push_front((parts, entry.header().mode().unwrap_or(0o755)));
+    let mut reader = Reader::new(BufReader::with_capacity(BUFFER_BYTES, from), Trust::Stranger);
+    while let Some(entry) = reader.next().map_err(broken)? {
+        let parts = parts_of(&entry.name);
+        if parts.is_empty() {
+            continue;
+        }
+        place(&root, &parts, &entry, &mut reader)?;
+        if entry.kind == Kind::Directory {
+            modes.push_front((parts, entry.mode));
         }
     }
     for (parts, mode) in modes {
@@ -49,53 +53,49 @@ pub(crate) fn unpack(from: impl Read, target: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The parts of a name; `None` for the root itself.
-fn parts_of(path: &Path) -> Result<Option<Vec<OsString>>> {
-    let mut parts = Vec::new();
-    for component in path.components() {
-        match component {
-            Component::Normal(part) => parts.push(part.to_owned()),
-            Component::CurDir | Component::RootDir => {}
-            Component::ParentDir | Component::Prefix(_) => {
-                return Err(Failure::Failed(format!(
-                    "the archive names {}, which leads out of it",
-                    path.display()
-                )));
-            }
-        }
-    }
-    Ok(Some(parts).filter(|parts| !parts.is_empty()))
+fn broken(error: ArchiveError) -> Failure {
+    Failure::Failed(format!("cannot unpack what was sent: {}", with_causes(&error)))
 }
 
-fn place<R: Read>(root: &OwnedFd, parts: &[OsString], entry: &mut tar::Entry<'_, R>) -> std::io::Result<()> {
-    let Some((name, above)) = parts.split_last() else {
-        return Ok(());
+/// The parts of a name, which the reader has seen to lead nowhere else; none for the root itself.
+fn parts_of(name: &[u8]) -> Vec<OsString> {
+    let parts = name.split(|&byte| byte == b'/').filter(|part| !part.is_empty());
+    parts.map(|part| OsStr::from_bytes(part).to_owned()).collect()
+}
+
+fn place<R: Read>(root: &OwnedFd, parts: &[OsString], entry: &Entry, reader: &mut Reader<R>) -> Result<()> {
+    let failed = |error: std::io::Error| {
+        let name = String::from_utf8_lossy(&entry.name);
+        Failure::local(format!("cannot unpack {name}"), error)
     };
-    let directory = make_directories(root, above)?;
-    let mode = entry.header().mode().unwrap_or(0o644) & 0o777;
-    match entry.header().entry_type() {
-        EntryType::Directory => make_directory(&directory, name),
-        EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
+    match entry.kind {
+        Kind::File => {
+            let file = make_file(root, parts).map_err(failed)?;
+            reader.write_data(entry, &file).map_err(broken)?;
+            let mode = Mode::from_raw_mode(entry.mode & 0o777);
+            rustix::fs::fchmod(&file, mode).map_err(|error| failed(error.into()))
+        }
+        _ => place_without_data(root, parts, entry).map_err(failed),
+    }
+}
+
+fn make_file(root: &OwnedFd, parts: &[OsString]) -> std::io::Result<File> {
+    let (directory, name) = make_room(root, parts)?;
+    remove_other(&directory, name)?;
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(&directory, name, flags, Mode::from_raw_mode(0o600))?;
+    Ok(File::from(file))
+}
+
+fn place_without_data(root: &OwnedFd, parts: &[OsString], entry: &Entry) -> std::io::Result<()> {
+    let (directory, name) = make_room(root, parts)?;
+    match entry.kind {
+        Kind::Directory => make_directory(&directory, name),
+        Kind::Symlink => {
             remove_other(&directory, name)?;
-            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let file = rustix::fs::openat(&directory, name, flags, Mode::from_raw_mode(0o600))?;
-            let mut file = File::from(file);
-            copy(entry, &mut file)?;
-            rustix::fs::fchmod(&file, Mode::from_raw_mode(mode)).map_err(Into::into)
+            rustix::fs::symlinkat(&entry.link[..], &directory, name).map_err(Into::into)
         }
-        EntryType::Symlink => {
-            let target = entry
-                .link_name()?
-                .ok_or_else(|| std::io::Error::other("a link without a target"))?;
-            remove_other(&directory, name)?;
-            rustix::fs::symlinkat(target.as_os_str(), &directory, name).map_err(Into::into)
-        }
-        EntryType::Link => {
-            let target = entry
-                .link_name()?
-                .ok_or_else(|| std::io::Error::other("a link without a target"))?;
-            hard_link(root, &target, &directory, name)
-        }
+        Kind::HardLink => hard_link(root, &entry.link, &directory, name),
         kind => {
             let name = printable(&name.to_string_lossy());
             eprintln!("skep: left out {name}: {kind:?} cannot be had here");
@@ -104,12 +104,19 @@ fn place<R: Read>(root: &OwnedFd, parts: &[OsString], entry: &mut tar::Entry<'_,
     }
 }
 
-fn hard_link(root: &OwnedFd, target: &Path, directory: &OwnedFd, name: &OsString) -> std::io::Result<()> {
-    let parts = parts_of(target).map_err(|failure| std::io::Error::other(failure.to_string()))?;
-    let parts = parts.ok_or_else(|| std::io::Error::other("a hard link to the root"))?;
-    let Some((file, above)) = parts.split_last() else {
-        return Ok(());
-    };
+/// The directory of a name, made when it is not there, and its last part.
+fn make_room<'a>(root: &OwnedFd, parts: &'a [OsString]) -> std::io::Result<(OwnedFd, &'a OsString)> {
+    let (name, above) = parts
+        .split_last()
+        .ok_or_else(|| std::io::Error::other("it has no name"))?;
+    Ok((make_directories(root, above)?, name))
+}
+
+fn hard_link(root: &OwnedFd, target: &[u8], directory: &OwnedFd, name: &OsString) -> std::io::Result<()> {
+    let parts = parts_of(target);
+    let (file, above) = parts
+        .split_last()
+        .ok_or_else(|| std::io::Error::other("a hard link to the root"))?;
     let source = open_directory(root, above)?;
     remove_other(directory, name)?;
     rustix::fs::linkat(&source, file, directory, name, AtFlags::empty()).map_err(Into::into)
@@ -160,6 +167,8 @@ fn remove_other(directory: &OwnedFd, name: &OsString) -> std::io::Result<()> {
 mod tests {
     use std::fs;
     use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use tar::EntryType;
 
     use super::*;
 
@@ -245,6 +254,19 @@ mod tests {
         let bytes = archive(|tar| tar.append(&raw(EntryType::Regular, "f", "", 1), &b"x"[..]).unwrap());
         unpack(&bytes[..], &target).unwrap();
         assert_eq!(fs::read_to_string(&victim).unwrap(), "mine");
+    }
+
+    #[test]
+    fn a_name_of_any_length_is_not_held_in_memory() {
+        let directory = tempfile::tempdir().unwrap();
+        let length = 2 << 20;
+        let bytes = archive(|tar| {
+            let long = raw(EntryType::GNULongName, "././@LongLink", "", length);
+            tar.append(&long, &vec![b'x'; length as usize][..]).unwrap();
+            tar.append(&raw(EntryType::Regular, "f", "", 0), &[][..]).unwrap();
+        });
+        let failure = unpack(&bytes[..], &directory.path().join("t")).unwrap_err();
+        assert!(failure.to_string().contains("name that is too long"), "{failure}");
     }
 
     #[test]

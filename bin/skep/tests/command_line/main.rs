@@ -1,5 +1,6 @@
 //! The command line as a person has it: the program itself, against a real server on the fake runtime.
 
+mod copies;
 mod progress;
 mod setting;
 
