@@ -69,7 +69,7 @@ struct SocketQuery {
     rows: Option<String>,
     /// Open a window on this process, which was started with `pty`, in place of a shell.
     exec_id: Option<String>,
-    /// With `exec_id`: from which byte of its output on.
+    /// With `exec_id`: from which byte of its output on. Absent: from the oldest that is kept.
     offset: Option<u64>,
     /// The shell of this name, with the last 256 KiB of what it showed, or a new one: it outlives its window, for as
     /// long as `terminal.session_keep`. 1–64 of `A–Z a–z 0–9 - _`; not with `exec_id`.
@@ -79,7 +79,8 @@ struct SocketQuery {
 }
 
 /// A terminal. Binary frames are keystrokes and output; the text `{"type":"resize","cols","rows"}` is another size.
-/// At the end a close frame 1000 `exit <code>`; the bridge lost: 1011; idle: 1001; a snapshot or a rollback: 1012; 2 MiB
+/// At the end a close frame 1000 `exit <code>`; the bridge lost, or output of the process dropped before the client
+/// read it (or before `offset` could be): 1011; idle: 1001; a snapshot or a rollback: 1012; 2 MiB
 /// of keystrokes of which the process reads none for 20 s: 1008.
 #[utoipa::path(get, path = "/bots/{bot_id}/container/terminal/ws", tag = "terminal", params(SocketQuery),
     responses((status = 101, description = "The socket"),
@@ -118,11 +119,10 @@ async fn socket(
     };
     let opening = match attached {
         Some(id) => {
-            let offset = query.offset.unwrap_or(0);
-            let attached = terminal::attach(&bridge, id, offset)
+            let attached = terminal::attach(&bridge, id, query.offset.unwrap_or(0))
                 .await
                 .map_err(super::files::refused)?;
-            window::Opening::Attached(Box::new(attached), size)
+            window::Opening::Attached(Box::new(attached), size, query.offset)
         }
         None => match session {
             Some(name) => window::Opening::Session(name, shell, app.config().terminal.session_keep),

@@ -40,8 +40,19 @@ pub(super) enum Opening {
     Shell(ShellRequest),
     /// The shell of that name; it outlives the window for so long.
     Session(SessionName, ShellRequest, Duration),
-    /// A process that runs, made this size.
-    Attached(Box<Terminal>, TerminalSize),
+    /// A process that runs, made this size, from this byte of its output on; `None`: the oldest that is kept.
+    Attached(Box<Terminal>, TerminalSize, Option<u64>),
+}
+
+impl Opening {
+    /// The first byte that is shown; `None`: any.
+    fn begins_at(&self) -> Option<u64> {
+        match self {
+            Self::Shell(_) => Some(0),
+            Self::Session(..) => None,
+            Self::Attached(.., offset) => *offset,
+        }
+    }
 }
 
 /// Serves one window to its end.
@@ -52,6 +63,7 @@ pub(super) async fn serve(
     idle_timeout: Duration,
 ) {
     let (mut sink, frames) = socket.split();
+    let begins_at = opening.begins_at();
     let terminal = match open(&bridge, opening).await {
         Ok(terminal) => terminal,
         Err(()) => return close(&mut sink, (close_code::ERROR, "exec failed".to_owned())).await,
@@ -70,7 +82,7 @@ pub(super) async fn serve(
     };
     let mut reading = std::pin::pin!(reading.read().fuse());
     let ended = tokio::select! {
-        ended = show(&mut sink, terminal.events, &watch) => ended,
+        ended = show(&mut sink, terminal.events, begins_at, &watch) => ended,
         ended = &mut reading => ended,
         Ok(()) = &mut is_unread => Some((close_code::POLICY, "the keystrokes are not read".to_owned())),
         () = type_into(&bridge, &id, typed) => None,
@@ -93,7 +105,7 @@ async fn open(bridge: &Bridge, opening: Opening) -> Result<Terminal, ()> {
         Opening::Session(name, wanted, keep) => terminal::open_session(bridge, &name, wanted, keep)
             .await
             .map_err(failed),
-        Opening::Attached(terminal, size) => {
+        Opening::Attached(terminal, size, _) => {
             // One that has ended by now still shows its output.
             if let Err(error) = exec::resize(bridge, &terminal.id, size).await {
                 tracing::debug!(%error, "the size of a terminal was not taken");
@@ -103,8 +115,8 @@ async fn open(bridge: &Bridge, opening: Opening) -> Result<Terminal, ()> {
     }
 }
 
-/// Output to frames, until the process ends. `None`: the client is gone.
-async fn show(sink: &mut Frames, mut events: ExecEvents, watch: &Watch) -> Option<Close> {
+/// Output to frames from the byte `next` on, until the process ends or a part of it is gone. `None`: the client is.
+async fn show(sink: &mut Frames, mut events: ExecEvents, mut next: Option<u64>, watch: &Watch) -> Option<Close> {
     let mut pings = interval(PING_EVERY);
     pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -119,7 +131,13 @@ async fn show(sink: &mut Frames, mut events: ExecEvents, watch: &Watch) -> Optio
             Ok(Some(ExecEvent::Exited(_)) | None) | Err(_) if watch.was_interrupted() => {
                 return Some((close_code::RESTART, "workspace restarted".to_owned()));
             }
-            Ok(Some(ExecEvent::Output { mut data, .. })) => {
+            Ok(Some(ExecEvent::Output { offset, mut data, .. })) => {
+                let dropped = next.map_or(0, |next| offset.saturating_sub(next));
+                if dropped > 0 {
+                    let reason = format!("{dropped} bytes of the output were dropped before they were read");
+                    return Some((close_code::ERROR, reason));
+                }
+                next = Some(offset + data.len() as u64);
                 while !data.is_empty() {
                     let piece = data.split_to(data.len().min(LARGEST_OUTPUT_BYTES));
                     send(sink, Message::Binary(piece)).await.ok()?;
