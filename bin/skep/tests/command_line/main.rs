@@ -1,6 +1,7 @@
 //! The command line as a person has it: the program itself, against a real server on the fake runtime.
 
 mod copies;
+mod execs;
 mod progress;
 mod setting;
 

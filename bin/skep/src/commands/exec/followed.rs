@@ -1,13 +1,15 @@
 //! A command with standard input: started detached, fed and followed until it ends.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
 use futures::StreamExt;
 use reqwest::Method;
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWrite};
 
-use super::{ended, streamed};
+use super::attended::Interrupts;
+use super::{ended, patiently, print};
 use crate::client::Client;
 use crate::failure::{Failure, Result};
 use crate::output::text;
@@ -22,68 +24,47 @@ pub(super) async fn run(client: &Client, route: &str, mut body: Value) -> Result
     body["detach"] = json!(true);
     // Open, to be fed from now on.
     body["stdin"] = json!(true);
-    let exec_id = text(&client.post(route, &body).await?, "exec_id");
-    let at = format!("{route}/{exec_id}");
-    // Dropped with this function: a read that waits for a key must not keep us.
-    let feeding = AbortOnDrop(tokio::spawn(feed(client.clone(), at.clone())));
-    let work = async {
+    let mut interrupts = Interrupts::new()?;
+    let started = interrupts.until_started(client.post(route, &body)).await?;
+    let at = &format!("{route}/{}", text(&started, "exec_id"));
+    let following = async {
         tokio::try_join!(
-            follow(client, &at, "stdout", tokio::io::stdout()),
-            follow(client, &at, "stderr", tokio::io::stderr())
+            follow(client, at, "stdout", tokio::io::stdout()),
+            follow(client, at, "stderr", tokio::io::stderr())
         )?;
-        wait_for_the_end(client, &at).await
+        wait_for_the_end(client, at).await
     };
-    tokio::pin!(work);
-    let mut interrupts = 0;
-    let exit = loop {
+    let work = async {
         tokio::select! {
-            exit = &mut work => break exit?,
-            pressed = tokio::signal::ctrl_c() => {
-                pressed.map_err(|error| Failure::local("cannot wait for Ctrl-C", error))?;
-                interrupts += 1;
-                streamed::interrupt(client, route, &exec_id, interrupts).await?;
-            }
+            exit = following => exit,
+            failed = feed(client, at) => match failed? {},
         }
     };
-    drop(feeding);
+    let exit = interrupts.attend(client, at, work).await?;
     ended(&exit)
 }
 
-struct AbortOnDrop(tokio::task::JoinHandle<()>);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-/// Passes standard input on until it ends or the command has.
-async fn feed(client: Client, at: String) {
+/// Passes standard input on until it ends or the command has; then waits to be dropped.
+async fn feed(client: &Client, at: &str) -> Result<Infallible> {
     let mut stdin = tokio::io::stdin();
     let mut piece = vec![0; PIECE_BYTES];
     loop {
-        let (bytes, eof) = match stdin.read(&mut piece).await {
-            Ok(0) => (Vec::new(), true),
-            Ok(count) => (piece[..count].to_vec(), false),
-            Err(error) => {
-                eprintln!("skep: cannot read standard input: {error}");
-                (Vec::new(), true)
-            }
-        };
+        let count = stdin.read(&mut piece).await;
+        let count = count.map_err(|error| Failure::local("cannot read standard input", error))?;
+        let eof = count == 0;
         let request = client
             .request(Method::POST, &format!("{at}/stdin?eof={eof}"))
-            .body(bytes);
+            .body(piece[..count].to_vec());
         match client
             .json(request.header("content-type", "application/octet-stream"))
             .await
         {
             Ok(_) if !eof => {}
-            Ok(_) => return,
             // The command has ended, or reads no more: its exit code says the rest.
-            Err(Failure::Refused { status: 404 | 409, .. }) => return,
+            Ok(_) | Err(Failure::Refused { status: 404 | 409, .. }) => return std::future::pending().await,
+            // How much of it was taken is not known: it cannot be sent again, and the command would wait for it for ever.
             Err(failure) => {
-                eprintln!("skep: standard input was not passed on: {failure}");
-                return;
+                return Err(Failure::Failed(format!("standard input was not passed on: {failure}")));
             }
         }
     }
@@ -94,12 +75,13 @@ async fn follow(client: &Client, at: &str, stream: &str, mut to: impl AsyncWrite
     let mut offset = 0_u64;
     let mut broken = 0;
     loop {
-        let request = client.request(Method::GET, &format!("{at}/output")).query(&[
-            ("stream", stream),
-            ("offset", &offset.to_string()),
-            ("follow", "true"),
-        ]);
-        let answer = client.send(request).await?;
+        let from = offset.to_string();
+        let ask = async || {
+            let query = [("stream", stream), ("offset", &from), ("follow", "true")];
+            let request = client.request(Method::GET, &format!("{at}/output")).query(&query);
+            client.send(request).await
+        };
+        let answer = patiently(ask).await?;
         let start = answer
             .headers()
             .get("x-offset")
@@ -116,12 +98,7 @@ async fn follow(client: &Client, at: &str, stream: &str, mut to: impl AsyncWrite
                 Some(Ok(bytes)) => {
                     broken = 0;
                     offset += bytes.len() as u64;
-                    to.write_all(&bytes)
-                        .await
-                        .map_err(|error| Failure::local("cannot print", error))?;
-                    to.flush()
-                        .await
-                        .map_err(|error| Failure::local("cannot print", error))?;
+                    print(&mut to, &bytes).await?;
                 }
             }
         };
@@ -138,7 +115,7 @@ async fn follow(client: &Client, at: &str, stream: &str, mut to: impl AsyncWrite
 async fn wait_for_the_end(client: &Client, at: &str) -> Result<Value> {
     let mut pause = ASK_AGAIN;
     loop {
-        let exec = client.get(at).await?;
+        let exec = patiently(async || client.get(at).await).await?;
         if text(&exec, "state") == "exited" {
             return Ok(exec);
         }

@@ -3,19 +3,27 @@
 //! Three ways, by what has to flow: output alone comes as one event stream; with standard input the
 //! command is started detached and followed from offset to offset; a terminal is a WebSocket.
 
+mod attended;
 mod followed;
 mod socket;
 mod streamed;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::time::{Instant, sleep};
 
 use crate::arguments::{ExecArguments, OutputForm, ShellArguments};
 use crate::client::{Client, encode, find_bot};
 use crate::failure::{Failure, Result};
 use crate::output::{print_changed, text};
 use crate::terminal;
+
+/// How long a server that was lost is tried again, and how often.
+const TRY_AGAIN_WITHIN: Duration = Duration::from_secs(60);
+const TRY_AGAIN_EVERY: Duration = Duration::from_millis(500);
 
 pub(crate) async fn run(client: &Client, form: OutputForm, exec: ExecArguments) -> Result<()> {
     let id = find_bot(client, &exec.named.name).await?.id;
@@ -49,7 +57,7 @@ pub(crate) async fn shell(client: &Client, shell: ShellArguments) -> Result<()> 
         format!("/bots/{id}/container/terminal/ws?cols={cols}&rows={rows}")
     };
     match &shell.session {
-        None => socket::attach(client, &path(), true).await,
+        None => exit_with(socket::attach(client, &path(), true).await?),
         Some(name) => socket::attach_to_session(client, || format!("{}&session={}", path(), encode(name))).await,
     }
 }
@@ -66,12 +74,15 @@ async fn in_terminal(client: &Client, exec: &ExecArguments, id: &str, route: &st
     body["detach"] = json!(true);
     body["cols"] = json!(cols);
     body["rows"] = json!(rows);
-    let exec_id = text(&client.post(route, &body).await?, "exec_id");
+    let mut interrupts = attended::Interrupts::new()?;
+    let started = interrupts.until_started(client.post(route, &body)).await?;
+    let exec_id = text(&started, "exec_id");
     let path = format!(
-        "/bots/{id}/container/terminal/ws?cols={cols}&rows={rows}&exec_id={}",
+        "/bots/{id}/container/terminal/ws?cols={cols}&rows={rows}&exec_id={}&offset=0",
         encode(&exec_id)
     );
-    socket::attach(client, &path, exec.interactive).await
+    let work = socket::attach(client, &path, exec.interactive);
+    exit_with(interrupts.attend(client, &format!("{route}/{exec_id}"), work).await?)
 }
 
 fn body_of(exec: &ExecArguments) -> Result<Value> {
@@ -107,6 +118,36 @@ fn body_of(exec: &ExecArguments) -> Result<Value> {
     Ok(body)
 }
 
+/// Prints what a command printed. Whoever read us may have had enough: as for any program, that is our end.
+async fn print(to: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> Result<()> {
+    let printed = async {
+        to.write_all(bytes).await?;
+        to.flush().await
+    };
+    match printed.await {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Err(Failure::CommandEnded(141)),
+        printed => printed.map_err(|error| Failure::local("cannot print", error)),
+    }
+}
+
+/// Asks again, for a while, when no server answers: it may be starting again.
+async fn patiently<T>(ask: impl AsyncFn() -> Result<T>) -> Result<T> {
+    let until = Instant::now() + TRY_AGAIN_WITHIN;
+    loop {
+        match ask().await {
+            Err(failure) if may_come_back(&failure) && Instant::now() < until => sleep(TRY_AGAIN_EVERY).await,
+            answered => return answered,
+        }
+    }
+}
+
+fn may_come_back(failure: &Failure) -> bool {
+    matches!(
+        failure,
+        Failure::NotReachable { .. } | Failure::Refused { status: 503, .. }
+    )
+}
+
 /// Output that the workspace no longer keeps: the end of the command would not tell.
 fn lost(stream: &str, bytes: u64) -> Failure {
     Failure::Failed(format!(
@@ -120,11 +161,17 @@ fn ended(exit: &Value) -> Result<()> {
         eprintln!("skep: the command was ended: its time was up");
     }
     match exit.get("exit_code").and_then(Value::as_i64).map(u8::try_from) {
-        Some(Ok(0)) => Ok(()),
-        Some(Ok(code)) => Err(Failure::CommandEnded(code)),
+        Some(Ok(code)) => exit_with(code),
         _ => Err(Failure::Unexpected {
             doing: "telling how the command ended",
             what: "there is no exit code".into(),
         }),
+    }
+}
+
+fn exit_with(code: u8) -> Result<()> {
+    match code {
+        0 => Ok(()),
+        code => Err(Failure::CommandEnded(code)),
     }
 }

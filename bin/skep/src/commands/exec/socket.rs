@@ -5,20 +5,18 @@ use std::time::Duration;
 use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt, StreamExt};
 use serde_json::json;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, Stdin};
+use tokio::io::{AsyncReadExt, Stdin};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{interval, sleep, timeout};
 use tokio_tungstenite::tungstenite::protocol::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::CloseFrame;
 
+use super::{TRY_AGAIN_EVERY, TRY_AGAIN_WITHIN, exit_with, may_come_back, print};
 use crate::client::{Client, Socket, open_socket};
 use crate::failure::{Failure, Result};
 use crate::terminal;
 
 const OPENING: &str = "opening a terminal";
-/// How long a lost connection to a session is tried again, and how often.
-const CONNECT_AGAIN_WITHIN: Duration = Duration::from_secs(60);
-const CONNECT_AGAIN_EVERY: Duration = Duration::from_millis(500);
 /// How often a terminal without keys tells that somebody watches it.
 const STILL_WATCHED_EVERY: Duration = Duration::from_secs(20);
 /// What Ctrl-C is where keys go through as they are.
@@ -28,14 +26,14 @@ const RESET: &[u8] = b"\x1bc";
 
 /// How a connection came to its end.
 enum End {
-    /// The server told it.
-    Told(Result<()>),
+    /// The server told it: the shell's exit code, or why there is none.
+    Told(Result<u8>),
     /// It broke.
     Lost(String),
 }
 
-/// Attaches this terminal until the shell ends; its exit code becomes ours.
-pub(super) async fn attach(client: &Client, path: &str, with_keys: bool) -> Result<()> {
+/// Attaches this terminal until the shell ends; returns its exit code.
+pub(super) async fn attach(client: &Client, path: &str, with_keys: bool) -> Result<u8> {
     let socket = open_socket(client, path, OPENING).await?;
     let restore = if with_keys { Some(terminal::raw()?) } else { None };
     let end = talk(socket, &mut Keys::new(with_keys)).await;
@@ -46,7 +44,8 @@ pub(super) async fn attach(client: &Client, path: &str, with_keys: bool) -> Resu
     }
 }
 
-/// As [`attach`] with keys, to a shell that is still there when the connection is lost: it is connected to again.
+/// As [`attach`] with keys, to a shell that is still there when the connection is lost: it is connected to again. Its
+/// exit code becomes ours.
 pub(super) async fn attach_to_session(client: &Client, path: impl Fn() -> String) -> Result<()> {
     let mut socket = open_socket(client, &path(), OPENING).await?;
     // Dropped at the end, whatever it is.
@@ -54,7 +53,7 @@ pub(super) async fn attach_to_session(client: &Client, path: impl Fn() -> String
     let mut keys = Keys::new(true);
     loop {
         match talk(socket, &mut keys).await? {
-            End::Told(end) => return end,
+            End::Told(end) => return exit_with(end?),
             End::Lost(what) => socket = connect_again(client, &path, &mut keys, what).await?,
         }
     }
@@ -64,23 +63,23 @@ async fn connect_again(client: &Client, path: impl Fn() -> String, keys: &mut Ke
     eprint!("\r\nskep: the connection was lost and is tried again; Ctrl-C gives up\r\n");
     let connect = async {
         loop {
-            sleep(CONNECT_AGAIN_EVERY).await;
+            sleep(TRY_AGAIN_EVERY).await;
             match open_socket(client, &path(), OPENING).await {
-                Err(Failure::NotReachable { .. } | Failure::Refused { status: 503, .. }) => {}
+                Err(failure) if may_come_back(&failure) => {}
                 opened => return opened,
             }
         }
     };
     // Also one that is accepted and never answered ends by these two.
     let socket = tokio::select! {
-        opened = timeout(CONNECT_AGAIN_WITHIN, connect) => match opened {
+        opened = timeout(TRY_AGAIN_WITHIN, connect) => match opened {
             Ok(opened) => opened?,
             Err(_) => return Err(lost(what)),
         },
         interrupted = keys.interrupt() => return Err(interrupted.err().unwrap_or_else(|| lost(what))),
     };
     // What it showed comes again.
-    print(RESET).await?;
+    print(&mut tokio::io::stdout(), RESET).await?;
     Ok(socket)
 }
 
@@ -133,7 +132,7 @@ async fn talk(socket: Socket, keys: &mut Keys) -> Result<End> {
 async fn show(incoming: &mut SplitStream<Socket>) -> Result<End> {
     loop {
         match incoming.next().await {
-            Some(Ok(Message::Binary(bytes))) => print(&bytes).await?,
+            Some(Ok(Message::Binary(bytes))) => print(&mut tokio::io::stdout(), &bytes).await?,
             Some(Ok(Message::Close(Some(frame)))) => return Ok(end_of(&frame)),
             Some(Ok(Message::Close(None))) => return Ok(End::Lost("closed without a reason".into())),
             Some(Ok(_)) => {}
@@ -166,15 +165,6 @@ fn size_message() -> Message {
     Message::Text(json!({"type": "resize", "cols": cols, "rows": rows}).to_string().into())
 }
 
-async fn print(bytes: &[u8]) -> Result<()> {
-    let mut stdout = tokio::io::stdout();
-    let printed = async {
-        stdout.write_all(bytes).await?;
-        stdout.flush().await
-    };
-    printed.await.map_err(|error| Failure::local("cannot print", error))
-}
-
 fn lost(what: String) -> Failure {
     Failure::Failed(format!("the terminal's connection was lost: {what}"))
 }
@@ -188,14 +178,13 @@ fn end_of(frame: &CloseFrame) -> End {
 }
 
 /// A close 1000 tells `exit <code>`; every other one is a failure.
-fn closed(frame: &CloseFrame) -> Result<()> {
+fn closed(frame: &CloseFrame) -> Result<u8> {
     let code = frame
         .reason
         .strip_prefix("exit ")
         .and_then(|code| code.trim().parse::<i64>().ok());
     match (u16::from(frame.code), code) {
-        (1000, Some(0)) => Ok(()),
-        (1000, Some(code)) => Err(Failure::CommandEnded(u8::try_from(code).unwrap_or(1))),
+        (1000, Some(code)) => Ok(u8::try_from(code).unwrap_or(1)),
         (number, _) => Err(lost(format!("{} ({number})", frame.reason))),
     }
 }
@@ -206,7 +195,7 @@ mod tests {
 
     use super::*;
 
-    fn close(code: u16, reason: &'static str) -> Result<()> {
+    fn close(code: u16, reason: &'static str) -> Result<u8> {
         closed(&CloseFrame {
             code: CloseCode::from(code),
             reason: reason.into(),
@@ -215,8 +204,8 @@ mod tests {
 
     #[test]
     fn only_a_told_exit_is_an_exit() {
-        assert!(close(1000, "exit 0").is_ok());
-        assert!(matches!(close(1000, "exit 3"), Err(Failure::CommandEnded(3))));
+        assert!(matches!(close(1000, "exit 0"), Ok(0)));
+        assert!(matches!(close(1000, "exit 3"), Ok(3)));
         assert!(matches!(close(1001, "idle timeout"), Err(Failure::Failed(_))));
         assert!(matches!(close(1000, ""), Err(Failure::Failed(_))));
     }
@@ -231,6 +220,6 @@ mod tests {
         };
         assert!(matches!(end(1011, "bridge lost"), End::Lost(_)));
         assert!(matches!(end(1011, "exec failed"), End::Told(Err(_))));
-        assert!(matches!(end(1000, "exit 0"), End::Told(Ok(()))));
+        assert!(matches!(end(1000, "exit 0"), End::Told(Ok(0))));
     }
 }

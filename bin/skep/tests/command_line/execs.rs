@@ -1,0 +1,273 @@
+//! Commands that are waited for: what Ctrl-C does to them, and that none outlives whoever waited.
+
+use std::convert::Infallible;
+use std::future::ready;
+use std::io::{BufRead, BufReader, Lines, Read};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::Path;
+use axum::http::StatusCode;
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use futures::{StreamExt, stream};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, watch};
+
+use super::setting::{LIMIT, Setting};
+
+/// Each way a command is waited for.
+const FORMS: [&[&str]; 3] = [&[], &["-i"], &["-t"]];
+
+/// A workspace called `box`, and its id.
+async fn setting_with_box() -> (Setting, String) {
+    let setting = Setting::new().await;
+    let id = setting.prints(&["create", "box", "-o", "name"]).await;
+    (setting, id.trim().to_owned())
+}
+
+/// `skep exec` under way. Its input stays open.
+struct Waiting {
+    skep: Child,
+    lines: Option<Lines<BufReader<ChildStdout>>>,
+}
+
+impl Waiting {
+    fn start(setting: &Setting, form: &[&str], script: &str) -> Self {
+        let shell = ["box", "--", "sh", "-c", script];
+        let arguments = [&["exec"], form, &shell].concat();
+        Self::of(setting.command(&arguments))
+    }
+
+    fn of(mut command: Command) -> Self {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut skep = command.spawn().expect("skep runs");
+        let stdout = skep.stdout.take().expect("its output");
+        Self {
+            skep,
+            lines: Some(BufReader::new(stdout).lines()),
+        }
+    }
+
+    async fn line(&mut self) -> String {
+        next_line(&mut self.lines).await
+    }
+
+    fn press_ctrl_c(&self) {
+        kill_process(Pid::from_child(&self.skep), Signal::INT).expect("it runs");
+    }
+
+    async fn code(self) -> Option<i32> {
+        let Self { mut skep, lines } = self;
+        // `wait` closes its input.
+        let code = in_time(tokio::task::spawn_blocking(move || {
+            skep.wait().expect("its end").code()
+        }))
+        .await;
+        drop(lines);
+        code
+    }
+}
+
+async fn next_line<R: Read + Send + 'static>(from: &mut Option<Lines<BufReader<R>>>) -> String {
+    let mut lines = from.take().expect("it is open");
+    let reading = tokio::task::spawn_blocking(move || (lines.next(), lines));
+    let (line, lines) = in_time(reading).await;
+    *from = Some(lines);
+    let line = line.expect("it goes on").expect("a line");
+    line.trim_end().to_owned()
+}
+
+async fn in_time<T>(task: tokio::task::JoinHandle<T>) -> T {
+    let done = tokio::time::timeout(LIMIT, task).await;
+    done.expect("in time").expect("it is waited for")
+}
+
+/// The processes that the workspace knows, by their states.
+async fn states(setting: &Setting, id: &str) -> Vec<String> {
+    let path = format!("/bots/{id}/container/exec");
+    let listed = setting.server.call("GET", &path).send().await.expect_status(200).json();
+    let items = listed["items"].as_array().expect("a list");
+    let state = |item: &Value| item["state"].as_str().expect("a state").to_owned();
+    items.iter().map(state).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_whose_output_nobody_reads_any_more_is_ended() {
+    let (setting, id) = setting_with_box().await;
+    for form in FORMS {
+        let mut waiting = Waiting::start(&setting, form, "while :; do echo line; done");
+        assert_eq!(waiting.line().await, "line");
+        waiting.lines = None;
+        assert_eq!(waiting.code().await, Some(141), "{form:?}");
+        assert_eq!(states(&setting, &id).await, [""; 0], "{form:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_ctrl_c_ends_a_command_that_does_not_mind_the_first() {
+    let (setting, id) = setting_with_box().await;
+    // The fake runtime starts all with SIGINT ignored.
+    let script = "echo ready; while :; do sleep 0.1; done";
+    for form in FORMS {
+        let mut waiting = Waiting::start(&setting, form, script);
+        assert_eq!(waiting.line().await, "ready");
+        // Two that come close together are one.
+        for _ in 0..600 {
+            if waiting.skep.try_wait().expect("it can be asked").is_some() {
+                break;
+            }
+            waiting.press_ctrl_c();
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+        assert_eq!(waiting.code().await, Some(130), "{form:?}");
+        // One more may have come while the command was being ended: then that was not waited for.
+        let end = std::time::Instant::now() + LIMIT;
+        while !states(&setting, &id).await.is_empty() {
+            assert!(std::time::Instant::now() < end, "{form:?}: it runs on");
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    }
+}
+
+/// Between `skep` and its server: while it is away, connections are cut and refused.
+struct Way {
+    url: String,
+    is_open: watch::Sender<bool>,
+    refused: watch::Receiver<u32>,
+}
+
+impl Way {
+    async fn to(setting: &Setting) -> Self {
+        let server = setting.server.running().address();
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        let (is_open, opened) = watch::channel(true);
+        let (refuse, refused) = watch::channel(0);
+        tokio::spawn(async move {
+            loop {
+                let (mut from, _) = listener.accept().await.expect("a connection");
+                let mut opened = opened.clone();
+                if !*opened.borrow_and_update() {
+                    refuse.send_modify(|count| *count += 1);
+                    continue;
+                }
+                tokio::spawn(async move {
+                    let mut to = TcpStream::connect(server).await.expect("the server is there");
+                    tokio::select! {
+                        // Either side may reset it.
+                        _ = tokio::io::copy_bidirectional(&mut from, &mut to) => {}
+                        _ = opened.wait_for(|open| !open) => {}
+                    }
+                });
+            }
+        });
+        Self { url, is_open, refused }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_with_input_goes_on_when_the_server_comes_back() {
+    let (setting, _) = setting_with_box().await;
+    let mut way = Way::to(&setting).await;
+    let script = "echo ready; until test -e /data/go; do sleep 0.1; done; echo went; exit 4";
+    let mut command = setting.command(&["exec", "-i", "box", "--", "sh", "-c", script]);
+    command.env("SKEP_SERVER", &way.url);
+    let mut waiting = Waiting::of(command);
+    assert_eq!(waiting.line().await, "ready");
+    way.is_open.send_replace(false);
+    let tried = tokio::time::timeout(LIMIT, way.refused.wait_for(|count| *count > 2)).await;
+    tried.expect("it is tried again").expect("the way is there");
+    way.is_open.send_replace(true);
+    setting.prints(&["exec", "box", "--", "touch", "/data/go"]).await;
+    assert_eq!(waiting.line().await, "went");
+    assert_eq!(waiting.code().await, Some(4));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_id_of_a_command_that_could_not_be_ended_is_told() {
+    let (setting, id) = setting_with_box().await;
+    let way = Way::to(&setting).await;
+    let mut command = setting.command(&["exec", "box", "--", "sh", "-c", "echo ready; sleep 1000"]);
+    command.env("SKEP_SERVER", &way.url).stderr(Stdio::piped());
+    let mut waiting = Waiting::of(command);
+    assert_eq!(waiting.line().await, "ready");
+    let path = format!("/bots/{id}/container/exec");
+    let listed = setting.server.call("GET", &path).send().await.expect_status(200).json();
+    let exec_id = listed["items"][0]["exec_id"].as_str().expect("its id").to_owned();
+    way.is_open.send_replace(false);
+    let mut stderr = waiting.skep.stderr.take().expect("a pipe");
+    assert_eq!(waiting.code().await, Some(1));
+    let mut told = String::new();
+    stderr.read_to_string(&mut told).expect("text");
+    assert!(told.contains(&format!("may still run, as {exec_id}")), "{told}");
+    let gone = setting.server.call("DELETE", &format!("{path}/{exec_id}")).send().await;
+    gone.expect_status(204);
+}
+
+/// A server that starts a command when it is told to; what is asked for the command then is noted.
+struct SlowServer {
+    url: String,
+    asked: Arc<Notify>,
+    start: Arc<Notify>,
+    deleted: watch::Receiver<bool>,
+}
+
+impl SlowServer {
+    async fn new() -> Self {
+        let (asked, start) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let (delete, deleted) = watch::channel(false);
+        let bot = get(|Path(id): Path<String>| async move { Json(json!({"id": id, "display_name": "slow"})) });
+        let (has_asked, may_start) = (asked.clone(), start.clone());
+        let run = post(move || async move {
+            has_asked.notify_one();
+            may_start.notified().await;
+            let started = Ok::<_, Infallible>("data: {\"type\":\"start\",\"exec_id\":\"it\"}\n\n");
+            Body::from_stream(stream::once(ready(started)).chain(stream::pending()))
+        });
+        let end = axum::routing::delete(move || async move {
+            delete.send_replace(true);
+            StatusCode::NO_CONTENT
+        });
+        let router = Router::new()
+            .route("/bots/{id}", bot)
+            .route("/bots/{id}/container/exec", run)
+            .route("/bots/{id}/container/exec/it", end);
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        Self {
+            url,
+            asked,
+            start,
+            deleted,
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_is_given_up_before_it_has_started_is_ended_when_it_has() {
+    let server = SlowServer::new().await;
+    let mut command = Command::new(env!("CARGO_BIN_EXE_skep"));
+    command
+        .args(["exec", "01234567-89ab-7def-8123-456789abcdef", "--", "true"])
+        .env("SKEP_SERVER", &server.url)
+        .env("SKEP_TOKEN", "any")
+        .stderr(Stdio::piped());
+    let mut waiting = Waiting::of(command);
+    let mut told = Some(BufReader::new(waiting.skep.stderr.take().expect("its errors")).lines());
+    let asked = tokio::time::timeout(LIMIT, server.asked.notified()).await;
+    asked.expect("it asks for the command");
+    waiting.press_ctrl_c();
+    let line = next_line(&mut told).await;
+    assert!(line.contains("interrupted as soon as it has"), "{line}");
+    waiting.press_ctrl_c();
+    let line = next_line(&mut told).await;
+    assert!(line.contains("ended as soon as it has started"), "{line}");
+    server.start.notify_one();
+    assert_eq!(waiting.code().await, Some(130));
+    assert!(*server.deleted.borrow());
+}
