@@ -89,7 +89,7 @@ fn body_of(exec: &ExecArguments) -> Result<Value> {
     let mut body = json!({
         "argv": exec.command,
         // A command line has no time limit of its own: 0 is none.
-        "timeout_seconds": exec.timeout.map_or(0, |timeout| timeout.as_secs().max(1)),
+        "timeout_seconds": exec.timeout.map_or(0.0, seconds_of),
     });
     let mut env = BTreeMap::new();
     for pair in &exec.env {
@@ -116,6 +116,11 @@ fn body_of(exec: &ExecArguments) -> Result<Value> {
         body["user"] = json!(user);
     }
     Ok(body)
+}
+
+/// Never 0, which is none.
+fn seconds_of(timeout: Duration) -> f64 {
+    timeout.max(Duration::from_millis(1)).as_secs_f64()
 }
 
 /// Prints what a command printed. Whoever read us may have had enough: as for any program, that is our end.
@@ -173,5 +178,24 @@ fn exit_with(code: u8) -> Result<()> {
     match code {
         0 => Ok(()),
         code => Err(Failure::CommandEnded(code)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::arguments::{Arguments, Command};
+
+    #[test]
+    fn a_time_limit_is_sent_as_it_was_given() {
+        for (given, sent) in [("1500ms", 1.5), ("250ms", 0.25), ("2m", 120.0), ("0s", 0.001)] {
+            let typed = ["skep", "exec", "--timeout", given, "box", "--", "true"];
+            let Command::Exec(exec) = Arguments::parse_from(typed).command else {
+                panic!("another command");
+            };
+            assert_eq!(body_of(&exec).unwrap()["timeout_seconds"], sent, "{given}");
+        }
     }
 }
