@@ -92,8 +92,8 @@ pub async fn start(bridge: &Bridge, id: &ExecId, request: ExecRequest) -> Bridge
     ExecStatus::from_wire(status, id)
 }
 
-/// The process of that name, or the one that is asked for when none of that name runs. It ends when nobody has read its
-/// output for `keep`.
+/// The process of that name, or the one that is asked for when none of that name runs, and whether it is the latter. It
+/// ends when nobody has read its output for `keep`.
 ///
 /// # Errors
 /// As [`run`]; `Unsupported` by a bridge that has no sessions.
@@ -102,17 +102,18 @@ pub(crate) async fn open_session(
     name: &str,
     request: ExecRequest,
     keep: Duration,
-) -> BridgeResult<ExecStatus> {
+) -> BridgeResult<(ExecStatus, bool)> {
     let mut client = bridge.workspace();
+    let own = ExecId::random();
     let request = OpenSessionRequest {
         name: name.to_owned(),
-        exec: Some(request.into_wire(&ExecId::random())),
+        exec: Some(request.into_wire(&own)),
         keep_milliseconds: u64::try_from(keep.as_millis()).unwrap_or(u64::MAX),
     };
     let status = Bridge::answer(SMALL_WITHIN, client.open_session(request)).await?;
     let id = ExecId::parse(&status.exec_id)
         .map_err(|_| BridgeError::Untrustworthy("an id that no process has".to_owned()))?;
-    ExecStatus::from_wire(status, &id)
+    Ok((ExecStatus::from_wire(status, &id)?, id == own))
 }
 
 /// Which output to read, and from where.

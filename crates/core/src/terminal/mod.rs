@@ -102,18 +102,32 @@ pub fn check_sessions(bridge: &Bridge) -> BridgeResult<()> {
     }
 }
 
-/// Opens a window on the session of that name: the shell that runs, with the last of what it showed, or a new one. It
-/// lives on for `keep` without a window.
+/// How a session is opened.
+#[derive(Debug, Clone, Copy)]
+pub struct SessionTerms {
+    /// How long its shell lives on without a window.
+    pub keep: Duration,
+    /// Only one that runs: its shell is not replaced when it has ended.
+    pub resume: bool,
+}
+
+/// Opens a window on the session of that name: the shell that runs, with the last of what it showed, or a new one.
 ///
 /// # Errors
-/// As [`open`].
+/// As [`open`]; `NotFound` when none runs that could be resumed.
 pub async fn open_session(
     bridge: &Bridge,
     name: &SessionName,
     wanted: ShellRequest,
-    keep: Duration,
+    terms: SessionTerms,
 ) -> BridgeResult<Terminal> {
-    let status = exec::open_session(bridge, &name.0, shell(bridge, wanted).await?, keep).await?;
+    let shell = shell(bridge, wanted).await?;
+    let (status, is_new) = exec::open_session(bridge, &name.0, shell, terms.keep).await?;
+    if is_new && terms.resume {
+        // A bridge starts one where none runs, and does not say so before.
+        exec::remove(bridge, &status.id).await?;
+        return Err(BridgeError::NotFound("the session has ended".to_owned()));
+    }
     let shown_from = status.stdout_bytes.saturating_sub(REPLAYED_BYTES);
     let terminal = attach(bridge, status.id, shown_from).await?;
     match exec::resize(bridge, &terminal.id, wanted.size).await {

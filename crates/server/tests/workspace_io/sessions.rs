@@ -59,6 +59,26 @@ async fn all_windows_on_a_session_show_one_shell_and_its_end() {
 }
 
 #[tokio::test]
+async fn a_session_that_has_ended_is_not_replaced_for_whoever_resumes_it() {
+    let workspace = Workspace::start().await;
+    let resume = "?session=work&resume=true";
+    let mut none = connect(&workspace, resume, None).await.unwrap();
+    assert_eq!(read_close(&mut none).await, (1011, "session ended".to_owned()));
+    let mut first = connect(&workspace, "?session=work", None).await.unwrap();
+    type_line(&mut first, "kept=value; echo first-$kept").await;
+    read_until(&mut first, "first-value\r\n").await;
+    let mut second = connect(&workspace, resume, None).await.unwrap();
+    read_until(&mut second, "first-value\r\n").await;
+    type_line(&mut second, "exit 6").await;
+    assert_eq!(read_close(&mut first).await, (1000, "exit 6".to_owned()));
+    let mut third = connect(&workspace, resume, None).await.unwrap();
+    assert_eq!(read_close(&mut third).await, (1011, "session ended".to_owned()));
+    let mut anew = connect(&workspace, "?session=work", None).await.unwrap();
+    type_line(&mut anew, "echo anew-$kept-").await;
+    read_until(&mut anew, "anew--\r\n").await;
+}
+
+#[tokio::test]
 async fn a_session_that_no_window_shows_ends_with_all_its_processes() {
     let workspace = workspace_that_keeps("2s").await;
     let seconds = seconds_of_its_own(5);

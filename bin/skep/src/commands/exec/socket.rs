@@ -44,10 +44,11 @@ pub(super) async fn attach(client: &Client, path: &str, with_keys: bool) -> Resu
     }
 }
 
-/// As [`attach`] with keys, to a shell that is still there when the connection is lost: it is connected to again. Its
-/// exit code becomes ours.
+/// As [`attach`] with keys, to a shell that is still there when the connection is lost: it is connected to again, and not
+/// replaced when it has ended meanwhile. Its exit code becomes ours.
 pub(super) async fn attach_to_session(client: &Client, path: impl Fn() -> String) -> Result<()> {
     let mut socket = open_socket(client, &path(), OPENING).await?;
+    let path = || format!("{}&resume=true", path());
     // Dropped at the end, whatever it is.
     let _restore = terminal::raw()?;
     let mut keys = Keys::new(true);
@@ -185,6 +186,9 @@ fn closed(frame: &CloseFrame) -> Result<u8> {
         .and_then(|code| code.trim().parse::<i64>().ok());
     match (u16::from(frame.code), code) {
         (1000, Some(code)) => Ok(u8::try_from(code).unwrap_or(1)),
+        (1011, _) if frame.reason.as_str() == "session ended" => Err(Failure::Failed(
+            "the session has ended: how is not known, and nothing of it is left".into(),
+        )),
         (number, _) => Err(lost(format!("{} ({number})", frame.reason))),
     }
 }
@@ -220,6 +224,7 @@ mod tests {
         };
         assert!(matches!(end(1011, "bridge lost"), End::Lost(_)));
         assert!(matches!(end(1011, "exec failed"), End::Told(Err(_))));
+        assert!(matches!(end(1011, "session ended"), End::Told(Err(_))));
         assert!(matches!(end(1000, "exit 0"), End::Told(Ok(0))));
     }
 }

@@ -8,7 +8,7 @@ use axum::response::Response;
 use serde::Deserialize;
 use skep_api::{ErrorBody, ErrorCode, TerminalInfo};
 use skep_core::exec::{self, ExecId};
-use skep_core::terminal::{self, SessionName, ShellRequest};
+use skep_core::terminal::{self, SessionName, SessionTerms, ShellRequest};
 use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -74,6 +74,9 @@ struct SocketQuery {
     /// The shell of this name, with the last 256 KiB of what it showed, or a new one: it outlives its window, for as
     /// long as `terminal.session_keep`. 1–64 of `A–Z a–z 0–9 - _`; not with `exec_id`.
     session: Option<String>,
+    /// With `session`: only a shell that still runs; in place of a new one, the socket is closed with 1011
+    /// `session ended`.
+    resume: Option<bool>,
     /// Start a stopped workspace.
     start: Option<bool>,
 }
@@ -125,7 +128,13 @@ async fn socket(
             window::Opening::Attached(Box::new(attached), size, query.offset)
         }
         None => match session {
-            Some(name) => window::Opening::Session(name, shell, app.config().terminal.session_keep),
+            Some(name) => {
+                let terms = SessionTerms {
+                    keep: app.config().terminal.session_keep,
+                    resume: query.resume.unwrap_or(false),
+                };
+                window::Opening::Session(name, shell, terms)
+            }
             None => window::Opening::Shell(shell),
         },
     };

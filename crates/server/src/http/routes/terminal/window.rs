@@ -15,7 +15,7 @@ use futures::{FutureExt, StreamExt, TryStreamExt};
 use skep_api::TerminalMessage;
 use skep_core::bridge::{Bridge, BridgeError};
 use skep_core::exec::{self, ExecEvent, ExecEvents, ExecId, InputEnd, TerminalSize};
-use skep_core::terminal::{self, SessionName, ShellRequest, Terminal};
+use skep_core::terminal::{self, SessionName, SessionTerms, ShellRequest, Terminal};
 use tokio::io::{AsyncWriteExt, DuplexStream};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
@@ -38,8 +38,8 @@ const LARGEST_OUTPUT_BYTES: usize = 32 * 1024;
 pub(super) enum Opening {
     /// The workspace's shell.
     Shell(ShellRequest),
-    /// The shell of that name; it outlives the window for so long.
-    Session(SessionName, ShellRequest, Duration),
+    /// The shell of that name; it outlives the window.
+    Session(SessionName, ShellRequest, SessionTerms),
     /// A process that runs, made this size, from this byte of its output on; `None`: the oldest that is kept.
     Attached(Box<Terminal>, TerminalSize, Option<u64>),
 }
@@ -66,7 +66,7 @@ pub(super) async fn serve(
     let begins_at = opening.begins_at();
     let terminal = match open(&bridge, opening).await {
         Ok(terminal) => terminal,
-        Err(()) => return close(&mut sink, (close_code::ERROR, "exec failed".to_owned())).await,
+        Err(reason) => return close(&mut sink, (close_code::ERROR, reason.to_owned())).await,
     };
     let (keystrokes, typed) = tokio::io::duplex(WAITING_KEYSTROKES);
     let (size, sizes) = tokio::sync::watch::channel(None);
@@ -98,13 +98,18 @@ pub(super) async fn serve(
     }
 }
 
-async fn open(bridge: &Bridge, opening: Opening) -> Result<Terminal, ()> {
-    let failed = |error: BridgeError| tracing::debug!(%error, "a terminal could not be opened");
+/// An error is the reason of the close frame.
+async fn open(bridge: &Bridge, opening: Opening) -> Result<Terminal, &'static str> {
+    let failed = |error: BridgeError| {
+        tracing::debug!(%error, "a terminal could not be opened");
+        "exec failed"
+    };
     match opening {
         Opening::Shell(wanted) => terminal::open(bridge, wanted).await.map_err(failed),
-        Opening::Session(name, wanted, keep) => terminal::open_session(bridge, &name, wanted, keep)
-            .await
-            .map_err(failed),
+        Opening::Session(name, wanted, terms) => match terminal::open_session(bridge, &name, wanted, terms).await {
+            Err(BridgeError::NotFound(_)) if terms.resume => Err("session ended"),
+            opened => opened.map_err(failed),
+        },
         Opening::Attached(terminal, size, _) => {
             // One that has ended by now still shows its output.
             if let Err(error) = exec::resize(bridge, &terminal.id, size).await {
