@@ -6,6 +6,7 @@ use skep_names::BotId;
 
 use super::{Client, typed};
 use crate::failure::{Failure, Result};
+use crate::output::text;
 
 /// As much of a bot as the command line decides by.
 #[derive(Debug, Clone, Deserialize)]
@@ -15,6 +16,9 @@ pub(crate) struct Bot {
     /// Its name for people; need not be unique.
     #[serde(default)]
     pub(crate) display_name: String,
+    /// Whose it is.
+    #[serde(default)]
+    pub(crate) owner_user_id: String,
 }
 
 /// Every bot we may see, as the server tells it. `include` adds `container`.
@@ -29,7 +33,8 @@ pub(crate) async fn all_bots(client: &Client, of_all_users: bool) -> Result<Vec<
 
 /// The one bot that is meant.
 ///
-/// Looks among our own and shared bots first, then, for an administrator, among all.
+/// Our own go first, then those that are shared with us, then, for an administrator, all: whoever shares a bot with us
+/// calls it as he likes, and must not take the place of another.
 ///
 /// # Errors
 /// None fits, or several do.
@@ -37,13 +42,20 @@ pub(crate) async fn find_bot(client: &Client, name: &str) -> Result<Bot> {
     if name.parse::<BotId>().is_ok() {
         return typed(client.get(&format!("/bots/{name}")).await?, "reading a bot");
     }
-    let own = names_of(client.all_items("/bots?limit=100").await?)?;
-    match pick(&own, name) {
+    let seen = names_of(client.all_items("/bots?limit=100").await?)?;
+    if fitting(&seen, name).len() > 1 {
+        let me = text(&client.get("/users/me").await?, "id");
+        match pick_own(&seen, &me, name) {
+            Err(Failure::NoSuchBot(_)) => {}
+            decided => return decided,
+        }
+    }
+    match pick(&fitting(&seen, name), name) {
         Err(Failure::NoSuchBot(_)) => {}
         decided => return decided,
     }
     match client.all_items("/bots?limit=100&all=true").await {
-        Ok(all) => pick(&names_of(all)?, name),
+        Ok(all) => pick(&fitting(&names_of(all)?, name), name),
         Err(Failure::Refused { status: 403, .. }) => Err(Failure::NoSuchBot(name.to_owned())),
         Err(other) => Err(other),
     }
@@ -53,15 +65,21 @@ fn names_of(items: Vec<Value>) -> Result<Vec<Bot>> {
     items.into_iter().map(|item| typed(item, "listing bots")).collect()
 }
 
-/// An exact name goes before the beginning of an id, so that a bot called `ab` can always be meant.
-fn pick(bots: &[Bot], name: &str) -> Result<Bot> {
-    let named: Vec<&Bot> = bots.iter().filter(|bot| bot.display_name == name).collect();
-    let fitting = if named.is_empty() && !name.is_empty() {
-        bots.iter().filter(|bot| bot.id.starts_with(name)).collect()
-    } else {
-        named
-    };
-    match fitting.as_slice() {
+/// Those of that name, and those whose ids begin with it.
+fn fitting<'a>(bots: impl IntoIterator<Item = &'a Bot>, name: &str) -> Vec<&'a Bot> {
+    let fits = |bot: &&Bot| !name.is_empty() && (bot.display_name == name || bot.id.starts_with(name));
+    bots.into_iter().filter(fits).collect()
+}
+
+/// Of our own an exact name goes before the beginning of an id, so that one called `ab` can always be meant.
+fn pick_own(bots: &[Bot], me: &str, name: &str) -> Result<Bot> {
+    let own = fitting(bots.iter().filter(|bot| bot.owner_user_id == me), name);
+    let named: Vec<&Bot> = own.iter().copied().filter(|bot| bot.display_name == name).collect();
+    pick(if named.is_empty() { &own } else { &named }, name)
+}
+
+fn pick(fitting: &[&Bot], name: &str) -> Result<Bot> {
+    match fitting {
         [] => Err(Failure::NoSuchBot(name.to_owned())),
         [one] => Ok((*one).clone()),
         several => Err(Failure::AmbiguousBot {
@@ -79,35 +97,54 @@ fn pick(bots: &[Bot], name: &str) -> Result<Bot> {
 mod tests {
     use super::*;
 
+    const ME: &str = "me";
+
     fn bots() -> Vec<Bot> {
         [
-            ("aa11", "demo"),
-            ("aa22", "other"),
-            ("bb33", "twin"),
-            ("cc44", "twin"),
-            ("dd55", "aa"),
+            ("aa11", "demo", ME),
+            ("aa22", "other", ME),
+            ("bb33", "twin", ME),
+            ("cc44", "twin", ME),
+            ("dd55", "aa", ME),
+            ("ee66", "aa1", "other"),
+            ("ee77", "ff", "other"),
+            ("ff88", "shared", "other"),
         ]
-        .map(|(id, name)| Bot {
+        .map(|(id, name, owner)| Bot {
             id: id.into(),
             display_name: name.into(),
+            owner_user_id: owner.into(),
         })
         .to_vec()
     }
 
+    fn own(name: &str) -> Result<Bot> {
+        pick_own(&bots(), ME, name)
+    }
+
+    fn seen(name: &str) -> Result<Bot> {
+        pick(&fitting(&bots(), name), name)
+    }
+
     #[test]
     fn a_bot_is_found_by_name_and_by_the_beginning_of_its_id() {
-        assert_eq!(pick(&bots(), "demo").unwrap().id, "aa11");
-        assert_eq!(pick(&bots(), "aa2").unwrap().id, "aa22");
-        assert_eq!(pick(&bots(), "aa").unwrap().id, "dd55");
+        assert_eq!(own("demo").unwrap().id, "aa11");
+        assert_eq!(own("aa2").unwrap().id, "aa22");
+        assert_eq!(own("aa").unwrap().id, "dd55");
+        assert_eq!(seen("shared").unwrap().id, "ff88");
+    }
+
+    #[test]
+    fn a_bot_of_another_takes_the_place_of_none() {
+        assert_eq!(own("aa1").unwrap().id, "aa11", "it is the beginning of our own");
+        assert!(matches!(seen("ff"), Err(Failure::AmbiguousBot { count: 2, .. })));
     }
 
     #[test]
     fn what_fits_several_or_none_is_refused() {
-        assert!(matches!(
-            pick(&bots(), "twin"),
-            Err(Failure::AmbiguousBot { count: 2, .. })
-        ));
-        assert!(matches!(pick(&bots(), "zz"), Err(Failure::NoSuchBot(_))));
-        assert!(matches!(pick(&bots(), ""), Err(Failure::NoSuchBot(_))));
+        assert!(matches!(own("twin"), Err(Failure::AmbiguousBot { count: 2, .. })));
+        assert!(matches!(own("zz"), Err(Failure::NoSuchBot(_))));
+        assert!(matches!(own("ff"), Err(Failure::NoSuchBot(_))));
+        assert!(matches!(seen(""), Err(Failure::NoSuchBot(_))));
     }
 }

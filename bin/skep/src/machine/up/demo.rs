@@ -29,6 +29,7 @@ pub(super) async fn show(client: &Client) -> Result<()> {
             Bot {
                 id: text(&made, "id"),
                 display_name: NAME.into(),
+                owner_user_id: text(&made, "owner_user_id"),
             }
         }
         Err(other) => return Err(other),
