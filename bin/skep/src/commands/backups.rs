@@ -1,11 +1,13 @@
 //! `skep backups` and `skep restore`.
 
-use futures::StreamExt;
+use std::path::Path;
+
 use reqwest::Method;
+use reqwest::header::{ETAG, HeaderValue};
 use serde_json::{Value, json};
-use tokio::io::AsyncWriteExt;
 
 use super::bots::confirm;
+use super::copy::save;
 use super::files::write_out;
 use crate::arguments::{BackupOf, BackupsCommand, OutputForm, RestoreArguments};
 use crate::client::{Client, find_bot, watched};
@@ -113,33 +115,47 @@ fn route(bot_id: &str, backup: &str) -> Result<String> {
     }
 }
 
-async fn get(client: &Client, form: OutputForm, of: &BackupOf, to: Option<&std::path::Path>) -> Result<()> {
+async fn get(client: &Client, form: OutputForm, of: &BackupOf, to: Option<&Path>) -> Result<()> {
     let bot = find_bot(client, &of.named.name).await?;
-    let request = client.request(Method::GET, &route(&bot.id, &of.backup)?);
-    let Some(to) = to else {
-        return write_out(request, client).await;
-    };
-    let answer = client.send(request).await?;
-    let bar = transfer_bar(form, answer.content_length(), "backup");
-    let failed = |error| Failure::local(format!("cannot write {}", to.display()), error);
-    let mut file = tokio::fs::File::create_new(to).await.map_err(failed)?;
-    let written = async {
-        let mut body = answer.bytes_stream();
-        while let Some(piece) = body.next().await {
-            let piece = piece.map_err(|_| Failure::CutOff("sending a backup"))?;
-            file.write_all(&piece).await.map_err(failed)?;
-            bar.inc(piece.len() as u64);
-        }
-        file.sync_all().await.map_err(failed)
-    };
-    let written = written.await;
-    bar.finish_and_clear();
-    if let Err(failure) = written {
-        // Half an archive is nothing to keep; the failure is what counts.
-        if let Err(error) = tokio::fs::remove_file(to).await {
-            eprintln!("skep: {} is not whole and could not be removed: {error}", to.display());
-        }
-        return Err(failure);
+    let meant = meant(client, &bot.id, &of.backup).await?;
+    let name = text(&meant, "name");
+    let answer = client
+        .send(client.request(Method::GET, &route(&bot.id, &name)?))
+        .await?;
+    // A new backup moves the others on to other names.
+    if !is_it(&meant, answer.headers().get(ETAG)) {
+        return Err(Failure::Failed(format!("another backup has the name {name} by now")));
     }
-    output::print_for_programs(form, &json!({"name": of.backup, "file": to}), "file")
+    let Some(to) = to else {
+        return write_out(answer).await;
+    };
+    if to.symlink_metadata().is_ok() {
+        return Err(Failure::Failed(format!("{} is there already", to.display())));
+    }
+    let bar = transfer_bar(form, answer.content_length(), "backup");
+    let saved = save(answer, to, &bar, "sending a backup").await;
+    bar.finish_and_clear();
+    saved?;
+    output::print_for_programs(form, &json!({"name": name, "file": to}), "file")
+}
+
+/// Whether what is sent is the backup that was listed. One that was not listed is the server's to find.
+fn is_it(meant: &Value, etag: Option<&HeaderValue>) -> bool {
+    let sha256 = meant.get("sha256").and_then(Value::as_str);
+    sha256.is_none_or(|sha256| etag.is_some_and(|etag| *etag == format!("\"{sha256}\"")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backup_that_took_the_name_of_another_is_not_taken_for_it() {
+        let meant = json!({"name": "bot.tar.gz", "sha256": "ab12"});
+        let etag = HeaderValue::from_static;
+        assert!(is_it(&meant, Some(&etag("\"ab12\""))));
+        assert!(!is_it(&meant, Some(&etag("\"cd34\""))));
+        assert!(!is_it(&meant, None));
+        assert!(is_it(&json!({"name": "bot.1.tar.gz"}), Some(&etag("\"cd34\""))));
+    }
 }

@@ -1,7 +1,7 @@
 //! `skep files`.
 
 use futures::StreamExt;
-use reqwest::{Method, RequestBuilder};
+use reqwest::{Method, Response};
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 
@@ -49,13 +49,10 @@ pub(crate) async fn run(client: &Client, form: OutputForm, command: FilesCommand
         FilesCommand::Ls { at } => list(client, form, &at).await,
         FilesCommand::Cat { at } => {
             let (id, path) = find(client, &at).await?;
-            write_out(
-                client
-                    .request(Method::GET, &route(&id, "download"))
-                    .query(&[("path", path)]),
-                client,
-            )
-            .await
+            let request = client
+                .request(Method::GET, &route(&id, "download"))
+                .query(&[("path", path)]);
+            write_out(client.send(request).await?).await
         }
         FilesCommand::Rm { at, recursive } => {
             let (id, path) = find(client, &at).await?;
@@ -117,10 +114,9 @@ async fn list(client: &Client, form: OutputForm, at: &At) -> Result<()> {
     output::print_list(form, &entries, "name", COLUMNS)
 }
 
-/// Writes a download to standard output, byte for byte.
 /// The bytes of an answer, to standard output.
-pub(super) async fn write_out(request: RequestBuilder, client: &Client) -> Result<()> {
-    let mut body = client.send(request).await?.bytes_stream();
+pub(super) async fn write_out(answer: Response) -> Result<()> {
+    let mut body = answer.bytes_stream();
     let mut stdout = tokio::io::stdout();
     let failed = |error| Failure::local("cannot write to standard output", error);
     while let Some(piece) = body.next().await {
