@@ -3,6 +3,7 @@
 use std::io::{IsTerminal, Write};
 
 use serde_json::Value;
+use skep_names::steers_a_terminal;
 use unicode_width::UnicodeWidthStr;
 
 use crate::arguments::OutputForm;
@@ -68,7 +69,21 @@ pub(crate) fn print_for_programs(form: OutputForm, item: &Value, name: &str) -> 
 
 /// JSON as the server sent it, made readable.
 pub(crate) fn print_json(value: &Value) -> Result<()> {
-    print_text(&format!("{value:#}\n"))
+    print_text(&json_text(value))
+}
+
+/// With letters that could steer a terminal as JSON's own escapes, which stand for the same.
+fn json_text(value: &Value) -> String {
+    let mut text = String::new();
+    for letter in format!("{value:#}\n").chars() {
+        match letter {
+            '\n' => text.push(letter),
+            // None of them is beyond the 16 bits of an escape.
+            letter if steers_a_terminal(letter) => text.push_str(&format!("\\u{:04x}", u32::from(letter))),
+            letter => text.push(letter),
+        }
+    }
+    text
 }
 
 /// Text on standard output. A reader that went away (`skep ls | head -1`) is not a failure.
@@ -132,7 +147,7 @@ fn colours_are_wanted() -> bool {
 /// What comes from a workspace or from other users must not steer the terminal.
 pub(crate) fn printable(text: &str) -> String {
     text.chars()
-        .map(|letter| if letter.is_control() { '\u{fffd}' } else { letter })
+        .map(|letter| if steers_a_terminal(letter) { '\u{fffd}' } else { letter })
         .collect()
 }
 
@@ -251,6 +266,26 @@ mod tests {
     fn a_name_cannot_steer_the_terminal() {
         let items = [json!({"name": "\u{1b}[2Jgone"})];
         assert!(!table(&items, COLUMNS, false).contains('\u{1b}'));
+    }
+
+    #[test]
+    fn neither_can_json_which_stays_what_it_is() {
+        let item = json!({"name": "\u{9b}31m \u{7f} \u{1b}[2J\n\t \u{202e}grüße"});
+        let text = json_text(&item);
+        assert!(
+            !text.chars().any(|letter| letter != '\n' && steers_a_terminal(letter)),
+            "{text:?}"
+        );
+        assert!(
+            text.contains("\\u009b31m \\u007f \\u001b[2J") && text.contains("\\u202egrüße"),
+            "{text}"
+        );
+        assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), item);
+    }
+
+    #[test]
+    fn letters_that_turn_a_line_around_are_not_printed() {
+        assert_eq!(printable("a\u{202e}b\u{2028}c\u{9b}"), "a\u{fffd}b\u{fffd}c\u{fffd}");
     }
 
     #[test]

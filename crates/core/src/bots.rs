@@ -75,8 +75,10 @@ fn check_fields(name: Option<&str>, others: [Option<&str>; 2], metadata: Option<
     if name.is_some_and(too_long) || others.into_iter().flatten().any(too_long) {
         return Err(Error::InvalidArgument(format!("a field may have {FIELD_BYTES} bytes")));
     }
-    if name.is_some_and(|name| name.contains(['\0', '\n', '\r'])) {
-        return Err(Error::InvalidArgument("a display name is one line of text".to_owned()));
+    if name.is_some_and(|name| name.contains(char::is_control)) {
+        return Err(Error::InvalidArgument(
+            "a display name is one line of text without control characters".to_owned(),
+        ));
     }
     metadata.map_or(Ok(()), check_metadata)
 }

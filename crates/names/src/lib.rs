@@ -5,9 +5,11 @@
 
 mod bot;
 mod image;
+mod terminal;
 
 pub use bot::{BotId, InvalidId, LEGACY_PREFIX, WORKSPACE_PREFIX, container_id_for, derive_bot_id, is_legacy};
 pub use image::{ImageReference, InvalidImageReference};
+pub use terminal::steers_a_terminal;
 
 /// Label on a container: the id of the bot that owns it.
 pub const LABEL_BOT: &str = "memoh.bot_id";

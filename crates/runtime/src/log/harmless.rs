@@ -1,5 +1,7 @@
 //! Text that a stranger wrote, made fit for an operator's terminal.
 
+use skep_names::steers_a_terminal;
+
 /// UTF-8, with control characters other than line ends and tabs as escapes; also those that turn the direction of
 /// writing or break lines, by which a line could be made to look like another.
 pub(super) fn harmless_text(bytes: &[u8]) -> String {
@@ -19,12 +21,7 @@ pub(super) fn harmless_text(bytes: &[u8]) -> String {
 }
 
 fn is_harmful(letter: char) -> bool {
-    match letter {
-        '\n' | '\t' => false,
-        '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => true,
-        '\u{2028}' | '\u{2029}' | '\u{61c}' => true,
-        letter => letter.is_control(),
-    }
+    !matches!(letter, '\n' | '\t') && steers_a_terminal(letter)
 }
 
 /// Cuts whole lines off the beginning until the text is no longer than that; of one long line its end is kept.

@@ -362,3 +362,16 @@ async fn bots_with_much_metadata_are_fewer_on_a_page() {
     seen.dedup();
     assert_eq!(seen.len(), 8, "none is there twice");
 }
+
+#[tokio::test]
+async fn a_display_name_holds_no_control_character() {
+    let server = TestServer::start().await;
+    for bad in ["two\nlines", "\u{1b}[2J", "a\tb", "del\u{7f}", "c1\u{9b}31m"] {
+        let body = json!({"display_name": bad});
+        let refused = server.call("POST", "/bots?workspace=false").json(&body).send().await;
+        refused.expect_error(400, "invalid_argument");
+    }
+    let good = json!({"display_name": "grüße 蜂巣 עולם"});
+    let made = server.call("POST", "/bots?workspace=false").json(&good).send().await;
+    made.expect_status(201);
+}
