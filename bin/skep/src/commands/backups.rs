@@ -5,12 +5,13 @@ use std::path::Path;
 use reqwest::Method;
 use reqwest::header::{ETAG, HeaderValue};
 use serde_json::{Value, json};
+use skep_names::BotId;
 
 use super::bots::confirm;
 use super::copy::save;
 use super::files::write_out;
 use crate::arguments::{BackupOf, BackupsCommand, OutputForm, RestoreArguments};
-use crate::client::{Client, find_bot, watched};
+use crate::client::{Bot, Client, find_bot, watched};
 use crate::failure::{Failure, Result};
 use crate::output::{self, Column, text};
 use crate::progress::transfer_bar;
@@ -43,7 +44,7 @@ pub(crate) async fn run(client: &Client, form: OutputForm, command: BackupsComma
         BackupsCommand::Ls { name } => list(client, form, name.as_deref()).await,
         BackupsCommand::Get { of, to } => get(client, form, &of, to.as_deref()).await,
         BackupsCommand::Rm { of, force } => {
-            let bot = find_bot(client, &of.named.name).await?;
+            let bot = find_also_gone(client, &of.named.name).await?;
             let meant = meant(client, &bot.id, &of.backup).await?;
             let of_when = output::time(&meant, "created_at");
             confirm(
@@ -60,6 +61,18 @@ pub(crate) async fn run(client: &Client, form: OutputForm, command: BackupsComma
             let gone = json!({"name": meant["name"], "deleted": true});
             output::print_for_programs(form, &gone, "name")
         }
+    }
+}
+
+/// As [`find_bot`]; a bot that is gone by its whole id, for its backups are still there.
+async fn find_also_gone(client: &Client, name: &str) -> Result<Bot> {
+    match find_bot(client, name).await {
+        Err(Failure::Refused { status: 404, .. }) if name.parse::<BotId>().is_ok() => Ok(Bot {
+            id: name.to_owned(),
+            display_name: String::new(),
+            owner_user_id: String::new(),
+        }),
+        found => found,
     }
 }
 
@@ -99,7 +112,7 @@ pub(crate) async fn restore(client: &Client, form: OutputForm, restore: &Restore
 
 async fn list(client: &Client, form: OutputForm, name: Option<&str>) -> Result<()> {
     let path = match name {
-        Some(name) => format!("/bots/{}/backups", find_bot(client, name).await?.id),
+        Some(name) => format!("/bots/{}/backups", find_also_gone(client, name).await?.id),
         None => "/backups".to_owned(),
     };
     let answer = client.get(&path).await?;
@@ -116,7 +129,7 @@ fn route(bot_id: &str, backup: &str) -> Result<String> {
 }
 
 async fn get(client: &Client, form: OutputForm, of: &BackupOf, to: Option<&Path>) -> Result<()> {
-    let bot = find_bot(client, &of.named.name).await?;
+    let bot = find_also_gone(client, &of.named.name).await?;
     let meant = meant(client, &bot.id, &of.backup).await?;
     let name = text(&meant, "name");
     let answer = client

@@ -39,6 +39,8 @@ async fn a_backup_is_had_by_its_name_and_by_its_digest_and_over_no_file() {
     setting
         .prints(&["backups", "get", id, &of("name"), "--to", "by-name"])
         .await;
+    // It outlives its bot.
+    setting.prints(&["bots", "rm", "box", "--force"]).await;
     setting
         .prints(&["backups", "get", id, &of("sha256"), "--to", "by-digest"])
         .await;

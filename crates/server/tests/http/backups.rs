@@ -153,6 +153,12 @@ async fn a_backup_of_a_bot_that_is_gone_is_its_owners_and_the_admins() {
         .send()
         .await
         .expect_error(403, "forbidden");
+    let at = format!("/bots/{bot}/backups/{name}");
+    let refused = server.call_as(&ada, "GET", &at).send().await;
+    refused.expect_error(404, "bot_not_found");
+    server.call("GET", &at).send().await.expect_status(200);
+    let listed = server.call("GET", &format!("/bots/{bot}/backups")).send().await;
+    assert_eq!(text_of(&listed.expect_status(200).json()["items"][0], "name"), name);
     let body = json!({"display_name": "heir", "restore_backup": name});
     let ask_by = |who: &str, key: &str| {
         let call = server.call_as(who, "POST", "/bots?workspace=false").json(&body);
@@ -177,6 +183,28 @@ async fn a_backup_of_a_bot_that_is_gone_is_its_owners_and_the_admins() {
         .send()
         .await
         .expect_error(404, "backup_not_found");
+}
+
+#[tokio::test]
+async fn a_backup_of_a_bot_that_is_gone_is_removed_by_an_admin_alone() {
+    let server = TestServer::start().await;
+    let (_, ada) = server.member("ada").await;
+    let gone = uuid::Uuid::new_v4().to_string();
+    let name = format!("{gone}.tar.gz");
+    let directory = server.directory().join("data/backups");
+    std::fs::create_dir_all(&directory).unwrap();
+    std::fs::write(directory.join(&name), "kept").unwrap();
+    let delete = |who: &str| {
+        server
+            .call_as(who, "DELETE", &format!("/bots/{gone}/backups/{name}"))
+            .send()
+    };
+    delete(&ada).await.expect_error(404, "bot_not_found");
+    assert!(directory.join(&name).exists());
+    delete(server.admin_key()).await.expect_status(204);
+    assert!(!directory.join(&name).exists());
+    // Nothing is left of it.
+    delete(server.admin_key()).await.expect_error(404, "bot_not_found");
 }
 
 #[tokio::test]

@@ -1,24 +1,29 @@
 //! Backups: listed, downloaded, removed, put back. Made by a delete; put back by a create too.
 
+use std::marker::PhantomData;
+
 use axum::Json;
 use axum::body::Body;
-use axum::extract::State;
+use axum::extract::{FromRequestParts, State};
 use axum::http::header::{
     CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_TYPE, ETAG, HeaderValue, IF_MATCH, X_CONTENT_TYPE_OPTIONS,
 };
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use futures::{StreamExt, TryStreamExt};
 use serde::Deserialize;
-use skep_api::{BackupList, ErrorBody, RestoreRequest, RestoredResponse};
+use skep_api::{BackupList, ErrorBody, ErrorCode, RestoreRequest, RestoredResponse};
+use skep_names::BotId;
 use tokio_util::io::ReaderStream;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::app::App;
-use crate::http::access::{Admin, BotAccess, Manage, Read};
+use crate::http::access::{Admin, BotAccess, Caller, Manage, Need, Read};
+use crate::http::context::RequestContext;
 use crate::http::error::{ApiError, ApiResult};
-use crate::http::extract::{Path, RawJsonBody};
+use crate::http::extract::{Path, RawJsonBody, path_part};
 use crate::http::idempotency::Idempotency;
 use crate::http::routes::operations::with_operation;
 use crate::http::wire;
@@ -35,10 +40,46 @@ pub fn router() -> OpenApiRouter<App> {
         .routes(routes!(restore))
 }
 
-/// The backups of a bot: the current one first, then older ones, then what did not verify.
+/// The bot of the route, for a caller who may do `N` with it; one that is gone and has left backups, for an admin.
+struct Keeper<N: Need> {
+    bot: BotId,
+    need: PhantomData<N>,
+}
+
+impl<N: Need> FromRequestParts<App> for Keeper<N> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> ApiResult<Self> {
+        let need = PhantomData;
+        let refused = match BotAccess::<N>::from_request_parts(parts, app).await {
+            Ok(access) => {
+                return Ok(Self {
+                    bot: access.bot.id,
+                    need,
+                });
+            }
+            Err(refused) => refused,
+        };
+        if refused.code() != ErrorCode::BotNotFound {
+            return Err(refused);
+        }
+        let caller = Caller::from_request_parts(parts, app).await?;
+        let bot: BotId = path_part(parts, "bot_id")
+            .await?
+            .parse()
+            .map_err(|_| ApiError::invalid_id("bot"))?;
+        if !caller.is_admin() || caller.scope < N::SCOPE || app.core().backups(&bot).await?.is_empty() {
+            return Err(refused);
+        }
+        RequestContext::from_request_parts(parts, app).await?.note_bot(&bot);
+        Ok(Self { bot, need })
+    }
+}
+
+/// The backups of a bot, of one that is gone for administrators: the current one first, then older ones, then what did not verify.
 #[utoipa::path(get, path = "/bots/{bot_id}/backups", tag = "data", responses((status = 200, body = BackupList)))]
-async fn list(State(app): State<App>, access: BotAccess<Read>) -> ApiResult<Json<BackupList>> {
-    let backups = app.core().backups(access.bot_id()).await?;
+async fn list(State(app): State<App>, keeper: Keeper<Read>) -> ApiResult<Json<BackupList>> {
+    let backups = app.core().backups(&keeper.bot).await?;
     Ok(Json(wire::backups(backups)))
 }
 
@@ -57,8 +98,8 @@ struct OfPath {
 #[utoipa::path(get, path = "/bots/{bot_id}/backups/{name}", tag = "data",
     responses((status = 200, content_type = "application/gzip", body = Vec<u8>),
         (status = 404, body = ErrorBody, description = "No such bot, or no such backup of it")))]
-async fn download(State(app): State<App>, access: BotAccess<Manage>, Path(of): Path<OfPath>) -> ApiResult<Response> {
-    let opened = app.core().open_backup(access.bot_id(), &of.name).await?;
+async fn download(State(app): State<App>, keeper: Keeper<Manage>, Path(of): Path<OfPath>) -> ApiResult<Response> {
+    let opened = app.core().open_backup(&keeper.bot, &of.name).await?;
     let (backup, file) = (opened.backup, tokio::fs::File::from_std(opened.file));
     let pieces = ReaderStream::with_capacity(file, PIECE_BYTES);
     let body = Body::from_stream(exactly(pieces.boxed(), backup.size_bytes));
@@ -106,13 +147,18 @@ fn exactly(
         (status = 412, body = ErrorBody, description = "Another backup has that name by now")))]
 async fn remove(
     State(app): State<App>,
-    access: BotAccess<Manage>,
+    keeper: Keeper<Manage>,
     Path(of): Path<OfPath>,
     headers: HeaderMap,
 ) -> ApiResult<StatusCode> {
-    let (server, bot) = (app.clone(), access.bot.id.clone());
+    let server = app.clone();
     let sha256 = wanted_digest(&headers);
-    let work = async move { server.core().delete_backup(&bot, &of.name, sha256.as_deref()).await };
+    let work = async move {
+        server
+            .core()
+            .delete_backup(&keeper.bot, &of.name, sha256.as_deref())
+            .await
+    };
     app.tasks().spawn(work).await.map_err(ApiError::internal)??;
     Ok(StatusCode::NO_CONTENT)
 }
