@@ -310,7 +310,13 @@ pub(in crate::http::routes) async fn next_field(form: &mut Multipart) -> ApiResu
 
 async fn short_text(mut field: Field<'_>) -> ApiResult<String> {
     let mut bytes = Vec::new();
-    while let Some(piece) = field.chunk().await.map_err(|error| broken(&error))? {
+    loop {
+        let Ok(piece) = timeout(NEXT_BYTES_WITHIN, field.chunk()).await else {
+            return Err(ApiError::invalid_body("the request body stood still"));
+        };
+        let Some(piece) = piece.map_err(|error| broken(&error))? else {
+            break;
+        };
         bytes.extend_from_slice(&piece);
         if bytes.len() > LONGEST_PATH {
             return Err(ApiError::new(ErrorCode::InvalidPath, "the path is too long"));
