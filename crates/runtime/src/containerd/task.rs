@@ -272,9 +272,11 @@ fn state_of(status: Status) -> TaskState {
     }
 }
 
-/// cgroups of version 1 take no limit of memory that is below what cannot be taken back; `EBUSY` is said of nothing else.
+/// cgroups of version 1 take no limit of memory that is below what cannot be taken back: crun tells the kernel's `EBUSY`, which
+/// is said of nothing else, runc what it makes of it.
 fn is_in_use(status: &tonic::Status) -> bool {
-    status.message().to_lowercase().contains("device or resource busy")
+    let text = status.message().to_lowercase();
+    text.contains("device or resource busy") || text.contains("unable to set memory limit to")
 }
 
 fn is_gone(status: &tonic::Status) -> bool {

@@ -10,6 +10,7 @@ use std::path::Path;
 
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, mount_bind_recursive, mount_change};
+use rustix::thread::CapabilitySet;
 use skep_names::{BotId, IDS_PER_BOT};
 
 use super::{HostPaths, IdBlock, Result, Tried, make_directory, remove_file, unmount_all};
@@ -20,7 +21,7 @@ use crate::system_calls::NamespaceHolder;
 /// Without ids there is only a network namespace, owned by the host.
 pub(crate) fn make(paths: &HostPaths, bot: &BotId, ids: Option<IdBlock>) -> Result<()> {
     let flags = libc::CLONE_NEWNET | ids.map_or(0, |_| libc::CLONE_NEWUSER);
-    let owner = ids.map(IdBlock::base);
+    let owner = ids.map(owner_for).transpose()?.flatten();
     let holder = NamespaceHolder::new(flags, owner).tried(|| format!("making the namespaces of workspace {bot}"))?;
     let process = Path::new("/proc").join(holder.pid().to_string());
     if let Some(ids) = ids {
@@ -35,6 +36,15 @@ pub(crate) fn make(paths: &HostPaths, bot: &BotId, ids: Option<IdBlock>) -> Resu
     }
     pin(&process.join("ns/net"), &place)?;
     failpoint::NETWORK_NAMESPACE_PINNED.pass().tried(pinning)
+}
+
+/// Whom a user namespace with these ids belongs to; `None`: to the host's root. A root without some capability has it
+/// over the namespace only as its owner, and container runtimes need several: `CAP_SYS_RESOURCE`, to raise limits of
+/// their container's first process, for one.
+pub(super) fn owner_for(ids: IdBlock) -> Result<Option<u32>> {
+    let held = rustix::thread::capabilities(None).tried(|| "reading capabilities".into())?;
+    let has_all = held.effective.contains(CapabilitySet::all());
+    Ok(has_all.then(|| ids.base()))
 }
 
 fn pinning() -> String {

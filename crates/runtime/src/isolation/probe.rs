@@ -27,7 +27,14 @@ pub(crate) fn probe(paths: &HostPaths, data_root_id: &str, snapshotter_root: &Pa
 }
 
 fn probe_with(paths: &HostPaths, snapshotter_root: &Path, ids: IdBlock) -> Result<()> {
-    let holder = NamespaceHolder::new(libc::CLONE_NEWUSER | libc::CLONE_NEWNET, Some(ids.base()))
+    let owner = namespaces::owner_for(ids)?;
+    if owner.is_none() {
+        tracing::warn!(
+            "root has not every capability here: what the kernel limits for each user (inotify, queued signals) workspaces \
+             share with root"
+        );
+    }
+    let holder = NamespaceHolder::new(libc::CLONE_NEWUSER | libc::CLONE_NEWNET, owner)
         .tried(|| "making a user namespace".into())?;
     let process = Path::new("/proc").join(holder.pid().to_string());
     namespaces::map_ids(&process, ids)?;
