@@ -1,0 +1,109 @@
+//! What a server takes up that the one before it left in the journal.
+
+mod harness;
+
+use std::time::Duration;
+
+use harness::{LIMIT, World, until};
+use serde_json::{Value, json};
+use skep_names::BotId;
+use skep_store::NewOperation;
+use skep_testkit::fake_runtime::Verb;
+
+/// What a server before this one left in the journal.
+async fn left_queued(world: &World, bot: &BotId, request: Value) -> String {
+    let id = uuid::Uuid::now_v7().to_string();
+    let operation = NewOperation {
+        id: id.clone(),
+        bot_id: bot.clone(),
+        kind: request["kind"].as_str().unwrap().to_owned(),
+        request,
+        requested_by: None,
+        request_id: None,
+        bot_status: None,
+        idempotency: None,
+    };
+    world.skep.store().insert_operation(&operation).await.unwrap();
+    id
+}
+
+#[tokio::test]
+async fn what_was_left_unfinished_before_others_began_is_not_done_by_the_next_server() {
+    let mut world = World::new().await;
+    let bot = world.running_bot().await;
+    let store = world.skep.store().clone();
+    let delete = json!({"kind": "delete"});
+    let begun = left_queued(&world, &bot, delete.clone()).await;
+    let queued = left_queued(&world, &bot, delete).await;
+    store.set_operation_step(&begun, "remove", &json!({})).await.unwrap();
+    world.stop(&bot).await.unwrap();
+    world.start(&bot).await.unwrap();
+    let removals = world.runtime.faults().calls(Verb::Remove);
+    world.crash().await;
+    for (id, state) in [(begun, "failed"), (queued, "cancelled")] {
+        let shown = world.skep.operation(&id).await.unwrap();
+        assert_eq!(shown.state.as_str(), state, "{shown:?}");
+        assert!(shown.error.unwrap().1.contains("other operations"));
+    }
+    world.start(&bot).await.unwrap();
+    assert_eq!(world.runtime.faults().calls(Verb::Remove), removals);
+}
+
+#[tokio::test]
+async fn what_is_left_in_the_journal_is_carried_on_for_eight_bots_at_a_time() {
+    let mut world = World::new().await;
+    let mut bots = Vec::new();
+    for _ in 0..10 {
+        bots.push(world.running_bot().await);
+    }
+    world.skep.shut_down(LIMIT).await;
+    for bot in &bots {
+        left_queued(&world, bot, json!({"kind": "restart", "grace": null})).await;
+    }
+    let hold = world.runtime.faults().hold(Verb::Stop);
+    let before = world.runtime.faults().calls(Verb::Stop);
+    world.restart_within(LIMIT).await;
+    let faults = world.runtime.faults().clone();
+    let begun = || faults.calls(Verb::Stop) - before;
+    until(|| async {
+        match begun() {
+            8.. => Ok(()),
+            few => Err(format!("{few} begun")),
+        }
+    })
+    .await;
+    // A ninth would come at once.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(begun(), 8);
+    drop(hold);
+    for bot in &bots {
+        until(|| async {
+            let operations = world.skep.operations(bot, None, 1).await.unwrap().operations;
+            match operations[0].state.as_str() {
+                "succeeded" => Ok(()),
+                other => Err(other.to_owned()),
+            }
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn the_end_of_a_delete_that_failed_removes_no_workspace_that_was_made_meanwhile() {
+    let mut world = World::new().await;
+    let bot = world.running_bot().await;
+    world.write(&bot, "/data/file", "kept").await;
+    world.skep.shut_down(LIMIT).await;
+    // As reconcile asks for it when it saw remains, and its turn comes when they are a workspace.
+    let request = json!({"kind": "delete", "data": "remove", "only_remains": true});
+    let id = left_queued(&world, &bot, request).await;
+    world.restart_within(LIMIT).await;
+    until(|| async {
+        match world.skep.operation(&id).await.unwrap().state.as_str() {
+            "succeeded" => Ok(()),
+            other => Err(other.to_owned()),
+        }
+    })
+    .await;
+    assert_eq!(world.read(&bot, "/data/file").await, "kept");
+}
