@@ -24,6 +24,6 @@ pub mod workspace {
 /// The largest message either side accepts, in bytes.
 pub const MAX_MESSAGE_BYTES: usize = 16 * 1024 * 1024;
 /// The number of [`workspace`]'s surface, told by `Info`; raised whenever it grows.
-pub const GENERATION: u32 = 7;
+pub const GENERATION: u32 = 8;
 /// The pieces in which files and archives are streamed, in bytes.
 pub const STREAM_CHUNK_BYTES: usize = 256 * 1024;
