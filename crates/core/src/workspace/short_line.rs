@@ -75,6 +75,8 @@ impl Work {
                         kept
                     }
                     false => {
+                        // It may have been made before what failed.
+                        self.release(&kept).await?;
                         for (_, made) in merged.drain(..).rev() {
                             self.release(&made).await?;
                         }
