@@ -7,6 +7,7 @@ use std::time::Duration;
 use harness::{LIMIT, World, until};
 use serde_json::{Value, json};
 use skep_names::BotId;
+use skep_runtime::Runtime;
 use skep_store::NewOperation;
 use skep_testkit::fake_runtime::Verb;
 
@@ -98,12 +99,24 @@ async fn the_end_of_a_delete_that_failed_removes_no_workspace_that_was_made_mean
     let request = json!({"kind": "delete", "data": "remove", "only_remains": true});
     let id = left_queued(&world, &bot, request).await;
     world.restart_within(LIMIT).await;
-    until(|| async {
-        match world.skep.operation(&id).await.unwrap().state.as_str() {
-            "succeeded" => Ok(()),
-            other => Err(other.to_owned()),
-        }
-    })
-    .await;
+    world.until_succeeded(&id).await;
     assert_eq!(world.read(&bot, "/data/file").await, "kept");
+}
+
+#[tokio::test]
+async fn a_delete_of_remains_that_had_removed_them_forgets_them_too() {
+    let mut world = World::new().await;
+    let bot = world.running_bot().await;
+    let request = json!({"kind": "delete", "data": "remove", "only_remains": true});
+    let id = left_queued(&world, &bot, request).await;
+    world
+        .skep
+        .store()
+        .set_operation_step(&id, "remove", &json!({"layers_changed": true}))
+        .await
+        .unwrap();
+    world.runtime.remove(&bot).await.unwrap();
+    world.crash().await;
+    world.until_succeeded(&id).await;
+    assert!(world.skep.store().container(&bot).await.unwrap().is_none());
 }

@@ -13,16 +13,6 @@ use skep_names::BotId;
 use skep_runtime::{Runtime, RuntimeError, TaskState};
 use skep_testkit::fake_runtime::{Hold, Verb};
 
-async fn until_running(world: &World, bot: &BotId) {
-    until(|| async {
-        match world.skep.workspace_info(bot).await {
-            Ok(info) if info.task_running && info.status == WorkspaceStatus::Running => Ok(()),
-            other => Err(format!("{other:?}")),
-        }
-    })
-    .await;
-}
-
 #[tokio::test]
 async fn repeated_starts_and_stops_are_accepted() {
     let world = World::new().await;
@@ -174,7 +164,7 @@ async fn a_workspace_that_dies_is_started_again() {
         }
     }
     assert!(seen.len() > 1, "its death was not shown: {seen:?}");
-    until_running(&world, &bot).await;
+    world.until_running(&bot).await;
     assert_eq!(world.read(&bot, "/data/file").await, "kept");
 }
 
@@ -206,7 +196,7 @@ async fn one_that_keeps_dying_is_given_up_after_three_quick_tries() {
     // A person's start begins anew.
     world.runtime.restore_process_one(&bot);
     world.start(&bot).await.unwrap();
-    until_running(&world, &bot).await;
+    world.until_running(&bot).await;
 }
 
 /// Kills its first process and waits until another one runs.
@@ -220,7 +210,7 @@ async fn dies_and_is_started_again(world: &World, bot: &BotId) {
         }
     })
     .await;
-    until_running(world, bot).await;
+    world.until_running(bot).await;
 }
 
 #[tokio::test]
@@ -314,7 +304,7 @@ async fn the_next_server_brings_back_what_should_run() {
     world.runtime.forget_container(&bot);
     assert_eq!(settings.data_root, world.root.path());
     world.restart_within(LIMIT).await;
-    until_running(&world, &bot).await;
+    world.until_running(&bot).await;
     assert_eq!(world.read(&bot, "/data/file").await, "kept");
 }
 
@@ -326,7 +316,7 @@ async fn a_container_without_a_row_is_adopted_as_it_is() {
     let info = world.skep.workspace_info(&bot).await.unwrap();
     assert_eq!((info.status, info.task_running), (WorkspaceStatus::Unknown, true));
     world.restart_within(LIMIT).await;
-    until_running(&world, &bot).await;
+    world.until_running(&bot).await;
 }
 
 #[tokio::test]
@@ -383,7 +373,7 @@ async fn the_environment_of_a_container_without_a_row_is_its_owners_still() {
     create.outcome().await.unwrap();
     world.skep.store().delete_containers(&bot).await.unwrap();
     world.restart_within(LIMIT).await;
-    until_running(&world, &bot).await;
+    world.until_running(&bot).await;
     let row = world.skep.store().container(&bot).await.unwrap().unwrap();
     assert_eq!(row.env, request.env);
     // And a create that says the same finds the same.
@@ -411,7 +401,7 @@ async fn while_the_runtime_is_away_nothing_is_made_anew_and_bridges_work() {
         .find(|check| check.check_type.as_str() == "container.task");
     assert_eq!(task.unwrap().status.as_str(), "unknown");
     world.runtime.come_back();
-    until_running(&world, &bot).await;
+    world.until_running(&bot).await;
     assert_eq!(world.runtime.faults().calls(Verb::Create), creates);
     assert_eq!(world.read(&bot, "/data/file").await, "kept");
 }
@@ -524,7 +514,7 @@ async fn bots_that_a_crash_left_half_made_or_half_gone_are_carried_on() {
         }
     })
     .await;
-    until_running(&world, &creating).await;
+    world.until_running(&creating).await;
 }
 
 #[tokio::test]

@@ -424,16 +424,6 @@ async fn over_crashes_the_numbers_of_events_grow_and_none_is_given_twice() {
     }
 }
 
-async fn until_it_runs(world: &World, bot: &BotId) {
-    until(|| async {
-        match world.skep.workspace_info(bot).await {
-            Ok(info) if info.task_running && info.status == WorkspaceStatus::Running => Ok(()),
-            other => Err(format!("{other:?}")),
-        }
-    })
-    .await;
-}
-
 #[tokio::test]
 async fn one_that_dies_during_an_operation_beside_its_task_is_started_after_it() {
     let world = World::new().await;
@@ -465,7 +455,7 @@ async fn one_that_dies_during_an_operation_beside_its_task_is_started_after_it()
     match tokio::time::timeout(LIMIT, limits.outcome()).await.unwrap() {
         Ok(_) | Err(_) => {}
     }
-    until_it_runs(&world, &bot).await;
+    world.until_running(&bot).await;
 }
 
 #[tokio::test]
@@ -499,5 +489,5 @@ async fn one_that_takes_long_does_not_keep_others_from_being_looked_at() {
         "it is started once"
     );
     drop(hold);
-    until_it_runs(&world, &slow).await;
+    world.until_running(&slow).await;
 }

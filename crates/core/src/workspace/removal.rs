@@ -9,9 +9,10 @@ use crate::error::Result;
 use crate::operations::Outcome;
 
 impl Work {
-    /// The work of `delete`. A workspace may have been made since somebody saw that there are only remains.
+    /// The work of `delete`. A workspace may have been made since somebody saw that there are only remains, but not once
+    /// this has begun.
     pub(crate) async fn delete(&self, data: DeleteData, only_remains: bool) -> Result<Outcome> {
-        if only_remains && self.skep().remains(self.bot()).await?.is_none() {
+        if only_remains && !self.has_begun() && self.skep().remains(self.bot()).await?.is_none() {
             return Ok(Outcome::Done);
         }
         if data == DeleteData::Preserve {

@@ -12,6 +12,7 @@ use skep_core::bridge::BridgePool;
 use skep_core::files::{self, FileWriter, NewFile, WorkspacePath};
 use skep_core::{
     CreateBot, CreateRequest, EventBody, OperationEvent, OperationHandle, Outcome, Parts, Requester, Settings, Skep,
+    WorkspaceStatus,
 };
 use skep_names::BotId;
 use skep_store::Store;
@@ -53,6 +54,28 @@ impl World {
         change(&mut settings);
         let skep = begin(&runtime, root.path(), &settings).await;
         Self { runtime, skep, root }
+    }
+
+    /// Waits until a workspace is seen to run.
+    pub(crate) async fn until_running(&self, bot: &BotId) {
+        until(|| async {
+            match self.skep.workspace_info(bot).await {
+                Ok(info) if info.task_running && info.status == WorkspaceStatus::Running => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        })
+        .await;
+    }
+
+    /// Waits until an operation has succeeded.
+    pub(crate) async fn until_succeeded(&self, id: &str) {
+        until(|| async {
+            match self.skep.operation(id).await.unwrap().state.as_str() {
+                "succeeded" => Ok(()),
+                other => Err(other.to_owned()),
+            }
+        })
+        .await;
     }
 
     /// The server goes down within `limit` and comes up again on the same data root and runtime.

@@ -155,6 +155,7 @@ impl ContainerdRuntime {
             if self.task_state(id).await? != TaskState::None {
                 self.clear_task(id).await?;
             }
+            self.nothing_left_of(id).await?;
             self.release_host(turn, bot).await
         };
         if let Err(error) = undone.await {
@@ -194,20 +195,31 @@ impl ContainerdRuntime {
         self.nothing_left_of(id).await
     }
 
-    /// A shim that died can leave processes that containerd knows nothing of, and a cgroup without any.
+    /// A shim that died can leave processes that containerd knows nothing of, and an OCI runtime that failed a cgroup
+    /// without any: crun gives up on one whose last process is not quite gone.
     pub(super) async fn nothing_left_of(&self, id: &str) -> Result<()> {
         let group = self.cgroup_of(id);
         let ended = tokio::task::spawn_blocking(move || {
+            let mut refused = None;
             for _ in 0..100 {
-                if !cgroup::is_populated(&group) {
-                    return cgroup::remove(&group).map_err(on_host_failed);
+                if cgroup::is_populated(&group) {
+                    cgroup::kill(&group).map_err(on_host_failed)?;
+                } else {
+                    match cgroup::remove(&group) {
+                        Ok(()) => return Ok(()),
+                        Err(error) => refused = Some(error),
+                    }
                 }
-                cgroup::kill(&group).map_err(on_host_failed)?;
                 std::thread::sleep(Duration::from_millis(50));
             }
-            Err(RuntimeError::other(
-                format!("ending the processes of {group}"),
-                "some are left 5 s after SIGKILL",
+            Err(refused.map_or_else(
+                || {
+                    RuntimeError::other(
+                        format!("ending the processes of {group}"),
+                        "some are left 5 s after SIGKILL",
+                    )
+                },
+                on_host_failed,
             ))
         });
         match ended.await {

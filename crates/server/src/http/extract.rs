@@ -1,5 +1,7 @@
 //! Bodies, query strings and path parts, with the refusals of the contract in place of axum's.
 
+use std::time::Duration;
+
 use axum::RequestExt;
 use axum::extract::rejection::{BytesRejection, FailedToBufferBody, PathRejection};
 use axum::extract::{FromRequest, FromRequestParts, Request};
@@ -11,6 +13,10 @@ use skep_api::ErrorCode;
 
 use crate::http::error::ApiError;
 use crate::http::plain;
+
+/// How long a JSON body may take, of at most 24 MiB: that of a login costs a descriptor meanwhile, and nobody knows its
+/// sender.
+const WHOLE_WITHIN: Duration = Duration::from_secs(600);
 
 /// A JSON body: an empty one counts as `{}`, unknown fields are ignored; a wrong type, broken JSON
 /// or another `Content-Type` is 400, a body over the limit 413.
@@ -51,10 +57,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for RawJsonBody<T> {
 impl<T: DeserializeOwned> RawJsonBody<T> {
     async fn read(request: Request) -> Result<Self, ApiError> {
         let content_type = request.headers().get(CONTENT_TYPE).cloned();
-        let bytes = request
-            .extract::<Bytes, _>()
-            .await
-            .map_err(|rejection| refuse_bytes(&rejection))?;
+        let bytes = whole(request, WHOLE_WITHIN).await?;
         if bytes.is_empty() {
             return parse(b"{}").map(|value| Self { value, bytes });
         }
@@ -85,6 +88,16 @@ impl<S: Send + Sync> FromRequest<S> for RawBody {
                 "the request body must be a JSON object, or empty",
             )),
         }
+    }
+}
+
+async fn whole(request: Request, limit: Duration) -> Result<Bytes, ApiError> {
+    match tokio::time::timeout(limit, request.extract::<Bytes, _>()).await {
+        Ok(read) => read.map_err(|rejection| refuse_bytes(&rejection)),
+        Err(_) => Err(ApiError::invalid_body(format!(
+            "the request body was not whole after {} s",
+            limit.as_secs()
+        ))),
     }
 }
 
@@ -160,7 +173,16 @@ impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T>
 
 #[cfg(test)]
 mod tests {
+    use axum::body::Body;
+
     use super::*;
+
+    #[tokio::test]
+    async fn a_body_that_does_not_come_is_not_waited_for_for_ever() {
+        let never = Body::from_stream(futures::stream::pending::<std::io::Result<Bytes>>());
+        let refused = whole(Request::new(never), Duration::from_millis(50)).await.unwrap_err();
+        assert!(format!("{refused:?}").contains("not whole"), "{refused:?}");
+    }
 
     #[test]
     fn only_json_media_types_are_json() {

@@ -141,6 +141,14 @@ pub async fn a_device_is_kept_over_starts_and_states(subject: &dyn Subject) {
     workspace.remove().await;
 }
 
+/// A hook that fails, with a process of its own in the container's cgroup.
+const FAILS_AND_LEAVES_A_PROCESS: &str = r#"
+pid=$(sed -n 's/.*"pid": *\([0-9]*\).*/\1/p')
+group=$(sed -n -e 's|^[0-9]*:pids:|/pids|p' -e 's|^0::||p' /proc/$pid/cgroup | head -n 1)
+sleep 300 >/dev/null 2>&1 </dev/null &
+echo $! >"/sys/fs/cgroup$group/cgroup.procs"
+exit 3"#;
+
 /// Nothing is started with less, and nothing of the try is left.
 pub async fn a_device_that_is_gone_keeps_a_workspace_from_starting(subject: &dyn Subject) {
     write_specification(subject, "FIRST");
@@ -158,11 +166,12 @@ pub async fn a_device_that_is_gone_keeps_a_workspace_from_starting(subject: &dyn
     if subject.isolates() {
         // Its nodes are made by then.
         let mut failing = specification(&subject.cdi_directory(), "FIRST");
-        failing["containerEdits"]["hooks"][0]["args"] = json!(["sh", "-c", "exit 3"]);
+        failing["containerEdits"]["hooks"][0]["args"] = json!(["sh", "-c", FAILS_AND_LEAVES_A_PROCESS]);
         write(subject, "example.json", &failing.to_string());
         let refused = subject.runtime().start(&workspace.bot, &CASE_LIMITS).await;
         assert!(matches!(refused, Err(RuntimeError::Other { .. })), "{refused:?}");
-        // A container that could not be made is cleared away by its shim, in its own time.
+        // A container that could not be made is cleared away by its shim, in its own time; the OCI runtime gives up
+        // on a cgroup that is not empty.
         until("nothing is left of a start that failed", async || {
             let now = subject.traces();
             if now == before { Ok(()) } else { Err(format!("{now:?}")) }
