@@ -8,42 +8,13 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use harness::{LIMIT, World, admin, all, failure, kinds, until};
-use skep_core::{Backup, Code, CreateBot, CreateRequest, DeleteData, Outcome, RestoreRequest, WorkspaceStatus};
+use harness::{LIMIT, World, admin, all, failure, kinds, names, until};
+use skep_core::{Code, CreateBot, DeleteData, RestoreRequest, WorkspaceStatus};
 use skep_names::BotId;
 use skep_runtime::{Runtime, RuntimeError};
 use skep_store::NewContainer;
 use skep_testkit::fake_runtime::Verb;
 use skep_testkit::trees;
-
-async fn preserve(world: &World, bot: &BotId) -> skep_core::Result<Outcome> {
-    let deleted = world.skep.delete_workspace(bot, DeleteData::Preserve, &admin()).await;
-    deleted.unwrap().outcome().await
-}
-
-async fn create_with(world: &World, bot: &BotId, restore_data: Option<bool>) -> skep_core::CompletedWorkspace {
-    let request = CreateRequest {
-        restore_data,
-        ..CreateRequest::default()
-    };
-    let handle = world.skep.create_workspace(bot, request, &admin()).await.unwrap();
-    match handle.outcome().await.unwrap() {
-        Outcome::Workspace(completed) => completed,
-        other => panic!("{other:?}"),
-    }
-}
-
-async fn backups(world: &World, bot: &BotId) -> Vec<Backup> {
-    world.skep.backups(bot).await.unwrap()
-}
-
-fn names(backups: &[Backup]) -> Vec<&str> {
-    backups.iter().map(|backup| backup.name.as_str()).collect()
-}
-
-fn file_of(world: &World, name: &str) -> PathBuf {
-    world.root.path().join("backups").join(name)
-}
 
 fn legacy(world: &World, bot: &BotId) -> PathBuf {
     world.root.path().join("bots").join(bot.as_str())
@@ -58,24 +29,24 @@ async fn preserved_data_is_put_back_by_the_next_create() {
     let world = World::new().await;
     let bot = world.running_bot().await;
     world.write(&bot, "/data/file", "kept").await;
-    preserve(&world, &bot).await.unwrap();
+    world.preserve(&bot).await.unwrap();
     assert!(world.runtime.inspect(&bot).await.unwrap().is_none());
     assert_eq!(world.runtime.bots_with_layers().await.unwrap(), []);
 
-    let kept = backups(&world, &bot).await;
+    let kept = world.backups(&bot).await;
     let name = format!("{bot}.tar.gz");
     assert_eq!(names(&kept), [name.as_str()]);
     assert!(kept[0].verified && kept[0].entries == Some(1), "{kept:?}");
-    let metadata = fs::metadata(file_of(&world, &name)).unwrap();
+    let metadata = fs::metadata(world.file_of(&name)).unwrap();
     assert_eq!(metadata.permissions().mode() & 0o7777, 0o600);
     assert_eq!(metadata.len(), kept[0].size_bytes);
 
     let events = all(&world.create(&bot).await).await;
     assert_eq!(kinds(&events), ["pulling", "creating", "restoring", "complete"]);
     assert_eq!(world.read(&bot, "/data/file").await, "kept");
-    assert_eq!(backups(&world, &bot).await, []);
+    assert_eq!(world.backups(&bot).await, []);
     assert!(!world.skep.workspace_info(&bot).await.unwrap().has_preserved_data);
-    assert!(!file_of(&world, &name).exists());
+    assert!(!world.file_of(&name).exists());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -86,9 +57,9 @@ async fn a_tree_that_is_hard_to_carry_comes_back_equal_in_everything() {
     fs::create_dir_all(&data).unwrap();
     trees::make_hard_tree(&data).unwrap();
     let before = trees::describe(&data).unwrap();
-    preserve(&world, &bot).await.unwrap();
+    world.preserve(&bot).await.unwrap();
     assert!(!data.exists());
-    let completed = create_with(&world, &bot, Some(true)).await;
+    let completed = world.create_with(&bot, Some(true)).await;
     assert!(completed.data_restored && !completed.has_preserved_data);
     let after = trees::describe(&data).unwrap();
     for (name, was) in &before {
@@ -102,13 +73,13 @@ async fn a_create_that_is_told_so_keeps_preserved_data_aside() {
     let world = World::new().await;
     let bot = world.running_bot().await;
     world.write(&bot, "/data/file", "kept").await;
-    preserve(&world, &bot).await.unwrap();
-    let completed = create_with(&world, &bot, Some(false)).await;
+    world.preserve(&bot).await.unwrap();
+    let completed = world.create_with(&bot, Some(false)).await;
     assert!(!completed.data_restored && completed.has_preserved_data);
-    assert_eq!(backups(&world, &bot).await.len(), 1);
+    assert_eq!(world.backups(&bot).await.len(), 1);
     // Nor does a later create touch what the workspace holds by then.
     world.write(&bot, "/data/file", "new").await;
-    let again = create_with(&world, &bot, Some(true)).await;
+    let again = world.create_with(&bot, Some(true)).await;
     assert!(!again.data_restored && again.has_preserved_data);
     assert_eq!(world.read(&bot, "/data/file").await, "new");
 }
@@ -119,7 +90,7 @@ async fn a_failed_backup_deletes_nothing_and_what_ran_runs_again() {
     let bot = world.running_bot().await;
     world.write(&bot, "/data/file", "here").await;
     world.runtime.faults().fail_next(Verb::ReadData, broken());
-    assert_eq!(preserve(&world, &bot).await.unwrap_err().code(), Code::Internal);
+    assert_eq!(world.preserve(&bot).await.unwrap_err().code(), Code::Internal);
     assert_eq!(world.read(&bot, "/data/file").await, "here");
     let info = world.skep.workspace_info(&bot).await.unwrap();
     assert!(info.task_running && info.status == WorkspaceStatus::Running, "{info:?}");
@@ -140,12 +111,12 @@ async fn a_failed_backup_deletes_nothing_and_what_ran_runs_again() {
         .unwrap();
     assert_eq!(check.status.as_str(), "error", "{check:?}");
     assert_eq!(world.read(&bot, "/data/file").await, "here");
-    assert_eq!(backups(&world, &bot).await, []);
+    assert_eq!(world.backups(&bot).await, []);
 
     // One that was stopped stays so.
     world.stop(&bot).await.unwrap();
     world.runtime.faults().fail_next(Verb::ReadData, broken());
-    preserve(&world, &bot).await.unwrap_err();
+    world.preserve(&bot).await.unwrap_err();
     assert!(!world.skep.workspace_info(&bot).await.unwrap().task_running);
 }
 
@@ -170,7 +141,7 @@ async fn data_in_a_snapshotter_that_is_not_looked_into_is_not_taken_for_none() {
     };
     world.skep.store().put_container(&elsewhere).await.unwrap();
     world.runtime.remove(&bot).await.unwrap();
-    let refused = preserve(&world, &bot).await.unwrap_err();
+    let refused = world.preserve(&bot).await.unwrap_err();
     assert_eq!(refused.code(), Code::Conflict);
     assert!(refused.to_string().contains("elsewhere"), "{refused}");
     assert!(world.skep.store().container(&bot).await.unwrap().is_some());
@@ -181,11 +152,11 @@ async fn older_backups_are_kept_as_generations() {
     let world = World::with(|settings| settings.keep_backups = 2).await;
     let bot = world.bot().await;
     for content in ["a", "bb", "ccc", "dddd"] {
-        create_with(&world, &bot, Some(false)).await;
+        world.create_with(&bot, Some(false)).await;
         world.write(&bot, "/data/file", content).await;
-        preserve(&world, &bot).await.unwrap();
+        world.preserve(&bot).await.unwrap();
     }
-    let kept = backups(&world, &bot).await;
+    let kept = world.backups(&bot).await;
     let expected = [
         format!("{bot}.tar.gz"),
         format!("{bot}.1.tar.gz"),
@@ -195,10 +166,10 @@ async fn older_backups_are_kept_as_generations() {
     assert!(kept.iter().all(|one| one.verified));
     assert!(kept[0].created_at > kept[1].created_at && kept[1].created_at > kept[2].created_at);
     assert_eq!(world.skep.store().backups(&bot).await.unwrap().len(), 3);
-    create_with(&world, &bot, None).await;
+    world.create_with(&bot, None).await;
     assert_eq!(world.read(&bot, "/data/file").await, "dddd");
     // Generations are reached by name only.
-    assert_eq!(names(&backups(&world, &bot).await), expected[1..]);
+    assert_eq!(names(&world.backups(&bot).await), expected[1..]);
     assert!(!world.skep.workspace_info(&bot).await.unwrap().has_preserved_data);
     world.skep.delete_backup(&bot, &expected[1], None).await.unwrap();
     let gone = world.skep.delete_backup(&bot, &expected[1], None).await.unwrap_err();
@@ -211,19 +182,19 @@ async fn a_damaged_backup_is_set_aside_told_and_blocks_no_start() {
     let world = World::new().await;
     let bot = world.running_bot().await;
     world.write(&bot, "/data/file", "kept").await;
-    preserve(&world, &bot).await.unwrap();
+    world.preserve(&bot).await.unwrap();
     let name = format!("{bot}.tar.gz");
-    let mut bytes = fs::read(file_of(&world, &name)).unwrap();
+    let mut bytes = fs::read(world.file_of(&name)).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
-    fs::write(file_of(&world, &name), &bytes).unwrap();
+    fs::write(world.file_of(&name), &bytes).unwrap();
 
-    let completed = create_with(&world, &bot, None).await;
+    let completed = world.create_with(&bot, None).await;
     assert!(!completed.data_restored && !completed.has_preserved_data);
     let aside = format!("{bot}.tar.gz.corrupt");
     assert!(completed.warnings[0].contains(&aside), "{completed:?}");
-    assert_eq!(fs::read(file_of(&world, &aside)).unwrap(), bytes);
-    let listed = backups(&world, &bot).await;
+    assert_eq!(fs::read(world.file_of(&aside)).unwrap(), bytes);
+    let listed = world.backups(&bot).await;
     assert_eq!((names(&listed), listed[0].verified), (vec![aside.as_str()], false));
     let checks = world.skep.checks(&bot).await.unwrap();
     assert_eq!(checks[0].status.as_str(), "warn", "{:?}", checks[0]);
@@ -243,17 +214,17 @@ async fn beside_a_damaged_backup_the_one_before_it_is_put_back_by_its_name_only(
         let mut world = World::new().await;
         let bot = world.bot().await;
         for content in ["older", "newer"] {
-            create_with(&world, &bot, Some(false)).await;
+            world.create_with(&bot, Some(false)).await;
             world.write(&bot, "/data/file", content).await;
-            preserve(&world, &bot).await.unwrap();
+            world.preserve(&bot).await.unwrap();
         }
         let (newest, older) = (format!("{bot}.tar.gz"), format!("{bot}.1.tar.gz"));
         let aside = format!("{bot}.tar.gz.corrupt");
-        let kept = fs::read(file_of(&world, &older)).unwrap();
-        let damaged = damage(fs::read(file_of(&world, &newest)).unwrap());
-        fs::write(file_of(&world, &newest), &damaged).unwrap();
+        let kept = fs::read(world.file_of(&older)).unwrap();
+        let damaged = damage(fs::read(world.file_of(&newest)).unwrap());
+        fs::write(world.file_of(&newest), &damaged).unwrap();
 
-        let completed = create_with(&world, &bot, None).await;
+        let completed = world.create_with(&bot, None).await;
         assert!(completed.started && !completed.data_restored, "{completed:?}");
         assert!(!completed.has_preserved_data, "{completed:?}");
         assert!(
@@ -268,14 +239,14 @@ async fn beside_a_damaged_backup_the_one_before_it_is_put_back_by_its_name_only(
             assert_eq!(told.status.as_str(), "warn", "{told:?}");
             assert!(told.detail.as_ref().unwrap().contains(&aside), "{told:?}");
             assert!(!world.runtime.layer_path(&bot).join("data/file").exists());
-            let listed = backups(&world, &bot).await;
+            let listed = world.backups(&bot).await;
             let shown: Vec<_> = listed.iter().map(|one| (one.name.clone(), one.verified)).collect();
             assert_eq!(shown, [(older.clone(), true), (aside.clone(), false)]);
-            assert_eq!(fs::read(file_of(&world, &older)).unwrap(), kept);
-            assert_eq!(fs::read(file_of(&world, &aside)).unwrap(), damaged);
+            assert_eq!(fs::read(world.file_of(&older)).unwrap(), kept);
+            assert_eq!(fs::read(world.file_of(&aside)).unwrap(), damaged);
             world.restart_within(LIMIT).await;
         }
-        assert!(!create_with(&world, &bot, Some(true)).await.data_restored);
+        assert!(!world.create_with(&bot, Some(true)).await.data_restored);
         let by_name = RestoreRequest {
             name: Some(older.clone()),
             ..RestoreRequest::default()
@@ -283,7 +254,7 @@ async fn beside_a_damaged_backup_the_one_before_it_is_put_back_by_its_name_only(
         let restore = world.skep.restore_data(&bot, by_name, &admin()).await.unwrap();
         restore.outcome().await.unwrap();
         assert_eq!(world.read(&bot, "/data/file").await, "older");
-        assert_eq!(fs::read(file_of(&world, &older)).unwrap(), kept);
+        assert_eq!(fs::read(world.file_of(&older)).unwrap(), kept);
     }
 }
 
@@ -294,12 +265,12 @@ async fn a_layer_whose_container_vanished_is_kept_too_and_nothing_is_a_success()
     world.write(&bot, "/data/file", "kept").await;
     world.stop(&bot).await.unwrap();
     world.runtime.forget_container(&bot);
-    preserve(&world, &bot).await.unwrap();
-    assert_eq!(backups(&world, &bot).await.len(), 1);
+    world.preserve(&bot).await.unwrap();
+    assert_eq!(world.backups(&bot).await.len(), 1);
     assert_eq!(world.runtime.bots_with_layers().await.unwrap(), []);
-    preserve(&world, &bot).await.unwrap();
-    assert_eq!(backups(&world, &bot).await.len(), 1);
-    create_with(&world, &bot, None).await;
+    world.preserve(&bot).await.unwrap();
+    assert_eq!(world.backups(&bot).await.len(), 1);
+    world.create_with(&bot, None).await;
     assert_eq!(world.read(&bot, "/data/file").await, "kept");
 }
 
@@ -311,7 +282,7 @@ async fn a_legacy_directory_is_imported_once_with_all_it_holds() {
     fs::create_dir_all(&directory).unwrap();
     trees::make_hard_tree(&directory).unwrap();
     let before = trees::describe(&directory).unwrap();
-    let completed = create_with(&world, &bot, None).await;
+    let completed = world.create_with(&bot, None).await;
     assert!(completed.data_restored && !completed.has_preserved_data);
     let data = world.runtime.layer_path(&bot).join("data");
     assert_eq!(trees::describe(&data).unwrap(), before);
@@ -329,10 +300,10 @@ async fn a_backup_wins_over_a_legacy_directory() {
     let world = World::new().await;
     let bot = world.running_bot().await;
     world.write(&bot, "/data/file", "newer").await;
-    preserve(&world, &bot).await.unwrap();
+    world.preserve(&bot).await.unwrap();
     fs::create_dir_all(legacy(&world, &bot)).unwrap();
     fs::write(legacy(&world, &bot).join("file"), "older").unwrap();
-    let completed = create_with(&world, &bot, None).await;
+    let completed = world.create_with(&bot, None).await;
     assert!(completed.data_restored && !completed.has_preserved_data);
     assert_eq!(world.read(&bot, "/data/file").await, "newer");
     // It was never in the workspace: a removal that keeps the data keeps it, and one that does not takes it.
@@ -369,7 +340,7 @@ async fn a_workspace_whose_layer_is_gone_stays_missing_until_a_create_decides() 
         .await
         .unwrap();
     handle.outcome().await.unwrap();
-    create_with(&world, &bot, Some(false)).await;
+    world.create_with(&bot, Some(false)).await;
     // Somebody removes container and layer behind the server's back.
     world.runtime.remove(&bot).await.unwrap();
     world.crash().await;
@@ -394,7 +365,7 @@ async fn a_workspace_whose_layer_is_gone_stays_missing_until_a_create_decides() 
     .await;
     assert_eq!(world.start(&bot).await.unwrap_err().code(), Code::Conflict);
     assert_eq!(world.runtime.bots_with_layers().await.unwrap(), []);
-    let completed = create_with(&world, &bot, None).await;
+    let completed = world.create_with(&bot, None).await;
     assert!(completed.data_restored);
     assert_eq!(world.read(&bot, "/data/file").await, "kept");
 }
@@ -404,16 +375,16 @@ async fn nothing_is_made_in_the_place_of_a_lost_layer_while_anything_of_the_bot_
     let world = World::with(|settings| settings.reconcile_interval = Duration::from_millis(20)).await;
     let bot = world.bot().await;
     for content in ["older", "newer"] {
-        create_with(&world, &bot, Some(false)).await;
+        world.create_with(&bot, Some(false)).await;
         world.write(&bot, "/data/file", content).await;
-        preserve(&world, &bot).await.unwrap();
+        world.preserve(&bot).await.unwrap();
     }
-    create_with(&world, &bot, None).await;
+    world.create_with(&bot, None).await;
     let generation = format!("{bot}.1.tar.gz");
-    assert_eq!(names(&backups(&world, &bot).await), [generation.as_str()]);
-    let aside = file_of(&world, &format!("{bot}.tar.gz.corrupt"));
+    assert_eq!(names(&world.backups(&bot).await), [generation.as_str()]);
+    let aside = world.file_of(&format!("{bot}.tar.gz.corrupt"));
     let migrated = legacy(&world, &bot).with_extension("migrated");
-    for kept in [file_of(&world, &generation), aside, migrated] {
+    for kept in [world.file_of(&generation), aside, migrated] {
         match kept.extension() {
             Some(ending) if ending == "migrated" => fs::create_dir_all(&kept).unwrap(),
             Some(ending) if ending == "corrupt" => fs::write(&kept, "half an archive").unwrap(),
@@ -438,7 +409,7 @@ async fn nothing_is_made_in_the_place_of_a_lost_layer_while_anything_of_the_bot_
         assert_eq!(world.start(&bot).await.unwrap_err().code(), Code::Conflict, "{kept:?}");
         assert_eq!(world.runtime.bots_with_layers().await.unwrap(), [], "{kept:?}");
         // A create decides: what is older than the last is put back by its name only.
-        let completed = create_with(&world, &bot, None).await;
+        let completed = world.create_with(&bot, None).await;
         assert!(completed.started && !completed.data_restored, "{completed:?}");
         match kept.is_dir() {
             true => fs::remove_dir_all(&kept).unwrap(),
@@ -496,10 +467,10 @@ async fn a_link_in_the_place_of_data_is_refused_and_followed_nowhere() {
             Err(_) => {}
         }
         symlink(&target, &data).unwrap();
-        let error = preserve(&world, &bot).await.unwrap_err();
+        let error = world.preserve(&bot).await.unwrap_err();
         assert_eq!(error.code(), Code::InvalidArgument, "{error}");
         assert_eq!(error.to_string(), "/data is not a directory");
-        assert_eq!(backups(&world, &bot).await, []);
+        assert_eq!(world.backups(&bot).await, []);
     }
     assert_eq!(fs::read_to_string(outside.path().join("canary")).unwrap(), "untouched");
     assert_eq!(world.read(&neighbour, "/data/secret").await, "theirs");
@@ -510,16 +481,16 @@ async fn an_image_whose_data_is_a_link_gets_nothing_put_back_outside() {
     let world = World::new().await;
     let bot = world.running_bot().await;
     world.write(&bot, "/data/file", "kept").await;
-    preserve(&world, &bot).await.unwrap();
+    world.preserve(&bot).await.unwrap();
     let outside = tempfile::tempdir().unwrap();
     symlink(outside.path(), world.runtime.image_path().join("data")).unwrap();
     let (_, message) = failure(&all(&world.create(&bot).await).await);
     assert!(message.starts_with("restore preserved data failed: "), "{message}");
     assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
-    assert_eq!(backups(&world, &bot).await.len(), 1, "what was kept is kept");
+    assert_eq!(world.backups(&bot).await.len(), 1, "what was kept is kept");
     assert_eq!(world.runtime.bots_with_layers().await.unwrap(), []);
     fs::remove_file(world.runtime.image_path().join("data")).unwrap();
-    create_with(&world, &bot, None).await;
+    world.create_with(&bot, None).await;
     assert_eq!(world.read(&bot, "/data/file").await, "kept");
 }
 
@@ -549,7 +520,7 @@ async fn what_a_crash_cuts_off_is_carried_on() {
     world.crash().await;
     drop(hold);
     until(|| async {
-        let kept = backups(&world, &bot).await;
+        let kept = world.backups(&bot).await;
         let there = world.runtime.inspect(&bot).await.map_err(|error| error.to_string())?;
         match (kept.len(), there) {
             (1, None) if kept[0].verified => Ok(()),
@@ -558,7 +529,7 @@ async fn what_a_crash_cuts_off_is_carried_on() {
     })
     .await;
     assert!(!partial.exists());
-    create_with(&world, &bot, None).await;
+    world.create_with(&bot, None).await;
     assert_eq!(world.read(&bot, "/data/file").await, "kept");
 }
 
@@ -567,13 +538,13 @@ async fn a_failed_restore_undoes_the_create_and_keeps_the_backup() {
     let world = World::new().await;
     let bot = world.running_bot().await;
     world.write(&bot, "/data/file", "kept").await;
-    preserve(&world, &bot).await.unwrap();
+    world.preserve(&bot).await.unwrap();
     world.runtime.faults().fail_next(Verb::WriteData, broken());
     let (code, message) = failure(&all(&world.create(&bot).await).await);
     assert_eq!(code, "internal");
     assert!(message.starts_with("restore preserved data failed: "), "{message}");
     assert_eq!(world.runtime.bots_with_layers().await.unwrap(), []);
-    assert_eq!(backups(&world, &bot).await.len(), 1);
-    create_with(&world, &bot, None).await;
+    assert_eq!(world.backups(&bot).await.len(), 1);
+    world.create_with(&bot, None).await;
     assert_eq!(world.read(&bot, "/data/file").await, "kept");
 }

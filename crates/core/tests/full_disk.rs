@@ -11,7 +11,7 @@ use std::process::Command;
 use harness::{World, admin, until};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use skep_core::{Code, CreateRequest, DeleteData, Outcome, RestoreMode};
+use skep_core::{Code, CreateRequest, Outcome, RestoreMode};
 use skep_names::BotId;
 use skep_testkit::fake_runtime::Verb;
 use skep_testkit::trees;
@@ -57,11 +57,6 @@ fn run(command: &[&str], place: &Path) {
     );
 }
 
-async fn preserve(world: &World, bot: &BotId) -> skep_core::Result<Outcome> {
-    let deleted = world.skep.delete_workspace(bot, DeleteData::Preserve, &admin()).await;
-    deleted.unwrap().outcome().await
-}
-
 /// A stopped workspace with a mebibyte that does not compress, and an older backup of something else.
 async fn filled(world: &World, random: &mut StdRng) -> BotId {
     let bot = world.running_bot().await;
@@ -69,7 +64,7 @@ async fn filled(world: &World, random: &mut StdRng) -> BotId {
     let mut noise = |length: usize| -> Vec<u8> { (0..length).map(|_| random.random()).collect() };
     fs::create_dir_all(&data).unwrap();
     fs::write(data.join("old"), noise(OLD_BYTES)).unwrap();
-    preserve(world, &bot).await.unwrap();
+    world.preserve(&bot).await.unwrap();
     let request = CreateRequest {
         restore_data: Some(false),
         ..CreateRequest::default()
@@ -117,7 +112,7 @@ async fn a_backup_on_a_disk_that_is_full_fails_and_changes_nothing() {
     let mut tried = 0;
     for step in steps.below(DATA_BYTES as u64) {
         disk.resize(used + step * STEP_BYTES);
-        let error = preserve(&world, &bot).await.expect_err("it does not fit");
+        let error = world.preserve(&bot).await.expect_err("it does not fit");
         assert_eq!(error.code(), Code::DiskFull, "{step}: {}", error.with_causes());
         assert_eq!(world.skep.backups(&bot).await.unwrap(), kept, "{step}");
         assert_eq!(
@@ -131,7 +126,7 @@ async fn a_backup_on_a_disk_that_is_full_fails_and_changes_nothing() {
     let newest = world.skep.open_backup(&bot, &kept[0].name).await.unwrap().backup;
     assert!(newest.verified);
     disk.resize(16 << 20);
-    preserve(&world, &bot).await.unwrap();
+    world.preserve(&bot).await.unwrap();
     let both = world.skep.backups(&bot).await.unwrap();
     assert_eq!(both.len(), 2);
     assert_eq!(

@@ -6,45 +6,15 @@ mod harness;
 use std::fs;
 use std::path::PathBuf;
 
-use harness::{World, admin, archive_of, until};
+use harness::{World, admin, archive_of, names, until};
 use skep_core::{
-    Backup, Code, CreateBot, CreateRequest, DeleteData, OperationHandle, Outcome, RestoreMode, RestoreRequest,
-    SOURCE_PRE_EXEC,
+    Backup, Code, CreateBot, DeleteData, OperationHandle, Outcome, RestoreMode, RestoreRequest, SOURCE_PRE_EXEC,
 };
 use skep_names::BotId;
 use skep_runtime::RuntimeError;
 use skep_store::BackupRow;
 use skep_testkit::fake_runtime::Verb;
 use skep_testkit::trees;
-
-async fn preserve(world: &World, bot: &BotId) -> skep_core::Result<Outcome> {
-    let deleted = world.skep.delete_workspace(bot, DeleteData::Preserve, &admin()).await;
-    deleted.unwrap().outcome().await
-}
-
-async fn create_with(world: &World, bot: &BotId, restore_data: Option<bool>) -> skep_core::CompletedWorkspace {
-    let request = CreateRequest {
-        restore_data,
-        ..CreateRequest::default()
-    };
-    let handle = world.skep.create_workspace(bot, request, &admin()).await.unwrap();
-    match handle.outcome().await.unwrap() {
-        Outcome::Workspace(completed) => completed,
-        other => panic!("{other:?}"),
-    }
-}
-
-async fn backups(world: &World, bot: &BotId) -> Vec<Backup> {
-    world.skep.backups(bot).await.unwrap()
-}
-
-fn names(backups: &[Backup]) -> Vec<&str> {
-    backups.iter().map(|backup| backup.name.as_str()).collect()
-}
-
-fn file_of(world: &World, name: &str) -> PathBuf {
-    world.root.path().join("backups").join(name)
-}
 
 fn broken() -> RuntimeError {
     RuntimeError::other("reading", std::io::Error::other("broken"))
@@ -58,8 +28,8 @@ async fn restore(world: &World, bot: &BotId, request: RestoreRequest) -> skep_co
 async fn with_backup_aside(world: &World) -> BotId {
     let bot = world.running_bot().await;
     world.write(&bot, "/data/file", "kept").await;
-    preserve(world, &bot).await.unwrap();
-    create_with(world, &bot, Some(false)).await;
+    world.preserve(&bot).await.unwrap();
+    world.create_with(&bot, Some(false)).await;
     world.write(&bot, "/data/here", "before").await;
     bot
 }
@@ -78,7 +48,7 @@ async fn a_restore_merges_or_replaces_and_takes_the_current_backup() {
     assert_eq!(world.read(&bot, "/data/file").await, "kept");
     assert_eq!(world.read(&bot, "/data/here").await, "before");
     assert_eq!(
-        names(&backups(&world, &bot).await),
+        names(&world.backups(&bot).await),
         [name.as_str()],
         "asked for by name, it is kept"
     );
@@ -90,7 +60,7 @@ async fn a_restore_merges_or_replaces_and_takes_the_current_backup() {
     restore(&world, &bot, current.clone()).await.unwrap();
     assert_eq!(world.read(&bot, "/data/file").await, "kept");
     assert!(!world.runtime.layer_path(&bot).join("data/here").exists());
-    assert_eq!(backups(&world, &bot).await, []);
+    assert_eq!(world.backups(&bot).await, []);
     let nothing = restore(&world, &bot, current).await.unwrap_err();
     assert_eq!(
         (nothing.code(), nothing.to_string().as_str()),
@@ -102,12 +72,12 @@ async fn a_restore_merges_or_replaces_and_takes_the_current_backup() {
 async fn a_generation_that_is_found_damaged_is_set_aside_and_never_shown_as_good() {
     let world = World::new().await;
     let bot = with_backup_aside(&world).await;
-    preserve(&world, &bot).await.unwrap();
-    create_with(&world, &bot, Some(false)).await;
+    world.preserve(&bot).await.unwrap();
+    world.create_with(&bot, Some(false)).await;
     world.write(&bot, "/data/here", "now").await;
     let name = format!("{bot}.1.tar.gz");
-    let bytes = fs::read(file_of(&world, &name)).unwrap();
-    fs::write(file_of(&world, &name), &bytes[..bytes.len() - 20]).unwrap();
+    let bytes = fs::read(world.file_of(&name)).unwrap();
+    fs::write(world.file_of(&name), &bytes[..bytes.len() - 20]).unwrap();
     let asked = |name: &str| RestoreRequest {
         name: Some(name.to_owned()),
         ..RestoreRequest::default()
@@ -117,7 +87,7 @@ async fn a_generation_that_is_found_damaged_is_set_aside_and_never_shown_as_good
     assert_eq!(refused.code(), Code::ArchiveRefused);
     assert!(refused.to_string().contains(&aside), "{refused}");
     for _ in 0..2 {
-        let listed = backups(&world, &bot).await;
+        let listed = world.backups(&bot).await;
         let shown: Vec<_> = listed.iter().map(|one| (one.name.clone(), one.verified)).collect();
         assert_eq!(shown, [(format!("{bot}.tar.gz"), true), (aside.clone(), false)]);
         // Asked for by its new name it is refused as well, and keeps that name.
@@ -131,11 +101,11 @@ async fn a_generation_that_is_found_damaged_is_set_aside_and_never_shown_as_good
 async fn a_backup_that_is_meant_by_its_digest_is_that_one_or_none() {
     let world = World::new().await;
     let bot = with_backup_aside(&world).await;
-    let meant = backups(&world, &bot).await.remove(0);
+    let meant = world.backups(&bot).await.remove(0);
     let hold = world.runtime.faults().hold(Verb::Remove);
     let deleting = world.skep.delete_workspace(&bot, DeleteData::Preserve, &admin()).await;
     until(|| async {
-        match backups(&world, &bot).await.len() {
+        match world.backups(&bot).await.len() {
             2 => Ok(()),
             other => Err(format!("{other} backups")),
         }
@@ -156,8 +126,8 @@ async fn a_backup_that_is_meant_by_its_digest_is_that_one_or_none() {
     assert_eq!(refused.unwrap_err().code(), Code::PreconditionFailed);
     drop(hold);
     deleting.unwrap().outcome().await.unwrap();
-    assert_eq!(backups(&world, &bot).await.len(), 2, "nothing was removed");
-    create_with(&world, &bot, Some(false)).await;
+    assert_eq!(world.backups(&bot).await.len(), 2, "nothing was removed");
+    world.create_with(&bot, Some(false)).await;
     let one = RestoreRequest {
         name: Some(format!("{bot}.1.tar.gz")),
         ..by(meant.sha256.clone())
@@ -179,7 +149,7 @@ async fn a_restore_that_fails_leaves_everything_as_it_was() {
         before
     );
     assert!(world.skep.workspace_info(&bot).await.unwrap().task_running);
-    assert_eq!(backups(&world, &bot).await.len(), 1);
+    assert_eq!(world.backups(&bot).await.len(), 1);
     // A stopped workspace stays stopped, and gets its data all the same.
     world.stop(&bot).await.unwrap();
     restore(&world, &bot, RestoreRequest::default()).await.unwrap();
@@ -196,7 +166,7 @@ async fn a_restore_after_which_the_workspace_does_not_start_has_restored() {
     world.runtime.faults().fail_next(Verb::Start, broken());
     restore(&world, &bot, RestoreRequest::default()).await.unwrap();
     assert_eq!(
-        backups(&world, &bot).await.len(),
+        world.backups(&bot).await.len(),
         0,
         "what was put back is not kept twice"
     );
@@ -225,7 +195,7 @@ async fn a_restore_that_a_crash_cuts_off_is_carried_on() {
     world.crash().await;
     drop(hold);
     until(|| async {
-        match backups(&world, &bot).await.len() {
+        match world.backups(&bot).await.len() {
             0 => Ok(()),
             left => Err(format!("{left} backups are left")),
         }
@@ -301,8 +271,8 @@ async fn an_orphan_that_is_begun_anew_leaves_backups_as_they_are() {
     let world = World::with(|settings| settings.keep_backups = 1).await;
     for is_identical in [false, true] {
         let bot = with_backup_aside(&world).await;
-        preserve(&world, &bot).await.unwrap();
-        create_with(&world, &bot, Some(false)).await;
+        world.preserve(&bot).await.unwrap();
+        world.create_with(&bot, Some(false)).await;
         world.write(&bot, "/data/here", "now").await;
         if is_identical {
             let current = RestoreRequest {
@@ -312,11 +282,11 @@ async fn an_orphan_that_is_begun_anew_leaves_backups_as_they_are() {
             };
             restore(&world, &bot, current).await.unwrap();
         }
-        let (kept, here) = (backups(&world, &bot).await, world.read(&bot, "/data/here").await);
+        let (kept, here) = (world.backups(&bot).await, world.read(&bot, "/data/here").await);
         assert_eq!(kept.len(), 2);
         begin_anew(&world, &bot).await;
         assert_eq!(world.read(&bot, "/data/here").await, here);
-        assert_eq!(backups(&world, &bot).await, kept, "identical: {is_identical}");
+        assert_eq!(world.backups(&bot).await, kept, "identical: {is_identical}");
         let files = fs::read_dir(world.root.path().join("backups")).unwrap();
         let of_bot = files.filter(|file| {
             let name = file.as_ref().unwrap().file_name();
@@ -331,20 +301,20 @@ async fn a_backup_that_cannot_be_read_now_blocks_no_start_and_stays() {
     let world = World::new().await;
     let bot = world.running_bot().await;
     world.write(&bot, "/data/file", "kept").await;
-    preserve(&world, &bot).await.unwrap();
-    let kept = backups(&world, &bot).await;
+    world.preserve(&bot).await.unwrap();
+    let kept = world.backups(&bot).await;
     // Nothing can be read where what is noted of an archive cannot be written.
     let spool = world.root.path().join("spool");
     fs::remove_dir_all(&spool).unwrap();
     fs::write(&spool, "in its place").unwrap();
-    let completed = create_with(&world, &bot, None).await;
+    let completed = world.create_with(&bot, None).await;
     assert!(completed.started && !completed.data_restored, "{completed:?}");
     assert!(completed.has_preserved_data, "{completed:?}");
     assert!(
         matches!(&completed.warnings[..], [told] if told.contains("cannot be read")),
         "{completed:?}"
     );
-    assert_eq!(backups(&world, &bot).await, kept);
+    assert_eq!(world.backups(&bot).await, kept);
     // Asked for by itself, it is refused.
     restore(&world, &bot, RestoreRequest::default()).await.unwrap_err();
     fs::remove_file(&spool).unwrap();
@@ -358,7 +328,7 @@ fn leave_backup(world: &World, bot: &BotId, mode: u32) -> PathBuf {
     let tree = tempfile::tempdir().unwrap();
     fs::write(tree.path().join("file"), "of another system").unwrap();
     fs::set_permissions(tree.path().join("file"), fs::Permissions::from_mode(mode)).unwrap();
-    let place = file_of(world, &format!("{bot}.tar.gz"));
+    let place = world.file_of(&format!("{bot}.tar.gz"));
     fs::create_dir_all(place.parent().unwrap()).unwrap();
     let packed = std::process::Command::new("tar")
         .args(["--create", "--gzip", "--file"])
@@ -377,7 +347,7 @@ async fn a_backup_of_which_not_all_comes_back_is_told_and_kept() {
     // Nothing of this one is lost.
     let bot = world.bot().await;
     let place = leave_backup(&world, &bot, 0o755);
-    let completed = create_with(&world, &bot, None).await;
+    let completed = world.create_with(&bot, None).await;
     assert!(
         completed.data_restored && completed.warnings.is_empty(),
         "{completed:?}"
@@ -386,13 +356,13 @@ async fn a_backup_of_which_not_all_comes_back_is_told_and_kept() {
     for asked_for in [false, true] {
         let bot = world.bot().await;
         if asked_for {
-            create_with(&world, &bot, None).await;
+            world.create_with(&bot, None).await;
         }
         let place = leave_backup(&world, &bot, 0o4755);
         match asked_for {
             true => drop(restore(&world, &bot, RestoreRequest::default()).await.unwrap()),
             false => {
-                let completed = create_with(&world, &bot, None).await;
+                let completed = world.create_with(&bot, None).await;
                 assert!(completed.data_restored && completed.has_preserved_data, "{completed:?}");
                 assert!(
                     matches!(&completed.warnings[..], [told] if told.contains("1 of its entries")),
@@ -409,10 +379,10 @@ async fn a_backup_of_which_not_all_comes_back_is_told_and_kept() {
 async fn what_was_given_to_a_bot_that_never_was_goes_and_nothing_else_does() {
     let mut world = World::new().await;
     let bot = with_backup_aside(&world).await;
-    let kept = backups(&world, &bot).await;
-    let source = file_of(&world, &kept[0].name);
-    let mark = |of: &BotId| file_of(&world, &format!(".{of}.given"));
-    let current = |of: &BotId| file_of(&world, &format!("{of}.tar.gz"));
+    let kept = world.backups(&bot).await;
+    let source = world.file_of(&kept[0].name);
+    let mark = |of: &BotId| world.file_of(&format!(".{of}.given"));
+    let current = |of: &BotId| world.file_of(&format!("{of}.tar.gz"));
     // The server ends before the bot is there, after it is, and after another archive took the place.
     let (never, there, other) = (BotId::random(), world.bot().await, BotId::random());
     for of in [&never, &there, &other] {
@@ -440,15 +410,15 @@ async fn what_was_given_to_a_bot_that_never_was_goes_and_nothing_else_does() {
     assert!(marks.iter().all(|mark| !mark.exists()));
     assert_eq!(world.skep.store().backups(&never).await.unwrap(), []);
     assert_eq!(world.skep.store().backups(&there).await.unwrap().len(), 1);
-    assert_eq!(backups(&world, &bot).await, kept);
+    assert_eq!(world.backups(&bot).await, kept);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_bot_gets_the_backup_that_was_looked_at_or_none() {
     let world = World::new().await;
     let bot = with_backup_aside(&world).await;
-    let looked_at = backups(&world, &bot).await.remove(0);
-    preserve(&world, &bot).await.unwrap();
+    let looked_at = world.backups(&bot).await.remove(0);
+    world.preserve(&bot).await.unwrap();
     let heir = |backup: Backup| CreateBot {
         owner_user_id: "owner".to_owned(),
         display_name: "heir".to_owned(),
@@ -460,7 +430,7 @@ async fn a_new_bot_gets_the_backup_that_was_looked_at_or_none() {
     assert_eq!(refused.code(), Code::PreconditionFailed);
     assert_eq!(world.skep.all_backups().await.unwrap(), before);
     let (made, _) = world.skep.create_bot(heir(before[0].clone()), &admin()).await.unwrap();
-    let given = backups(&world, &made.row.id).await;
+    let given = world.backups(&made.row.id).await;
     assert_eq!(given[0].sha256, before[0].sha256);
     let files = fs::read_dir(world.root.path().join("backups")).unwrap();
     assert_eq!(files.count(), before.len() + 1, "no mark is left");

@@ -2,7 +2,7 @@
 
 #![allow(dead_code)] // Each test binary uses its own part.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,8 +11,8 @@ use serde_json::Map;
 use skep_core::bridge::BridgePool;
 use skep_core::files::{self, FileWriter, NewFile, WorkspacePath};
 use skep_core::{
-    CreateBot, CreateRequest, EventBody, OperationEvent, OperationHandle, Outcome, Parts, Requester, Settings, Skep,
-    WorkspaceStatus,
+    Backup, CompletedWorkspace, CreateBot, CreateRequest, DeleteData, EventBody, OperationEvent, OperationHandle,
+    Outcome, Parts, Requester, Settings, Skep, WorkspaceStatus,
 };
 use skep_names::BotId;
 use skep_store::Store;
@@ -54,6 +54,33 @@ impl World {
         change(&mut settings);
         let skep = begin(&runtime, root.path(), &settings).await;
         Self { runtime, skep, root }
+    }
+
+    /// Deletes a workspace and keeps its data.
+    pub(crate) async fn preserve(&self, bot: &BotId) -> skep_core::Result<Outcome> {
+        let deleted = self.skep.delete_workspace(bot, DeleteData::Preserve, &admin()).await;
+        deleted.unwrap().outcome().await
+    }
+
+    pub(crate) async fn create_with(&self, bot: &BotId, restore_data: Option<bool>) -> CompletedWorkspace {
+        let request = CreateRequest {
+            restore_data,
+            ..CreateRequest::default()
+        };
+        let handle = self.skep.create_workspace(bot, request, &admin()).await.unwrap();
+        match handle.outcome().await.unwrap() {
+            Outcome::Workspace(completed) => completed,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) async fn backups(&self, bot: &BotId) -> Vec<Backup> {
+        self.skep.backups(bot).await.unwrap()
+    }
+
+    /// Where a backup of that name lies.
+    pub(crate) fn file_of(&self, name: &str) -> PathBuf {
+        self.root.path().join("backups").join(name)
     }
 
     /// Waits until a workspace is seen to run.
@@ -210,4 +237,9 @@ where
         assert!(Instant::now() < deadline, "not within {LIMIT:?}: {last}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+}
+
+/// In their order.
+pub(crate) fn names(backups: &[Backup]) -> Vec<&str> {
+    backups.iter().map(|backup| backup.name.as_str()).collect()
 }
