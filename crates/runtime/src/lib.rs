@@ -151,9 +151,9 @@ pub trait Runtime: Send + Sync + 'static {
     /// any more; `NotFound` when it does not run. Needs no daemon.
     async fn nameless_bytes(&self, bot: &BotId) -> Result<u64>;
 
-    /// How often the kernel has refused a running workspace a process or thread since its start, as it had as many as
-    /// it may; `NotFound` when it does not run. 0 where the host does not count this. Needs no daemon.
-    async fn refused_processes(&self, bot: &BotId) -> Result<u64>;
+    /// How often the kernel has refused each of these workspaces a process or thread since its start, as it had as many
+    /// as it may; those that do not run are not in it. 0 where the host does not count this. Needs no daemon.
+    async fn refused_processes(&self, bots: &[BotId]) -> Result<HashMap<BotId, u64>>;
 
     /// Where the bridge of a running workspace listens. Needs no daemon: local state only.
     fn bridge_endpoint(&self, bot: &BotId) -> Result<BridgeEndpoint>;

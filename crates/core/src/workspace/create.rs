@@ -49,9 +49,8 @@ impl Work {
 
     async fn create_in_stages(&self, plan: &CreatePlan) -> Result<Outcome> {
         // What nobody recorded, a container or a layer alone, is a workspace that exists, unless this very create made it.
-        if self.row().await?.is_none() && self.noted(HAD_LAYER).is_none() {
-            self.step("adopt", self.adopt_what_is_there()).await?;
-        }
+        let begins = self.row().await?.is_none() && self.noted(HAD_LAYER).is_none();
+        let saw_nothing = begins && !self.step("adopt", self.adopt_what_is_there()).await?;
         let row = match self.row_to_keep().await? {
             Some(row) => {
                 self.check_what_is_kept(plan, &row)?;
@@ -59,7 +58,7 @@ impl Work {
             }
             None => {
                 self.check_what_is_made(plan)?;
-                self.make(plan).await?
+                self.make(plan, saw_nothing).await?
             }
         };
         self.release_put_back().await.map_err(|error| error.at(RESTORE))?;
@@ -88,7 +87,8 @@ impl Work {
         }
     }
 
-    async fn adopt_what_is_there(&self) -> Result<()> {
+    /// Whether there is anything.
+    async fn adopt_what_is_there(&self) -> Result<bool> {
         if self.skep().remains(self.bot()).await? == Some(Remains::OfCreate) {
             self.runtime().remove(self.bot()).await?;
         }
@@ -98,7 +98,7 @@ impl Work {
             self.note_wanted_before().await?;
             self.adopt(Desired::Running).await?;
         }
-        Ok(())
+        Ok(is_there)
     }
 
     /// The record of a workspace that is there, or that nothing is kept of elsewhere. One whose layer is gone while
@@ -147,13 +147,14 @@ impl Work {
         Ok(row)
     }
 
-    async fn make(&self, plan: &CreatePlan) -> Result<ContainerRow> {
+    /// `saw_nothing`: this create has looked for a layer already, and nobody else makes one meanwhile.
+    async fn make(&self, plan: &CreatePlan, saw_nothing: bool) -> Result<ContainerRow> {
         self.tell(EventBody::Pulling {
             image: plan.image.clone(),
         })
         .await?;
         let image = parse_image(&plan.image)?;
-        self.note_layer().await?;
+        self.note_layer(saw_nothing).await?;
         let record = self
             .step("pull", self.have_image(&image, PullProgress::Told))
             .await
@@ -201,10 +202,11 @@ impl Work {
     }
 
     /// Notes, before anything is made, whether there is a layer: after a crash, the note of the first try counts.
-    async fn note_layer(&self) -> Result<()> {
+    async fn note_layer(&self, saw_nothing: bool) -> Result<()> {
         if self.noted(HAD_LAYER).is_none() {
-            let had =
-                self.runtime().inspect(self.bot()).await?.is_some() || self.runtime().has_layer(self.bot()).await?;
+            let had = !saw_nothing
+                && (self.runtime().inspect(self.bot()).await?.is_some()
+                    || self.runtime().has_layer(self.bot()).await?);
             self.note(HAD_LAYER, had);
         }
         Ok(())

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use serde_json::json;
 use skep_names::BotId;
-use skep_runtime::RuntimeError;
 use skep_store::EventLimits;
 
 use crate::error::Result;
@@ -16,7 +15,7 @@ pub(super) const REFUSED_PROCESSES: &str = "pids";
 /// How often the workspace was refused one since its start, in that event.
 const REFUSED: &str = "refused";
 /// Between two looks at all that run.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// A fork bomb goes on and on. As many as a log shows.
 const REFUSALS: EventLimits = EventLimits {
     kept: 256,
@@ -39,23 +38,26 @@ impl Skep {
                     () = skep.going_down().cancelled() => return,
                     () = tokio::time::sleep(LOOK_EVERY) => {}
                 }
-                let running = skep.observations().running();
-                counted.retain(|bot, _| running.contains(bot));
-                for bot in running {
-                    if let Err(error) = skep.look_for_refusals(&bot, &mut counted).await {
-                        tracing::debug!(%bot, error = error.with_causes(), "refused processes are not known");
-                    }
+                if let Err(error) = skep.look_for_refusals(&mut counted).await {
+                    tracing::debug!(error = error.with_causes(), "refused processes are not known");
                 }
             }
         });
     }
 
-    async fn look_for_refusals(&self, bot: &BotId, counted: &mut HashMap<BotId, u64>) -> Result<()> {
-        let now = match self.runtime().refused_processes(bot).await {
-            Ok(now) => now,
-            Err(RuntimeError::NotFound { .. }) => return Ok(()),
-            Err(error) => return Err(error.into()),
-        };
+    async fn look_for_refusals(&self, counted: &mut HashMap<BotId, u64>) -> Result<()> {
+        let running = self.observations().running();
+        let refused = self.runtime().refused_processes(&running).await?;
+        counted.retain(|bot, _| refused.contains_key(bot));
+        for (bot, now) in refused {
+            if let Err(error) = self.note_refusals(&bot, now, counted).await {
+                tracing::debug!(%bot, error = error.with_causes(), "refused processes are not written down");
+            }
+        }
+        Ok(())
+    }
+
+    async fn note_refusals(&self, bot: &BotId, now: u64, counted: &mut HashMap<BotId, u64>) -> Result<()> {
         let before = match counted.get(bot) {
             Some(before) => *before,
             // What an earlier server told is no news.

@@ -13,7 +13,7 @@ use super::container::{bot_of, last_change};
 use crate::Result;
 
 /// So many changed ones are asked about one by one; of more, a list of all is cheaper.
-const ONE_BY_ONE: usize = 16;
+const ONE_BY_ONE: usize = 64;
 
 /// Which containers are whose, of those that bear another name than ours.
 #[derive(Default)]

@@ -375,8 +375,8 @@ impl Runtime for ContainerdRuntime {
         self.nameless(bot).await
     }
 
-    async fn refused_processes(&self, bot: &BotId) -> Result<u64> {
-        self.refused(bot).await
+    async fn refused_processes(&self, bots: &[BotId]) -> Result<HashMap<BotId, u64>> {
+        self.refused(bots).await
     }
 
     fn bridge_endpoint(&self, bot: &BotId) -> Result<BridgeEndpoint> {

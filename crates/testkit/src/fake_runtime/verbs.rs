@@ -268,12 +268,13 @@ impl Runtime for FakeRuntime {
         running.map(|state| state.nameless).ok_or_else(|| not_found(bot))
     }
 
-    async fn refused_processes(&self, bot: &BotId) -> Result<u64> {
-        let bots = self.lock();
-        let running = bots.get(bot).filter(|state| task_state(state) == TaskState::Running);
-        running
-            .map(|state| state.refused_processes)
-            .ok_or_else(|| not_found(bot))
+    async fn refused_processes(&self, bots: &[BotId]) -> Result<HashMap<BotId, u64>> {
+        let known = self.lock();
+        let running = bots.iter().filter_map(|bot| {
+            let state = known.get(bot).filter(|state| task_state(state) == TaskState::Running);
+            Some((bot.clone(), state?.refused_processes))
+        });
+        Ok(running.collect())
     }
 
     fn bridge_endpoint(&self, bot: &BotId) -> Result<BridgeEndpoint> {
