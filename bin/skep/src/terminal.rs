@@ -5,6 +5,7 @@ use std::io::IsTerminal;
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 
 use crate::failure::{Failure, Result};
+use crate::output::warn;
 
 /// Puts the terminal back as it was, however we leave.
 pub(crate) struct Restore(Termios);
@@ -12,7 +13,9 @@ pub(crate) struct Restore(Termios);
 impl Drop for Restore {
     fn drop(&mut self) {
         if let Err(error) = tcsetattr(std::io::stdin(), OptionalActions::Flush, &self.0) {
-            eprintln!("skep: the terminal could not be put back ({error}); type `reset`");
+            warn(format_args!(
+                "the terminal could not be put back ({error}); type `reset`"
+            ));
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::future::ready;
 use std::io::{BufRead, BufReader, Lines, Read};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, watch};
 
-use super::setting::{LIMIT, Setting};
+use super::setting::{LIMIT, Setting, pass_environment};
 
 /// Each way a command is waited for.
 const FORMS: [&[&str]; 3] = [&[], &["-i"], &["-t"]];
@@ -57,7 +57,11 @@ impl Waiting {
     }
 
     fn press_ctrl_c(&self) {
-        kill_process(Pid::from_child(&self.skep), Signal::INT).expect("it runs");
+        self.signal(Signal::INT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.skep), signal).expect("it runs");
     }
 
     async fn code(self) -> Option<i32> {
@@ -130,6 +134,80 @@ async fn a_second_ctrl_c_ends_a_command_that_does_not_mind_the_first() {
             assert!(std::time::Instant::now() < end, "{form:?}: it runs on");
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         }
+    }
+}
+
+/// `skep` as `env` starts it with these options: whether these tests were started with a signal ignored does not count.
+fn with_signals(option: &str, command: &Command) -> Command {
+    let mut with = Command::new("env");
+    with.arg(option).arg(command.get_program()).args(command.get_args());
+    pass_environment(command, &mut with);
+    with
+}
+
+const AS_USUAL: &str = "--default-signal=HUP,TERM";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_ends_with_us_when_we_are_terminated_or_hung_up() {
+    let (setting, id) = setting_with_box().await;
+    for form in FORMS {
+        for (signal, code) in [(Signal::TERM, 143), (Signal::HUP, 129)] {
+            let shell = [
+                "box",
+                "--",
+                "sh",
+                "-c",
+                "trap '' HUP; echo ready; while :; do sleep 0.1; done",
+            ];
+            let command = setting.command(&[&["exec"], form, &shell].concat());
+            let mut waiting = Waiting::of(with_signals(AS_USUAL, &command));
+            assert_eq!(waiting.line().await, "ready");
+            // A terminal that closes may tell it twice, as `timeout` does: its end is waited for all the same.
+            waiting.signal(signal);
+            waiting.signal(signal);
+            assert_eq!(waiting.code().await, Some(code), "{form:?}");
+            assert_eq!(states(&setting, &id).await, [""; 0], "{form:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_goes_on_over_a_hang_up_that_we_were_started_to_ignore() {
+    let (setting, _) = setting_with_box().await;
+    let script = "echo ready; until test -e /data/go; do sleep 0.1; done; echo went; exit 4";
+    let command = setting.command(&["exec", "box", "--", "sh", "-c", script]);
+    let mut waiting = Waiting::of(with_signals("--ignore-signal=HUP", &command));
+    assert_eq!(waiting.line().await, "ready");
+    waiting.signal(Signal::HUP);
+    setting.prints(&["exec", "box", "--", "touch", "/data/go"]).await;
+    assert_eq!(waiting.line().await, "went");
+    assert_eq!(waiting.code().await, Some(4));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_terminal_is_put_back_when_we_are_terminated() {
+    let (setting, _) = setting_with_box().await;
+    for line in ["exec -it box -- sleep 1000", "shell box", "shell box --session one"] {
+        let skep = setting.command(&[]);
+        let ended_when_raw = format!(
+            "(for i in $(seq 600); do stty -a -F /dev/tty | grep -qe -icanon && break; sleep 0.1; done; \
+             kill -TERM $$) & exec {} {line}",
+            skep.get_program().to_string_lossy()
+        );
+        let mut script = Command::new("script");
+        let shown = "sh -c \"$ENDED_WHEN_RAW\"; echo ended-$?; stty -a; echo over";
+        script.args(["-q", "-e", "-c", shown, "/dev/null"]);
+        let mut script = with_signals(AS_USUAL, &script);
+        pass_environment(&skep, &mut script);
+        script.env("ENDED_WHEN_RAW", ended_when_raw);
+        let mut waiting = Waiting::of(script);
+        let mut told = Vec::new();
+        while told.last().is_none_or(|line| line != "over") {
+            told.push(waiting.line().await);
+        }
+        let told = told.join("\n");
+        assert!(told.contains("ended-143") && told.contains(" icanon"), "{line}: {told}");
+        assert_eq!(waiting.code().await, Some(0), "{line}");
     }
 }
 
@@ -248,19 +326,26 @@ impl SlowServer {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_command_that_is_given_up_before_it_has_started_is_ended_when_it_has() {
-    let server = SlowServer::new().await;
+/// `skep exec` at this server, which has been asked for the command; and what it tells.
+async fn starting(server: &SlowServer) -> (Waiting, Option<Lines<BufReader<ChildStderr>>>) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_skep"));
     command
         .args(["exec", "01234567-89ab-7def-8123-456789abcdef", "--", "true"])
         .env("SKEP_SERVER", &server.url)
-        .env("SKEP_TOKEN", "any")
-        .stderr(Stdio::piped());
+        .env("SKEP_TOKEN", "any");
+    let mut command = with_signals(AS_USUAL, &command);
+    command.stderr(Stdio::piped());
     let mut waiting = Waiting::of(command);
-    let mut told = Some(BufReader::new(waiting.skep.stderr.take().expect("its errors")).lines());
+    let told = BufReader::new(waiting.skep.stderr.take().expect("its errors")).lines();
     let asked = tokio::time::timeout(LIMIT, server.asked.notified()).await;
     asked.expect("it asks for the command");
+    (waiting, Some(told))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_is_given_up_before_it_has_started_is_ended_when_it_has() {
+    let server = SlowServer::new().await;
+    let (waiting, mut told) = starting(&server).await;
     waiting.press_ctrl_c();
     let line = next_line(&mut told).await;
     assert!(line.contains("interrupted as soon as it has"), "{line}");
@@ -269,5 +354,17 @@ async fn a_command_that_is_given_up_before_it_has_started_is_ended_when_it_has()
     assert!(line.contains("ended as soon as it has started"), "{line}");
     server.start.notify_one();
     assert_eq!(waiting.code().await, Some(130));
+    assert!(*server.deleted.borrow());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_is_ended_when_it_has_started_after_we_were_terminated() {
+    let server = SlowServer::new().await;
+    let (waiting, mut told) = starting(&server).await;
+    waiting.signal(Signal::TERM);
+    let line = next_line(&mut told).await;
+    assert!(line.contains("ended as soon as it has started"), "{line}");
+    server.start.notify_one();
+    assert_eq!(waiting.code().await, Some(143));
     assert!(*server.deleted.borrow());
 }

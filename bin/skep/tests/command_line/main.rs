@@ -13,7 +13,7 @@ use serde_json::Value;
 use sqlx::SqlitePool;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use setting::{LIMIT, Setting, code, run};
+use setting::{LIMIT, Setting, code, pass_environment, run};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_default_image_that_was_built_here_is_shown_as_what_is_in_force() {
@@ -438,12 +438,7 @@ async fn at_a_terminal(setting: &Setting, line: &str, typed: &str) -> (i32, Stri
         &format!("stty rows 33 cols 99; {program} {line}"),
         "/dev/null",
     ]);
-    for (name, value) in command.get_envs() {
-        match value {
-            Some(value) => script.env(name, value),
-            None => script.env_remove(name),
-        };
-    }
+    pass_environment(&command, &mut script);
     command = script;
     let output = run(command, typed.to_owned()).await;
     (code(&output), String::from_utf8_lossy(&output.stdout).into_owned())

@@ -84,3 +84,13 @@ pub(crate) async fn run(mut command: Command, input: String) -> Output {
 pub(crate) fn code(output: &Output) -> i32 {
     output.status.code().expect("it ended by itself")
 }
+
+/// Gives one command the environment that was set for another.
+pub(crate) fn pass_environment(from: &Command, to: &mut Command) {
+    for (name, value) in from.get_envs() {
+        match value {
+            Some(value) => to.env(name, value),
+            None => to.env_remove(name),
+        };
+    }
+}

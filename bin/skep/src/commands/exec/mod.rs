@@ -56,10 +56,15 @@ pub(crate) async fn shell(client: &Client, shell: ShellArguments) -> Result<()> 
         let (cols, rows) = terminal::size();
         format!("/bots/{id}/container/terminal/ws?cols={cols}&rows={rows}")
     };
-    match &shell.session {
-        None => exit_with(socket::attach(client, &path(), true).await?),
-        Some(name) => socket::attach_to_session(client, || format!("{}&session={}", path(), encode(name))).await,
-    }
+    // The server ends a shell with its connection, or keeps its session; what is left to us is the terminal as it was.
+    let mut interrupts = attended::Interrupts::new()?;
+    let attached = async {
+        match &shell.session {
+            None => exit_with(socket::attach(client, &path(), true).await?),
+            Some(name) => socket::attach_to_session(client, || format!("{}&session={}", path(), encode(name))).await,
+        }
+    };
+    interrupts.unless_one_comes(attached).await
 }
 
 async fn in_terminal(client: &Client, exec: &ExecArguments, id: &str, route: &str) -> Result<()> {
