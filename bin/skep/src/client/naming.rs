@@ -33,8 +33,8 @@ pub(crate) async fn all_bots(client: &Client, of_all_users: bool) -> Result<Vec<
 
 /// The one bot that is meant.
 ///
-/// Our own go first, then those that are shared with us, then, for an administrator, all: whoever shares a bot with us
-/// calls it as he likes, and must not take the place of another.
+/// Our own go first, then all that we may see; for an administrator those of all users: whoever shares a bot with us calls
+/// it as he likes, and must not take the place of another.
 ///
 /// # Errors
 /// None fits, or several do.
@@ -43,22 +43,19 @@ pub(crate) async fn find_bot(client: &Client, name: &str) -> Result<Bot> {
         return typed(client.get(&format!("/bots/{name}")).await?, "reading a bot");
     }
     let seen = names_of(client.all_items("/bots?limit=100").await?)?;
-    if fitting(&seen, name).len() > 1 {
+    if !fitting(&seen, name).is_empty() {
         let me = text(&client.get("/users/me").await?, "id");
         match pick_own(&seen, &me, name) {
             Err(Failure::NoSuchBot(_)) => {}
             decided => return decided,
         }
     }
-    match pick(&fitting(&seen, name), name) {
-        Err(Failure::NoSuchBot(_)) => {}
-        decided => return decided,
-    }
-    match client.all_items("/bots?limit=100&all=true").await {
-        Ok(all) => pick(&fitting(&names_of(all)?, name), name),
-        Err(Failure::Refused { status: 403, .. }) => Err(Failure::NoSuchBot(name.to_owned())),
-        Err(other) => Err(other),
-    }
+    let all = match client.all_items("/bots?limit=100&all=true").await {
+        Ok(all) => names_of(all)?,
+        Err(Failure::Refused { status: 403, .. }) => seen,
+        Err(other) => return Err(other),
+    };
+    pick(&fitting(&all, name), name)
 }
 
 fn names_of(items: Vec<Value>) -> Result<Vec<Bot>> {

@@ -2,6 +2,7 @@
 
 mod copies;
 mod execs;
+mod names;
 mod progress;
 mod setting;
 
