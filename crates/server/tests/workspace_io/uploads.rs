@@ -2,6 +2,7 @@
 
 use futures::StreamExt;
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::Workspace;
 
@@ -16,6 +17,25 @@ async fn form(workspace: &Workspace, parts: &[String]) -> skep_testkit::server::
     let body = format!("{}--cut--\r\n", parts.concat());
     let call = workspace.server.call("POST", &workspace.path("/fs/upload"));
     call.body(BOUNDARY, body).send().await
+}
+
+async fn until_nothing_is_left(workspace: &Workspace) {
+    workspace.until_code("test -z \"$(ls -A /tmp; ls -A /data)\"", 0).await;
+}
+
+/// The connection of an upload of this body, whose end is still to be sent.
+async fn begun(workspace: &Workspace, body: &str, sent: usize) -> tokio::net::TcpStream {
+    let address = workspace.server.url().replace("http://", "");
+    let mut connection = tokio::net::TcpStream::connect(&address).await.unwrap();
+    let head = format!(
+        "POST {} HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {}\r\nContent-Type: {BOUNDARY}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        workspace.path("/fs/upload"),
+        workspace.server.admin_key(),
+        body.len()
+    );
+    connection.write_all(head.as_bytes()).await.unwrap();
+    connection.write_all(&body.as_bytes()[..sent]).await.unwrap();
+    connection
 }
 
 #[tokio::test]
@@ -88,7 +108,7 @@ async fn an_incomplete_form_is_refused_and_leaves_nothing() {
         .send()
         .await;
     broken.expect_error(400, "invalid_body");
-    assert_eq!(workspace.output_of("ls -A /tmp /data").await, "/data:\n\n/tmp:\n");
+    until_nothing_is_left(&workspace).await;
 }
 
 #[tokio::test]
@@ -132,7 +152,6 @@ async fn an_aborted_upload_leaves_the_old_file() {
 
 #[tokio::test]
 async fn what_was_put_aside_goes_also_when_the_caller_hangs_up_after_his_last_byte() {
-    use tokio::io::AsyncWriteExt;
     let workspace = Workspace::start().await;
     let content = "x".repeat(24 << 20);
     let body = format!(
@@ -140,16 +159,7 @@ async fn what_was_put_aside_goes_also_when_the_caller_hangs_up_after_his_last_by
         part("file", Some("a"), &content),
         part("path", None, "/data/up/a")
     );
-    let address = workspace.server.url().replace("http://", "");
-    let mut connection = tokio::net::TcpStream::connect(&address).await.unwrap();
-    let head = format!(
-        "POST {}/fs/upload HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {}\r\nContent-Type: {BOUNDARY}\r\nContent-Length: {}\r\n\r\n",
-        workspace.path(""),
-        workspace.server.admin_key(),
-        body.len()
-    );
-    connection.write_all(head.as_bytes()).await.unwrap();
-    connection.write_all(body.as_bytes()).await.unwrap();
+    let connection = begun(&workspace, &body, body.len()).await;
     crate::until(async || match workspace.output_of("ls -A /tmp").await {
         aside if aside.is_empty() => Err("it is not put aside yet".to_owned()),
         _ => Ok(()),
@@ -164,6 +174,35 @@ async fn what_was_put_aside_goes_also_when_the_caller_hangs_up_after_his_last_by
 }
 
 #[tokio::test]
+async fn what_is_put_aside_is_the_bridges_own_until_the_form_has_ended() {
+    let workspace = Workspace::start().await;
+    let (first, second) = ("1".repeat(300_000), "2".repeat(300_000));
+    let files = part("file", Some("a"), &first) + &part("file", Some("b"), &second);
+    let body = format!(
+        "{files}{}{}--cut--\r\n",
+        part("file", Some("c"), ""),
+        part("path", None, "/data/d/")
+    );
+    // The second file has begun and not ended.
+    let sent = files.len() - 100_000;
+    let mut connection = begun(&workspace, &body, sent).await;
+    workspace
+        .until_code("test $(cat /tmp/.skep-* | wc -c) -gt 300000", 0)
+        .await;
+    // The bridge removes such a one when whoever writes it is gone, this server killed for one.
+    let aside = workspace.output_of("ls -A /tmp").await;
+    assert!(aside.trim().ends_with(".part") && aside.lines().count() == 1, "{aside}");
+    connection.write_all(&body.as_bytes()[sent..]).await.unwrap();
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    let seen = workspace
+        .output_of("cd d; tr -d 1 < a | wc -c; tr -d 2 < b | wc -c; stat -c '%n %s %a' *; ls -A /tmp")
+        .await;
+    assert_eq!(seen, "0\n0\na 300000 644\nb 300000 644\nc 0 644\n");
+}
+
+#[tokio::test]
 async fn a_second_file_behind_the_path_is_refused_before_it_is_written() {
     let workspace = Workspace::start().await;
     let parts = [
@@ -172,5 +211,5 @@ async fn a_second_file_behind_the_path_is_refused_before_it_is_written() {
         part("file", Some("b"), "2"),
     ];
     form(&workspace, &parts).await.expect_error(400, "invalid_path");
-    assert_eq!(workspace.output_of("ls -A /data /tmp").await, "/data:\n\n/tmp:\n");
+    until_nothing_is_left(&workspace).await;
 }

@@ -12,7 +12,7 @@ use futures::{Stream, StreamExt};
 use serde::Deserialize;
 use skep_api::{ErrorBody, ErrorCode, UploadedFile, UploadedFiles};
 use skep_core::bridge::{BridgeError, BridgeResult};
-use skep_core::files::{self, Depth, FileWriter, NewFile, RoomyBridge, WorkspacePath};
+use skep_core::files::{self, Depth, FileReader, FileWriter, NewFile, RoomyBridge, WorkspacePath};
 use tokio::time::timeout;
 use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
@@ -81,7 +81,8 @@ async fn upload_form(
             path: None,
             whole: None,
             uploaded: Vec::new(),
-            aside: Vec::new(),
+            aside: None,
+            place: None,
         };
         let outcome = upload.read(&mut form).await;
         upload.remove_aside().await;
@@ -183,12 +184,17 @@ struct FormUpload<'a> {
     /// The file of a path that names one. It takes its place when the form has ended: another one is refused.
     whole: Option<(WorkspacePath, FileWriter)>,
     uploaded: Vec<UploadedFile>,
-    aside: Vec<Aside>,
+    aside: Option<Aside>,
+    /// Where they wait, until that is removed.
+    place: Option<WorkspacePath>,
 }
 
+/// Files that came before the path, one behind the other in one file. It is not finished before the form is: the bridge
+/// removes what it has of it when this server dies.
 struct Aside {
-    name: String,
-    place: WorkspacePath,
+    writer: FileWriter,
+    /// Names and sizes in bytes.
+    files: Vec<(String, u64)>,
 }
 
 impl FormUpload<'_> {
@@ -209,9 +215,8 @@ impl FormUpload<'_> {
         let Some(path) = self.path.clone() else {
             return Err(ApiError::new(ErrorCode::InvalidPath, "path is required"));
         };
-        for index in 0..self.aside.len() {
-            let target = self.target(&path, &self.aside[index].name.clone())?;
-            self.put_in_place(index, target).await?;
+        if let Some(aside) = self.aside.take() {
+            self.put_in_place(aside, &path).await?;
         }
         if let Some((target, writer)) = self.whole.take() {
             let size = writer.finish().await.map_err(refused)?;
@@ -225,59 +230,97 @@ impl FormUpload<'_> {
 
     async fn take(&mut self, field: Field<'_>) -> ApiResult<()> {
         let name = field.file_name().unwrap_or_default().to_owned();
-        if self.uploaded.len() + self.aside.len() >= MOST_FILES {
+        let waiting = self.aside.as_ref().map_or(0, |aside| aside.files.len());
+        if self.uploaded.len() + waiting >= MOST_FILES {
             return Err(ApiError::invalid_body("too many files in one form"));
         }
-        if let Some(path) = self.path.clone() {
-            if !path.names_directory() && !self.aside.is_empty() {
-                return Err(several_files());
-            }
-            let target = self.target(&path, &name)?;
-            let writer = send(self.bridge, &target, None, field_bytes(field))
-                .await
-                .map_err(refused)?;
-            if !path.names_directory() {
-                self.whole = Some((target, writer));
-                return Ok(());
-            }
-            let size = writer.finish().await.map_err(refused)?;
-            self.note(&target, size);
+        let Some(path) = self.path.clone() else {
+            return self.put_aside(name, field).await;
+        };
+        if !path.names_directory() && (waiting > 0 || self.whole.is_some()) {
+            return Err(several_files());
+        }
+        let target = target(&path, &name)?;
+        let writer = send(self.bridge, &target, None, field_bytes(field))
+            .await
+            .map_err(refused)?;
+        if !path.names_directory() {
+            self.whole = Some((target, writer));
             return Ok(());
         }
-        let place = format!("/tmp/.skep-upload-{}", uuid::Uuid::new_v4());
-        let place = WorkspacePath::parse(&place).map_err(refused)?;
-        self.aside.push(Aside {
-            name,
-            place: place.clone(),
-        });
-        write(self.bridge, &place, Some(0o600), field_bytes(field))
-            .await
-            .map_err(refused)?;
-        Ok(())
-    }
-
-    fn target(&self, path: &WorkspacePath, name: &str) -> ApiResult<WorkspacePath> {
-        if path.names_directory() {
-            return path.join(name).map_err(refused);
-        }
-        if self.whole.is_none() && self.uploaded.is_empty() && self.aside.len() <= 1 {
-            return Ok(path.clone());
-        }
-        Err(several_files())
-    }
-
-    async fn put_in_place(&mut self, index: usize, target: WorkspacePath) -> ApiResult<()> {
-        let from = files::read(self.bridge, &self.aside[index].place, 0, 0)
-            .await
-            .map_err(refused)?;
-        let file = NewFile {
-            mode: NEW_FILE_MODE,
-            ..NewFile::default()
-        };
-        let to = FileWriter::begin(self.bridge, &target, file).await.map_err(refused)?;
-        let size = files::copy_content(from, to).await.map_err(refused)?;
+        let size = writer.finish().await.map_err(refused)?;
         self.note(&target, size);
         Ok(())
+    }
+
+    async fn put_aside(&mut self, name: String, field: Field<'_>) -> ApiResult<()> {
+        let aside = match &mut self.aside {
+            Some(aside) => aside,
+            None => {
+                let place = format!("/tmp/.skep-upload-{}", uuid::Uuid::new_v4());
+                let place = self.place.insert(WorkspacePath::parse(&place).map_err(refused)?);
+                let file = NewFile {
+                    set_mode: Some(0o600),
+                    ..NewFile::default()
+                };
+                let writer = FileWriter::begin(self.bridge, place, file).await.map_err(refused)?;
+                self.aside.insert(Aside {
+                    writer,
+                    files: Vec::new(),
+                })
+            }
+        };
+        let mut size = 0;
+        let bytes = field_bytes(field);
+        tokio::pin!(bytes);
+        while let Some(bytes) = bytes.next().await.transpose().map_err(refused)? {
+            size += bytes.len() as u64;
+            aside.writer.write(bytes).await.map_err(refused)?;
+        }
+        aside.files.push((name, size));
+        Ok(())
+    }
+
+    async fn put_in_place(&mut self, aside: Aside, path: &WorkspacePath) -> ApiResult<()> {
+        if !path.names_directory() && aside.files.len() > 1 {
+            return Err(several_files());
+        }
+        let files = aside.files.iter().map(|(name, size)| Ok((target(path, name)?, *size)));
+        let files: Vec<_> = files.collect::<ApiResult<_>>()?;
+        aside.writer.finish().await.map_err(refused)?;
+        let opened = self.open_aside().await;
+        // Without its name it goes with the stream that reads it.
+        self.remove_aside().await;
+        let (mut content, mut piece) = opened.map_err(refused)?;
+        for (target, size) in files {
+            let file = NewFile {
+                mode: NEW_FILE_MODE,
+                ..NewFile::default()
+            };
+            let mut to = FileWriter::begin(self.bridge, &target, file).await.map_err(refused)?;
+            let mut left = size;
+            while left > 0 {
+                if piece.is_empty() {
+                    piece = next_piece(&mut content).await.map_err(refused)?;
+                }
+                let part = piece.split_to(piece.len().min(usize::try_from(left).unwrap_or(usize::MAX)));
+                left -= part.len() as u64;
+                to.write(part).await.map_err(refused)?;
+            }
+            let size = to.finish().await.map_err(refused)?;
+            self.note(&target, size);
+        }
+        Ok(())
+    }
+
+    /// What was put aside, with its first bytes: it is open by then also where a bridge tells of a file before it opens it.
+    async fn open_aside(&self) -> BridgeResult<(FileReader, Bytes)> {
+        let Some(place) = &self.place else {
+            return Err(BridgeError::NotFound("nothing was put aside".to_owned()));
+        };
+        let mut content = files::read(self.bridge, place, 0, 0).await?;
+        let first = content.next_piece().await?.unwrap_or_default();
+        Ok((content, first))
     }
 
     fn note(&mut self, path: &WorkspacePath, size: u64) {
@@ -288,12 +331,26 @@ impl FormUpload<'_> {
     }
 
     async fn remove_aside(&mut self) {
-        for aside in self.aside.drain(..) {
-            if let Err(error) = files::remove(self.bridge, &aside.place, Depth::EmptyOnly).await {
-                tracing::warn!(%error, "an upload's file that was put aside stays in the workspace");
-            }
+        // Ends a write that was not finished.
+        self.aside = None;
+        if let Some(place) = self.place.take()
+            && let Err(error) = files::remove(self.bridge, &place, Depth::EmptyOnly).await
+        {
+            tracing::warn!(%error, "an upload's file that was put aside stays in the workspace");
         }
     }
+}
+
+fn target(path: &WorkspacePath, name: &str) -> ApiResult<WorkspacePath> {
+    match path.names_directory() {
+        true => path.join(name).map_err(refused),
+        false => Ok(path.clone()),
+    }
+}
+
+async fn next_piece(content: &mut FileReader) -> BridgeResult<Bytes> {
+    let piece = content.next_piece().await?;
+    piece.ok_or_else(|| BridgeError::Changed("what was put aside was cut off in the workspace".to_owned()))
 }
 
 fn several_files() -> ApiError {
