@@ -14,3 +14,4 @@ mod listening;
 pub mod logging;
 pub mod serve;
 pub mod server;
+mod taken;

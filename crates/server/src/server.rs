@@ -139,7 +139,7 @@ impl RunningServer {
             source,
         })?;
         let routes = http::router(app.clone())?;
-        let serving = listening::serve(listener, routes, listening::HEAD_LIMIT, stop_accepting.clone());
+        let serving = listening::serve(listener, routes, listening::LIMITS, stop_accepting.clone());
         Ok(Self {
             listening: tokio::spawn(serving),
             app,

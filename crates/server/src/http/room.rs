@@ -6,16 +6,22 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use skep_api::ErrorCode;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 
 use crate::http::error::{ApiError, ApiResult};
 
 /// Room is counted in KiB.
 const UNIT_BYTES: usize = 1024;
+const MIB: usize = 1024 * 1024 / UNIT_BYTES;
 /// What the answers to one user may take.
-const OF_USER: usize = 128 * 1024 * 1024 / UNIT_BYTES;
+const OF_USER: usize = 112 * MIB;
 /// What all answers may take.
 const IN_ALL: usize = 4 * OF_USER;
+/// What is left for answers that take little, beside that: a list is answered also where large files are read.
+const LITTLE_OF_USER: usize = 8 * MIB;
+const LITTLE_IN_ALL: usize = 64 * MIB;
+/// The most that an answer takes of what is left.
+const LITTLE: usize = 4 * MIB;
 /// An answer that takes no more than a connection itself needs none.
 const SMALL: usize = 128 * 1024 / UNIT_BYTES;
 /// How long an answer waits for its room.
@@ -23,25 +29,28 @@ const WAIT: Duration = Duration::from_secs(10);
 
 /// What there is, and who has how much of it.
 pub struct Rooms {
-    in_all: Arc<Semaphore>,
+    all: Pool,
+    little: Pool,
     wait: Duration,
-    /// Of those who have some.
-    of_users: Mutex<HashMap<String, Weak<Semaphore>>>,
 }
 
 /// A part of it, until it is dropped.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Room {
-    _of_user: Option<OwnedSemaphorePermit>,
-    _in_all: Option<OwnedSemaphorePermit>,
+    /// Of the user's share and of what all have, the same of both.
+    _permits: Option<[OwnedSemaphorePermit; 2]>,
 }
+
+/// Of an answer that has room, but comes in pieces. It must be taken in time, as one that is whole.
+#[derive(Debug, Clone, Copy)]
+pub struct HoldsRoom;
 
 impl Default for Rooms {
     fn default() -> Self {
         Self {
-            in_all: Arc::new(Semaphore::new(IN_ALL)),
+            all: Pool::new(OF_USER, IN_ALL),
+            little: Pool::new(LITTLE_OF_USER, LITTLE_IN_ALL),
             wait: WAIT,
-            of_users: Mutex::default(),
         }
     }
 }
@@ -52,20 +61,20 @@ impl Rooms {
     /// # Errors
     /// 429 `rate_limited` when there is none for ten seconds.
     pub async fn take(&self, user_id: &str, bytes: usize) -> ApiResult<Room> {
-        let units = bytes.div_ceil(UNIT_BYTES).min(OF_USER);
-        if units <= SMALL {
-            return Ok(Room {
-                _of_user: None,
-                _in_all: None,
-            });
+        let units = units(bytes);
+        if units == 0 {
+            return Ok(Room::default());
         }
-        let units = u32::try_from(units).map_err(ApiError::internal)?;
-        let of_user = self.of_user(user_id);
         let taken = async {
-            Ok::<_, tokio::sync::AcquireError>(Room {
-                _of_user: Some(of_user.acquire_many_owned(units).await?),
-                _in_all: Some(self.in_all.clone().acquire_many_owned(units).await?),
-            })
+            let of_all = self.all.take(user_id, units);
+            if units > LITTLE {
+                return of_all.await;
+            }
+            tokio::select! {
+                biased;
+                taken = of_all => taken,
+                taken = self.little.take(user_id, units) => taken,
+            }
         };
         match tokio::time::timeout(self.wait, taken).await {
             Ok(taken) => taken.map_err(ApiError::internal),
@@ -75,6 +84,42 @@ impl Rooms {
             )),
         }
     }
+}
+
+/// What an answer of so many bytes takes.
+fn units(bytes: usize) -> usize {
+    match bytes.div_ceil(UNIT_BYTES).min(OF_USER) {
+        ..=SMALL => 0,
+        units => units,
+    }
+}
+
+/// Room that all share.
+struct Pool {
+    of_user: usize,
+    in_all: Arc<Semaphore>,
+    /// Of those who have some.
+    of_users: Mutex<HashMap<String, Weak<Semaphore>>>,
+}
+
+impl Pool {
+    fn new(of_user: usize, in_all: usize) -> Self {
+        Self {
+            of_user,
+            in_all: Arc::new(Semaphore::new(in_all)),
+            of_users: Mutex::default(),
+        }
+    }
+
+    async fn take(&self, user_id: &str, units: usize) -> Result<Room, AcquireError> {
+        // Never more than a share has.
+        let units = u32::try_from(units).unwrap_or(u32::MAX);
+        let of_user = self.of_user(user_id).acquire_many_owned(units).await?;
+        let of_all = self.in_all.clone().acquire_many_owned(units).await?;
+        Ok(Room {
+            _permits: Some([of_user, of_all]),
+        })
+    }
 
     fn of_user(&self, user_id: &str) -> Arc<Semaphore> {
         let mut of_users = self.of_users.lock().unwrap_or_else(PoisonError::into_inner);
@@ -83,7 +128,7 @@ impl Rooms {
         }
         // One that nobody has a part of is as good as a new one.
         of_users.retain(|_, known| known.strong_count() > 0);
-        let new = Arc::new(Semaphore::new(OF_USER));
+        let new = Arc::new(Semaphore::new(self.of_user));
         of_users.insert(user_id.to_owned(), Arc::downgrade(&new));
         new
     }
@@ -96,7 +141,8 @@ mod tests {
     use super::*;
 
     const SHARE: usize = OF_USER * UNIT_BYTES;
-    const LITTLE: usize = SMALL * UNIT_BYTES;
+    const NOTHING: usize = SMALL * UNIT_BYTES;
+    const MUCH: usize = LITTLE * UNIT_BYTES + 1;
 
     /// What is there is taken at once, and nobody waits for what is not.
     fn impatient() -> Rooms {
@@ -110,8 +156,8 @@ mod tests {
     async fn one_who_has_his_share_waits_and_keeps_nobody_else_waiting() {
         let rooms = impatient();
         let all_of_ada = rooms.take("ada", SHARE * 9).await.unwrap();
-        rooms.take("ada", LITTLE).await.unwrap();
-        let refused = rooms.take("ada", LITTLE + 1).await.unwrap_err();
+        rooms.take("ada", NOTHING).await.unwrap();
+        let refused = rooms.take("ada", MUCH).await.unwrap_err();
         assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
         rooms.take("bob", SHARE).await.unwrap();
         drop(all_of_ada);
@@ -125,11 +171,30 @@ mod tests {
         for user in ["a", "b", "c", "d"] {
             taken.push(rooms.take(user, SHARE).await.unwrap());
         }
-        rooms.take("e", LITTLE + 1).await.unwrap_err();
+        rooms.take("e", MUCH).await.unwrap_err();
         taken.pop();
         rooms.take("e", SHARE).await.unwrap();
         taken.clear();
-        rooms.take("f", LITTLE + 1).await.unwrap();
-        assert_eq!(rooms.of_users.lock().unwrap().len(), 1, "nobody else has a part");
+        rooms.take("f", MUCH).await.unwrap();
+        assert_eq!(rooms.all.of_users.lock().unwrap().len(), 1, "nobody else has a part");
+    }
+
+    #[tokio::test]
+    async fn something_is_left_for_answers_that_take_little() {
+        let rooms = impatient();
+        let mut taken = Vec::new();
+        for user in ["a", "b", "c", "d"] {
+            taken.push(rooms.take(user, SHARE).await.unwrap());
+        }
+        let mut little = Vec::new();
+        while let Ok(room) = rooms.take("a", MUCH - 1).await {
+            little.push(room);
+        }
+        assert_eq!(little.len(), LITTLE_OF_USER / LITTLE, "of one user");
+        for user in ["b", "c", "d", "e", "f", "g", "h"] {
+            little.push(rooms.take(user, LITTLE_OF_USER / 2 * UNIT_BYTES).await.unwrap());
+            little.push(rooms.take(user, LITTLE_OF_USER / 2 * UNIT_BYTES).await.unwrap());
+        }
+        rooms.take("i", NOTHING + 1).await.unwrap_err();
     }
 }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use skep_api::{Encoding, FileContent};
 
 use crate::http::error::{ApiError, ApiResult};
-use crate::http::room::Room;
+use crate::http::room::{HoldsRoom, Room};
 
 /// How much of a file is written at a time; a multiple of three, so that base64 goes on without padding.
 const PIECE_BYTES: usize = 48 * 1024;
@@ -62,6 +62,7 @@ pub(super) fn answer(told: FileContent, held: Held, wanted: Wanted) -> ApiResult
     response
         .headers_mut()
         .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.extensions_mut().insert(HoldsRoom);
     Ok(response)
 }
 
