@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use bytes::Bytes;
 use skep_api::ErrorCode;
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 
@@ -38,7 +39,7 @@ pub struct Rooms {
 #[derive(Debug, Default)]
 pub struct Room {
     /// Of the user's share and of what all have, the same of both.
-    _permits: Option<[OwnedSemaphorePermit; 2]>,
+    permits: Option<[OwnedSemaphorePermit; 2]>,
 }
 
 /// Of an answer that has room, but comes in pieces. It must be taken in time, as one that is whole.
@@ -94,6 +95,34 @@ fn units(bytes: usize) -> usize {
     }
 }
 
+impl Room {
+    /// The text, with as much of the room as it needs until all of it is sent.
+    pub fn hold(mut self, text: Vec<u8>) -> Bytes {
+        let needed = units(text.len());
+        if needed == 0 {
+            self.permits = None;
+        }
+        for permit in self.permits.iter_mut().flatten() {
+            drop(permit.split(permit.num_permits().saturating_sub(needed)));
+        }
+        Bytes::from_owner(Held {
+            text: text.into_boxed_slice(),
+            _room: self,
+        })
+    }
+}
+
+struct Held {
+    text: Box<[u8]>,
+    _room: Room,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.text
+    }
+}
+
 /// Room that all share.
 struct Pool {
     of_user: usize,
@@ -117,7 +146,7 @@ impl Pool {
         let of_user = self.of_user(user_id).acquire_many_owned(units).await?;
         let of_all = self.in_all.clone().acquire_many_owned(units).await?;
         Ok(Room {
-            _permits: Some([of_user, of_all]),
+            permits: Some([of_user, of_all]),
         })
     }
 
@@ -196,5 +225,25 @@ mod tests {
             little.push(rooms.take(user, LITTLE_OF_USER / 2 * UNIT_BYTES).await.unwrap());
         }
         rooms.take("i", NOTHING + 1).await.unwrap_err();
+    }
+
+    #[tokio::test]
+    async fn a_text_has_what_it_needs_of_the_room_until_it_is_sent() {
+        let rooms = impatient();
+        let text = vec![b'a'; SHARE / 2];
+        let held = rooms.take("ada", SHARE).await.unwrap().hold(text.clone());
+        assert!(held == text);
+        let rest = rooms.take("ada", SHARE / 2).await.expect("the rest is free at once");
+        rooms.take("ada", MUCH).await.unwrap_err();
+        // As a connection sends it.
+        let unsent = held.slice(1..);
+        drop(held);
+        rooms.take("ada", MUCH).await.unwrap_err();
+        drop(unsent);
+        rooms.take("ada", SHARE / 2).await.expect("it was sent");
+        drop(rest);
+        let small = rooms.take("ada", SHARE).await.unwrap().hold(b"small".to_vec());
+        rooms.take("ada", SHARE).await.expect("a small one needs none");
+        drop(small);
     }
 }

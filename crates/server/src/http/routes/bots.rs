@@ -2,6 +2,7 @@
 
 use axum::Json;
 use axum::extract::{FromRequestParts, State};
+use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -34,6 +35,8 @@ const LARGEST_PAGE: u32 = 500;
 const MOST_METADATA_BYTES: usize = 1024 * 1024;
 /// How many bytes one byte of metadata can take when it is read: a field of a small object takes hundreds.
 const ROOM_OF_A_BYTE: usize = 64;
+/// How many bytes a bot takes beside its metadata: it has three texts of up to 4 KiB, and its workspace.
+const ROOM_OF_A_BOT: usize = 16 * 1024;
 
 /// `/bots`
 pub fn router() -> OpenApiRouter<App> {
@@ -63,11 +66,7 @@ struct ListQuery {
 /// Own and shared bots, newest first.
 #[utoipa::path(get, path = "/bots", tag = "bots", params(ListQuery), responses((status = 200, body = BotPage),
     (status = 429, description = "Too many large answers are being sent to this user, or to all")))]
-async fn list(
-    State(app): State<App>,
-    signed: SignedIn<Read>,
-    Query(query): Query<ListQuery>,
-) -> ApiResult<Json<BotPage>> {
+async fn list(State(app): State<App>, signed: SignedIn<Read>, Query(query): Query<ListQuery>) -> ApiResult<Response> {
     let caller = signed.caller;
     let limit = query.limit.unwrap_or(PAGE);
     if !(1..=LARGEST_PAGE).contains(&limit) {
@@ -82,7 +81,8 @@ async fn list(
     let cursor = query.cursor.as_deref();
     let lengths = app.core().bots_metadata_bytes(&visible, cursor, limit).await?;
     let (count, bytes) = fitting(&lengths);
-    let _room = app.rooms().take(&caller.user.id, bytes * ROOM_OF_A_BYTE).await?;
+    let taken_bytes = count as usize * ROOM_OF_A_BOT + bytes * ROOM_OF_A_BYTE;
+    let room = app.rooms().take(&caller.user.id, taken_bytes).await?;
     let page = app.core().bots(&visible, cursor, count).await?;
     let allowed = |bot: &skep_core::Bot| {
         caller
@@ -91,13 +91,19 @@ async fn list(
             .is_none_or(|bots| bots.iter().any(|id| id == bot.row.id.as_str()))
     };
     let bots: Vec<_> = page.bots.into_iter().filter(allowed).collect();
-    Ok(Json(BotPage {
+    let text = text_of(BotPage {
         items: match with_container {
             true => with_containers(&app, bots).await,
             false => bots.into_iter().map(wire::bot).collect(),
         },
         next_cursor: page.next_cursor,
-    }))
+    })?;
+    Ok(([(CONTENT_TYPE, "application/json")], room.hold(text)).into_response())
+}
+
+/// The page as it is sent. Nothing else is left of it.
+fn text_of(page: BotPage) -> ApiResult<Vec<u8>> {
+    serde_json::to_vec(&page).map_err(ApiError::internal)
 }
 
 /// How many bots fit on a page, at least one, and how long their metadata is together.
