@@ -10,11 +10,13 @@ use sha2::{Digest, Sha256};
 
 /// Failures that a pair of name and address has in a window.
 const FAILURES: usize = 10;
+/// Failures that an address has in a window, for whatever names: each leaves a line in the audit trail.
+const OF_AN_ADDRESS: usize = 100;
 /// The window.
 const WINDOW: Duration = Duration::from_secs(60);
 /// What a login waits for whose name others guess at: slowed, not locked out.
 const SLOWED: Duration = Duration::from_secs(1);
-/// Pairs that are remembered; the stalest go first.
+/// Pairs, and addresses, that are remembered; the stalest go first.
 const PAIRS: usize = 20_000;
 
 /// Whether a login may be tried now.
@@ -31,7 +33,10 @@ pub enum Verdict {
 /// A name by its digest: a stranger chooses how long the name is, and 20,000 of them would fill the memory.
 type NameDigest = [u8; 32];
 
-/// When a pair of name and address failed.
+/// Stands for all names that failed from an address. It is the digest of none that can be found.
+const ANY_NAME: NameDigest = [0; 32];
+
+/// When a pair of name and address failed, or an address with any name.
 type Failures = HashMap<(NameDigest, IpAddr), Vec<Instant>>;
 
 /// Failures by name and address.
@@ -64,11 +69,13 @@ impl LoginThrottle {
         let name = digest(name);
         let map = self.map();
         let recent = |times: &[Instant]| times.iter().filter(|at| now.duration_since(**at) < WINDOW).count();
-        if let Some(times) = map.get(&(name, from))
-            && recent(times) >= FAILURES
-        {
-            let first = times[times.len() - FAILURES];
-            return Verdict::Refused(WINDOW.saturating_sub(now.duration_since(first)));
+        for (name, most) in [(name, FAILURES), (ANY_NAME, OF_AN_ADDRESS)] {
+            if let Some(times) = map.get(&key(name, from))
+                && recent(times) >= most
+            {
+                let first = times[times.len() - most];
+                return Verdict::Refused(WINDOW.saturating_sub(now.duration_since(first)));
+            }
         }
         let elsewhere: usize = map
             .iter()
@@ -83,20 +90,32 @@ impl LoginThrottle {
     }
 
     fn failed_at(&self, name: &str, from: IpAddr, now: Instant) {
-        let name = digest(name);
         let mut map = self.map();
         map.retain(|_, times| times.last().is_some_and(|at| now.duration_since(*at) < WINDOW));
-        if map.len() >= PAIRS
-            && let Some(stalest) = map
-                .iter()
-                .min_by_key(|(_, times)| times.last().copied())
-                .map(|(key, _)| *key)
-        {
-            map.remove(&stalest);
+        for name in [digest(name), ANY_NAME] {
+            if map.len() >= PAIRS
+                && let Some(stalest) = map
+                    .iter()
+                    .min_by_key(|(_, times)| times.last().copied())
+                    .map(|(key, _)| *key)
+            {
+                map.remove(&stalest);
+            }
+            let times = map.entry(key(name, from)).or_default();
+            times.retain(|at| now.duration_since(*at) < WINDOW);
+            times.push(now);
         }
-        let times = map.entry((name, from)).or_default();
-        times.retain(|at| now.duration_since(*at) < WINDOW);
-        times.push(now);
+    }
+}
+
+/// Whoever has an address of version 6 has all of its /64: they count as one where any name does.
+fn key(name: NameDigest, from: IpAddr) -> (NameDigest, IpAddr) {
+    match from {
+        IpAddr::V6(address) if name == ANY_NAME => {
+            let network = address.to_bits() >> 64 << 64;
+            (name, IpAddr::V6(network.into()))
+        }
+        from => (name, from),
     }
 }
 
@@ -138,6 +157,28 @@ mod tests {
     }
 
     #[test]
+    fn an_address_tries_a_hundred_names_in_a_minute_and_no_more() {
+        let now = Instant::now();
+        let address = |text: &str| -> IpAddr { text.parse().unwrap() };
+        for (one, same, other) in [
+            ("192.0.2.1", "192.0.2.1", "192.0.2.2"),
+            ("2001:db8::1", "2001:db8::ffff:2", "2001:db8:0:1::1"),
+        ] {
+            let throttle = LoginThrottle::default();
+            for number in 0..OF_AN_ADDRESS {
+                let name = number.to_string();
+                assert_eq!(throttle.ask_at(&name, address(one), now), Verdict::Go, "{name}");
+                throttle.failed_at(&name, address(one), now);
+                // A right password of his own gives nobody new tries.
+                throttle.succeeded("bob", address(one));
+            }
+            assert_eq!(throttle.ask_at("ada", address(same), now), Verdict::Refused(WINDOW));
+            assert_eq!(throttle.ask_at("ada", address(other), now), Verdict::Go);
+            assert_eq!(throttle.ask_at("ada", address(same), now + WINDOW), Verdict::Go);
+        }
+    }
+
+    #[test]
     fn what_is_kept_of_a_name_is_short_and_forgotten_with_its_window() {
         let throttle = LoginThrottle::default();
         let now = Instant::now();
@@ -148,6 +189,6 @@ mod tests {
         let keys: usize = throttle.map().keys().map(std::mem::size_of_val).sum();
         assert!(keys <= 200 * 64, "{keys} bytes of names");
         throttle.failed_at("ada", HERE, now + WINDOW);
-        assert_eq!(throttle.map().len(), 1, "what no longer counts is kept");
+        assert_eq!(throttle.map().len(), 2, "what no longer counts is kept");
     }
 }

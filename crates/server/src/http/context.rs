@@ -67,6 +67,21 @@ impl RequestContext {
     }
 }
 
+#[cfg(test)]
+impl RequestContext {
+    pub(crate) fn of_nobody() -> Self {
+        Self {
+            request_id: "test".to_owned(),
+            from: IpAddr::from([192, 0, 2, 1]),
+            seen: Arc::default(),
+        }
+    }
+
+    pub(crate) fn is_told(&self) -> bool {
+        self.seen.is_told.load(Ordering::Relaxed)
+    }
+}
+
 impl<S: Send + Sync> FromRequestParts<S> for RequestContext {
     type Rejection = ApiError;
 

@@ -13,7 +13,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::app::App;
-use crate::auth::{TICKET_LIFE, Turn, Verdict, digest, new_ticket};
+use crate::auth::{Passwords, TICKET_LIFE, Turn, Verdict, digest, new_ticket};
 use crate::http::access::{Caller, Credential};
 use crate::http::context::RequestContext;
 use crate::http::error::{ApiError, ApiResult};
@@ -31,7 +31,7 @@ pub fn router() -> OpenApiRouter<App> {
 
 /// Sign in with name (or email) and password.
 #[utoipa::path(post, path = "/auth/login", tag = "auth", request_body = LoginRequest, security(()),
-    responses((status = 200, body = LoginResponse), (status = 429, description = "Ten failures in a minute")))]
+    responses((status = 200, body = LoginResponse), (status = 429, description = "Ten failures in a minute for the name from this address, or a hundred from it for any names")))]
 async fn login(
     State(app): State<App>,
     context: RequestContext,
@@ -44,8 +44,7 @@ async fn login(
     if let Verdict::Slowed(time) = may_try(&app, &name, context.from)? {
         tokio::time::sleep(time).await;
     }
-    context.note_told();
-    let turn = app.auth().passwords.turn().await.map_err(ApiError::internal)?;
+    let turn = turn(&app.auth().passwords, &context).await?;
     let attempt = Attempt {
         name,
         password: body.password,
@@ -74,6 +73,14 @@ async fn login(
         username: user.username,
         timezone: user.timezone,
     }))
+}
+
+/// Waits for a turn. With it the password is tried, and that is told in the audit trail, whoever waits for the answer;
+/// who leaves before has tried nothing.
+async fn turn(passwords: &Passwords, context: &RequestContext) -> ApiResult<Turn> {
+    let turn = passwords.turn().await.map_err(ApiError::internal)?;
+    context.note_told();
+    Ok(turn)
 }
 
 /// Whether a login may be tried, or its result be told, now.
@@ -185,4 +192,26 @@ async fn ticket(
         })
         .await?;
     Ok(Json(TicketResponse { ticket, expires_at }))
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_leaves_before_his_turn_is_not_told_of() {
+        let passwords = Passwords::default();
+        let mut turns = Vec::new();
+        while let Some(turn) = passwords.turn().now_or_never() {
+            turns.push(turn.unwrap());
+        }
+        let context = RequestContext::of_nobody();
+        assert!(turn(&passwords, &context).now_or_never().is_none(), "there is no turn");
+        assert!(!context.is_told());
+        turns.pop();
+        turn(&passwords, &context).await.unwrap();
+        assert!(context.is_told());
+    }
 }
