@@ -228,7 +228,7 @@ mod tests {
     }
 
     fn export_of(pieces: Pieces) -> Export {
-        let turn = Turns::default().exports.take(&BotId::random());
+        let turn = Turns::default().exports.take(&BotId::random(), "ada");
         Export {
             estimate_bytes: 0,
             pieces,
@@ -340,14 +340,14 @@ mod tests {
     async fn an_export_is_under_way_until_its_thread_has_ended() {
         let (turns, bot) = (Turns::default(), BotId::random());
         let (mut export, held) = endless();
-        export.turns.0 = turns.exports.take(&bot).expect("the first");
+        export.turns.0 = turns.exports.take(&bot, "ada").expect("the first");
         let archive = export.compressed(ArchiveFormat::TarGz, Digest::NotTaken);
-        let others: Vec<_> = std::iter::from_fn(|| turns.exports.take(&bot).ok()).collect();
+        let others: Vec<_> = std::iter::from_fn(|| turns.exports.take(&bot, "ada").ok()).collect();
         assert_eq!(others.len(), 3, "with this one");
         drop(archive);
         until_alone(&held).await;
         let again = async {
-            while turns.exports.take(&bot).is_err() {
+            while turns.exports.take(&bot, "ada").is_err() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };

@@ -81,14 +81,15 @@ impl Skep {
     /// Begins to read `/data` of a workspace, which stays what it is: running or stopped.
     ///
     /// # Errors
-    /// [`Error::ContainerNotFound`]; [`Error::InvalidPath`] when `/data` is no directory, a link too;
+    /// [`Error::BotNotFound`]; [`Error::ContainerNotFound`]; [`Error::InvalidPath`] when `/data` is no directory, a link too;
     /// [`Error::Unsupported`] by a bridge of an earlier version, and of a stopped one where layers cannot be read from
     /// outside; [`Error::Conflict`] when a workspace would have to be frozen for longer than may be;
     /// [`Error::RateLimited`] while too many exports are under way.
     pub async fn export_data(&self, bot: &BotId, moment: Moment, changing: Changing) -> Result<Export> {
-        let turn = self.turns().exports.take(bot)?;
+        let owner = self.owner_of(bot).await?;
+        let turn = self.turns().exports.take(bot, &owner)?;
         let of_one_moment = match moment {
-            Moment::OfAll => Some(self.turns().of_one_moment.take(bot)?),
+            Moment::OfAll => Some(self.turns().of_one_moment.take(bot, &owner)?),
             Moment::OfEachFile => None,
         };
         let (estimate_bytes, pieces) = self.begin_export(bot, moment, changing).await?;
@@ -97,6 +98,12 @@ impl Skep {
             pieces,
             turns: (turn, of_one_moment),
         })
+    }
+
+    /// Whose share of what is under way at once a bot's transfer takes.
+    pub(super) async fn owner_of(&self, bot: &BotId) -> Result<String> {
+        let row = self.store().bot(bot).await?.ok_or(Error::BotNotFound)?;
+        Ok(row.owner_user_id)
     }
 
     async fn begin_export(&self, bot: &BotId, moment: Moment, changing: Changing) -> Result<Begun> {

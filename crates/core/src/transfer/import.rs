@@ -131,7 +131,7 @@ impl Skep {
     /// Receives an archive for a workspace and checks it whole, while the workspace does what it does.
     ///
     /// # Errors
-    /// [`Error::ContainerNotFound`]; [`Error::Unsupported`] where layers cannot be changed from outside;
+    /// [`Error::ContainerNotFound`]; [`Error::BotNotFound`]; [`Error::Unsupported`] where layers cannot be changed from outside;
     /// [`Error::ArchiveRefused`]; [`Error::RateLimited`] while another one is received for the workspace or checked;
     /// [`Error::DiskFull`], also over the limit of storage and where only the host's
     /// reserve is free; those of the source.
@@ -142,7 +142,8 @@ impl Skep {
     ) -> Result<ReceivedArchive> {
         self.can_change_data(bot).await?;
         self.require_room(bot).await?;
-        let turn = Arc::new(self.turns().imports.take(bot)?);
+        let owner = self.owner_of(bot).await?;
+        let turn = Arc::new(self.turns().imports.take(bot, &owner)?);
         let mut received = ReceivedArchive {
             spool: self.spool(),
             name: uuid::Uuid::now_v7().to_string(),
@@ -154,14 +155,13 @@ impl Skep {
         let limits = self.settings().import;
         received.sha256 = receive(source, received.spool.path(&received.name), (&limits, self.spare())).await?;
         let path = received.spool.path(&received.name);
-        received.checked = self.while_spare(self.check_received(path, turn)).await?;
+        received.checked = self.while_spare(self.check_received(path, &owner, turn)).await?;
         Ok(received)
     }
 
     /// On a thread that ends when this is dropped, soon after.
-    async fn check_received(&self, path: PathBuf, turn: Arc<Turn>) -> Result<Checked> {
-        let permit = Arc::clone(&self.turns().checks).acquire_owned().await;
-        let permit = permit.map_err(|closed| Error::internal("checking an archive", closed))?;
+    async fn check_received(&self, path: PathBuf, owner: &str, turn: Arc<Turn>) -> Result<Checked> {
+        let permits = self.turns().checks.take(owner).await?;
         let (limits, spill) = (self.settings().import, self.spool().spill);
         let unwanted = CancellationToken::new();
         let is_wanted = {
@@ -171,7 +171,7 @@ impl Skep {
         let _ended_with_this = unwanted.drop_guard();
         let checking = tokio::task::spawn_blocking(move || {
             let checked = check(&path, &limits, &spill, &is_wanted);
-            drop((turn, permit));
+            drop((turn, permits));
             checked
         });
         checking

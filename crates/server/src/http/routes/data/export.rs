@@ -46,7 +46,7 @@ struct ExportQuery {
         (status = 400, body = ErrorBody, description = "/data is no directory, or an unknown format"),
         (status = 404, body = ErrorBody, description = "No workspace"),
         (status = 409, body = ErrorBody, description = "`consistent=true`: `/data` is more than can be read within `export.freeze_max`"),
-        (status = 429, body = ErrorBody, description = "So many exports are under way already: 4 of a workspace, 1 with `consistent=true`, 64 in all"),
+        (status = 429, body = ErrorBody, description = "So many exports are under way already: 4 of a workspace, 1 with `consistent=true`, 16 of an owner's workspaces, 64 in all"),
         (status = 501, body = ErrorBody, description = "The backend cannot freeze a workspace, or read a stopped one"),
         (status = 503, body = ErrorBody, description = "The workspace is not reachable")))]
 async fn get(
@@ -64,7 +64,7 @@ async fn get(
         (status = 400, body = ErrorBody, description = "/data is no directory, or an unknown format"),
         (status = 404, body = ErrorBody, description = "No workspace"),
         (status = 409, body = ErrorBody, description = "`consistent=true`: `/data` is more than can be read within `export.freeze_max`"),
-        (status = 429, body = ErrorBody, description = "So many exports are under way already: 4 of a workspace, 1 with `consistent=true`, 64 in all"),
+        (status = 429, body = ErrorBody, description = "So many exports are under way already: 4 of a workspace, 1 with `consistent=true`, 16 of an owner's workspaces, 64 in all"),
         (status = 501, body = ErrorBody, description = "The backend cannot freeze a workspace, or read a stopped one"),
         (status = 503, body = ErrorBody, description = "The workspace is not reachable")))]
 async fn post(
