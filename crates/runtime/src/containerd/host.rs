@@ -130,11 +130,7 @@ impl ContainerdRuntime {
     /// The task has bound them: our own mounts of its root and its devices are not needed any more.
     pub(super) async fn release_bound(&self, turn: &Arc<Turn>, bot: &BotId) -> Result<()> {
         let bot = bot.clone();
-        self.on_host(turn, move |paths, _| {
-            isolation::release_device_nodes(paths, &bot)?;
-            isolation::unmount_root(paths, &bot)
-        })
-        .await?;
+        self.on_host(turn, move |paths, _| unmount_bound(paths, &bot)).await?;
         failpoint::ROOT_RELEASED.passed()
     }
 
@@ -269,26 +265,25 @@ impl ContainerdRuntime {
         // Asked for each bot under its turn: a list of tasks made before could miss a start that has just ended.
         let id = self.record_id(bot);
         match self.task_state(&id).await? {
-            TaskState::Running => {
-                self.thaw_left(&turn, bot, &id).await?;
-                return self.release_bound(&turn, bot).await;
-            }
+            TaskState::Running => return self.mend_running(&turn, bot, &id).await,
             state => self.clear_dead(&id, state).await?,
         }
         self.nothing_left_of(&id).await?;
         self.release_swept(&turn, bot).await
     }
 
-    /// What a server that died has frozen; one that freezes now holds the turn.
-    async fn thaw_left(&self, turn: &Arc<Turn>, bot: &BotId, id: &str) -> Result<()> {
+    /// What a server that died left of one that runs: frozen, or mounts of its start that its task has bound since. One
+    /// that freezes now holds the turn.
+    async fn mend_running(&self, turn: &Arc<Turn>, bot: &BotId, id: &str) -> Result<()> {
         let (bot, group) = (bot.clone(), self.cgroup_of(id));
-        self.on_host(turn, move |_, _| {
+        self.on_host(turn, move |paths, _| {
             if freezer::thaw(&group)? {
                 tracing::warn!(%bot, "a workspace that an earlier server left frozen runs on");
             }
-            Ok(())
+            unmount_bound(paths, &bot)
         })
-        .await
+        .await?;
+        failpoint::ROOT_RELEASED.passed()
     }
 
     async fn release_swept(&self, turn: &Arc<Turn>, bot: &BotId) -> Result<()> {
@@ -386,6 +381,11 @@ impl ContainerdRuntime {
             ),
         })
     }
+}
+
+fn unmount_bound(paths: &HostPaths, bot: &BotId) -> isolation::Result<()> {
+    isolation::release_device_nodes(paths, bot)?;
+    isolation::unmount_root(paths, bot)
 }
 
 fn starting() -> String {
