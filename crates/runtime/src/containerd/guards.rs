@@ -166,9 +166,12 @@ impl ContainerdRuntime {
             return Ok(Err(format!("the snapshotter {snapshotter} is not overlayfs")));
         }
         let root = self.snapshotter_root().await?;
+        let daemon = self.daemon_process()?;
         let (paths, data_root_id) = (Arc::clone(&self.paths), self.config.data_root_id.clone());
-        let probed =
-            tokio::task::spawn_blocking(move || isolation::probe_user_namespaces(&paths, &data_root_id, &root)).await;
+        let probing = tokio::task::spawn_blocking(move || {
+            isolation::probe_user_namespaces(&paths, &data_root_id, (&root, daemon))
+        });
+        let probed = probing.await;
         let probed = probed.map_err(|panicked| RuntimeError::other("probing user namespaces", panicked))?;
         Ok(probed.map_err(|error| {
             let reason = format!("{error}: {}", error.source);

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use containerd_client::types::Mount;
 use skep_names::{BotId, container_id_for, is_legacy};
 
+use super::ContainerdRuntime;
 use super::records::{Records, Running};
 use super::turns::Turn;
-use super::{ContainerdRuntime, daemon};
 use crate::failpoint;
 use crate::host::Resolver;
 use crate::isolation::{self, HostError, HostPaths, IdBlock, Layers, Tried, WHOLE_LAYERS};
@@ -53,6 +53,7 @@ impl ContainerdRuntime {
         let resolvers = resolver.servers.clone();
         let (id, data_root_id) = (container_id.to_owned(), self.config.data_root_id.clone());
         let (cgroup, bot) = (self.cgroup_of(&id), bot.clone());
+        let daemon = self.daemon_process()?;
         self.on_host(turn, move |paths, records| {
             let ids = match guards.user_namespace {
                 true => Some(IdBlock::claim(paths, &data_root_id, &bot)?),
@@ -78,7 +79,7 @@ impl ContainerdRuntime {
             }
             recorded?;
             failpoint::START_RECORDED.pass().tried(starting)?;
-            isolation::make_namespaces(paths, &bot, ids)?;
+            isolation::make_namespaces(paths, &bot, ids, daemon)?;
             if legacy {
                 return Ok(running);
             }
@@ -362,11 +363,7 @@ impl ContainerdRuntime {
 
     /// Our mounts and pins must be seen by containerd, or a task starts with an empty directory for its root.
     pub(super) fn same_mounts_as_daemon(&self) -> Result<()> {
-        let socket = &self.config.socket;
-        let pid = daemon::peer_process(socket).ok_or_else(|| RuntimeError::Unavailable {
-            runtime: "containerd",
-            source: None,
-        })?;
+        let pid = self.daemon_process()?;
         let namespace = |process: &str| std::fs::read_link(PathBuf::from(format!("/proc/{process}/ns/mnt")));
         let read = |process: &str| {
             namespace(process).map_err(|error| RuntimeError::other("comparing mount namespaces", error))

@@ -167,8 +167,12 @@ impl ContainerdRuntime {
     /// Hard limit of open files that tasks can have: what containerd may raise, else its own. Asked of the one that
     /// runs now: the next may be started with less.
     fn open_files_hard(&self) -> Result<u64> {
-        let pid = daemon::peer_process(&self.config.socket);
-        pid.map(hard_limit_of_open_files).ok_or(RuntimeError::Unavailable {
+        Ok(hard_limit_of_open_files(self.daemon_process()?))
+    }
+
+    /// containerd, as the host numbers it now.
+    fn daemon_process(&self) -> Result<i32> {
+        daemon::peer_process(&self.config.socket).ok_or(RuntimeError::Unavailable {
             runtime: "containerd",
             source: None,
         })

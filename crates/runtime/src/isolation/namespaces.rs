@@ -6,22 +6,26 @@
 //! no workspace takes it from the host's root.
 
 use std::fs::{File, OpenOptions};
+use std::io;
 use std::path::Path;
 
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, mount_bind_recursive, mount_change};
-use rustix::thread::CapabilitySet;
+use rustix::process::Pid;
 use skep_names::{BotId, IDS_PER_BOT};
 
 use super::{HostPaths, IdBlock, Result, Tried, make_directory, remove_file, unmount_all};
 use crate::failpoint;
 use crate::system_calls::NamespaceHolder;
 
+/// Where the kernel says which capability is its highest.
+const LAST_CAPABILITY: &str = "/proc/sys/kernel/cap_last_cap";
+
 /// Makes the namespaces of a bot and pins them; what an earlier start left there is replaced.
-/// Without ids there is only a network namespace, owned by the host.
-pub(crate) fn make(paths: &HostPaths, bot: &BotId, ids: Option<IdBlock>) -> Result<()> {
+/// Without ids there is only a network namespace, owned by the host. `daemon`: the process that starts container runtimes.
+pub(crate) fn make(paths: &HostPaths, bot: &BotId, ids: Option<IdBlock>, daemon: i32) -> Result<()> {
     let flags = libc::CLONE_NEWNET | ids.map_or(0, |_| libc::CLONE_NEWUSER);
-    let owner = ids.map(owner_for).transpose()?.flatten();
+    let owner = ids.map(|ids| owner_for(ids, daemon)).transpose()?.flatten();
     let holder = NamespaceHolder::new(flags, owner).tried(|| format!("making the namespaces of workspace {bot}"))?;
     let process = Path::new("/proc").join(holder.pid().to_string());
     if let Some(ids) = ids {
@@ -40,11 +44,31 @@ pub(crate) fn make(paths: &HostPaths, bot: &BotId, ids: Option<IdBlock>) -> Resu
 
 /// Whom a user namespace with these ids belongs to; `None`: to the host's root. A root without some capability has it
 /// over the namespace only as its owner, and container runtimes need several: `CAP_SYS_RESOURCE`, to raise limits of
-/// their container's first process, for one.
-pub(super) fn owner_for(ids: IdBlock) -> Result<Option<u32>> {
-    let held = rustix::thread::capabilities(None).tried(|| "reading capabilities".into())?;
-    let has_all = held.effective.contains(CapabilitySet::all());
-    Ok(has_all.then(|| ids.base()))
+/// their container's first process, for one. They have what `daemon`, which starts them, has.
+pub(super) fn owner_for(ids: IdBlock, daemon: i32) -> Result<Option<u32>> {
+    Ok(owner_where(held_by_us_and(daemon)?, last_capability()?, ids))
+}
+
+/// `held`: capabilities as bits. `last`: the kernel's highest; rustix's own set of all has bits that no kernel has.
+fn owner_where(held: [u64; 2], last: u32, ids: IdBlock) -> Option<u32> {
+    let by_both = held[0] & held[1];
+    let has_all = (0..=last).all(|capability| by_both >> capability & 1 == 1);
+    has_all.then(|| ids.base())
+}
+
+fn held_by_us_and(daemon: i32) -> Result<[u64; 2]> {
+    let held = |process| {
+        let sets = rustix::thread::capabilities(process);
+        let sets = sets.tried(|| format!("reading our capabilities and those of process {daemon}"))?;
+        Ok(sets.effective.bits())
+    };
+    Ok([held(None)?, held(Pid::from_raw(daemon))?])
+}
+
+fn last_capability() -> Result<u32> {
+    let reading = || format!("reading {LAST_CAPABILITY}");
+    let last = std::fs::read_to_string(LAST_CAPABILITY).tried(reading)?;
+    last.trim().parse().map_err(io::Error::other).tried(reading)
 }
 
 fn pinning() -> String {
@@ -150,6 +174,32 @@ sys.stdin.read()";
             (1..=limit).contains(&taken),
             "the limit of one user, {limit}, is that of a workspace: {taken}"
         );
+    }
+
+    #[test]
+    fn a_workspace_owns_its_namespace_where_we_and_the_daemon_have_every_capability_of_the_kernel() {
+        const ALL: u64 = 0x1ff_ffff_ffff;
+        const WITHOUT_SYS_RESOURCE: u64 = 0x1ff_feff_ffff;
+        let directory = tempfile::tempdir().unwrap();
+        let paths = HostPaths {
+            run_root: directory.path().join("run"),
+            run_dir: directory.path().join("run/id"),
+            data_root: directory.path().join("data"),
+        };
+        let ids = IdBlock::claim(&paths, "id", &BotId::random()).unwrap();
+        assert_eq!(owner_where([ALL, ALL], 40, ids), Some(ids.base()));
+        assert_eq!(owner_where([WITHOUT_SYS_RESOURCE, ALL], 40, ids), None);
+        assert_eq!(owner_where([ALL, WITHOUT_SYS_RESOURCE], 40, ids), None);
+        assert_eq!(owner_where([ALL, ALL], 41, ids), None, "a later kernel has one more");
+        assert_eq!(owner_where([u64::MAX; 2], 63, ids), Some(ids.base()));
+        // What is asked of the kernel is of that kind.
+        let this = i32::try_from(std::process::id()).unwrap();
+        let [own, of_daemon] = held_by_us_and(this).unwrap();
+        let last = last_capability().unwrap();
+        assert!((30..63).contains(&last), "{last}");
+        assert_eq!(own, of_daemon);
+        assert_ne!(own & 1 << 21, 0, "these tests need CAP_SYS_ADMIN: {own:x}");
+        assert_eq!(owner_for(ids, this).unwrap(), owner_where([own, own], last, ids));
     }
 
     #[test]

@@ -13,24 +13,23 @@ use super::{HostPaths, IdBlock, Result, Tried, namespaces};
 use crate::system_calls::{NamespaceHolder, act_on_files_as};
 
 /// Makes a user namespace and an overlay over mapped layers below `snapshotter_root`, writes a file as the
-/// mapped root and looks at it on disk.
+/// mapped root and looks at it on disk. `daemon`: the process that starts container runtimes.
 ///
 /// # Errors
 /// The step that this host cannot do.
-pub(crate) fn probe(paths: &HostPaths, data_root_id: &str, snapshotter_root: &Path) -> Result<()> {
+pub(crate) fn probe(paths: &HostPaths, data_root_id: &str, (snapshotter_root, daemon): (&Path, i32)) -> Result<()> {
     // A claim of its own, so that a workspace of another server can never meet these ids.
     let stranger = BotId::random();
     let ids = IdBlock::claim(paths, data_root_id, &stranger)?;
-    let probed = probe_with(paths, snapshotter_root, ids);
+    let probed = namespaces::owner_for(ids, daemon).and_then(|owner| probe_with(paths, snapshotter_root, (ids, owner)));
     ids.release(paths, data_root_id, &stranger)?;
     probed
 }
 
-fn probe_with(paths: &HostPaths, snapshotter_root: &Path, ids: IdBlock) -> Result<()> {
-    let owner = namespaces::owner_for(ids)?;
+fn probe_with(paths: &HostPaths, snapshotter_root: &Path, (ids, owner): (IdBlock, Option<u32>)) -> Result<()> {
     if owner.is_none() {
         tracing::warn!(
-            "root has not every capability here: what the kernel limits for each user (inotify, queued signals) workspaces \
+            "root, or containerd, has not every capability here: what the kernel limits for each user (inotify, queued signals) workspaces \
              share with root"
         );
     }
@@ -96,7 +95,8 @@ mod tests {
         };
         let snapshots = directory.path().join("snapshots");
         std::fs::create_dir(&snapshots).unwrap();
-        probe(&paths, "id", &snapshots).unwrap();
+        let this = i32::try_from(std::process::id()).unwrap();
+        probe(&paths, "id", (&snapshots, this)).unwrap();
         assert_eq!(std::fs::read_dir(&snapshots).unwrap().count(), 0);
         assert_eq!(std::fs::read_dir(directory.path().join("run/ids")).unwrap().count(), 0);
     }
