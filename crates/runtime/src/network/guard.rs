@@ -8,6 +8,9 @@
 //!                                                                 └▶ Missing: ports stay down, again each second
 //! ```
 //! Nothing in netfilter closes by itself: absent rules are open rules. So the ports go down before all else.
+//!
+//! In force, the table is not replaced for another port or resolver: the kernel counts connections in it, and would begin
+//! anew.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -22,7 +25,7 @@ use tokio::time::Instant;
 use super::RulesCheck;
 use super::error::NetworkError;
 use super::links::Links;
-use super::nft::Nft;
+use super::nft::{Listing, Nft};
 use super::nft_events::{Change, NftEvents};
 use super::rules::Rules;
 
@@ -151,7 +154,7 @@ struct Keeper {
     ports: BTreeSet<String>,
     /// Routes that the kernel forgets when their port goes down.
     routes: BTreeMap<String, Vec<RouteMessage>>,
-    /// Our table as it was listed after our last load.
+    /// Our table, but for the ports, as it was listed after we last wrote it.
     in_kernel: Option<Value>,
     status: watch::Sender<Status>,
 }
@@ -200,12 +203,13 @@ impl Keeper {
             Order::Resolvers(resolvers) => {
                 if resolvers != self.rules.resolvers {
                     let before = std::mem::replace(&mut self.rules.resolvers, resolvers);
-                    let reloaded = self.reload(events).await;
+                    let changed = self.change(&self.rules.other_resolvers(), events).await;
                     // What is not in force is not taken for it when it is asked for again.
-                    if reloaded.is_err() {
+                    if changed.is_err() {
                         self.rules.resolvers = before;
                     }
-                    reloaded?;
+                    changed?;
+                    self.in_kernel = Some(self.nft.listing().await?.rest);
                 }
             }
             Order::Verify => return self.verify(events).await,
@@ -225,20 +229,22 @@ impl Keeper {
             return Ok(());
         }
         self.remember_routes(&ports).await?;
-        self.ports.extend(ports);
-        self.reload(events).await
+        self.ports.extend(ports.iter().cloned());
+        let changed = self.change(&self.rules.more_ports(&ports), events).await;
+        // A second try must not take them for protected.
+        if changed.is_err() {
+            self.ports.retain(|port| !ports.contains(port));
+        }
+        changed
     }
 
     async fn release(&mut self, ports: &[String], events: &mut NftEvents) -> Result<()> {
-        let before = self.ports.len();
-        for port in ports {
-            self.ports.remove(port);
-            self.routes.remove(port);
-        }
-        if self.ports.len() == before {
+        let ports: BTreeSet<String> = ports.iter().filter_map(|port| self.ports.take(port)).collect();
+        if ports.is_empty() {
             return Ok(());
         }
-        self.reload(events).await
+        self.routes.retain(|port, _| !ports.contains(port));
+        self.change(&self.rules.fewer_ports(&ports), events).await
     }
 
     async fn remember_routes(&mut self, ports: &BTreeSet<String>) -> Result<()> {
@@ -286,9 +292,8 @@ impl Keeper {
             });
         }
         let listed = self.nft.listing().await;
-        if matches!(&listed, Ok(listing) if Some(listing) == self.in_kernel.as_ref())
-            && *self.status.borrow() == Status::InForce
-        {
+        let as_left = |listing: &Listing| Some(&listing.rest) == self.in_kernel.as_ref() && listing.ports == self.ports;
+        if listed.as_ref().is_ok_and(as_left) && *self.status.borrow() == Status::InForce {
             return Ok(RulesCheck::InForce);
         }
         let reason = listed
@@ -303,13 +308,30 @@ impl Keeper {
         Ok(RulesCheck::Restored)
     }
 
-    /// Replaces the table under open ports: the old rules hold until the new ones do, and still when it fails.
-    async fn reload(&mut self, events: &mut NftEvents) -> Result<()> {
-        if *self.status.borrow() == Status::InForce {
-            self.load(events).await
-        } else {
-            self.restore(events).await
+    /// Changes one part of the table under open ports: the old rules hold until the new ones do, and still when it fails.
+    /// A table that another program has changed meanwhile is replaced.
+    async fn change(&mut self, text: &str, events: &mut NftEvents) -> Result<()> {
+        if *self.status.borrow() != Status::InForce {
+            return self.restore(events).await;
         }
+        if self.of_our_table(events)?.is_empty() {
+            let changed = self.nft.apply("change the table", text).await;
+            match (changed, self.of_our_table(events)?.as_slice()) {
+                (Ok(()), [Change::Touched]) => return Ok(()),
+                (Err(error), []) => return Err(error),
+                // Another program's change is among them.
+                _ => {}
+            }
+        }
+        self.restore(events).await
+    }
+
+    /// What has happened to our table so far. The kernel tells before it answers: right after a change of ours it is among
+    /// these, and alone if nobody interfered.
+    fn of_our_table(&self, events: &mut NftEvents) -> Result<Vec<Change>> {
+        let mut changes = events.drain(&self.nft.table)?;
+        changes.retain(|change| *change != Change::Elsewhere);
+        Ok(changes)
     }
 
     /// Replaces the table and opens the ports; when that fails they are closed.
@@ -337,11 +359,8 @@ impl Keeper {
             // What others did before our load is undone by it.
             events.drain(&self.nft.table)?;
             self.nft.apply("load the table", &text).await?;
-            // The kernel tells before it answers, so our own load is among these, and alone if nobody interfered.
-            let mut changes = events.drain(&self.nft.table)?;
-            changes.retain(|change| *change != Change::Elsewhere);
-            if changes == [Change::Made] {
-                self.in_kernel = Some(self.nft.listing().await?);
+            if self.of_our_table(events)? == [Change::Made] {
+                self.in_kernel = Some(self.nft.listing().await?.rest);
                 return Ok(());
             }
         }

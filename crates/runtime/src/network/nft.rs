@@ -1,5 +1,6 @@
 //! The `nft` program.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -7,10 +8,19 @@ use serde_json::Value;
 
 use super::error::NetworkError;
 use super::program::Program;
-use super::rules::FLOW_SETS;
+use super::rules::{FLOW_SETS, PORTS};
 
 /// Replacing our table takes about 20 ms.
 const LIMIT: Duration = Duration::from_secs(15);
+
+/// A table as the kernel has it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Listing {
+    /// The host-side interfaces that it holds for.
+    pub(super) ports: BTreeSet<String>,
+    /// All else, in a form that is equal when the rules are.
+    pub(super) rest: Value,
+}
 
 /// A table and the program to change it with.
 #[derive(Debug, Clone)]
@@ -25,13 +35,13 @@ impl Nft {
         self.run(operation, &["-f", "-"], text).await.map(drop)
     }
 
-    /// Our table as the kernel has it, in a form that is equal when the rules are.
-    pub(super) async fn listing(&self) -> Result<Value, NetworkError> {
+    /// Our table as the kernel has it.
+    pub(super) async fn listing(&self) -> Result<Listing, NetworkError> {
         let operation = "list the table";
         let output = self
             .run(operation, &["-j", "-s", "list", "table", "inet", &self.table], "")
             .await?;
-        parse(operation, &output).map(canonical)
+        Ok(canonical(parse(operation, &output)?))
     }
 
     /// Every chain of every table.
@@ -76,12 +86,13 @@ fn parse(operation: &'static str, output: &[u8]) -> Result<Value, NetworkError> 
 }
 
 /// Sets are listed in no fixed order, handles change with each load, and what the kernel counts with each connection.
-fn canonical(mut listing: Value) -> Value {
-    strip(&mut listing);
-    listing
+fn canonical(mut listing: Value) -> Listing {
+    let mut ports = BTreeSet::new();
+    strip(&mut listing, &mut ports);
+    Listing { ports, rest: listing }
 }
 
-fn strip(value: &mut Value) {
+fn strip(value: &mut Value, ports: &mut BTreeSet<String>) {
     match value {
         Value::Object(fields) => {
             fields.remove("handle");
@@ -90,14 +101,23 @@ fn strip(value: &mut Value) {
             if fields.contains_key("elem") && fields.get("name").is_some_and(counts) {
                 fields.remove("elem");
             }
-            fields.values_mut().for_each(strip);
+            if fields.get("name").is_some_and(|name| name == PORTS)
+                && let Some(Value::Array(elements)) = fields.get_mut("elem")
+            {
+                // What is no name stays, and is a difference.
+                elements.retain(|element| element.as_str().is_none_or(|name| !ports.insert(name.to_owned())));
+                if elements.is_empty() {
+                    fields.remove("elem");
+                }
+            }
+            fields.values_mut().for_each(|field| strip(field, ports));
             for name in ["elem", "set"] {
                 if let Some(Value::Array(elements)) = fields.get_mut(name) {
                     elements.sort_by_cached_key(Value::to_string);
                 }
             }
         }
-        Value::Array(items) => items.iter_mut().for_each(strip),
+        Value::Array(items) => items.iter_mut().for_each(|item| strip(item, ports)),
         _ => {}
     }
 }
@@ -120,6 +140,18 @@ mod tests {
         let counted = json!({"val": "10.88.0.5", "ct count": {"val": 4096, "inv": true}});
         let some = json!({"nftables": [{"set": {"name": "flows4", "size": 65536, "elem": [{"elem": counted}]}}]});
         assert_eq!(canonical(none), canonical(some));
+    }
+
+    #[test]
+    fn ports_are_listed_beside_the_rest() {
+        let none = json!({"nftables": [{"set": {"name": "ports", "type": "ifname"}}]});
+        let some = json!({"nftables": [{"set": {"name": "ports", "type": "ifname", "elem": ["veth1", "skep0"]}}]});
+        let (none, some) = (canonical(none), canonical(some));
+        assert_eq!(some.rest, none.rest);
+        assert!(none.ports.is_empty());
+        assert_eq!(some.ports, ["skep0", "veth1"].map(str::to_owned).into());
+        let strange = json!({"nftables": [{"set": {"name": "ports", "type": "ifname", "elem": [{"timeout": 1}]}}]});
+        assert_ne!(canonical(strange).rest, none.rest);
     }
 
     #[test]

@@ -32,8 +32,11 @@ const PRIVATE_IPV6: &str = "::/127, ::ffff:0:0/96, 64:ff9b:1::/48, 2001::/32, 20
 /// host's table of them is one for all, of 65,536 to 262,144 by default.
 pub const FLOWS_MAX: u32 = 4096;
 
-/// The sets that count them. The kernel fills and empties them.
+/// The sets that count them. The kernel fills and empties them; a table that is replaced counts from nothing.
 pub(super) const FLOW_SETS: [&str; 2] = ["flows4", "flows6"];
+
+/// The set of host-side interfaces that the rules hold for.
+pub(super) const PORTS: &str = "ports";
 
 /// What the table says, but for the interfaces it holds for.
 #[derive(Debug, Clone)]
@@ -60,6 +63,26 @@ impl Rules {
         )
     }
 
+    /// Text that makes the table, which is there, hold for more interfaces.
+    pub(super) fn more_ports(&self, ports: &BTreeSet<String>) -> String {
+        format!("add element inet {} {PORTS} {}\n", self.table, elements(ports))
+    }
+
+    /// Text that lets interfaces go that the table holds for.
+    pub(super) fn fewer_ports(&self, ports: &BTreeSet<String>) -> String {
+        format!("delete element inet {} {PORTS} {}\n", self.table, elements(ports))
+    }
+
+    /// Text that opens the table, which is there, to the present resolvers and what is allowed, and to no others.
+    pub(super) fn other_resolvers(&self) -> String {
+        let table = &self.table;
+        let mut text = format!("flush chain inet {table} allowed\n");
+        for rule in self.allowed_rules() {
+            text.push_str(&format!("add rule inet {table} allowed {rule}\n"));
+        }
+        text
+    }
+
     /// Text that removes the table, also when there is none.
     pub(super) fn removal(&self) -> String {
         format!("table inet {0}\ndelete table inet {0}\n", self.table)
@@ -67,17 +90,18 @@ impl Rules {
 
     fn allowed(&self) -> String {
         let mut chain = String::from("  chain allowed {\n");
-        for resolver in &self.resolvers {
-            let family = if resolver.is_ipv4() { "ip" } else { "ip6" };
-            line(
-                &mut chain,
-                &format!("{family} daddr {resolver} meta l4proto {{ tcp, udp }} th dport 53 accept"),
-            );
-        }
-        for entry in &self.allow {
-            line(&mut chain, &entry.rule());
+        for rule in self.allowed_rules() {
+            line(&mut chain, &rule);
         }
         chain + "  }\n"
+    }
+
+    fn allowed_rules(&self) -> impl Iterator<Item = String> {
+        let resolvers = self.resolvers.iter().map(|resolver| {
+            let family = if resolver.is_ipv4() { "ip" } else { "ip6" };
+            format!("{family} daddr {resolver} meta l4proto {{ tcp, udp }} th dport 53 accept")
+        });
+        resolvers.chain(self.allow.iter().map(AllowEntry::rule))
     }
 
     fn forward(&self) -> String {
@@ -119,10 +143,9 @@ const INPUT: &str = "  chain input {
 ";
 
 fn sets(ports: &BTreeSet<String>) -> String {
-    let mut text = String::from("  set ports {\n    type ifname;\n");
+    let mut text = format!("  set {PORTS} {{\n    type ifname;\n");
     if !ports.is_empty() {
-        let names: Vec<String> = ports.iter().map(|name| format!("\"{name}\"")).collect();
-        line(&mut text, &format!("elements = {{ {} }}", names.join(", ")));
+        line(&mut text, &format!("elements = {}", elements(ports)));
     }
     text.push_str("  }\n");
     for (name, kind, elements) in [
@@ -139,6 +162,11 @@ fn sets(ports: &BTreeSet<String>) -> String {
         ));
     }
     text
+}
+
+fn elements(ports: &BTreeSet<String>) -> String {
+    let names: Vec<String> = ports.iter().map(|name| format!("\"{name}\"")).collect();
+    format!("{{ {} }}", names.join(", "))
 }
 
 /// Refuses what would be one connection too many.
@@ -202,6 +230,17 @@ mod tests {
         let text = rules().replacement(&BTreeSet::from(["skep0".into()]));
         assert!(text.starts_with("table inet skep\ndelete table inet skep\ntable inet skep {"));
         assert!(text.contains("elements = { \"skep0\" }"));
+    }
+
+    #[test]
+    fn one_part_is_changed_without_the_rest() {
+        let ports = BTreeSet::from(["veth1".into(), "veth2".into()]);
+        let (more, fewer) = (rules().more_ports(&ports), rules().fewer_ports(&ports));
+        assert_eq!(more, "add element inet skep ports { \"veth1\", \"veth2\" }\n");
+        assert_eq!(fewer, "delete element inet skep ports { \"veth1\", \"veth2\" }\n");
+        let text = rules().other_resolvers();
+        assert!(text.starts_with("flush chain inet skep allowed\nadd rule inet skep allowed ip daddr 192.168.1.1 "));
+        assert_eq!(text.lines().count(), 1 + rules().allowed_rules().count());
     }
 
     #[test]

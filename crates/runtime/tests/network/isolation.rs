@@ -201,7 +201,7 @@ fn a_users_own_configuration_is_isolated_just_the_same() {
     }
 }
 
-fn write_configuration(stage: &Stage, plugin: &str) {
+pub(crate) fn write_configuration(stage: &Stage, plugin: &str) {
     let leases = stage.path("run").join("one/cni/leases");
     let text = format!(
         r#"{{"cniVersion":"1.0.0","name":"skep","plugins":[{{{plugin},"ipam":{{"type":"host-local",

@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use skep_runtime::CheckStatus;
 use skep_runtime::network::{FLOWS_MAX, Network, NetworkConfig, NetworkError, RulesCheck};
 
+use crate::isolation::write_configuration;
 use crate::probe::{Reached, Server, at, tcp};
-use crate::stage::{PRIVATE, PUBLIC, Stage, UPLINK, inside, on_stage, output, run};
+use crate::stage::{PRIVATE, PUBLIC, RESOLVER, Stage, UPLINK, Workspace, inside, on_stage, output, run};
 
 async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let limit = Instant::now() + Duration::from_secs(15);
@@ -38,6 +39,8 @@ fn rules_that_are_lost_come_back() {
             format!("nft flush chain inet {name} forward"),
             format!("nft insert rule inet {name} forward accept"),
             format!("nft delete element inet {name} private4 {{ 10.0.0.0/8 }}"),
+            format!("nft delete element inet {name} ports {{ {} }}", stage.bridge),
+            format!("nft add element inet {name} ports {{ up0 }}"),
         ] {
             run(&loss);
             eventually(&format!("the table after {loss}"), async || {
@@ -250,32 +253,67 @@ fn a_bridge_of_the_users_configuration_is_claimed_too() {
     });
 }
 
+/// More than a workspace may have, each to a port of its own.
+fn open_too_many_flows(workspace: &Workspace, first_port: u32) {
+    let asking = inside(&workspace.netns, move || {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        for port in first_port..first_port + FLOWS_MAX + 1000 {
+            // What is refused is told of the next one.
+            drop(socket.send_to(b"?", format!("{PUBLIC}:{port}")));
+        }
+    });
+    asking.join().unwrap();
+}
+
+/// With a port for all workspaces, or with one for each.
 #[test]
 fn one_workspace_cannot_fill_the_hosts_table_of_connections() {
+    for ptp in [false, true] {
+        on_stage(async move |stage| cannot_fill_the_table_of_connections(stage, ptp).await);
+    }
+}
+
+async fn cannot_fill_the_table_of_connections(stage: Stage, ptp: bool) {
+    let mut config = stage.config();
+    if ptp {
+        write_configuration(&stage, r#""type":"ptp","ipMasq":true"#);
+        config.cni_conf_dir = Some(stage.path("conf"));
+    }
+    let network = stage.network(config).await;
+    let (greedy, other) = (stage.workspace(), stage.workspace());
+    for workspace in [&greedy, &other] {
+        network.attach(&workspace.bot, &workspace.netns).await.unwrap();
+    }
+    let _internet = Server::start(Some(&stage.internet()), 80);
+    // None of them ends before they are counted.
+    std::fs::write("/proc/sys/net/netfilter/nf_conntrack_udp_timeout", "600").unwrap();
+    open_too_many_flows(&greedy, 1024);
+    // They are still counted when another one comes and goes, and when the host has other resolvers.
+    let third = stage.workspace();
+    network.attach(&third.bot, &third.netns).await.unwrap();
+    network.detach(&third.bot, &third.netns).await.unwrap();
+    network.set_resolvers(vec![PRIVATE.parse().unwrap()]).await.unwrap();
+    open_too_many_flows(&greedy, 32_768);
+    let count = std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count").unwrap();
+    let count: u32 = count.trim().parse().unwrap();
+    // The host's own are among them, and the kernel may count one too few while it adds one.
+    let limited = FLOWS_MAX / 2..FLOWS_MAX + 100;
+    assert!(limited.contains(&count), "{count} connections");
+    let uplink: IpAddr = UPLINK.parse().unwrap();
+    assert_eq!(tcp(Some(&other.netns), at(PUBLIC, 80)).await, Reached::Open(uplink));
+    assert_eq!(network.check_rules().await.unwrap(), RulesCheck::InForce);
+}
+
+#[test]
+fn other_resolvers_do_not_keep_what_another_program_changed() {
     on_stage(async |stage| {
         let network = stage.network(stage.config()).await;
-        let (greedy, other) = (stage.workspace(), stage.workspace());
-        for workspace in [&greedy, &other] {
-            network.attach(&workspace.bot, &workspace.netns).await.unwrap();
+        let before = table(&stage);
+        for resolver in [PRIVATE, RESOLVER] {
+            run(&format!("nft insert rule inet {} forward accept", stage.table));
+            network.set_resolvers(vec![resolver.parse().unwrap()]).await.unwrap();
+            assert_eq!(table(&stage), before.replace(RESOLVER, resolver));
         }
-        let _internet = Server::start(Some(&stage.internet()), 80);
-        // None of them ends before they are counted.
-        std::fs::write("/proc/sys/net/netfilter/nf_conntrack_udp_timeout", "600").unwrap();
-        let asking = inside(&greedy.netns, || {
-            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
-            for port in 0..FLOWS_MAX + 1000 {
-                // What is refused is told of the next one.
-                drop(socket.send_to(b"?", format!("{PUBLIC}:{}", 1024 + port)));
-            }
-        });
-        asking.join().unwrap();
-        let count = std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count").unwrap();
-        let count: u32 = count.trim().parse().unwrap();
-        // The host's own are among them, and the kernel may count one too few while it adds one.
-        let limited = FLOWS_MAX / 2..FLOWS_MAX + 100;
-        assert!(limited.contains(&count), "{count} connections");
-        let uplink: IpAddr = UPLINK.parse().unwrap();
-        assert_eq!(tcp(Some(&other.netns), at(PUBLIC, 80)).await, Reached::Open(uplink));
         assert_eq!(network.check_rules().await.unwrap(), RulesCheck::InForce);
     });
 }
