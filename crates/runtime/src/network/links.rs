@@ -249,14 +249,11 @@ impl Links {
 
     /// Puts a route back; one that is there already is a success.
     pub(super) async fn restore_route(&self, route: RouteMessage) -> Result<()> {
-        let operation = "putting a route back";
-        match limited(operation, self.handle.route().add(route).execute()).await? {
-            Err(error) if !is_errno(&error, rustix::io::Errno::EXIST) => Err(NetworkError::other(operation)(error)),
-            Ok(()) | Err(_) => Ok(()),
-        }
+        self.add_route("putting a route back", route).await
     }
 
     /// Leaves nothing on an interface's link but the gateway: what else is in `subnet` goes through it, as everything does.
+    /// Repeatable, also where a first time was cut off.
     pub(super) async fn narrow_to(&self, index: u32, gateway: Ipv4Addr, subnet: Ipv4Net) -> Result<()> {
         let route = || RouteMessageBuilder::<Ipv4Addr>::new().output_interface(index);
         let on_link = |address, length| route().destination_prefix(address, length).scope(RouteScope::Link);
@@ -272,15 +269,23 @@ impl Links {
         self.add_route("routing to no other neighbour", neighbours.build())
             .await?;
         let operation = "removing the route to the subnet";
-        limited(operation, self.handle.route().del(connected.build()).execute())
-            .await?
-            .map_err(NetworkError::other(operation))
+        match limited(operation, self.handle.route().del(connected.build()).execute()).await? {
+            Err(error) if !is_errno(&error, rustix::io::Errno::SRCH) => Err(NetworkError::other(operation)(error)),
+            Ok(()) | Err(_) => Ok(()),
+        }
     }
 
+    /// Whether [`Self::narrow_to`] came to its end.
+    pub(super) async fn is_narrow(&self, index: u32, subnet: Ipv4Net) -> Result<bool> {
+        Ok(!self.routes_within(subnet).await?.contains(&(index, subnet)))
+    }
+
+    /// Adds a route; one that is there already is a success.
     async fn add_route(&self, operation: &str, route: RouteMessage) -> Result<()> {
-        limited(operation, self.handle.route().add(route).execute())
-            .await?
-            .map_err(NetworkError::other(operation))
+        match limited(operation, self.handle.route().add(route).execute()).await? {
+            Err(error) if !is_errno(&error, rustix::io::Errno::EXIST) => Err(NetworkError::other(operation)(error)),
+            Ok(()) | Err(_) => Ok(()),
+        }
     }
 
     /// Brings up the loopback interface, which the kernel makes with every namespace.

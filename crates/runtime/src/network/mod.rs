@@ -129,7 +129,7 @@ impl Network {
     }
 
     /// Whether a running workspace is still attached as `attach` left it. A bridge port that lost its
-    /// isolation gets it back.
+    /// isolation gets it back, and what an older server attached loses its neighbours in our own network.
     ///
     /// # Errors
     /// [`NetworkError::Broken`] says what is missing: stop the workspace and start it again.

@@ -110,11 +110,19 @@ impl OwnNetwork {
         })
         .await?;
         let inside = Links::inside(netns).await?;
-        let link = inside.find(INTERFACE).await?.ok_or_else(|| NetworkError::Other {
-            operation: "limiting the neighbours".into(),
-            source: format!("{INTERFACE} is gone inside").into(),
-        })?;
-        inside.narrow_to(link.index, self.gateway(), self.subnet).await
+        let index = interface_inside(&inside).await?;
+        inside.narrow_to(index, self.gateway(), self.subnet).await
+    }
+
+    /// The same for one that runs: a server of before may have attached it, and did less.
+    pub(super) async fn keep_narrow(&self, netns: &Path) -> Result<()> {
+        let inside = Links::inside(netns).await?;
+        let index = interface_inside(&inside).await?;
+        if inside.is_narrow(index, self.subnet).await? {
+            return Ok(());
+        }
+        tracing::info!(netns = %netns.display(), "a workspace that runs is left one neighbour, the gateway");
+        self.narrow(netns).await
     }
 
     async fn refuse_taken_subnet(&self, links: &Links, own: Option<u32>) -> Result<()> {
@@ -144,6 +152,14 @@ impl OwnNetwork {
             self.bridge
         )))
     }
+}
+
+async fn interface_inside(inside: &Links) -> Result<u32> {
+    let link = inside.find(INTERFACE).await?.ok_or_else(|| NetworkError::Other {
+        operation: "limiting the neighbours".into(),
+        source: format!("{INTERFACE} is gone inside").into(),
+    })?;
+    Ok(link.index)
 }
 
 fn disable_ipv6(interface: &str) -> std::io::Result<()> {

@@ -293,6 +293,9 @@ impl Wired {
         check_inside(netns, record.address)
             .await?
             .map_or(Ok(()), |reason| Err(broken(reason)))?;
+        if let Some(own) = self.own.as_ref().filter(|_| record.own_network) {
+            own.keep_narrow(netns).await?;
+        }
         Ok((record, result))
     }
 

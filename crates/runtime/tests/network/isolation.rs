@@ -412,3 +412,48 @@ fn a_workspace_cannot_fill_the_hosts_table_of_neighbours() {
         assert_eq!(redirects, "0\n0\n", "the host's hint to a shorter way");
     });
 }
+
+/// What keeps a workspace from having neighbours.
+fn narrowness(workspace: &Workspace) -> String {
+    let routes = run_in(&workspace.netns, "ip -4 route show table main");
+    let settings = "ipv6/conf/eth0/disable_ipv6 ipv4/conf/all/accept_redirects ipv4/conf/eth0/accept_redirects";
+    let files: Vec<String> = settings
+        .split(' ')
+        .map(|name| format!("/proc/sys/net/{name}"))
+        .collect();
+    routes + &run_in(&workspace.netns, &format!("cat {}", files.join(" ")))
+}
+
+#[test]
+fn a_workspace_that_an_earlier_server_left_its_neighbours_loses_them_at_the_next_look() {
+    on_stage(async |stage| {
+        let network = stage.network(stage.config()).await;
+        let workspace = stage.workspace_with_user_namespace();
+        let (_, address) = attached(&network, &workspace).await;
+        let as_attached = narrowness(&workspace);
+        drop(network);
+        let (subnet, gateway) = (stage.subnet.clone(), stage.gateway());
+        let mut widening = vec![
+            format!("ip route add {subnet} dev eth0 proto kernel scope link src {address}"),
+            "ip route del local default dev eth0 table main".to_owned(),
+            format!("ip route del {gateway} dev eth0"),
+        ];
+        // All of it, and as it is where it was cut off before its last step.
+        while !widening.is_empty() {
+            for command in &widening {
+                run_in(&workspace.netns, command);
+            }
+            let opened = inside(&workspace.netns, || {
+                std::fs::write("/proc/sys/net/ipv6/conf/eth0/disable_ipv6", "0").unwrap();
+                std::fs::write("/proc/sys/net/ipv4/conf/all/accept_redirects", "1").unwrap();
+            });
+            opened.join().unwrap();
+            assert_ne!(narrowness(&workspace), as_attached);
+            let network = stage.network(stage.config()).await;
+            network.look(&workspace.bot, &workspace.netns).await.unwrap();
+            assert_eq!(narrowness(&workspace), as_attached, "after {widening:?}");
+            network.look(&workspace.bot, &workspace.netns).await.unwrap();
+            widening.pop();
+        }
+    });
+}
