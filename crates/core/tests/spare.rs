@@ -8,7 +8,8 @@ use bytes::Bytes;
 use futures::StreamExt;
 use harness::{World, admin, all, archive_of, failure, until};
 use skep_core::{Code, CreateRequest, DeleteData, EventBody, OperationHandle, RestoreMode, RestoreRequest};
-use skep_names::{BotId, ImageReference};
+use skep_names::{BotId, ImageReference, container_id_for};
+use skep_runtime::{LayerKind, Layers};
 use skep_testkit::fake_runtime::{FakeLayer, Verb};
 
 const RESERVE: u64 = 2048 << 20;
@@ -112,6 +113,47 @@ async fn a_check_does_not_take_the_reserve() {
         .receive_archive(&bot, archive_of("imported", "imported"))
         .await
         .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_merge_does_not_take_the_reserve_and_what_it_was_writing_goes() {
+    let world = World::with(|settings| {
+        settings.reserve_bytes = RESERVE;
+        settings.versions.merge_over = 3;
+    })
+    .await;
+    world.runtime.set_free_bytes(ENOUGH);
+    let bot = world.running_bot().await;
+    let snapshot = async || {
+        let begun = world.skep.take_snapshot(&bot, ("", ""), &admin()).await;
+        begun.unwrap()
+    };
+    for number in ["1", "2", "3"] {
+        world.write(&bot, "/data/file", number).await;
+        snapshot().await.outcome().await.unwrap();
+    }
+    let deleted = world.skep.delete_version(&bot, 2, &admin()).await;
+    deleted.unwrap().outcome().await.unwrap();
+    let hold = world.runtime.faults().hold(Verb::Merge);
+    let before = world.runtime.faults().calls(Verb::Merge);
+    let begun = snapshot().await;
+    until_called(&world, Verb::Merge, before + 1).await;
+    let tree = async || Layers::list(&world.runtime, &bot).await.unwrap();
+    let line = tree().await.line;
+    let below = line.iter().find(|layer| layer.kind == LayerKind::Committed).unwrap();
+    let writing = format!("{}-{}-merged-0-making", container_id_for(&bot), begun.id());
+    let staged = Layers::stage(&world.runtime, &bot, &writing, &below.name).await;
+    staged.unwrap();
+    world.runtime.set_free_bytes(TOO_LITTLE);
+    let ended = tokio::time::timeout(Duration::from_secs(60), begun.outcome());
+    ended.await.expect("it does not wait for the merge").unwrap();
+    let left = tree().await;
+    assert!(left.line.len() > line.len(), "the line stays long: {left:?}");
+    assert!(left.side.iter().all(|layer| layer.name != writing), "{left:?}");
+    drop(hold);
+    world.runtime.set_free_bytes(ENOUGH);
+    snapshot().await.outcome().await.unwrap();
+    assert!(tree().await.line.len() <= left.line.len(), "it is merged now");
 }
 
 #[tokio::test(flavor = "multi_thread")]

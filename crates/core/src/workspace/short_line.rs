@@ -100,8 +100,11 @@ impl Work {
     async fn rebase(&self, name: &str, (on, copy): (&str, &str)) -> Result<bool> {
         let (layers, top) = (self.layers()?, format!("{copy}-top"));
         if layers.present(self.bot()).await?.as_deref() != Some(top.as_str()) {
-            if let Err(error) = layers.rebase(self.bot(), name, (on, copy)).await {
-                self.may_stay_long(name, error.into()).await?;
+            let rebased = async { Ok(layers.rebase(self.bot(), name, (on, copy)).await?) };
+            // It copies a file that can have no more links.
+            if let Err(error) = self.skep().while_spare(rebased).await {
+                self.may_stay_long(name, error).await?;
+                self.discard_half_made().await?;
                 return Ok(false);
             }
             layers.stage(self.bot(), &top, copy).await?;
@@ -124,8 +127,20 @@ impl Work {
         Ok(())
     }
 
+    /// Layers that a merge was writing when it was given up.
+    async fn discard_half_made(&self) -> Result<()> {
+        let (layers, own) = (self.layers()?, self.layer_name(""));
+        let tree = layers.list(self.bot()).await?;
+        let all = tree.line.iter().chain(&tree.side);
+        for layer in all.filter(|layer| layer.is_staged() && layer.name.starts_with(&own)) {
+            layers.discard(self.bot(), &layer.name).await?;
+        }
+        Ok(())
+    }
+
     /// What a merge made before it failed.
     async fn release_half_merged(&self) -> Result<()> {
+        self.discard_half_made().await?;
         let (tree, own) = (self.layers()?.list(self.bot()).await?, self.layer_name(""));
         let all = tree.line.iter().chain(&tree.side);
         for layer in all.filter(|layer| layer.kind == LayerKind::Committed && layer.name.starts_with(&own)) {
@@ -145,8 +160,9 @@ impl Work {
                 self.note_making_layers();
                 // The task is taken down only after this, which may take long.
                 self.pending().spare_task(true);
-                let merged = self.step("merge", async { Ok(layers.shorten(self.bot(), operation, top).await?) });
-                let merged = merged.await;
+                let shortened = async { Ok(layers.shorten(self.bot(), operation, top).await?) };
+                // It copies a file that can have no more links.
+                let merged = self.step("merge", self.skep().while_spare(shortened)).await;
                 self.pending().spare_task(false);
                 match merged {
                     Ok(merged) => merged,

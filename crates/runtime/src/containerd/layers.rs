@@ -399,18 +399,18 @@ impl Layers for ContainerdRuntime {
     }
 
     async fn shorten(&self, bot: &BotId, operation: &str, top: &str) -> Result<Vec<(String, String)>> {
-        let _turn = self.turns.take(bot).await;
+        let turn = self.turns.take(bot).await;
         let lease = self.take_lease(bot).await?;
-        let shortened = self.shorten_leased(&lease, bot, (operation, top)).await;
+        let shortened = self.shorten_leased((&turn, &lease), bot, (operation, top)).await;
         let ended = self.end_lease(bot).await;
         shortened.and_then(|renamed| ended.map(|()| renamed))
     }
 
     async fn rebase(&self, bot: &BotId, name: &str, (on, copy): (&str, &str)) -> Result<()> {
         check_layer_name(bot, copy)?;
-        let _turn = self.turns.take(bot).await;
+        let turn = self.turns.take(bot).await;
         let lease = self.take_lease(bot).await?;
-        let rebased = self.rebase_leased(&lease, bot, (name, on, copy)).await;
+        let rebased = self.rebase_leased((&turn, &lease), bot, (name, on, copy)).await;
         let ended = self.end_lease(bot).await;
         rebased.and(ended)
     }

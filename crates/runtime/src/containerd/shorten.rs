@@ -3,14 +3,17 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use containerd_client::services::v1::snapshots::{CommitSnapshotRequest, PrepareSnapshotRequest};
 use containerd_client::types::Mount;
 use skep_names::BotId;
+use tokio_util::sync::CancellationToken;
 
 use super::client::failed;
 use super::lease::Lease;
 use super::merge::merge;
+use super::turns::Turn;
 use super::{ContainerdRuntime, OVERLAYFS};
 use crate::images::LABEL_IMAGE;
 use crate::layers::{LABEL_RELEASED, LABEL_SEQUENCE, LABEL_SET, LABEL_STAGED, Merge, plan_of_merges};
@@ -28,7 +31,7 @@ impl ContainerdRuntime {
     /// but the highest always is.
     pub(super) async fn shorten_leased(
         &self,
-        lease: &Lease,
+        (turn, lease): (&Arc<Turn>, &Lease),
         bot: &BotId,
         (operation, top): (&str, &str),
     ) -> Result<Vec<(String, String)>> {
@@ -37,7 +40,8 @@ impl ContainerdRuntime {
         if merges.is_empty() {
             return Ok(Vec::new());
         }
-        let directories = self.directories_below(lease, bot, (operation, top)).await?;
+        let looking = format!("{}-{operation}-looking", skep_names::container_id_for(bot));
+        let directories = self.directories_below(lease, bot, (&looking, top)).await?;
         for one in &merges {
             let sources = one
                 .layers
@@ -57,7 +61,7 @@ impl ContainerdRuntime {
                 on: &one.on,
                 labels,
             };
-            self.make_merged(lease, bot, &wanted, sources).await?;
+            self.make_merged((turn, lease), bot, &wanted, sources).await?;
         }
         let highest = merges.last().map(|one| one.name.clone());
         let told = |one: &Merge| !one.released || Some(&one.name) == highest.as_ref();
@@ -71,11 +75,12 @@ impl ContainerdRuntime {
     /// The same layer on another one that means the same as what it stands on.
     pub(super) async fn rebase_leased(
         &self,
-        lease: &Lease,
+        (turn, lease): (&Arc<Turn>, &Lease),
         bot: &BotId,
         (name, on, copy): (&str, &str, &str),
     ) -> Result<()> {
-        let directories = self.directories_below(lease, bot, (copy, name)).await?;
+        let looking = format!("{copy}-looking");
+        let directories = self.directories_below(lease, bot, (&looking, name)).await?;
         let source = directory_of(&directories, name)?;
         let records = self.records_of(bot, OVERLAYFS).await?;
         let copied = records.iter().find(|record| record.name == name);
@@ -86,10 +91,16 @@ impl ContainerdRuntime {
             labels.insert(LABEL_SEQUENCE.to_owned(), sequence.clone());
         }
         let wanted = Wanted { name: copy, on, labels };
-        self.make_merged(lease, bot, &wanted, vec![source]).await
+        self.make_merged((turn, lease), bot, &wanted, vec![source]).await
     }
 
-    async fn make_merged(&self, lease: &Lease, bot: &BotId, wanted: &Wanted<'_>, sources: Vec<PathBuf>) -> Result<()> {
+    async fn make_merged(
+        &self,
+        (turn, lease): (&Arc<Turn>, &Lease),
+        bot: &BotId,
+        wanted: &Wanted<'_>,
+        sources: Vec<PathBuf>,
+    ) -> Result<()> {
         let records = self.records_of(bot, OVERLAYFS).await?;
         if records.iter().any(|record| record.name == wanted.name) {
             return Ok(());
@@ -97,17 +108,18 @@ impl ContainerdRuntime {
         let key = format!("{}-making", wanted.name);
         // Half of it may be there from a try that was cut off.
         self.remove_snapshot(OVERLAYFS, &key).await?;
-        let made = self.merge_into(lease, bot, wanted, (&key, sources)).await;
+        let made = self.merge_into((turn, lease), bot, wanted, (&key, sources)).await;
         if made.is_err() {
             self.remove_snapshot(OVERLAYFS, &key).await?;
         }
         made
     }
 
-    /// Fills a staged layer and commits it.
+    /// Fills a staged layer and commits it. The thread that fills it ends soon after this is dropped, and until then the bot's
+    /// turn is not over.
     async fn merge_into(
         &self,
-        lease: &Lease,
+        (turn, lease): (&Arc<Turn>, &Lease),
         bot: &BotId,
         wanted: &Wanted<'_>,
         (key, sources): (&str, Vec<PathBuf>),
@@ -116,7 +128,15 @@ impl ContainerdRuntime {
         failpoint::MERGE_PREPARED.passed()?;
         let destination = option_of(&mounts, "upperdir=").ok_or_else(|| not_overlay(key))?;
         let operation = format!("merging layers into {}", wanted.name);
-        let merged = tokio::task::spawn_blocking(move || merge(&sources, &PathBuf::from(destination))).await;
+        let (turn, unwanted) = (Arc::clone(turn), CancellationToken::new());
+        let ends = unwanted.clone();
+        let _ended_with_this = unwanted.drop_guard();
+        let merging = tokio::task::spawn_blocking(move || {
+            let merged = merge(&sources, &PathBuf::from(destination), &|| !ends.is_cancelled());
+            drop(turn);
+            merged
+        });
+        let merged = merging.await;
         let merged = merged.map_err(|panicked| RuntimeError::other(&operation, panicked))?;
         merged.map_err(|error| RuntimeError::other(operation, error))?;
         failpoint::LAYERS_MERGED.passed()?;
@@ -152,18 +172,18 @@ impl ContainerdRuntime {
         Ok(prepared.into_inner().mounts)
     }
 
-    /// Where the bot's layers from `top` down are on the host. containerd tells it of a layer made on them alone.
+    /// Where the bot's layers from `top` down are on the host. containerd tells it of a layer made on them alone, which is
+    /// called `key` meanwhile.
     async fn directories_below(
         &self,
         lease: &Lease,
         bot: &BotId,
-        (operation, top): (&str, &str),
+        (key, top): (&str, &str),
     ) -> Result<HashMap<String, PathBuf>> {
         let records = self.records_of(bot, OVERLAYFS).await?;
-        let key = format!("{}-{operation}-looking", skep_names::container_id_for(bot));
-        self.remove_snapshot(OVERLAYFS, &key).await?;
-        let mounts = self.prepare_staged(lease, bot, (&key, top), None).await?;
-        self.remove_snapshot(OVERLAYFS, &key).await?;
+        self.remove_snapshot(OVERLAYFS, key).await?;
+        let mounts = self.prepare_staged(lease, bot, (key, top), None).await?;
+        self.remove_snapshot(OVERLAYFS, key).await?;
         let lower = option_of(&mounts, "lowerdir=").ok_or_else(|| not_overlay(top))?;
         let mut found = HashMap::new();
         let mut next = Some(top.to_owned());
