@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 /// Failures that a pair of name and address has in a window.
 const FAILURES: usize = 10;
-/// Failures that an address has in a window, for whatever names: each leaves a line in the audit trail.
+/// Failures that an address has in a window, for whatever names, each with a line of its own in the audit trail.
 const OF_AN_ADDRESS: usize = 100;
 /// The window.
 const WINDOW: Duration = Duration::from_secs(60);
@@ -56,6 +56,11 @@ impl LoginThrottle {
         self.failed_at(name, from, Instant::now());
     }
 
+    /// Whether so many logins failed from an address, for whatever names, that more of them are not worth a line each.
+    pub fn is_flooding(&self, from: IpAddr) -> bool {
+        self.is_flooding_at(from, Instant::now())
+    }
+
     /// Forgets the failures of a pair.
     pub fn succeeded(&self, name: &str, from: IpAddr) {
         self.map().remove(&(digest(name), from));
@@ -68,14 +73,12 @@ impl LoginThrottle {
     fn ask_at(&self, name: &str, from: IpAddr, now: Instant) -> Verdict {
         let name = digest(name);
         let map = self.map();
-        let recent = |times: &[Instant]| times.iter().filter(|at| now.duration_since(**at) < WINDOW).count();
-        for (name, most) in [(name, FAILURES), (ANY_NAME, OF_AN_ADDRESS)] {
-            if let Some(times) = map.get(&key(name, from))
-                && recent(times) >= most
-            {
-                let first = times[times.len() - most];
-                return Verdict::Refused(WINDOW.saturating_sub(now.duration_since(first)));
-            }
+        let recent = |times: &[Instant]| recent(times, now);
+        if let Some(times) = map.get(&(name, from))
+            && recent(times) >= FAILURES
+        {
+            let first = times[times.len() - FAILURES];
+            return Verdict::Refused(WINDOW.saturating_sub(now.duration_since(first)));
         }
         let elsewhere: usize = map
             .iter()
@@ -87,6 +90,12 @@ impl LoginThrottle {
         } else {
             Verdict::Go
         }
+    }
+
+    fn is_flooding_at(&self, from: IpAddr, now: Instant) -> bool {
+        let map = self.map();
+        let failed = map.get(&key(ANY_NAME, from));
+        failed.is_some_and(|times| recent(times, now) >= OF_AN_ADDRESS)
     }
 
     fn failed_at(&self, name: &str, from: IpAddr, now: Instant) {
@@ -106,6 +115,10 @@ impl LoginThrottle {
             times.push(now);
         }
     }
+}
+
+fn recent(times: &[Instant], now: Instant) -> usize {
+    times.iter().filter(|at| now.duration_since(**at) < WINDOW).count()
 }
 
 /// Whoever has an address of version 6 has all of its /64: they count as one where any name does.
@@ -157,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_tries_a_hundred_names_in_a_minute_and_no_more() {
+    fn an_address_that_fails_a_hundred_times_in_a_minute_is_flooding_and_not_refused() {
         let now = Instant::now();
         let address = |text: &str| -> IpAddr { text.parse().unwrap() };
         for (one, same, other) in [
@@ -166,15 +179,14 @@ mod tests {
         ] {
             let throttle = LoginThrottle::default();
             for number in 0..OF_AN_ADDRESS {
-                let name = number.to_string();
-                assert_eq!(throttle.ask_at(&name, address(one), now), Verdict::Go, "{name}");
-                throttle.failed_at(&name, address(one), now);
-                // A right password of his own gives nobody new tries.
+                assert!(!throttle.is_flooding_at(address(same), now), "{number}");
+                throttle.failed_at(&number.to_string(), address(one), now);
                 throttle.succeeded("bob", address(one));
             }
-            assert_eq!(throttle.ask_at("ada", address(same), now), Verdict::Refused(WINDOW));
-            assert_eq!(throttle.ask_at("ada", address(other), now), Verdict::Go);
-            assert_eq!(throttle.ask_at("ada", address(same), now + WINDOW), Verdict::Go);
+            assert!(throttle.is_flooding_at(address(same), now));
+            assert_eq!(throttle.ask_at("ada", address(same), now), Verdict::Go);
+            assert!(!throttle.is_flooding_at(address(other), now));
+            assert!(!throttle.is_flooding_at(address(same), now + WINDOW));
         }
     }
 

@@ -31,7 +31,7 @@ pub fn router() -> OpenApiRouter<App> {
 
 /// Sign in with name (or email) and password.
 #[utoipa::path(post, path = "/auth/login", tag = "auth", request_body = LoginRequest, security(()),
-    responses((status = 200, body = LoginResponse), (status = 429, description = "Ten failures in a minute for the name from this address, or a hundred from it for any names")))]
+    responses((status = 200, body = LoginResponse), (status = 429, description = "Ten failures in a minute")))]
 async fn login(
     State(app): State<App>,
     context: RequestContext,
@@ -44,7 +44,8 @@ async fn login(
     if let Verdict::Slowed(time) = may_try(&app, &name, context.from)? {
         tokio::time::sleep(time).await;
     }
-    let turn = turn(&app.auth().passwords, &context).await?;
+    let is_flooding = app.auth().throttle.is_flooding(context.from);
+    let turn = turn(&app.auth().passwords, (!is_flooding).then_some(&context)).await?;
     let attempt = Attempt {
         name,
         password: body.password,
@@ -76,10 +77,12 @@ async fn login(
 }
 
 /// Waits for a turn. With it the password is tried, and that is told in the audit trail, whoever waits for the answer;
-/// who leaves before has tried nothing.
-async fn turn(passwords: &Passwords, context: &RequestContext) -> ApiResult<Turn> {
+/// who leaves before has tried nothing. `context`: of one that is to be told of though it fails.
+async fn turn(passwords: &Passwords, context: Option<&RequestContext>) -> ApiResult<Turn> {
     let turn = passwords.turn().await.map_err(ApiError::internal)?;
-    context.note_told();
+    if let Some(context) = context {
+        context.note_told();
+    }
     Ok(turn)
 }
 
@@ -208,10 +211,13 @@ mod tests {
             turns.push(turn.unwrap());
         }
         let context = RequestContext::of_nobody();
-        assert!(turn(&passwords, &context).now_or_never().is_none(), "there is no turn");
+        assert!(
+            turn(&passwords, Some(&context)).now_or_never().is_none(),
+            "there is no turn"
+        );
         assert!(!context.is_told());
         turns.pop();
-        turn(&passwords, &context).await.unwrap();
+        turn(&passwords, Some(&context)).await.unwrap();
         assert!(context.is_told());
     }
 }
