@@ -17,6 +17,7 @@ use crate::entry::{Entries, Entry, Kind, Trust, split};
 use crate::error::{ArchiveError, Reason};
 use crate::hard_links::Identity;
 use crate::late::Late;
+use crate::left_out::LeftOut;
 use crate::reader::Reader;
 use crate::remove;
 use crate::way::Way;
@@ -77,7 +78,7 @@ pub struct Applied {
     pub entries: u64,
     /// Sizes of the files together, holes included.
     pub bytes: u64,
-    /// Devices, and of a stranger's archive pipes and sockets, that were left out.
+    /// Devices, and of a stranger's archive pipes and sockets with each of their names, that were left out.
     pub skipped: u64,
     /// Entries of owners that a workspace does not have.
     pub remapped: u64,
@@ -118,8 +119,9 @@ fn unpack(
         done: Applied::default(),
         piece: vec![0; PIECE_BYTES],
     };
+    let mut left_out = LeftOut::new(options.trust, options.spill);
     while let Some(mut entry) = entries.next()? {
-        if entry.is_left_out(options.trust) {
+        if left_out.has(&entry)? {
             unpacker.done.skipped += 1;
             continue;
         }

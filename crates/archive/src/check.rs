@@ -7,6 +7,7 @@ use crate::compression::Source;
 use crate::entry::{Entries, Trust};
 use crate::error::{ArchiveError, Reason};
 use crate::history::History;
+use crate::left_out::LeftOut;
 use crate::reader::Reader;
 
 /// What an archive may be at most. What we wrote ourselves has none.
@@ -39,7 +40,7 @@ pub struct Checked {
     pub entries: u64,
     /// Sizes of the files together, holes included.
     pub bytes: u64,
-    /// Devices, pipes and sockets that are left out.
+    /// Devices, pipes and sockets that are left out; of pipes and sockets each name.
     pub skipped: u64,
     /// Entries of owners that a workspace does not have.
     pub remapped: u64,
@@ -80,6 +81,7 @@ pub fn check_while(
         is_wanted,
     };
     let mut reader = Reader::new(io::BufReader::with_capacity(64 * 1024, metered), trust);
+    let mut left_out = LeftOut::new(trust, spill);
     let mut history = History::new(spill);
     let (mut checked, mut entries, mut bytes, mut name_bytes) = (Checked::default(), 0_u64, 0_u64, 0_u64);
     while let Some(mut entry) = reader.next()? {
@@ -91,13 +93,6 @@ pub fn check_while(
         if bytes > limits.max_bytes {
             return Err(ArchiveError::refused(b"", Reason::TooManyBytes(limits.max_bytes)));
         }
-        if entry.is_left_out(trust) {
-            checked.skipped += 1;
-            continue;
-        }
-        let settled = entry.settle(trust);
-        checked.remapped += u64::from(settled.remapped);
-        checked.cleared += u64::from(settled.cleared);
         name_bytes += (entry.name.len() + entry.link.len()) as u64;
         if name_bytes > limits.max_name_bytes {
             return Err(ArchiveError::refused(
@@ -105,6 +100,13 @@ pub fn check_while(
                 Reason::TooManyNameBytes(limits.max_name_bytes),
             ));
         }
+        if left_out.has(&entry)? {
+            checked.skipped += 1;
+            continue;
+        }
+        let settled = entry.settle(trust);
+        checked.remapped += u64::from(settled.remapped);
+        checked.cleared += u64::from(settled.cleared);
         history.push(&entry)?;
     }
     let totals = history.finish(is_wanted)?;

@@ -91,15 +91,6 @@ pub(crate) struct Settled {
 }
 
 impl Entry {
-    /// Whether it is left out, and counted.
-    pub(crate) fn is_left_out(&self, trust: Trust) -> bool {
-        match self.kind {
-            Kind::Device => true,
-            Kind::Fifo | Kind::Socket => trust == Trust::Stranger,
-            _ => false,
-        }
-    }
-
     /// Takes away what an archive of this kind may not bring.
     pub(crate) fn settle(&mut self, trust: Trust) -> Settled {
         if trust == Trust::Ours {

@@ -25,12 +25,14 @@ mod header;
 #[cfg(feature = "compression")]
 mod history;
 mod late;
+mod left_out;
 mod pack;
 mod pax;
 mod reader;
 mod remove;
 mod sort;
 mod sparse;
+mod table;
 mod way;
 mod writer;
 #[cfg(feature = "compression")]
@@ -49,5 +51,6 @@ pub use compression::{Compressed, Format, Source};
 pub use entry::{Entries, Entry, Kind, Trust};
 pub use error::{ArchiveError, Reason, Refusal};
 pub use estimate::estimate;
+pub use left_out::LeftOut;
 pub use pack::{Changing, PackOptions, PackReport, Packer, RootEntry, Special, pack};
 pub use reader::Reader;

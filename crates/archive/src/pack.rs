@@ -51,9 +51,9 @@ pub enum RootEntry {
 pub enum Special {
     /// Pipes and sockets are left out, and counted.
     LeftOut,
-    /// Pipes go in.
+    /// Pipes go in, each name of one as a pipe of its own.
     Pipes,
-    /// Sockets too, in a way that only we read; others see a pipe.
+    /// Sockets too, in a way that only we read; others see a pipe. Of several names those after the first are hard links.
     All,
 }
 
@@ -345,7 +345,8 @@ impl<'a> Packer<'a> {
             self.report.skipped += 1;
             return Ok(());
         }
-        if self.linked(stat, path)? {
+        // Others may leave pipes out, and would look in vain for what a link leads to.
+        if self.options.special == Special::All && self.linked(stat, path)? {
             return Ok(());
         }
         self.head(&Head {

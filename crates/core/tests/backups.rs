@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use harness::{LIMIT, World, admin, all, failure, kinds, names, until};
-use skep_core::{Code, CreateBot, DeleteData, RestoreRequest, WorkspaceStatus};
+use skep_core::{Code, CreateBot, DeleteData, Outcome, RestoreMode, RestoreRequest, WorkspaceStatus};
 use skep_names::BotId;
 use skep_runtime::{Runtime, RuntimeError};
 use skep_store::NewContainer;
@@ -547,4 +547,41 @@ async fn a_failed_restore_undoes_the_create_and_keeps_the_backup() {
     assert_eq!(world.backups(&bot).await.len(), 1);
     world.create_with(&bot, None).await;
     assert_eq!(world.read(&bot, "/data/file").await, "kept");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_name_of_a_pipe_is_left_out_of_a_backup_that_is_not_known_and_of_an_import() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    world.write(&bot, "/data/file", "kept").await;
+    let data = world.runtime.layer_path(&bot).join("data");
+    let made = std::process::Command::new("mkfifo").arg(data.join("pipe")).status();
+    assert!(made.unwrap().success());
+    fs::hard_link(data.join("pipe"), data.join("pipe too")).unwrap();
+    world.preserve(&bot).await.unwrap();
+    let kept = world.backups(&bot).await.remove(0);
+    let archive = fs::read(world.file_of(&kept.name)).unwrap();
+
+    let other = world.running_bot().await;
+    let pieces = futures::stream::iter([Ok(archive.into())]);
+    let received = world.skep.receive_archive(&other, pieces).await.unwrap();
+    let requester = admin();
+    let import = world
+        .skep
+        .import_data(&other, (received, RestoreMode::Merge), &requester);
+    match import.await.unwrap().outcome().await.unwrap() {
+        Outcome::Imported(imported) => assert_eq!((imported.entries, imported.skipped), (1, 2)),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(world.read(&other, "/data/file").await, "kept");
+
+    let forgotten = world.skep.store().forget_backup(&bot, kept.created_at).await;
+    forgotten.unwrap();
+    let completed = world.create_with(&bot, None).await;
+    assert_eq!(world.read(&bot, "/data/file").await, "kept");
+    assert!(!data.join("pipe").exists() && !data.join("pipe too").exists());
+    assert!(
+        world.file_of(&kept.name).exists(),
+        "what was left out is there still: {completed:?}"
+    );
 }

@@ -13,7 +13,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
-use skep_archive::{ArchiveError, Entries, Entry, Kind, Reader, Trust};
+use skep_archive::{ArchiveError, Entries, Entry, Kind, LeftOut, Reader, Trust};
 
 use crate::failure::{Failure, Result, with_causes};
 use crate::output::printable;
@@ -35,10 +35,17 @@ pub(crate) fn unpack(from: impl Read, target: &Path) -> Result<()> {
     let root = rustix::fs::open(target, flags, Mode::empty()).map_err(|error| failed(error.into()))?;
     // Directories get their modes last: one without `w` could not be filled.
     let mut modes = VecDeque::new();
+    let mut left_out = LeftOut::new(Trust::Stranger, &std::env::temp_dir());
     let mut reader = Reader::new(BufReader::with_capacity(BUFFER_BYTES, from), Trust::Stranger);
     while let Some(entry) = reader.next().map_err(broken)? {
         let parts = parts_of(&entry.name);
+        let is_left_out = left_out.has(&entry).map_err(broken)?;
         if parts.is_empty() {
+            continue;
+        }
+        if is_left_out && entry.kind == Kind::HardLink {
+            let [name, link] = [&entry.name, &entry.link].map(|name| printable(&String::from_utf8_lossy(name)));
+            eprintln!("skep: left out {name}: it is {link}, which was left out");
             continue;
         }
         place(&root, &parts, &entry, &mut reader)?;
@@ -267,6 +274,31 @@ mod tests {
         });
         let failure = unpack(&bytes[..], &directory.path().join("t")).unwrap_err();
         assert!(failure.to_string().contains("name that is too long"), "{failure}");
+    }
+
+    #[test]
+    fn every_name_of_a_pipe_is_left_out_and_what_is_there_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let target = directory.path().join("target");
+        fs::create_dir(&target).unwrap();
+        fs::write(target.join("pipe"), "mine").unwrap();
+        let bytes = archive(|tar| {
+            tar.append(&raw(EntryType::Fifo, "pipe", "", 0), &[][..]).unwrap();
+            tar.append(&raw(EntryType::Link, "pipe too", "pipe", 0), &[][..])
+                .unwrap();
+            tar.append(&raw(EntryType::Fifo, "other", "", 0), &[][..]).unwrap();
+            tar.append(&raw(EntryType::Link, "other too", "other", 0), &[][..])
+                .unwrap();
+            tar.append(&raw(EntryType::Regular, "z", "", 1), &b"z"[..]).unwrap();
+        });
+        unpack(&bytes[..], &target).unwrap();
+        let mut names: Vec<_> = fs::read_dir(&target)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        names.sort();
+        assert_eq!(names, ["pipe", "z"]);
+        assert_eq!(fs::read_to_string(target.join("pipe")).unwrap(), "mine");
     }
 
     #[test]

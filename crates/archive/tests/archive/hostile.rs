@@ -259,6 +259,18 @@ fn refused() -> Vec<(&'static str, Vec<Vec<u8>>, Reason)> {
             Reason::TooManyNameBytes(1000),
         ),
         (
+            "very long names of pipes together",
+            ["a", "b"]
+                .map(|above| {
+                    vec![
+                        pax(&[("path", &format!("{above}/{}x", "x/".repeat(300)))]),
+                        entry(b"x", b'6', b"", b""),
+                    ]
+                })
+                .concat(),
+            Reason::TooManyNameBytes(1000),
+        ),
+        (
             "very long links together",
             ["a", "b"]
                 .map(|name| vec![pax(&[("linkpath", &"x/".repeat(300))]), link(name.as_bytes(), b"x")])

@@ -108,6 +108,64 @@ fn an_export_leaves_out_pipes_and_sockets_and_an_import_clears_setuid() {
     assert_same(&describe(to.path()), &expected);
 }
 
+/// A file, and a pipe and a socket of several names.
+fn with_several_names(root: &Path) {
+    fs::write(root.join("file"), b"new").expect("a file");
+    special(&root.join("pipe"), FileType::Fifo);
+    special(&root.join("socket"), FileType::Socket);
+    for (name, another) in [("pipe", "a pipe too"), ("pipe", "pipe too"), ("socket", "socket too")] {
+        fs::hard_link(root.join(name), root.join(another)).expect("a link");
+    }
+}
+
+#[test]
+fn every_name_of_a_pipe_or_socket_is_left_out_of_what_a_stranger_sends() {
+    let (from, to, spill) = (directory(), directory(), directory());
+    with_several_names(from.path());
+    let options = PackOptions {
+        special: Special::All,
+        ..pack_options(spill.path())
+    };
+    let (archive, _) = packed_with(from.path(), &options).expect("packed");
+    let source = Source::open(archive.as_slice()).expect("a source");
+    let checked = check(source, &Limits::NONE, Trust::Stranger, spill.path()).expect("taken");
+    assert_eq!((checked.entries, checked.bytes, checked.skipped), (1, 3, 5));
+    // What has the names stays, and is not linked to.
+    for name in ["a pipe too", "pipe too"] {
+        fs::write(to.path().join(name), b"old").expect("a file");
+    }
+    let merged = applied_with(to.path(), &archive, (Mode::Merge, Trust::Stranger, Links::Refused));
+    let done = merged.expect("unpacked");
+    assert_eq!((done.entries, done.bytes, done.skipped), (1, 3, 5));
+    let found = describe(to.path());
+    let contents: Vec<_> = found.iter().map(|(name, one)| (&name[..], &one.content[..])).collect();
+    let expected: [(&[u8], &[u8]); 4] = [
+        (b"", b""),
+        (b"a pipe too", b"old"),
+        (b"file", b"new"),
+        (b"pipe too", b"old"),
+    ];
+    assert_eq!(contents, expected);
+    assert!(found.iter().all(|(name, one)| *name == one.same_as));
+}
+
+#[test]
+fn what_others_read_has_each_name_of_a_pipe_as_a_pipe() {
+    let (from, to, spill) = (directory(), directory(), directory());
+    with_several_names(from.path());
+    let options = PackOptions {
+        special: Special::Pipes,
+        ..pack_options(spill.path())
+    };
+    let (archive, report) = packed_with(from.path(), &options).expect("packed");
+    assert_eq!((report.entries, report.skipped), (4, 2));
+    applied(to.path(), &archive, Trust::Ours).expect("unpacked");
+    for (name, one) in describe(to.path()).iter().filter(|(name, _)| name.ends_with(b"too")) {
+        assert_eq!((one.kind, &one.same_as), (0o010_000, name));
+    }
+    assert_eq!(describe(to.path()).len(), 5);
+}
+
 #[test]
 fn nothing_is_an_archive_without_entries() {
     let (from, to) = (directory(), directory());
