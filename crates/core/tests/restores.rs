@@ -11,9 +11,9 @@ use skep_core::{
     Backup, Code, CreateBot, DeleteData, OperationHandle, Outcome, RestoreMode, RestoreRequest, SOURCE_PRE_EXEC,
 };
 use skep_names::BotId;
-use skep_runtime::RuntimeError;
+use skep_runtime::{Runtime, RuntimeError};
 use skep_store::BackupRow;
-use skep_testkit::fake_runtime::Verb;
+use skep_testkit::fake_runtime::{Hold, Verb};
 use skep_testkit::trees;
 
 fn broken() -> RuntimeError {
@@ -457,8 +457,17 @@ async fn begin(world: &World, bot: &BotId, kind: &str) -> OperationHandle {
     begun.unwrap()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn layers_that_cannot_be_merged_stop_nothing_until_the_line_is_twice_as_long() {
+/// Changes a workspace while its layers cannot be merged.
+async fn change(world: &World, bot: &BotId, kind: &str) -> skep_core::Result<Outcome> {
+    let faults = world.runtime.faults();
+    world.write(bot, "/data/here", "more").await;
+    faults.forget();
+    faults.fail_next(Verb::Merge, broken());
+    begin(world, bot, kind).await.outcome().await
+}
+
+/// Its line of layers is as long as to be merged by whatever comes next.
+async fn with_long_line() -> (World, BotId) {
     let world = World::with(|settings| {
         settings.versions.merge_over = 8;
         settings.versions.keep_automatic = 1;
@@ -467,19 +476,20 @@ async fn layers_that_cannot_be_merged_stop_nothing_until_the_line_is_twice_as_lo
     let bot = with_backup_aside(&world).await;
     let taken = world.skep.take_snapshot(&bot, ("", ""), &admin()).await.unwrap();
     taken.outcome().await.unwrap();
-    let faults = world.runtime.faults().clone();
-    let change = async |kind: &str| {
-        world.write(&bot, "/data/here", "more").await;
-        faults.forget();
-        faults.fail_next(Verb::Merge, broken());
-        begin(&world, &bot, kind).await.outcome().await
-    };
     let mut rounds = 0;
-    while faults.calls(Verb::Merge) == 0 {
-        change("restore").await.unwrap();
+    while world.runtime.faults().calls(Verb::Merge) == 0 {
+        change(&world, &bot, "restore").await.unwrap();
         rounds += 1;
         assert!(rounds < 20, "nothing is ever merged");
     }
+    (world, bot)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_that_cannot_be_merged_stop_nothing_until_the_line_is_twice_as_long() {
+    let (world, bot) = with_long_line().await;
+    let faults = world.runtime.faults().clone();
+    let change = async |kind: &str| change(&world, &bot, kind).await;
     for kind in ["import", "snapshot", "rollback"] {
         let ended = change(kind).await;
         assert!(ended.is_ok(), "{kind}: {ended:?}");
@@ -495,4 +505,55 @@ async fn layers_that_cannot_be_merged_stop_nothing_until_the_line_is_twice_as_lo
     assert_eq!(world.read(&bot, "/data/file").await, "kept");
     let layers = world.skep.snapshots(&bot, None).await.unwrap().snapshots.len();
     assert!(layers <= 8 + 4, "{layers} layers");
+}
+
+/// Lets the calls of a verb go on one by one, until one waits in that step of the operation; `hold` was there before it
+/// began, and before it there were so many calls.
+async fn held_in(
+    world: &World,
+    (verb, mut calls, mut hold): (Verb, u64, Hold),
+    (operation, step): (&str, &str),
+) -> Hold {
+    let faults = world.runtime.faults();
+    loop {
+        until(|| async {
+            match faults.calls(verb) > calls {
+                true => Ok(()),
+                false => Err(format!("{verb:?} is not called in the step {step}")),
+            }
+        })
+        .await;
+        let row = world.skep.store().operation(operation).await.unwrap();
+        if row.unwrap().step == step {
+            return hold;
+        }
+        calls = faults.calls(verb);
+        hold = faults.hold(verb);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_stays_below_a_line_that_stays_long_is_let_go_after_a_crash_too() {
+    let (mut world, bot) = with_long_line().await;
+    let faults = world.runtime.faults().clone();
+    faults.forget();
+    let held = |verb| (verb, faults.calls(verb), faults.hold(verb));
+    let merging = held(Verb::Merge);
+    let operation = begin(&world, &bot, "restore").await.id().to_owned();
+    let rebasing = held_in(&world, merging, (&operation, "rebase")).await;
+    faults.fail_next(Verb::Merge, broken());
+    let removing = held(Verb::RemoveLayer);
+    drop(rebasing);
+    let letting_go = held_in(&world, removing, (&operation, "let_go")).await;
+    world.crash().await;
+    drop(letting_go);
+    world.until_succeeded(&operation).await;
+    let layers = world.runtime.layers().unwrap().list(&bot).await.unwrap();
+    let kept = format!("{operation}-kept");
+    let mut kept = layers
+        .line
+        .iter()
+        .chain(&layers.side)
+        .filter(|layer| layer.name.ends_with(&kept));
+    assert!(kept.all(|layer| layer.is_released()), "{layers:?}");
 }

@@ -33,7 +33,8 @@ impl Work {
         }
         let top = self.below_the_present().await?;
         let mut merged = self.shorten(top.as_deref()).await?;
-        if !merged.is_empty() {
+        // Also when nothing was merged in the end: what is committed is still there after a crash.
+        if !merged.is_empty() || self.has_committed() {
             self.halt().await?;
             self.note_begun();
             let kept = self.commit_on_short_line(&self.layer_name("kept"), &mut merged).await?;
