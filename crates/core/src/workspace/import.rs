@@ -24,11 +24,16 @@ impl Work {
             trust: Trust::Strangers,
         };
         let put = self.change_data(&row, self.received(plan), apply).await?;
-        let noted = json!({ "entries": plan.entries, "bytes": plan.bytes });
+        let (entries, bytes) = match plan.entries {
+            // An older release noted nothing of it; of an archive without entries it is the same.
+            0 => (put.entries, put.bytes),
+            entries => (entries, plan.bytes),
+        };
+        let noted = json!({ "entries": entries, "bytes": bytes });
         self.is_in_place(&row, ("import", &noted)).await;
         Ok(Outcome::Imported(Imported {
-            entries: plan.entries,
-            bytes: plan.bytes,
+            entries,
+            bytes,
             skipped: put.skipped,
             remapped: put.remapped,
             cleared: plan.cleared,

@@ -75,9 +75,11 @@ pub(crate) struct ImportPlan {
     /// Its file in the spool, which goes when the operation ends.
     pub(crate) archive: String,
     pub(crate) mode: RestoreMode,
-    /// Files, directories and links that it has, each name once.
+    /// Files, directories and links that it has, each name once; 0 where an older release did not note it.
+    #[serde(default)]
     pub(crate) entries: u64,
-    /// Sizes of the files together, holes included.
+    /// Sizes of the files together, holes included; noted with `entries`.
+    #[serde(default)]
     pub(crate) bytes: u64,
     /// Entries that lose setuid or setgid.
     pub(crate) cleared: u64,
@@ -267,5 +269,25 @@ impl Request {
             Self::SnapshotDelete { .. } => OperationKind::SnapshotDelete,
             Self::Rollback { .. } => OperationKind::Rollback,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_import_that_an_older_release_journaled_can_be_read() {
+        let old = json!({"kind": "import", "archive": "name", "mode": "replace", "cleared": 2});
+        let expected = Request::Import(ImportPlan {
+            archive: "name".to_owned(),
+            mode: RestoreMode::Replace,
+            entries: 0,
+            bytes: 0,
+            cleared: 2,
+        });
+        assert_eq!(serde_json::from_value::<Request>(old).unwrap(), expected);
     }
 }
