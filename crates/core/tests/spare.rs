@@ -93,11 +93,9 @@ async fn a_check_does_not_take_the_reserve() {
     let bot = world.running_bot().await;
     world.runtime.set_free_bytes(ENOUGH);
     let runtime = world.runtime.clone();
-    // Between two looks while it is received the space goes.
-    let last = futures::stream::once(async move {
-        runtime.set_free_bytes(TOO_LITTLE);
-        Ok(Bytes::new())
-    });
+    // The space goes when all is received, after the last look at it on the way.
+    let last = futures::stream::once(async move { runtime.set_free_bytes(TOO_LITTLE) });
+    let last = last.filter_map(async |()| None::<skep_core::Result<Bytes>>);
     is_of_the_reserve(
         world
             .skep
