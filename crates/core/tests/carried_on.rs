@@ -4,15 +4,21 @@ mod harness;
 
 use std::time::Duration;
 
-use harness::{LIMIT, World, until};
+use futures::StreamExt;
+use harness::{LIMIT, World, failure, until};
 use serde_json::{Value, json};
 use skep_names::BotId;
 use skep_runtime::Runtime;
-use skep_store::NewOperation;
-use skep_testkit::fake_runtime::Verb;
+use skep_store::{BotStatus, EventRow, NewOperation};
+use skep_testkit::fake_runtime::{FAKE_IMAGE, Verb};
 
 /// What a server before this one left in the journal.
 async fn left_queued(world: &World, bot: &BotId, request: Value) -> String {
+    left_queued_as(world, bot, (request, None)).await
+}
+
+/// With the status that its bot went into.
+async fn left_queued_as(world: &World, bot: &BotId, (request, bot_status): (Value, Option<BotStatus>)) -> String {
     let id = uuid::Uuid::now_v7().to_string();
     let operation = NewOperation {
         id: id.clone(),
@@ -21,7 +27,7 @@ async fn left_queued(world: &World, bot: &BotId, request: Value) -> String {
         request,
         requested_by: None,
         request_id: None,
-        bot_status: None,
+        bot_status,
         idempotency: None,
     };
     world.skep.store().insert_operation(&operation).await.unwrap();
@@ -48,6 +54,43 @@ async fn what_was_left_unfinished_before_others_began_is_not_done_by_the_next_se
     }
     world.start(&bot).await.unwrap();
     assert_eq!(world.runtime.faults().calls(Verb::Remove), removals);
+}
+
+#[tokio::test]
+async fn what_is_not_carried_on_ends_as_everything_does() {
+    let mut world = World::new().await;
+    let bot = world.running_bot().await;
+    let store = world.skep.store().clone();
+    let archive = world.root.path().join("imports").join("received");
+    std::fs::write(&archive, "an archive").unwrap();
+    let import = json!({"kind": "import", "archive": "received", "mode": "merge", "cleared": 0});
+    let import = left_queued(&world, &bot, import).await;
+    let create = json!({
+        "kind": "create", "image": FAKE_IMAGE, "snapshotter": null, "cdi_devices": [], "devices_given": false,
+        "limits": null, "env": {}, "of_new_bot": true,
+    });
+    let create = left_queued_as(&world, &bot, (create, Some(BotStatus::Creating))).await;
+    let unreadable = left_queued(&world, &world.running_bot().await, json!({"kind": "another"})).await;
+    let told = EventRow {
+        id: 3,
+        data: json!({"type": "creating"}),
+    };
+    store.insert_event(&create, &told).await.unwrap();
+    world.stop(&bot).await.unwrap();
+    world.crash().await;
+    assert!(!archive.exists());
+    let status = world.skep.store().bot(&bot).await.unwrap().unwrap().status;
+    assert_eq!(status, BotStatus::Ready, "reconcile would make the workspace anew");
+    let ends = [
+        (import, "operation_cancelled"),
+        (create, "operation_cancelled"),
+        (unreadable, "internal"),
+    ];
+    for (id, code) in ends {
+        let events: Vec<_> = world.skep.operation_events(&id, 3).await.unwrap().collect().await;
+        let shown = world.skep.operation(&id).await.unwrap().error.unwrap();
+        assert_eq!((shown.0.as_str(), failure(&events)), (code, (code.to_owned(), shown.1)));
+    }
 }
 
 #[tokio::test]

@@ -16,6 +16,7 @@ use super::lanes::{Admitted, Next, Origin, Pending};
 use super::reconcile::AT_A_TIME;
 use super::request::Request;
 use super::work::{Work, passed, was_settled};
+use crate::Code;
 use crate::error::{Error, Result};
 use crate::operations::{EventBody, Hub, OperationHandle, OperationKind, Outcome};
 use crate::requester::Requester;
@@ -142,18 +143,9 @@ impl Skep {
 
     /// Ends what was cancelled before it began.
     async fn end_unbegun(&self, bot: &BotId, pending: &Arc<Pending>) {
-        let of_new_bot = matches!(&pending.request, Request::Create(plan) if plan.of_new_bot);
-        let ready = match of_new_bot {
-            // Its first set-up is over, or reconcile would begin it anew.
-            true => {
-                let (creating, ready) = (BotStatus::Creating, BotStatus::Ready);
-                self.store().advance_bot_status(bot, creating, ready).await
-            }
-            false => Ok(()),
-        };
-        let error = match ready {
+        let error = match self.end_first_set_up(bot, &pending.request).await {
             Ok(()) => pending.cancellation(),
-            Err(error) => error.into(),
+            Err(error) => error,
         };
         self.finish(bot, pending, Err(error)).await;
     }
@@ -164,15 +156,16 @@ impl Skep {
     pub(crate) async fn carry_on_unfinished(&self) -> Result<()> {
         let turns = Arc::new(Semaphore::new(AT_A_TIME));
         for row in self.store().unfinished_operations().await? {
-            if self.store().has_begun_after(&row.bot_id, row.seq).await? {
-                self.give_up(&row, FOLLOWED).await?;
-                continue;
-            }
-            let request: Request = match serde_json::from_value(row.request.clone()) {
-                Ok(request) => request,
-                Err(error) => {
+            let is_followed = self.store().has_begun_after(&row.bot_id, row.seq).await?;
+            let request: Request = match (serde_json::from_value(row.request.clone()), is_followed) {
+                (Ok(request), false) => request,
+                (request, true) => {
+                    self.give_up(&row, request.ok().as_ref(), FOLLOWED).await?;
+                    continue;
+                }
+                (Err(error), false) => {
                     tracing::error!(operation = row.id, %error, "an unreadable request");
-                    self.give_up(&row, UNREADABLE).await?;
+                    self.give_up(&row, None, UNREADABLE).await?;
                     continue;
                 }
             };
@@ -199,18 +192,46 @@ impl Skep {
         Ok(())
     }
 
-    async fn give_up(&self, row: &OperationRow, why: &str) -> Result<()> {
+    /// Ends what is not carried on; `request` is what was asked for, where it can be read.
+    async fn give_up(&self, row: &OperationRow, request: Option<&Request>, why: &str) -> Result<()> {
         tracing::error!(bot = %row.bot_id, operation = row.id, kind = row.kind, why, "not carried on");
+        if let Some(request) = request {
+            self.end_first_set_up(&row.bot_id, request).await?;
+        }
         let message = why.to_owned();
-        let end = match row.state {
+        let (code, end) = match row.state {
             // Only what is cancelled is never begun.
-            OperationState::Queued if why == FOLLOWED => OperationEnd::Cancelled { message },
-            _ => OperationEnd::Failed {
-                code: crate::Code::Internal.as_str().to_owned(),
-                message,
-            },
+            OperationState::Queued if why == FOLLOWED => {
+                (Code::OperationCancelled, OperationEnd::Cancelled { message })
+            }
+            _ => {
+                let code = Code::Internal.as_str().to_owned();
+                (Code::Internal, OperationEnd::Failed { code, message })
+            }
         };
-        Ok(self.store().finish_operation(&row.id, &end, None).await?)
+        let last = EventBody::Error {
+            code: code.as_str().to_owned(),
+            message: why.to_owned(),
+            request_id: row.request_id.clone(),
+        };
+        let last = EventRow {
+            id: self.store().restart_events(&row.id).await?,
+            data: serde_json::to_value(&last).map_err(|error| Error::internal("writing an event", error))?,
+        };
+        self.store().finish_operation(&row.id, &end, Some(&last)).await?;
+        if let Some(Request::Import(plan)) = request {
+            self.spool().remove(&plan.archive);
+        }
+        Ok(())
+    }
+
+    /// Of a create of a new bot that is not done: else reconcile would begin it anew.
+    async fn end_first_set_up(&self, bot: &BotId, request: &Request) -> Result<()> {
+        if matches!(request, Request::Create(plan) if plan.of_new_bot) {
+            let (creating, ready) = (BotStatus::Creating, BotStatus::Ready);
+            self.store().advance_bot_status(bot, creating, ready).await?;
+        }
+        Ok(())
     }
 
     fn spawn_driver(&self, bot: &BotId) {
