@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use skep_names::BotId;
 use skep_runtime::Runtime;
 use skep_store::{BotStatus, EventRow, NewOperation};
-use skep_testkit::fake_runtime::{FAKE_IMAGE, Verb};
+use skep_testkit::fake_runtime::{FAKE_IMAGE, Hold, Verb};
 
 /// What a server before this one left in the journal.
 async fn left_queued(world: &World, bot: &BotId, request: Value) -> String {
@@ -93,42 +93,56 @@ async fn what_is_not_carried_on_ends_as_everything_does() {
     }
 }
 
-#[tokio::test]
-async fn what_is_left_in_the_journal_is_carried_on_for_eight_bots_at_a_time() {
-    let mut world = World::new().await;
+/// Ten bots, each with a restart that was left and is held at the stop of its workspace; with how many are.
+async fn ten_restarts(world: &mut World) -> (Vec<String>, Hold, impl Fn() -> u64 + use<>) {
     let mut bots = Vec::new();
     for _ in 0..10 {
         bots.push(world.running_bot().await);
     }
     world.skep.shut_down(LIMIT).await;
+    let mut left = Vec::new();
     for bot in &bots {
-        left_queued(&world, bot, json!({"kind": "restart", "grace": null})).await;
+        left.push(left_queued(world, bot, json!({"kind": "restart", "grace": null})).await);
     }
-    let hold = world.runtime.faults().hold(Verb::Stop);
-    let before = world.runtime.faults().calls(Verb::Stop);
-    world.restart_within(LIMIT).await;
     let faults = world.runtime.faults().clone();
-    let begun = || faults.calls(Verb::Stop) - before;
+    let hold = faults.hold(Verb::Stop);
+    let before = faults.calls(Verb::Stop);
+    world.restart_within(LIMIT).await;
+    (left, hold, move || faults.calls(Verb::Stop) - before)
+}
+
+async fn until_begun(begun: impl Fn() -> u64, count: u64) {
     until(|| async {
         match begun() {
-            8.. => Ok(()),
+            enough if enough >= count => Ok(()),
             few => Err(format!("{few} begun")),
         }
     })
     .await;
+}
+
+#[tokio::test]
+async fn what_is_left_in_the_journal_is_carried_on_for_eight_bots_at_a_time() {
+    let mut world = World::new().await;
+    let (left, hold, begun) = ten_restarts(&mut world).await;
+    until_begun(&begun, 8).await;
     // A ninth would come at once.
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(begun(), 8);
     drop(hold);
-    for bot in &bots {
-        until(|| async {
-            let operations = world.skep.operations(bot, None, 1).await.unwrap().operations;
-            match operations[0].state.as_str() {
-                "succeeded" => Ok(()),
-                other => Err(other.to_owned()),
-            }
-        })
-        .await;
+    for id in &left {
+        world.until_succeeded(id).await;
+    }
+}
+
+#[tokio::test]
+async fn what_takes_long_does_not_hold_up_what_was_left_of_other_bots() {
+    let mut world = World::with(|settings| settings.reconcile_interval = Duration::from_millis(500)).await;
+    let (left, hold, begun) = ten_restarts(&mut world).await;
+    until_begun(&begun, 10).await;
+    drop(hold);
+    for id in &left {
+        world.until_succeeded(id).await;
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! It belongs to the server. Nobody who waits for an operation can cancel it by going away.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use skep_names::BotId;
 use skep_runtime::failpoint;
 use skep_store::{BotStatus, EventRow, NewOperation, OperationEnd, OperationRow, OperationState};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 
 use super::admission::{QUEUE_LENGTH, Refusal};
 use super::lanes::{Admitted, Next, Origin, Pending};
@@ -268,13 +270,12 @@ impl Skep {
                 }
                 Next::Wait(changed) => {
                     // A lost wake-up costs this long, never the operation.
-                    match tokio::time::timeout(JOURNAL_WAIT, changed.notified()).await {
+                    match timeout(JOURNAL_WAIT, changed.notified()).await {
                         Ok(()) | Err(_) => {}
                     }
                 }
                 Next::Run(pending) => {
-                    self.run(bot, &pending).await;
-                    drop(turn.take());
+                    self.run_in_turn(bot, &pending, turn.take()).await;
                     let ended = pending.hub.outcome().await;
                     is_left_to_reconcile |= ended.is_err_and(|error| error.says_nothing_of_the_workspace());
                 }
@@ -293,6 +294,16 @@ impl Skep {
     fn let_go(&self, pending: &Arc<Pending>) {
         pending.hub.let_go();
         self.forget_hub(pending.hub.id());
+    }
+
+    /// Gives the turn back when it has ended, or when it takes longer than until the next comparison: the other
+    /// workspaces are not to wait for it.
+    async fn run_in_turn(&self, bot: &BotId, pending: &Arc<Pending>, turn: Option<OwnedSemaphorePermit>) {
+        let mut run = pin!(self.run(bot, pending));
+        if timeout(self.settings().reconcile_interval, &mut run).await.is_err() {
+            drop(turn);
+            run.await;
+        }
     }
 
     async fn run(&self, bot: &BotId, pending: &Arc<Pending>) {
@@ -425,7 +436,7 @@ impl Skep {
                 undone = work.undo(error) => undone,
             }
         };
-        match tokio::time::timeout(UNDO_LIMIT, undoing).await {
+        match timeout(UNDO_LIMIT, undoing).await {
             Ok(undone) => undone,
             Err(late) => Err(Error::internal("undoing an operation", late)),
         }
