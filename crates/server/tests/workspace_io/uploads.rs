@@ -159,12 +159,14 @@ async fn what_was_put_aside_goes_also_when_the_caller_hangs_up_after_his_last_by
         part("file", Some("a"), &content),
         part("path", None, "/data/up/a")
     );
-    let connection = begun(&workspace, &body, body.len()).await;
+    let sent = body.len() / 2;
+    let mut connection = begun(&workspace, &body, sent).await;
     crate::until(async || match workspace.output_of("ls -A /tmp").await {
         aside if aside.is_empty() => Err("it is not put aside yet".to_owned()),
         _ => Ok(()),
     })
     .await;
+    connection.write_all(&body.as_bytes()[sent..]).await.unwrap();
     drop(connection);
     crate::until(async || match workspace.output_of("ls -A /tmp").await {
         aside if aside.is_empty() => Ok(()),

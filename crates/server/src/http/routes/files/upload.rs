@@ -333,10 +333,11 @@ impl FormUpload<'_> {
     async fn remove_aside(&mut self) {
         // Ends a write that was not finished.
         self.aside = None;
-        if let Some(place) = self.place.take()
-            && let Err(error) = files::remove(self.bridge, &place, Depth::EmptyOnly).await
-        {
-            tracing::warn!(%error, "an upload's file that was put aside stays in the workspace");
+        let Some(place) = self.place.take() else { return };
+        match files::remove(self.bridge, &place, Depth::EmptyOnly).await {
+            // It has its name once it is finished.
+            Ok(_) | Err(BridgeError::NotFound(_)) => {}
+            Err(error) => tracing::warn!(%error, "an upload's file that was put aside stays in the workspace"),
         }
     }
 }
