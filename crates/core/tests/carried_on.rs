@@ -2,7 +2,7 @@
 
 mod harness;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use harness::{LIMIT, World, failure, until};
@@ -93,8 +93,9 @@ async fn what_is_not_carried_on_ends_as_everything_does() {
     }
 }
 
-/// Ten bots, each with a restart that was left and is held at the stop of its workspace; with how many are.
-async fn ten_restarts(world: &mut World) -> (Vec<String>, Hold, impl Fn() -> u64 + use<>) {
+/// Ten bots, each with a restart that was left and is held at the stop of its workspace; with how many are. `is_away`:
+/// the server comes up without its runtime.
+async fn ten_restarts(world: &mut World, is_away: bool) -> (Vec<String>, Hold, impl Fn() -> u64 + use<>) {
     let mut bots = Vec::new();
     for _ in 0..10 {
         bots.push(world.running_bot().await);
@@ -107,6 +108,9 @@ async fn ten_restarts(world: &mut World) -> (Vec<String>, Hold, impl Fn() -> u64
     let faults = world.runtime.faults().clone();
     let hold = faults.hold(Verb::Stop);
     let before = faults.calls(Verb::Stop);
+    if is_away {
+        world.runtime.go_away();
+    }
     world.restart_within(LIMIT).await;
     (left, hold, move || faults.calls(Verb::Stop) - before)
 }
@@ -124,7 +128,7 @@ async fn until_begun(begun: impl Fn() -> u64, count: u64) {
 #[tokio::test]
 async fn what_is_left_in_the_journal_is_carried_on_for_eight_bots_at_a_time() {
     let mut world = World::new().await;
-    let (left, hold, begun) = ten_restarts(&mut world).await;
+    let (left, hold, begun) = ten_restarts(&mut world, false).await;
     until_begun(&begun, 8).await;
     // A ninth would come at once.
     tokio::time::sleep(Duration::from_millis(300)).await;
@@ -136,9 +140,28 @@ async fn what_is_left_in_the_journal_is_carried_on_for_eight_bots_at_a_time() {
 }
 
 #[tokio::test]
+async fn the_time_in_which_the_runtime_is_away_does_not_count_as_taking_long() {
+    let interval = Duration::from_secs(2);
+    let mut world = World::with(|settings| settings.reconcile_interval = interval).await;
+    let (left, hold, begun) = ten_restarts(&mut world, true).await;
+    tokio::time::sleep(interval * 3 / 2).await;
+    let back = Instant::now();
+    world.runtime.come_back();
+    until_begun(&begun, 8).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let seen = begun();
+    // Where this machine stood still, the next ones have begun for good reason.
+    assert!(seen == 8 || back.elapsed() >= interval, "{seen}");
+    drop(hold);
+    for id in &left {
+        world.until_succeeded(id).await;
+    }
+}
+
+#[tokio::test]
 async fn what_takes_long_does_not_hold_up_what_was_left_of_other_bots() {
     let mut world = World::with(|settings| settings.reconcile_interval = Duration::from_millis(500)).await;
-    let (left, hold, begun) = ten_restarts(&mut world).await;
+    let (left, hold, begun) = ten_restarts(&mut world, false).await;
     until_begun(&begun, 10).await;
     drop(hold);
     for id in &left {

@@ -11,7 +11,7 @@ use skep_names::BotId;
 use skep_runtime::failpoint;
 use skep_store::{BotStatus, EventRow, NewOperation, OperationEnd, OperationRow, OperationState};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::admission::{QUEUE_LENGTH, Refusal};
 use super::lanes::{Admitted, Next, Origin, Pending};
@@ -296,14 +296,19 @@ impl Skep {
         self.forget_hub(pending.hub.id());
     }
 
-    /// Gives the turn back when it has ended, or when it takes longer than until the next comparison: the other
-    /// workspaces are not to wait for it.
+    /// Gives the turn back when it has ended, or when it takes longer than until the next comparison, from when the
+    /// runtime answers: the other workspaces are not to wait for it.
     async fn run_in_turn(&self, bot: &BotId, pending: &Arc<Pending>, turn: Option<OwnedSemaphorePermit>) {
         let mut run = pin!(self.run(bot, pending));
-        if timeout(self.settings().reconcile_interval, &mut run).await.is_err() {
-            drop(turn);
-            run.await;
+        let takes_long = async {
+            self.runtime_answers().await;
+            sleep(self.settings().reconcile_interval).await;
+        };
+        tokio::select! {
+            () = &mut run => return,
+            () = takes_long => drop(turn),
         }
+        run.await;
     }
 
     async fn run(&self, bot: &BotId, pending: &Arc<Pending>) {
