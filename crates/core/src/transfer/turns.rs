@@ -140,7 +140,8 @@ impl Drop for Turn {
 #[derive(Debug)]
 pub(super) struct Checks {
     in_all: Arc<Semaphore>,
-    /// One of each owner, of those who have one or wait.
+    of_an_owner: usize,
+    /// All but one are one owner's at most; of those who have some or wait.
     of_owners: Mutex<HashMap<String, Weak<Semaphore>>>,
 }
 
@@ -148,6 +149,7 @@ impl Checks {
     fn new(in_all: usize) -> Self {
         Self {
             in_all: Arc::new(Semaphore::new(in_all)),
+            of_an_owner: in_all - 1,
             of_owners: Mutex::default(),
         }
     }
@@ -168,7 +170,7 @@ impl Checks {
             return known;
         }
         of_owners.retain(|_, known| known.strong_count() > 0);
-        let new = Arc::new(Semaphore::new(1));
+        let new = Arc::new(Semaphore::new(self.of_an_owner));
         of_owners.insert(owner.to_owned(), Arc::downgrade(&new));
         new
     }
@@ -223,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn archives_of_one_owner_are_checked_one_after_the_other_and_keep_nobody_waiting() {
+    fn one_owner_of_many_archives_leaves_a_check_to_others() {
         let checks = Checks::new(2);
         let take = |owner| checks.take(owner).now_or_never().map(|taken| taken.expect("open"));
         let first = take("ada").expect("the first");
