@@ -204,12 +204,15 @@ impl Keeper {
                 if resolvers != self.rules.resolvers {
                     let before = std::mem::replace(&mut self.rules.resolvers, resolvers);
                     let changed = self.change(&self.rules.other_resolvers(), events).await;
-                    // What is not in force is not taken for it when it is asked for again.
-                    if changed.is_err() {
+                    let listed = match changed {
+                        Ok(()) => self.nft.listing().await,
+                        Err(error) => Err(error),
+                    };
+                    // What is not in force, or not known to be, is not taken for it when it is asked for again.
+                    if listed.is_err() {
                         self.rules.resolvers = before;
                     }
-                    changed?;
-                    self.in_kernel = Some(self.nft.listing().await?.rest);
+                    self.in_kernel = Some(listed?.rest);
                 }
             }
             Order::Verify => return self.verify(events).await,
