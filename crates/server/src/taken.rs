@@ -10,8 +10,9 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
-/// One who takes less than [`LEAST_BYTES`] for so long, of what waits for him, is given up.
-pub(crate) const TAKEN_WITHIN: Duration = Duration::from_secs(120);
+/// One who takes less than [`LEAST_BYTES`] for so long, of what waits for him, is given up. What is taken is seen when a
+/// third of the socket's buffer is free, which may have 4 MiB: of honest clients the slowest take that in this time.
+pub(crate) const TAKEN_WITHIN: Duration = Duration::from_secs(600);
 const LEAST_BYTES: usize = 64 * 1024;
 
 /// Whether the client may leave unread what is written now, for as long as he likes.

@@ -8,15 +8,19 @@ use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
 use bytes::Bytes;
+use http_body::Body as _;
 use serde::de::DeserializeOwned;
 use skep_api::ErrorCode;
 
 use crate::http::error::ApiError;
 use crate::http::plain;
 
-/// How long a JSON body may take, of at most 24 MiB: that of a login costs a descriptor meanwhile, and nobody knows its
-/// sender.
+/// How long a JSON body may take, and more for a long one: that of a login costs a descriptor meanwhile, and nobody
+/// knows its sender.
 const WHOLE_WITHIN: Duration = Duration::from_secs(600);
+/// At this pace, in bytes a second, and no longer than for the longest that is taken, whatever its head says.
+const LEAST_PACE: u64 = 4096;
+const LONGEST: u64 = 24 * 1024 * 1024;
 
 /// A JSON body: an empty one counts as `{}`, unknown fields are ignored; a wrong type, broken JSON
 /// or another `Content-Type` is 400, a body over the limit 413.
@@ -57,7 +61,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for RawJsonBody<T> {
 impl<T: DeserializeOwned> RawJsonBody<T> {
     async fn read(request: Request) -> Result<Self, ApiError> {
         let content_type = request.headers().get(CONTENT_TYPE).cloned();
-        let bytes = whole(request, WHOLE_WITHIN).await?;
+        let bytes = whole(request).await?;
         if bytes.is_empty() {
             return parse(b"{}").map(|value| Self { value, bytes });
         }
@@ -91,7 +95,12 @@ impl<S: Send + Sync> FromRequest<S> for RawBody {
     }
 }
 
-async fn whole(request: Request, limit: Duration) -> Result<Bytes, ApiError> {
+async fn whole(request: Request) -> Result<Bytes, ApiError> {
+    let length = request.body().size_hint().exact().unwrap_or(0).min(LONGEST);
+    whole_within(WHOLE_WITHIN + Duration::from_secs(length / LEAST_PACE), request).await
+}
+
+async fn whole_within(limit: Duration, request: Request) -> Result<Bytes, ApiError> {
     match tokio::time::timeout(limit, request.extract::<Bytes, _>()).await {
         Ok(read) => read.map_err(|rejection| refuse_bytes(&rejection)),
         Err(_) => Err(ApiError::invalid_body(format!(
@@ -180,7 +189,9 @@ mod tests {
     #[tokio::test]
     async fn a_body_that_does_not_come_is_not_waited_for_for_ever() {
         let never = Body::from_stream(futures::stream::pending::<std::io::Result<Bytes>>());
-        let refused = whole(Request::new(never), Duration::from_millis(50)).await.unwrap_err();
+        let refused = whole_within(Duration::from_millis(50), Request::new(never))
+            .await
+            .unwrap_err();
         assert!(format!("{refused:?}").contains("not whole"), "{refused:?}");
     }
 
