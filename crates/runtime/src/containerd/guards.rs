@@ -1,12 +1,19 @@
 //! What guards the next start on this host: found out once, required as the configuration says, and told.
 
 use std::sync::Arc;
+use std::time::Duration;
+
+use skep_names::BotId;
 
 use super::oci_runtime::RUNC_SHIM;
 use super::records::Guards;
 use super::{CHECK_LIMIT, ContainerdRuntime, UserNamespaceMode};
 use crate::isolation;
 use crate::{Check, CheckStatus, Isolation, Result, RuntimeError};
+
+/// How often a user namespace is tried before this host is taken for one that has none.
+const PROBE_TRIES: u32 = 3;
+const PROBE_PAUSE: Duration = Duration::from_millis(200);
 
 impl ContainerdRuntime {
     /// # Errors
@@ -168,8 +175,23 @@ impl ContainerdRuntime {
         let root = self.snapshotter_root().await?;
         let daemon = self.daemon_process()?;
         let (paths, data_root_id) = (Arc::clone(&self.paths), self.config.data_root_id.clone());
+        let probed_as = BotId::random();
+        // What a bot has claimed for which nothing is done looks like what a crash left, and is swept.
+        let turn = self.turns.take(&probed_as).await;
         let probing = tokio::task::spawn_blocking(move || {
-            isolation::probe_user_namespaces(&paths, &data_root_id, (&root, daemon))
+            let _turn = turn;
+            // Workspaces would share the host's ids for as long as this server runs: not for a failure that passes.
+            let mut tries = 1;
+            loop {
+                match isolation::probe_user_namespaces(&paths, (&data_root_id, &probed_as), (&root, daemon)) {
+                    Err(error) if tries < PROBE_TRIES => {
+                        tracing::warn!(%error, source = %error.source, tries, "a user namespace could not be made; it is tried again");
+                        tries += 1;
+                        std::thread::sleep(PROBE_PAUSE);
+                    }
+                    probed => return probed,
+                }
+            }
         });
         let probed = probing.await;
         let probed = probed.map_err(|panicked| RuntimeError::other("probing user namespaces", panicked))?;

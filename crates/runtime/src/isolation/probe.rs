@@ -13,16 +13,20 @@ use super::{HostPaths, IdBlock, Result, Tried, namespaces};
 use crate::system_calls::{NamespaceHolder, act_on_files_as};
 
 /// Makes a user namespace and an overlay over mapped layers below `snapshotter_root`, writes a file as the
-/// mapped root and looks at it on disk. `daemon`: the process that starts container runtimes.
+/// mapped root and looks at it on disk. `stranger`: a bot that there is not, whose claim it is meanwhile. `daemon`: the
+/// process that starts container runtimes.
 ///
 /// # Errors
 /// The step that this host cannot do.
-pub(crate) fn probe(paths: &HostPaths, data_root_id: &str, (snapshotter_root, daemon): (&Path, i32)) -> Result<()> {
+pub(crate) fn probe(
+    paths: &HostPaths,
+    (data_root_id, stranger): (&str, &BotId),
+    (snapshotter_root, daemon): (&Path, i32),
+) -> Result<()> {
     // A claim of its own, so that a workspace of another server can never meet these ids.
-    let stranger = BotId::random();
-    let ids = IdBlock::claim(paths, data_root_id, &stranger)?;
+    let ids = IdBlock::claim(paths, data_root_id, stranger)?;
     let probed = namespaces::owner_for(ids, daemon).and_then(|owner| probe_with(paths, snapshotter_root, (ids, owner)));
-    ids.release(paths, data_root_id, &stranger)?;
+    ids.release(paths, data_root_id, stranger)?;
     probed
 }
 
@@ -96,7 +100,7 @@ mod tests {
         let snapshots = directory.path().join("snapshots");
         std::fs::create_dir(&snapshots).unwrap();
         let this = i32::try_from(std::process::id()).unwrap();
-        probe(&paths, "id", (&snapshots, this)).unwrap();
+        probe(&paths, ("id", &BotId::random()), (&snapshots, this)).unwrap();
         assert_eq!(std::fs::read_dir(&snapshots).unwrap().count(), 0);
         assert_eq!(std::fs::read_dir(directory.path().join("run/ids")).unwrap().count(), 0);
     }
