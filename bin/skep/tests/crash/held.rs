@@ -3,11 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Instant;
 
 use skep_testkit::containerd_view::Layer;
 use skep_testkit::mounts_below;
 
-use crate::stage::Stage;
+use crate::stage::{CONVERGE_LIMIT, LOOK_AGAIN, Stage};
+
+const PORT_OF_NOBODY: &str = "port of the bridge of nobody";
 
 /// Lines, each with how often it is there.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -90,6 +93,19 @@ pub(crate) async fn capture(stage: &Stage) -> Held {
     let mut held = Held::default();
     held.extend(stage.with_names(&raw.join("\n")).lines().map(str::to_owned));
     held
+}
+
+/// What is held once the kernel has removed the interfaces of those that are gone, which it does in its own time.
+pub(crate) async fn capture_at_rest(stage: &Stage) -> Held {
+    let deadline = Instant::now() + CONVERGE_LIMIT;
+    loop {
+        let held = capture(stage).await;
+        if !held.0.contains_key(PORT_OF_NOBODY) {
+            return held;
+        }
+        assert!(Instant::now() < deadline, "an interface of nobody stays");
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
 }
 
 /// Numbers of processes, which differ from start to start, and the random ends of the names of leases are left out.
@@ -222,7 +238,7 @@ fn in_the_kernel(stage: &Stage, raw: &mut Vec<String>) {
     let attached = attached_interfaces(&installation.run_directory().join("cni/attachments"));
     raw.extend(names_in(&ports).iter().map(|port| match attached.get(port) {
         Some(bot) => format!("port of the bridge of {bot}"),
-        None => "port of the bridge of nobody".to_owned(),
+        None => PORT_OF_NOBODY.to_owned(),
     }));
     // One line whatever the number of hierarchies the host has.
     for parent in ["/sys/fs/cgroup/pids/skep", "/sys/fs/cgroup/skep"] {

@@ -14,7 +14,7 @@ use skep_testkit::images::random_image;
 use tempfile::TempDir;
 
 use crate::database::Database;
-use crate::held::{Held, capture};
+use crate::held::{Held, capture, capture_at_rest};
 use crate::installation::{Installation, OciRuntime};
 use crate::model::{self, State};
 use crate::points::Exit;
@@ -26,7 +26,7 @@ pub(crate) const CONVERGE_LIMIT: Duration = Duration::from_secs(30);
 const LONG_LINE: usize = 3;
 /// Long enough for the server to ask for something and to fail.
 const CONTAINERD_AWAY: Duration = Duration::from_millis(300);
-const LOOK_AGAIN: Duration = Duration::from_millis(30);
+pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(30);
 const BOT_ID_BYTES: usize = 36;
 /// Layers of the image that is pulled, besides one that is there, and bytes of each.
 const PULLED: (usize, usize) = (2, 300_000);
@@ -138,7 +138,7 @@ impl Stage {
         client.delete_bot(&first).await;
         std::fs::create_dir_all(self.installation.data_root().join("bots")).expect("a directory can be made");
         self.settle().await;
-        self.without_bots = capture(self).await;
+        self.without_bots = capture_at_rest(self).await;
         self.learn_pulled().await;
         for index in 0..self.bystanders.len() {
             let bot = client.workspace(self.bystanders[index].1, None).await;
@@ -213,7 +213,7 @@ impl Stage {
         self.every_bot.insert(bot.clone());
         client.delete_bot(&bot).await;
         self.settle().await;
-        self.pulled.held = capture(self).await.beyond(&self.without_bots);
+        self.pulled.held = capture_at_rest(self).await.beyond(&self.without_bots);
         self.forget_pulled().await;
     }
 
