@@ -296,10 +296,12 @@ impl Skep {
         self.forget_hub(pending.hub.id());
     }
 
-    /// Gives the turn back when it has ended, or when it takes longer than until the next comparison, from when the
+    /// Gives a turn back when it has ended, or when it takes longer than until the next comparison, from when the
     /// runtime answers: the other workspaces are not to wait for it.
     async fn run_in_turn(&self, bot: &BotId, pending: &Arc<Pending>, turn: Option<OwnedSemaphorePermit>) {
         let mut run = pin!(self.run(bot, pending));
+        // Whether the runtime answers is asked with a list of all: not for each operation that anybody asks for.
+        let Some(turn) = turn else { return run.await };
         let takes_long = async {
             self.runtime_answers().await;
             sleep(self.settings().reconcile_interval).await;
