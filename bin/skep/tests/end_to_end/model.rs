@@ -304,10 +304,11 @@ impl BotModel {
                 Ok(seen) => {
                     assert!(
                         self.possible.contains(&seen),
-                        "bot {} is {seen:?}, which is none of {:?}; failures so far: {:?}",
+                        "bot {} is {seen:?}, which is none of {:?}; failures so far: {:?}; it did:\n{}",
                         self.id,
                         self.possible,
-                        self.failures
+                        self.failures,
+                        self.story.join("\n")
                     );
                     self.tell(format!("settled: {seen:?}"));
                     let before = match self.possible.as_slice() {

@@ -66,8 +66,13 @@ pub enum DaemonError {
         log_tail: String,
     },
     /// It runs and does not answer.
-    #[error("containerd did not answer on {socket} within {seconds} s")]
-    Silent { socket: PathBuf, seconds: u64 },
+    #[error("containerd did not answer on {socket} within {seconds} s; the end of its log {log_file}: {log_tail}")]
+    Silent {
+        socket: PathBuf,
+        seconds: u64,
+        log_file: PathBuf,
+        log_tail: String,
+    },
     /// It did not end, or its end could not be watched.
     #[error("ending containerd (process {pid}) failed")]
     Stop {
@@ -223,6 +228,8 @@ impl DaemonConfig {
                 return Err(DaemonError::Silent {
                     socket: self.socket.clone(),
                     seconds: START_LIMIT.as_secs(),
+                    log_file: self.log_file.clone(),
+                    log_tail: tail(&self.log_file),
                 });
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
