@@ -36,7 +36,8 @@ enum End {
 pub(super) async fn attach(client: &Client, path: &str, with_keys: bool) -> Result<u8> {
     let socket = open_socket(client, path, OPENING).await?;
     let restore = if with_keys { Some(terminal::raw()?) } else { None };
-    let end = talk(socket, &mut Keys::new(with_keys)).await;
+    // A command that nobody types to runs on while somebody watches it.
+    let end = talk(socket, &mut Keys::new(with_keys), true).await;
     drop(restore);
     match end? {
         End::Told(end) => end,
@@ -53,7 +54,7 @@ pub(super) async fn attach_to_session(client: &Client, path: impl Fn() -> String
     let _restore = terminal::raw()?;
     let mut keys = Keys::new(true);
     loop {
-        match talk(socket, &mut keys).await? {
+        match talk(socket, &mut keys, false).await? {
             End::Told(end) => return exit_with(end?),
             End::Lost(what) => socket = connect_again(client, &path, &mut keys, what).await?,
         }
@@ -121,12 +122,12 @@ impl Keys {
 }
 
 /// Both ways, neither of which waits for the other: what is pasted may be shown again before all of it is taken.
-async fn talk(socket: Socket, keys: &mut Keys) -> Result<End> {
+async fn talk(socket: Socket, keys: &mut Keys, is_watched: bool) -> Result<End> {
     let (mut out, mut incoming) = socket.split();
     tokio::select! {
         biased;
         end = show(&mut incoming) => end,
-        end = send_keys(&mut out, keys) => end,
+        end = send_keys(&mut out, keys, is_watched) => end,
     }
 }
 
@@ -143,17 +144,17 @@ async fn show(incoming: &mut SplitStream<Socket>) -> Result<End> {
     }
 }
 
-async fn send_keys(out: &mut SplitSink<Socket, Message>, keys: &mut Keys) -> Result<End> {
+async fn send_keys(out: &mut SplitSink<Socket, Message>, keys: &mut Keys, is_watched: bool) -> Result<End> {
     let mut resized = signal(SignalKind::window_change())
         .map_err(|error| Failure::local("cannot watch the terminal's size", error))?;
     let mut watching = interval(STILL_WATCHED_EVERY);
     loop {
-        let only_watches = !keys.are_open;
+        let is_watched = is_watched || !keys.are_open;
         let message = tokio::select! {
             piece = keys.next() => Message::Binary(piece?.to_vec().into()),
             _ = resized.recv() => size_message(),
-            // Nobody types there, and somebody watches: that is not idle.
-            _ = watching.tick(), if only_watches => size_message(),
+            // Who watches without a key is not idle.
+            _ = watching.tick(), if is_watched => size_message(),
         };
         if let Err(error) = out.send(message).await {
             return Ok(End::Lost(error.to_string()));
