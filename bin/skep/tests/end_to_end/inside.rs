@@ -4,8 +4,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use reqwest::{Method, StatusCode};
 use serde_json::Value;
 
+use crate::client::whole_answer;
 use crate::installation::{Installation, OciRuntime};
 use crate::model::amount;
 
@@ -39,6 +41,7 @@ async fn a_debian_userland_works(runtime: OciRuntime) {
     packages_install(&skep, &bot).await;
     a_server_on_a_low_port_answers_from_the_host(&skep, &bot).await;
     owners_on_disk_are_those_seen_inside(&skep, &bot).await;
+    a_file_without_a_size_is_downloaded_whole(&skep, &bot).await;
     what_is_forbidden_stays_forbidden(&skep, &bot).await;
 }
 
@@ -120,6 +123,17 @@ async fn a_server_on_a_low_port_answers_from_the_host(skep: &Installation, bot: 
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     panic!("nothing answered at {url}");
+}
+
+async fn a_file_without_a_size_is_downloaded_whole(skep: &Installation, bot: &str) {
+    let path = format!("/bots/{bot}/container/fs/download?path=/proc/version");
+    let got = whole_answer(skep.client.request(Method::GET, &path)).await;
+    let (status, bytes) = got.expect("an answer");
+    let wanted = skep.client.output(bot, "cat /proc/version").await;
+    assert_eq!(
+        (status, String::from_utf8_lossy(&bytes).as_ref()),
+        (StatusCode::OK, wanted.as_str())
+    );
 }
 
 async fn owners_on_disk_are_those_seen_inside(skep: &Installation, bot: &str) {

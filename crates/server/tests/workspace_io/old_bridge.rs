@@ -9,6 +9,7 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 
 use crate::Workspace;
 use crate::terminals::{connect, open_socket, read_close, read_until, type_line};
+use crate::uploads::{form, part};
 
 async fn old_workspace() -> Workspace {
     let workspace = Workspace::start().await;
@@ -124,6 +125,16 @@ async fn uploads_and_downloads_are_streamed_whole_or_in_part() {
     let part = download().header("range", "bytes=2500000-2500009").open().await;
     assert_eq!(part.status(), 206);
     assert_eq!(part.bytes().await.expect("bytes")[..], bytes[2_500_000..2_500_010]);
+}
+
+#[tokio::test]
+async fn a_form_may_begin_with_its_file() {
+    let workspace = old_workspace().await;
+    let (path, file) = (part("path", None, "/data/form"), part("file", Some("x"), "content"));
+    let sent = form(&workspace, &[file, path]).await;
+    assert_eq!(sent.expect_status(200).json(), json!({"path": "/data/form", "size": 7}));
+    let seen = workspace.output_of("cat form; stat -c ' %a' form; ls -A /tmp").await;
+    assert_eq!(seen, "content 644\n");
 }
 
 #[tokio::test]

@@ -8,12 +8,12 @@ use crate::Workspace;
 
 const BOUNDARY: &str = "multipart/form-data; boundary=cut";
 
-fn part(name: &str, file: Option<&str>, content: &str) -> String {
+pub(super) fn part(name: &str, file: Option<&str>, content: &str) -> String {
     let file = file.map(|file| format!("; filename=\"{file}\"")).unwrap_or_default();
     format!("--cut\r\nContent-Disposition: form-data; name=\"{name}\"{file}\r\n\r\n{content}\r\n")
 }
 
-async fn form(workspace: &Workspace, parts: &[String]) -> skep_testkit::server::Answer {
+pub(super) async fn form(workspace: &Workspace, parts: &[String]) -> skep_testkit::server::Answer {
     let body = format!("{}--cut--\r\n", parts.concat());
     let call = workspace.server.call("POST", &workspace.path("/fs/upload"));
     call.body(BOUNDARY, body).send().await

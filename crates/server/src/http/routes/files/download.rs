@@ -147,9 +147,14 @@ async fn answer(app: &App, access: &BotAccess<Download>, query: &DownloadQuery, 
             Part::Some { offset, length } => (offset, length),
             _ => (0, 0),
         };
-        let reader = files::read_below(&bridge, &path, (offset, length), confine)
+        let mut reader = files::read_below(&bridge, &path, (offset, length), confine)
             .await
             .map_err(refused)?;
+        if (entry.size_bytes, reader.entry().size_bytes) == (0, 0)
+            && let Some(first) = reader.next_piece().await.map_err(refused)?
+        {
+            return Ok(of_untold_size(&entry, first, reader));
+        }
         if (&reader.entry().etag, reader.entry().size_bytes) == (&entry.etag, entry.size_bytes) {
             let promised = if length == 0 { entry.size_bytes } else { length };
             return Ok(file(&entry, part, Body::from_stream(exactly(reader, promised))));
@@ -159,6 +164,17 @@ async fn answer(app: &App, access: &BotAccess<Download>, query: &DownloadQuery, 
         skep_api::ErrorCode::Conflict,
         "the file changes all the time; read it with /fs/read or copy it first",
     ))
+}
+
+/// A file of the kernel's, in /proc say, which has no size before it is read: its end is that of the transfer.
+fn of_untold_size(entry: &FileEntry, first: Bytes, reader: FileReader) -> Response {
+    let rest = futures::stream::try_unfold(reader, |mut reader| async move {
+        Ok::<_, BridgeError>(reader.next_piece().await?.map(|piece| (piece, reader)))
+    });
+    let body = Body::from_stream(futures::stream::once(async { Ok(first) }).chain(rest));
+    let mut response = file(entry, Part::Whole, body);
+    response.headers_mut().remove(CONTENT_LENGTH);
+    response
 }
 
 /// 416, with the size in the header that clients look for it in.

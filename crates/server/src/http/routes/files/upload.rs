@@ -259,9 +259,16 @@ impl FormUpload<'_> {
             None => {
                 let place = format!("/tmp/.skep-upload-{}", uuid::Uuid::new_v4());
                 let place = self.place.insert(WorkspacePath::parse(&place).map_err(refused)?);
-                let file = NewFile {
-                    set_mode: Some(0o600),
-                    ..NewFile::default()
+                // A bridge that is too old for modes makes it as any other file.
+                let file = match self.bridge.generation() {
+                    0 => NewFile {
+                        mode: NEW_FILE_MODE,
+                        ..NewFile::default()
+                    },
+                    _ => NewFile {
+                        set_mode: Some(0o600),
+                        ..NewFile::default()
+                    },
                 };
                 let writer = FileWriter::begin(self.bridge, place, file).await.map_err(refused)?;
                 self.aside.insert(Aside {
