@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use futures::StreamExt;
 use futures::stream::{self, BoxStream};
-use futures::{FutureExt, StreamExt};
 use skep_names::BotId;
 use skep_runtime::{RuntimeError, Usage};
 use tokio::time::Instant;
@@ -60,11 +60,16 @@ impl Skep {
         })
     }
 
-    /// The same, now and then once every `interval`, until the bot is deleted or the server goes down.
+    /// The same, now and then once every `interval`, until the bot is deleted. Whatever else ends it is an error in it:
+    /// [`Error::GoingDown`] with the server.
     ///
     /// # Errors
     /// As [`Skep::workspace_metrics`].
-    pub async fn watch_metrics(&self, bot: &BotId, interval: Duration) -> Result<BoxStream<'static, WorkspaceMetrics>> {
+    pub async fn watch_metrics(
+        &self,
+        bot: &BotId,
+        interval: Duration,
+    ) -> Result<BoxStream<'static, Result<WorkspaceMetrics>>> {
         let first = self.workspace_metrics(bot).await?;
         let (skep, bot) = (self.clone(), bot.clone());
         let mut ticks = tokio::time::interval(interval);
@@ -72,20 +77,18 @@ impl Skep {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         // The first is over at once, and told already.
         ticks.tick().await;
-        let stop = skep.going_down().clone();
-        let rest = stream::unfold((skep, bot, ticks), |(skep, bot, mut ticks)| async move {
-            ticks.tick().await;
+        let rest = stream::try_unfold((skep, bot, ticks), |(skep, bot, mut ticks)| async move {
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = skep.going_down().cancelled() => return Err(Error::GoingDown),
+            }
             match skep.metrics_of_a_bot(&bot).await {
-                Ok(metrics) => Some((metrics, (skep, bot, ticks))),
-                Err(Error::BotNotFound) => None,
-                Err(error) => {
-                    tracing::warn!(%bot, error = error.with_causes(), "a stream of metrics ends");
-                    None
-                }
+                Ok(metrics) => Ok(Some((metrics, (skep, bot, ticks)))),
+                Err(Error::BotNotFound) => Ok(None),
+                Err(error) => Err(error),
             }
         });
-        let until = async move { stop.cancelled().await }.boxed();
-        Ok(stream::once(async { first }).chain(rest).take_until(until).boxed())
+        Ok(stream::once(async { Ok(first) }).chain(rest).boxed())
     }
 
     async fn metrics_of_a_bot(&self, bot: &BotId) -> Result<WorkspaceMetrics> {

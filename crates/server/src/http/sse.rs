@@ -4,9 +4,10 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
+use axum::BoxError;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use futures::{Stream, StreamExt};
+use futures::{Stream, StreamExt, TryStreamExt};
 use serde::Serialize;
 
 /// Between two comments.
@@ -27,8 +28,17 @@ where
     T: Serialize + Send + 'static,
     S: Stream<Item = (u64, T)> + Send + 'static,
 {
-    let lines = events.map(move |(id, event)| Ok::<_, Infallible>(line(id, &event, ids)));
-    Sse::new(lines)
+    try_stream(events.map(Ok::<_, Infallible>), ids)
+}
+
+/// The same; an error breaks the transfer, which a client does not take for the end.
+pub fn try_stream<T, E, S>(events: S, ids: Ids) -> Response
+where
+    T: Serialize + Send + 'static,
+    E: Into<BoxError> + 'static,
+    S: Stream<Item = Result<(u64, T), E>> + Send + 'static,
+{
+    Sse::new(events.map_ok(move |(id, event)| line(id, &event, ids)))
         .keep_alive(KeepAlive::new().interval(KEEP_ALIVE).text(""))
         .into_response()
 }

@@ -140,6 +140,24 @@ async fn a_stream_tells_at_its_pace_until_the_bot_is_deleted() {
 }
 
 #[tokio::test]
+async fn a_stream_that_cannot_go_on_breaks_off_and_does_not_end() {
+    let workspace = Workspace::start().await;
+    let path = workspace.path("/metrics/stream?interval=1s");
+    let mut pieces = workspace.server.call("GET", &path).open().await.bytes_stream();
+    pieces.next().await.expect("a first event").expect("whole");
+    workspace.server.runtime().go_away();
+    let last = loop {
+        let piece = tokio::time::timeout(LIMIT, pieces.next())
+            .await
+            .expect("it goes on in time");
+        if !matches!(&piece, Some(Ok(_))) {
+            break piece;
+        }
+    };
+    assert!(matches!(last, Some(Err(_))), "{last:?}");
+}
+
+#[tokio::test]
 async fn an_interval_out_of_bounds_is_refused() {
     let workspace = Workspace::start().await;
     for wrong in ["0s", "61s", "soon"] {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::State;
 use axum::response::Response;
-use futures::StreamExt;
+use futures::TryStreamExt;
 use serde::Deserialize;
 use skep_api::{ErrorBody, MetricsResponse};
 use utoipa::IntoParams;
@@ -58,8 +58,8 @@ async fn metrics_stream(
     let interval = interval_of(query.interval.as_deref())?;
     let backend = app.core().capabilities().backend;
     let metrics = app.core().watch_metrics(access.bot_id(), interval).await?;
-    let events = metrics.map(move |metrics| (0, wire::metrics(backend, metrics)));
-    Ok(sse::stream(events, sse::Ids::Without))
+    let events = metrics.map_ok(move |metrics| (0, wire::metrics(backend, metrics)));
+    Ok(sse::try_stream(events, sse::Ids::Without))
 }
 
 fn interval_of(text: Option<&str>) -> ApiResult<Duration> {
