@@ -1,4 +1,4 @@
-//! Whether a process ended because a snapshot or a rollback ended its workspace's processes.
+//! Whether a process ended because a snapshot, a rollback, an import or a restore ended its workspace's processes.
 
 use skep_api::ErrorCode;
 use skep_names::BotId;
@@ -40,6 +40,6 @@ impl Watch {
 pub(in crate::http::routes) fn restarted() -> ApiError {
     ApiError::new(
         ErrorCode::WorkspaceRestarted,
-        "a snapshot or a rollback ended the processes of the workspace",
+        "the workspace was started anew for a change of its data, which ended its processes",
     )
 }
