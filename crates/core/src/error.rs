@@ -360,7 +360,7 @@ impl From<StoreError> for Error {
             StoreError::Full { .. } => Self::StoreFull {
                 source: Some(Arc::new(error)),
             },
-            StoreError::Failed { .. } | StoreError::Migrate(_) => Self::StoreUnavailable {
+            StoreError::Failed { .. } | StoreError::Migrate(_) | StoreError::Orphan { .. } => Self::StoreUnavailable {
                 source: Some(Arc::new(error)),
             },
         }

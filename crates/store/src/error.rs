@@ -20,6 +20,9 @@ pub enum StoreError {
         #[source]
         source: sqlx::Error,
     },
+    /// What a row belongs to is not there, or not any more.
+    #[error("{operation}: what it belongs to is gone")]
+    Orphan { operation: &'static str },
     /// A row of that name is there already.
     #[error("{operation}: it exists already")]
     Exists { operation: &'static str },
@@ -38,10 +41,12 @@ pub enum StoreError {
 const SQLITE_FULL: &str = "13";
 
 impl StoreError {
-    /// Names what was tried; a broken uniqueness becomes [`StoreError::Exists`], a full disk [`StoreError::Full`].
+    /// Names what was tried; a broken uniqueness becomes [`StoreError::Exists`], a row
+    /// whose bot or user is gone [`StoreError::Orphan`], a full disk [`StoreError::Full`].
     pub(crate) fn on(operation: &'static str) -> impl Fn(sqlx::Error) -> StoreError {
         move |source| match &source {
             sqlx::Error::Database(cause) if cause.is_unique_violation() => StoreError::Exists { operation },
+            sqlx::Error::Database(cause) if cause.is_foreign_key_violation() => StoreError::Orphan { operation },
             sqlx::Error::Database(cause) if cause.code().is_some_and(|code| code == SQLITE_FULL) => {
                 StoreError::Full { operation, source }
             }

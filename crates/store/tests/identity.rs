@@ -129,16 +129,25 @@ async fn a_revoked_token_is_told_with_its_user() {
         found.unwrap().revoked
     };
     assert!(is_revoked("gone", 0).await && !is_revoked("other", 0).await && !is_revoked("third", 0).await);
+    // In the place of one that it is not: nothing is changed.
+    let other = fixture.store.set_user_password(("1", Some("stale")), "hash", None);
+    assert!(!other.await.unwrap() && !is_revoked("third", 0).await);
     // Another password ends all but the one that is named.
     assert!(
         fixture
             .store
-            .set_user_password("1", "hash", Some("other"))
+            .set_user_password(("1", None), "hash", Some("other"))
             .await
             .unwrap()
     );
     assert!(is_revoked("third", 0).await && !is_revoked("other", 0).await && !is_revoked("new", 1).await);
-    assert!(fixture.store.set_user_password("1", "hash", None).await.unwrap());
+    assert!(
+        fixture
+            .store
+            .set_user_password(("1", None), "hash", None)
+            .await
+            .unwrap()
+    );
     assert!(is_revoked("other", 0).await && is_revoked("new", 1).await && !is_revoked("newer", 2).await);
     assert!(is_revoked("gone", 2).await);
 }

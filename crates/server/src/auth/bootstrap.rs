@@ -259,7 +259,13 @@ mod tests {
         start.again().await.0.expect("a password");
         let user = start.store.users().await.unwrap().remove(0);
         let other = start.passwords.hash("another".to_owned()).await.unwrap();
-        assert!(start.store.set_user_password(&user.id, &other, None).await.unwrap());
+        assert!(
+            start
+                .store
+                .set_user_password((&user.id, None), &other, None)
+                .await
+                .unwrap()
+        );
         let (told, is_there) = start.again().await;
         assert!(told.is_none() && !is_there);
     }

@@ -87,8 +87,13 @@ pub enum Credential {
         /// When it ends by itself.
         expires_at: chrono::DateTime<chrono::Utc>,
     },
-    /// An API key, by its id.
-    Key(String),
+    /// An API key.
+    Key {
+        /// Its id.
+        id: String,
+        /// When it ends by itself, if ever.
+        expires_at: Option<chrono::DateTime<chrono::Utc>>,
+    },
     /// A ticket, used up by now.
     Ticket,
 }
@@ -451,7 +456,10 @@ async fn by_secret(app: &App, secret: &str) -> Result<Caller, ApiError> {
         user,
         scope: key.scope,
         bots: key.bots,
-        credential: Credential::Key(key.id),
+        credential: Credential::Key {
+            id: key.id,
+            expires_at: key.expires_at,
+        },
     })
 }
 

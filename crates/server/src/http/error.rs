@@ -183,6 +183,7 @@ impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Exists { .. } | StoreError::Damaged { .. } | StoreError::Newer { .. } => Self::internal(error),
+            StoreError::Orphan { .. } => Self::not_found("the bot or user is gone").caused_by(error),
             StoreError::Full { .. } => {
                 Self::new(ErrorCode::DiskFull, "no space left: the store cannot grow").caused_by(error)
             }

@@ -12,6 +12,7 @@ use http_body::Body as _;
 use serde::de::DeserializeOwned;
 use skep_api::ErrorCode;
 
+use crate::app::App;
 use crate::http::error::ApiError;
 use crate::http::plain;
 
@@ -92,6 +93,26 @@ impl<S: Send + Sync> FromRequest<S> for RawBody {
                 "the request body must be a JSON object, or empty",
             )),
         }
+    }
+}
+
+/// Who may, and a body that may take long to come: whether one still may is looked at again when it has. A right that was
+/// taken away meanwhile gives nothing that lasts.
+pub struct Still<Right, Body>(pub Right, pub Body);
+
+impl<Right, Body> FromRequest<App> for Still<Right, Body>
+where
+    Right: FromRequestParts<App, Rejection = ApiError> + Send,
+    Body: FromRequest<App, Rejection = ApiError> + Send,
+{
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
+        let (mut parts, body) = request.into_parts();
+        let mut again = parts.clone();
+        Right::from_request_parts(&mut parts, app).await?;
+        let body = Body::from_request(Request::from_parts(parts, body), app).await?;
+        Ok(Self(Right::from_request_parts(&mut again, app).await?, body))
     }
 }
 

@@ -197,6 +197,26 @@ async fn a_key_with_an_end_ends() {
 }
 
 #[tokio::test]
+async fn a_key_makes_none_that_ends_later_than_itself() {
+    let server = TestServer::start().await;
+    let end = "2100-01-01T00:00:00Z";
+    let body = |expires_at: Option<&str>| json!({"name": "k", "scope": "manage", "expires_at": expires_at});
+    let made = server.call("POST", "/auth/keys").json(&body(Some(end))).send().await;
+    let key = text_of(&made.expect_status(201).json(), "key");
+    let make = |expires_at| {
+        server
+            .call_as(&key, "POST", "/auth/keys")
+            .json(&body(expires_at))
+            .send()
+    };
+    make(Some("2100-01-01T00:00:01Z")).await.expect_error(403, "forbidden");
+    let without = make(None).await.expect_status(201).json();
+    assert_eq!(text_of(&without, "expires_at"), end);
+    let sooner = make(Some("2099-01-01T00:00:00Z")).await.expect_status(201).json();
+    assert_eq!(text_of(&sooner, "expires_at"), "2099-01-01T00:00:00Z");
+}
+
+#[tokio::test]
 async fn nobody_but_a_trusted_proxy_may_choose_his_address() {
     let server = TestServer::start().await;
     for from in 1..=10 {

@@ -9,6 +9,7 @@ mod conventions;
 mod document;
 mod examples;
 mod gpus;
+mod held;
 mod operations;
 mod sentences;
 mod tickets;

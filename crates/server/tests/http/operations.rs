@@ -308,7 +308,13 @@ async fn every_change_is_in_the_trail_with_who_what_and_how_it_ended() {
     member.send().await.expect_status(200);
     let refused = server.call_as(&ada, "POST", &format!("/bots/{bot}/container/stop"));
     refused.header("x-request-id", "hers-1").send().await.expect_status(403);
-    container(&server, &bot, "/stop").send().await.expect_status(200);
+    let stopped = container(&server, &bot, "/stop").send().await;
+    let operation = stopped.expect_status(200).header("x-operation-id").to_owned();
+    let cancel = server.call("POST", &format!("/operations/{operation}/cancel"));
+    cancel.send().await.expect_status(409);
+    let ticket = json!({"bot_id": bot, "purpose": "terminal"});
+    let ticket = server.call("POST", "/auth/tickets").json(&ticket).send().await;
+    ticket.expect_status(200);
     server.restart().await;
     let trail = server.call("GET", &format!("/audit?bot_id={bot}")).send().await;
     let items = trail.expect_status(200).json()["items"]
@@ -324,6 +330,9 @@ async fn every_change_is_in_the_trail_with_who_what_and_how_it_ended() {
         ("POST /bots/{bot_id}/container/stop", "403"),
         ("POST /bots/{bot_id}/container/stop", "200"),
         ("POST /bots/{bot_id}/container", "200"),
+        ("POST /bots", "201"),
+        ("POST /operations/{operation_id}/cancel", "409"),
+        ("POST /auth/tickets", "200"),
     ] {
         assert!(
             lines.contains(&(action.to_owned(), outcome.to_owned())),

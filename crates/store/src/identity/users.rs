@@ -270,15 +270,22 @@ impl Store {
     }
 
     /// Sets a user's password hash, which revokes every token that was made before, but for `kept`; says whether there
-    /// is such a user.
-    pub async fn set_user_password(&self, id: &str, password_hash: &str, kept: Option<&str>) -> Result<bool> {
+    /// is such a user, with the hash `current` if one is given.
+    pub async fn set_user_password(
+        &self,
+        (id, current): (&str, Option<&str>),
+        password_hash: &str,
+        kept: Option<&str>,
+    ) -> Result<bool> {
         const SET: &str = "UPDATE users SET password_hash = ?1, updated_at = ?2, \
-                           token_generation = token_generation + 1, token_kept = ?3 WHERE id = ?4";
+                           token_generation = token_generation + 1, token_kept = ?3 \
+                           WHERE id = ?4 AND password_hash = COALESCE(?5, password_hash)";
         let done = sqlx::query(SET)
             .bind(password_hash)
             .bind(now().timestamp_micros())
             .bind(kept)
             .bind(id)
+            .bind(current)
             .execute(self.writer())
             .await
             .map_err(StoreError::on("setting a password"))?;

@@ -16,8 +16,8 @@ use crate::app::App;
 use crate::auth::{Passwords, TICKET_LIFE, Turn, Verdict, digest, new_ticket};
 use crate::http::access::{Caller, Credential};
 use crate::http::context::RequestContext;
-use crate::http::error::{ApiError, ApiResult};
-use crate::http::extract::JsonBody;
+use crate::http::error::{ApiError, ApiResult, chain};
+use crate::http::extract::{JsonBody, Still};
 use crate::http::wire;
 
 /// `/auth`, keys excepted.
@@ -61,7 +61,11 @@ async fn login(
         return Err(ApiError::unauthorized("user is inactive"));
     }
     context.note_user(&user.id);
-    app.store().note_login(&user.id).await?;
+    // Signing in goes on while the store cannot be written: an administrator may be needed then.
+    if let Err(error) = app.store().note_login(&user.id).await {
+        let cause = chain(&error);
+        tracing::warn!(user = user.id, cause, "the time of a login is not noted");
+    }
     let issued = app.auth().tokens.issue(&user.id, user.token_generation);
     let issued = issued.map_err(ApiError::internal)?;
     Ok(Json(LoginResponse {
@@ -158,7 +162,7 @@ async fn logout(State(app): State<App>, caller: Caller) -> ApiResult<StatusCode>
 fn token_of(caller: &Caller) -> ApiResult<(&str, chrono::DateTime<Utc>)> {
     match &caller.credential {
         Credential::Token { jti, expires_at } => Ok((jti, *expires_at)),
-        Credential::Key(_) | Credential::Ticket => Err(ApiError::forbidden("this needs a token, not an API key")),
+        Credential::Key { .. } | Credential::Ticket => Err(ApiError::forbidden("this needs a token, not an API key")),
     }
 }
 
@@ -167,12 +171,13 @@ fn token_of(caller: &Caller) -> ApiResult<(&str, chrono::DateTime<Utc>)> {
     responses((status = 200, body = TicketResponse), (status = 404, description = "No such bot")))]
 async fn ticket(
     State(app): State<App>,
-    caller: Caller,
-    JsonBody(body): JsonBody<TicketRequest>,
+    context: RequestContext,
+    Still(caller, JsonBody(body)): Still<Caller, JsonBody<TicketRequest>>,
 ) -> ApiResult<Json<TicketResponse>> {
     let id: BotId = body.bot_id.parse().map_err(|_| ApiError::invalid_id("bot"))?;
     let not_found = || ApiError::new(ErrorCode::BotNotFound, "bot not found");
     let bot = app.store().bot(&id).await?.ok_or_else(not_found)?;
+    context.note_bot(&id);
     let granted = caller.scope_on(&app, &bot).await?;
     let as_guest = bot.guest_enabled && body.purpose == TicketUse::Download && caller.is_for(&id);
     if granted.is_none_or(|scope| scope < Scope::Operate) && !as_guest {

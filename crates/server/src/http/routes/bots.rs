@@ -21,7 +21,7 @@ use crate::app::App;
 use crate::http::access::{self, BotAccess, BotAdmin, Caller, Manage, Read, SignedIn, identity_part};
 use crate::http::context::RequestContext;
 use crate::http::error::{ApiError, ApiResult};
-use crate::http::extract::{JsonBody, Query, RawJsonBody};
+use crate::http::extract::{JsonBody, Query, RawJsonBody, Still};
 use crate::http::idempotency::{Begin, Idempotency};
 use crate::http::routes::operations::with_operation;
 use crate::http::routes::users;
@@ -176,11 +176,10 @@ fn yes() -> bool {
         (status = 422, description = "The idempotency key was used with another body")))]
 async fn create(
     State(app): State<App>,
-    Maker { caller, owner, query }: Maker,
     context: RequestContext,
     headers: HeaderMap,
     idempotency: Idempotency,
-    body: RawJsonBody<CreateBotRequest>,
+    Still(Maker { caller, owner, query }, body): Still<Maker, RawJsonBody<CreateBotRequest>>,
 ) -> ApiResult<Response> {
     let requester = access::requester(&caller, Some(skep_store::Scope::Manage), &context, &headers);
     let requester = idempotency.of(&caller, requester);
@@ -194,6 +193,7 @@ async fn create(
         };
         match made(&server, &caller, (new, restore), &requester).await {
             Ok((bot, operation)) => {
+                context.note_bot(&bot.row.id);
                 let bot = wire::bot(bot);
                 let operation_id = operation.map(|handle| handle.id().to_owned());
                 let text = serde_json::to_string(&bot).map_err(ApiError::internal)?;
@@ -320,8 +320,7 @@ async fn get(State(app): State<App>, access: BotAccess<Read>) -> ApiResult<Json<
     responses((status = 200, body = Bot)))]
 async fn replace(
     State(app): State<App>,
-    access: BotAccess<Manage>,
-    JsonBody(body): JsonBody<UpdateBotRequest>,
+    Still(access, JsonBody(body)): Still<BotAccess<Manage>, JsonBody<UpdateBotRequest>>,
 ) -> ApiResult<Json<Bot>> {
     let requester = access.requester();
     let bot = app.core().replace_bot(access.bot_id(), change(body)?, &requester);
@@ -333,8 +332,7 @@ async fn replace(
     responses((status = 200, body = Bot)))]
 async fn patch(
     State(app): State<App>,
-    access: BotAccess<Manage>,
-    JsonBody(body): JsonBody<UpdateBotRequest>,
+    Still(access, JsonBody(body)): Still<BotAccess<Manage>, JsonBody<UpdateBotRequest>>,
 ) -> ApiResult<Json<Bot>> {
     let requester = access.requester();
     let bot = app.core().patch_bot(access.bot_id(), change(body)?, &requester);
@@ -395,8 +393,7 @@ async fn delete(
     responses((status = 200, body = Bot)))]
 async fn put_owner(
     State(app): State<App>,
-    BotAdmin(id): BotAdmin,
-    JsonBody(body): JsonBody<PutOwnerRequest>,
+    Still(BotAdmin(id), JsonBody(body)): Still<BotAdmin, JsonBody<PutOwnerRequest>>,
 ) -> ApiResult<Json<Bot>> {
     let owner = users::existing(&app, &body.owner_user_id).await?;
     Ok(Json(wire::bot(app.core().set_bot_owner(&id, &owner.id).await?)))

@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use chrono::Utc;
+use chrono::{DateTime, SecondsFormat, Utc};
 use skep_api::{ApiKeyList, CreateKeyRequest, CreatedKey};
 use skep_names::BotId;
 use skep_store::NewApiKey;
@@ -12,9 +12,9 @@ use utoipa_axum::routes;
 
 use crate::app::App;
 use crate::auth::{digest, new_api_key};
-use crate::http::access::{AccountHolder, Caller, identity_part};
+use crate::http::access::{AccountHolder, Caller, Credential, identity_part};
 use crate::http::error::{ApiError, ApiResult};
-use crate::http::extract::{JsonBody, Path};
+use crate::http::extract::{JsonBody, Path, Still};
 use crate::http::routes::users::renew_admin_key;
 use crate::http::wire;
 
@@ -42,8 +42,7 @@ async fn list(State(app): State<App>, caller: Caller) -> ApiResult<Json<ApiKeyLi
     responses((status = 201, body = CreatedKey)))]
 async fn create(
     State(app): State<App>,
-    AccountHolder(caller): AccountHolder,
-    JsonBody(body): JsonBody<CreateKeyRequest>,
+    Still(AccountHolder(caller), JsonBody(body)): Still<AccountHolder, JsonBody<CreateKeyRequest>>,
 ) -> ApiResult<(StatusCode, Json<CreatedKey>)> {
     let name = body.name.trim().to_owned();
     if name.is_empty() || name.len() > LONGEST_NAME || name.chars().any(char::is_control) {
@@ -54,6 +53,7 @@ async fn create(
     if body.expires_at.is_some_and(|at| at <= Utc::now()) {
         return Err(ApiError::invalid_argument("expires_at must be in the future"));
     }
+    let expires_at = end_of(&caller, body.expires_at)?;
     if let Some(bots) = &body.bots {
         check_bots(&app, &caller, bots).await?;
     }
@@ -67,7 +67,7 @@ async fn create(
             key_sha256: digest(&key),
             scope: wire::scope_asked(body.scope),
             bots: body.bots,
-            expires_at: body.expires_at,
+            expires_at,
         })
         .await?;
     Ok((
@@ -77,6 +77,23 @@ async fn create(
             info: wire::api_key(row),
         }),
     ))
+}
+
+/// A key that a key makes ends no later than that one.
+fn end_of(caller: &Caller, asked: Option<DateTime<Utc>>) -> ApiResult<Option<DateTime<Utc>>> {
+    let Credential::Key {
+        expires_at: Some(end), ..
+    } = caller.credential
+    else {
+        return Ok(asked);
+    };
+    match asked {
+        Some(asked) if asked > end => Err(ApiError::forbidden(format!(
+            "this key ends at {}: one that it makes cannot end later",
+            end.to_rfc3339_opts(SecondsFormat::Secs, true)
+        ))),
+        asked => Ok(asked.or(Some(end))),
+    }
 }
 
 /// A key for bots that its user cannot reach would never work: say so now.

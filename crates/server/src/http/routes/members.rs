@@ -12,7 +12,7 @@ use utoipa_axum::routes;
 use crate::app::App;
 use crate::http::access::{BotAccess, Manage, Read, identity_part};
 use crate::http::error::{ApiError, ApiResult};
-use crate::http::extract::{JsonBody, path_part};
+use crate::http::extract::{JsonBody, Still, path_part};
 use crate::http::wire;
 
 /// `/bots/{bot_id}/members` and `/bots/{bot_id}/guest`
@@ -37,8 +37,7 @@ async fn list(State(app): State<App>, access: BotAccess<Read>) -> ApiResult<Json
     responses((status = 200, body = Member), (status = 404, description = "No such bot or user")))]
 async fn put(
     State(app): State<App>,
-    NewMember(target): NewMember,
-    JsonBody(body): JsonBody<PutMemberRequest>,
+    Still(NewMember(target), JsonBody(body)): Still<NewMember, JsonBody<PutMemberRequest>>,
 ) -> ApiResult<Json<Member>> {
     let member = app
         .store()
@@ -59,8 +58,7 @@ async fn delete(State(app): State<App>, target: MemberOfPath) -> ApiResult<Statu
     responses((status = 200, body = GuestAccess)))]
 async fn guest(
     State(app): State<App>,
-    access: BotAccess<Manage>,
-    JsonBody(body): JsonBody<GuestAccess>,
+    Still(access, JsonBody(body)): Still<BotAccess<Manage>, JsonBody<GuestAccess>>,
 ) -> ApiResult<Json<GuestAccess>> {
     app.store()
         .set_bot_guest(access.bot_id(), body.enabled)

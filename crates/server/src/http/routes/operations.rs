@@ -8,6 +8,7 @@ use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 use serde::Deserialize;
 use skep_api::{ErrorCode, HEADER_OPERATION_ID, Operation, OperationList, StreamEvent};
+use skep_names::BotId;
 use skep_store::Scope;
 use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
@@ -110,8 +111,9 @@ async fn events(
 #[utoipa::path(post, path = "/operations/{operation_id}/cancel", tag = "operations",
     responses((status = 200, body = Operation), (status = 404, description = "No such operation"),
         (status = 409, description = "It cannot be cancelled")))]
-async fn cancel(State(app): State<App>, access: OperationAccess) -> ApiResult<Response> {
+async fn cancel(State(app): State<App>, context: RequestContext, access: OperationAccess) -> ApiResult<Response> {
     access.require(Scope::Manage)?;
+    context.note_bot(&access.bot);
     let operation = wire::operation(app.core().cancel_operation(&access.id).await?)?;
     Ok(with_operation(Some(&access.id), Json(operation)))
 }
@@ -131,6 +133,7 @@ fn last_event_id(headers: &HeaderMap) -> ApiResult<u64> {
 /// and for whoever asked for it.
 struct OperationAccess {
     id: String,
+    bot: BotId,
     granted: Scope,
 }
 
@@ -166,6 +169,7 @@ impl FromRequestParts<App> for OperationAccess {
         };
         Ok(Self {
             granted: granted.ok_or_else(denied)?,
+            bot: row.bot_id,
             id,
         })
     }

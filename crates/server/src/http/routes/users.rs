@@ -15,7 +15,7 @@ use crate::app::App;
 use crate::auth::{ADMIN_KEY_FILE, ensure_admin_key};
 use crate::http::access::{AccountHolder, Admin, Caller, Credential, identity_part};
 use crate::http::error::{ApiError, ApiResult, chain};
-use crate::http::extract::{JsonBody, path_part};
+use crate::http::extract::{JsonBody, Still, path_part};
 use crate::http::{timezone, wire};
 
 /// Longest name, address, picture or shown name.
@@ -44,8 +44,7 @@ async fn me(caller: Caller) -> Json<User> {
     responses((status = 200, body = User), (status = 409, description = "The address is taken")))]
 async fn update_me(
     State(app): State<App>,
-    AccountHolder(caller): AccountHolder,
-    JsonBody(body): JsonBody<UpdateMeRequest>,
+    Still(AccountHolder(caller), JsonBody(body)): Still<AccountHolder, JsonBody<UpdateMeRequest>>,
 ) -> ApiResult<Json<User>> {
     let update = UserUpdate {
         email: checked_email(body.email)?,
@@ -60,24 +59,24 @@ async fn update_me(
 
 /// Change one's password. Every other token of the user ends.
 #[utoipa::path(put, path = "/users/me/password", tag = "users", request_body = PasswordChange,
-    responses((status = 204), (status = 403, description = "The current password is wrong")))]
+    responses((status = 204), (status = 403, description = "The current password is wrong"),
+        (status = 409, description = "It was changed meanwhile")))]
 async fn change_password(
     State(app): State<App>,
-    AccountHolder(caller): AccountHolder,
-    JsonBody(body): JsonBody<PasswordChange>,
+    Still(AccountHolder(caller), JsonBody(body)): Still<AccountHolder, JsonBody<PasswordChange>>,
 ) -> ApiResult<StatusCode> {
     check_password(&body.new_password)?;
-    let hash = Some(caller.user.password_hash.clone());
+    let current = &caller.user.password_hash;
     let matches = app
         .auth()
         .passwords
-        .matches(body.current_password, hash)
+        .matches(body.current_password, Some(current.clone()))
         .await
         .map_err(ApiError::internal)?;
     if !matches {
         return Err(ApiError::forbidden("the current password is wrong"));
     }
-    set_password(&app, &caller, &caller.user.id, body.new_password).await
+    set_password(&app, &caller, (&caller.user.id, Some(current)), body.new_password).await
 }
 
 /// All users.
@@ -94,8 +93,7 @@ async fn list(State(app): State<App>, _admin: Admin) -> ApiResult<Json<UserList>
     responses((status = 201, body = User), (status = 409, description = "The name or the address is taken")))]
 async fn create(
     State(app): State<App>,
-    _admin: Admin,
-    JsonBody(body): JsonBody<CreateUserRequest>,
+    Still(Admin(_admin), JsonBody(body)): Still<Admin, JsonBody<CreateUserRequest>>,
 ) -> ApiResult<(StatusCode, Json<User>)> {
     let username = body.username.trim().to_owned();
     if username.is_empty() || body.password.is_empty() {
@@ -145,8 +143,7 @@ async fn get(UserAccess { user, .. }: UserAccess) -> Json<User> {
         (status = 409, description = "The address is taken, or no active admin would be left")))]
 async fn update(
     State(app): State<App>,
-    UserAccess { user, .. }: UserAccess,
-    JsonBody(body): JsonBody<UpdateUserRequest>,
+    Still(UserAccess { user, .. }, JsonBody(body)): Still<UserAccess, JsonBody<UpdateUserRequest>>,
 ) -> ApiResult<Json<User>> {
     let role = checked_role(body.role)?;
     let update = UserUpdate {
@@ -167,11 +164,10 @@ async fn update(
     responses((status = 204), (status = 404, description = "No such user")))]
 async fn reset_password(
     State(app): State<App>,
-    UserAccess { user, caller }: UserAccess,
-    JsonBody(body): JsonBody<PasswordReset>,
+    Still(UserAccess { user, caller }, JsonBody(body)): Still<UserAccess, JsonBody<PasswordReset>>,
 ) -> ApiResult<StatusCode> {
     check_password(&body.new_password)?;
-    set_password(&app, &caller, &user.id, body.new_password).await
+    set_password(&app, &caller, (&user.id, None), body.new_password).await
 }
 
 /// The user of the route's `id`, for an admin; checked in the order of the contract, before the body is read.
@@ -229,17 +225,25 @@ async fn change(app: &App, id: &str, update: UserUpdate) -> ApiResult<Json<User>
     }
 }
 
-/// The one who does it stays signed in.
-async fn set_password(app: &App, caller: &Caller, id: &str, password: String) -> ApiResult<StatusCode> {
+/// The one who does it stays signed in. `current`: the hash that it takes the place of, and of no other.
+async fn set_password(
+    app: &App,
+    caller: &Caller,
+    (id, current): (&str, Option<&str>),
+    password: String,
+) -> ApiResult<StatusCode> {
     let hash = app.auth().passwords.hash(password).await.map_err(ApiError::internal)?;
     let kept = match &caller.credential {
         Credential::Token { jti, .. } if caller.user.id == id => Some(jti.as_str()),
         _ => None,
     };
-    if !app.store().set_user_password(id, &hash, kept).await? {
-        return Err(ApiError::not_found("user not found"));
+    match app.store().set_user_password((id, current), &hash, kept).await? {
+        true => Ok(StatusCode::NO_CONTENT),
+        false if app.store().user(id).await?.is_some() => {
+            Err(ApiError::new(ErrorCode::Conflict, "the password was changed meanwhile"))
+        }
+        false => Err(ApiError::not_found("user not found")),
     }
-    Ok(StatusCode::NO_CONTENT)
 }
 
 fn taken(message: &'static str) -> impl Fn(StoreError) -> ApiError {
