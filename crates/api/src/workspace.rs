@@ -257,7 +257,9 @@ pub struct StateEvent {
     pub task_running: bool,
     /// What was asked for last.
     pub desired: Desired,
-    /// Why, when it is not plain; `disk_full`: it was stopped to keep the host from filling up.
+    /// Why, when it is not plain; `disk_full`: it was stopped to keep the host from filling up. `oom_killed` (the kernel
+    /// killed a process of it for want of memory) and `pids_exhausted` (a process was not started, as many run as may)
+    /// tell what happened, at most once a second each; the state is as it was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// It holds more than its limit of storage.

@@ -5,8 +5,9 @@ mod harness;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use futures::StreamExt;
 use harness::{LIMIT, World, admin, until};
-use skep_core::{Code, CreateRequest, DeleteData, Desired, OperationHandle, Outcome, WorkspaceStatus};
+use skep_core::{Code, CreateRequest, DeleteData, Desired, OperationHandle, Outcome, WorkspaceState, WorkspaceStatus};
 use skep_names::{BotId, container_id_for};
 use skep_runtime::{CheckStatus, InstanceSpec, Runtime, RuntimeError};
 use skep_store::{ContainerStatus, EventLimits, NewContainer};
@@ -464,6 +465,31 @@ async fn the_last_256_kills_of_a_bot_are_kept() {
     assert_eq!(kept.len(), 256);
     // The oldest went.
     assert_eq!(kept[0].payload["number"], 300 - 255);
+}
+
+#[tokio::test]
+async fn kills_and_refused_processes_are_events_of_a_state_that_is_as_it_was() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    let mut states = world.skep.watch_workspace(&bot).await.unwrap();
+    let first = states.next().await.unwrap();
+    assert_eq!((first.status, &first.reason), (Some(WorkspaceStatus::Running), &None));
+    let mut told = async |reason: &str| {
+        let state = tokio::time::timeout(LIMIT, states.next()).await.unwrap().unwrap();
+        let expected = WorkspaceState {
+            reason: Some(reason.to_owned()),
+            at: state.at,
+            ..first.clone()
+        };
+        assert_eq!(state, expected);
+    };
+    world.runtime.tell_out_of_memory(&bot);
+    told("oom_killed").await;
+    world.runtime.set_refused_processes(&bot, 3);
+    told("pids_exhausted").await;
+    // Who comes later is told what is, not what was.
+    let mut later = world.skep.watch_workspace(&bot).await.unwrap();
+    assert_eq!(later.next().await.unwrap(), first);
 }
 
 #[tokio::test]

@@ -100,28 +100,32 @@ async fn the_command_line_shows_a_tail_and_follows_to_the_end_of_the_workspace()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn kills_for_want_of_memory_are_lines_of_the_log() {
+async fn kills_for_want_of_memory_are_lines_of_the_log_and_events() {
     let skep = Installation::start(OciRuntime::Found).await;
     let bot = skep.client.workspace("memory", None).await;
     let limits = json!({"memory_bytes": 64 << 20});
     let path = format!("/bots/{bot}/container/limits");
     skep.client.good(Method::PUT, &path, Some(limits)).await;
+    let mut events = Events::open(&skep, &bot).await;
     let eats = "head -c 200000000 /dev/zero | tail -c 190000000 > /dev/null";
     assert_ne!(skep.client.exec(&bot, eats).await.exit_code, 0);
     log_with(&skep, &bot, KILL).await;
+    events.until("oom_killed").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn refused_processes_are_lines_of_the_log() {
+async fn refused_processes_are_lines_of_the_log_and_events() {
     let skep = Installation::start(OciRuntime::Found).await;
     let bot = skep.client.workspace("forks", None).await;
     let path = format!("/bots/{bot}/container/limits");
     let limits = skep.client.good(Method::PUT, &path, Some(json!({"pids": 32}))).await;
     assert_eq!(limits["applied"]["pids"], 32, "{limits}");
+    let mut events = Events::open(&skep, &bot).await;
     skep.client
         .exec(&bot, "for i in $(seq 64); do sleep 2 & done; wait")
         .await;
     log_with(&skep, &bot, REFUSAL).await;
+    events.until("pids_exhausted").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -160,6 +164,38 @@ async fn log_with(skep: &Installation, bot: &str, wanted: &str) -> String {
         }
         assert!(Instant::now() < until, "no {wanted:?} in {text}");
         tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// The events of a workspace, and what came of them so far.
+struct Events {
+    answer: reqwest::Response,
+    text: String,
+}
+
+impl Events {
+    async fn open(skep: &Installation, bot: &str) -> Self {
+        let path = format!("/bots/{bot}/container/events");
+        let answer = skep.client.request(Method::GET, &path).send().await;
+        let mut events = Self {
+            answer: answer.expect("the server answers"),
+            text: String::new(),
+        };
+        events.until_text("\"status\":\"running\"").await;
+        events
+    }
+
+    async fn until(&mut self, reason: &str) {
+        self.until_text(&format!("\"reason\":\"{reason}\"")).await;
+    }
+
+    async fn until_text(&mut self, wanted: &str) {
+        while !self.text.contains(wanted) {
+            match tokio::time::timeout(LIMIT, self.answer.chunk()).await {
+                Ok(Ok(Some(piece))) => self.text.push_str(&String::from_utf8_lossy(&piece)),
+                other => panic!("no {wanted:?} but {other:?} after {}", self.text),
+            }
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use skep_store::{ContainerStatus, Desired, EventLimits};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
 
+use super::observed::Deed;
 use super::request::Request;
 use super::state::{Event, Retry};
 use crate::error::{Error, Result};
@@ -150,6 +151,7 @@ impl Skep {
             .await?
         {
             tracing::warn!(%bot, "the kernel killed a process of a workspace for want of memory");
+            self.observations().done(bot, Deed::OomKilled);
         }
         Ok(())
     }

@@ -29,7 +29,56 @@ struct One {
     storage_over_limit: Option<bool>,
     /// The last probe of its `/data` failed, and nothing was told of it since.
     is_data_path_broken: bool,
-    shown: watch::Sender<WorkspaceState>,
+    shown: watch::Sender<Shown>,
+}
+
+/// What the kernel did to the processes of a workspace, which changes no state. Its word is the reason of a state event.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Deed {
+    /// It killed one for want of memory.
+    OomKilled,
+    /// It started none: as many run as may.
+    PidsExhausted,
+}
+
+impl Deed {
+    const ALL: [Self; 2] = [Self::OomKilled, Self::PidsExhausted];
+
+    fn reason(self) -> &'static str {
+        match self {
+            Self::OomKilled => "oom_killed",
+            Self::PidsExhausted => "pids_exhausted",
+        }
+    }
+}
+
+/// What those who watch are shown.
+#[derive(Debug, Clone)]
+pub(crate) struct Shown {
+    pub(crate) state: WorkspaceState,
+    /// How often each of [`Deed::ALL`] was told.
+    deeds: [u64; Deed::ALL.len()],
+}
+
+impl Shown {
+    /// The events that lead here from what was shown before: one for each kind of deed, then the state if it is
+    /// another one. Who reads slowly gets no more than that.
+    pub(crate) fn events_since(&self, before: &Self) -> Vec<WorkspaceState> {
+        let mut events = Vec::new();
+        for (deed, (now, then)) in Deed::ALL.into_iter().zip(self.deeds.iter().zip(before.deeds)) {
+            if *now != then {
+                events.push(WorkspaceState {
+                    reason: Some(deed.reason().to_owned()),
+                    at: Utc::now(),
+                    ..self.state.clone()
+                });
+            }
+        }
+        if self.state != before.state {
+            events.push(self.state.clone());
+        }
+        events
+    }
 }
 
 /// All of them. Nothing here is the truth: that is the store's and the runtime's.
@@ -65,7 +114,10 @@ impl One {
             deaths: Deaths::none(deaths_cleared_after),
             storage_over_limit: None,
             is_data_path_broken: false,
-            shown: watch::Sender::new(shown(&State::Absent, None, false)),
+            shown: watch::Sender::new(Shown {
+                state: shown(&State::Absent, None, false),
+                deeds: [0; Deed::ALL.len()],
+            }),
         }
     }
 
@@ -74,13 +126,17 @@ impl One {
         self.shown.send_if_modified(|old| {
             let same = WorkspaceState {
                 at: new.at,
-                ..old.clone()
+                ..old.state.clone()
             } == new;
             if !same {
-                *old = new;
+                old.state = new;
             }
             !same
         });
+    }
+
+    fn tell(&self, deed: Deed) {
+        self.shown.send_modify(|shown| shown.deeds[deed as usize] += 1);
     }
 }
 
@@ -193,6 +249,13 @@ impl Observations {
             .is_some_and(|one| one.storage_over_limit == Some(true))
     }
 
+    /// Tells those who watch it what the kernel did.
+    pub(crate) fn done(&self, bot: &BotId, deed: Deed) {
+        if let Some(one) = self.lock().get(bot) {
+            one.tell(deed);
+        }
+    }
+
     /// A probe of its `/data` that began at that moment came to this end. What happened since then is newer.
     pub(crate) fn data_path(&self, bot: &BotId, looked: Moment, is_broken: bool) {
         let mut bots = self.lock();
@@ -254,7 +317,7 @@ impl Observations {
     }
 
     /// Every change from now on; the present value is marked as seen.
-    pub(crate) fn watch(&self, bot: &BotId) -> watch::Receiver<WorkspaceState> {
+    pub(crate) fn watch(&self, bot: &BotId) -> watch::Receiver<Shown> {
         let mut bots = self.lock();
         let one = self.one(&mut bots, bot);
         one.shown.subscribe()
@@ -275,7 +338,7 @@ mod tests {
         let bot: BotId = "11111111-2222-4333-8444-555555555555".parse().unwrap();
         let observations = Observations::new(Duration::from_secs(600));
         let shown = || {
-            let shown = observations.watch(&bot).borrow().clone();
+            let shown = observations.watch(&bot).borrow().state.clone();
             (shown.task_running, shown.desired)
         };
         let stopped = || (State::Stopped, Desired::Stopped);
@@ -289,5 +352,28 @@ mod tests {
         assert_eq!(observations.running(), std::slice::from_ref(&bot));
         observations.seen(&bot, observations.moment(), stopped());
         assert_eq!(shown(), (false, Some(Desired::Stopped)));
+    }
+
+    #[test]
+    fn a_slow_reader_is_told_each_kind_of_deed_once_and_then_the_state() {
+        let bot: BotId = "11111111-2222-4333-8444-555555555555".parse().unwrap();
+        let observations = Observations::new(Duration::from_secs(600));
+        observations.done(&bot, Deed::OomKilled);
+        let changes = observations.watch(&bot);
+        observations.seen(&bot, observations.moment(), (State::Running, Desired::Running));
+        let before = changes.borrow().clone();
+        let reasons = || {
+            let events = changes.borrow().events_since(&before);
+            events.into_iter().map(|event| event.reason).collect::<Vec<_>>()
+        };
+        assert_eq!(reasons(), []);
+        observations.done(&bot, Deed::PidsExhausted);
+        observations.done(&bot, Deed::PidsExhausted);
+        observations.done(&bot, Deed::OomKilled);
+        let deeds = ["oom_killed", "pids_exhausted"].map(|word| Some(word.to_owned()));
+        assert_eq!(reasons(), deeds);
+        let why = || "it ended".to_owned();
+        observations.happened(&bot, &Event::Died { why: why() });
+        assert_eq!(reasons(), [&deeds[..], &[Some(why())]].concat());
     }
 }

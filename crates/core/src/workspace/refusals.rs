@@ -7,6 +7,7 @@ use serde_json::json;
 use skep_names::BotId;
 use skep_store::EventLimits;
 
+use super::observed::Deed;
 use crate::error::Result;
 use crate::skep::Skep;
 
@@ -72,6 +73,7 @@ impl Skep {
                 .await?;
             if is_written {
                 tracing::warn!(%bot, refused = now, "a workspace has as many processes as it may");
+                self.observations().done(bot, Deed::PidsExhausted);
             }
         }
         counted.insert(bot.clone(), now);

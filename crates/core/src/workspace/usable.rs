@@ -106,7 +106,8 @@ impl Skep {
         Err(Error::BridgeUnavailable(format!("container not reachable: {why}")))
     }
 
-    /// The state of a workspace: the present one first, then every change, until the bot or the server is gone.
+    /// The state of a workspace: the present one first, then every change, and what the kernel did to its processes as
+    /// the reason of a state that is as it was (`oom_killed`, `pids_exhausted`), until the bot or the server is gone.
     ///
     /// # Errors
     /// [`Error::BotNotFound`].
@@ -116,13 +117,15 @@ impl Skep {
         let changes = self.observations().watch(bot);
         let first = changes.borrow().clone();
         let stop = self.going_down().clone();
-        let rest = stream::unfold(changes, |mut changes| async move {
+        let state = first.state.clone();
+        let rest = stream::unfold((changes, first), |(mut changes, before)| async move {
             changes.changed().await.ok()?;
-            let state = changes.borrow_and_update().clone();
-            Some((state, changes))
+            let now = changes.borrow_and_update().clone();
+            Some((stream::iter(now.events_since(&before)), (changes, now)))
         });
         let until = async move { stop.cancelled().await }.boxed();
-        Ok(stream::once(async move { first }).chain(rest).take_until(until).boxed())
+        let states = stream::once(async move { state }).chain(rest.flatten());
+        Ok(states.take_until(until).boxed())
     }
 
     /// What is known of a workspace that nobody looked at since the server started.

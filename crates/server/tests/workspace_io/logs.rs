@@ -10,7 +10,7 @@ use crate::{Workspace, until};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// A log that is followed, and what came so far.
+/// A log that is followed, or events, and what came so far.
 struct Followed {
     pieces: BoxStream<'static, reqwest::Result<bytes::Bytes>>,
     text: String,
@@ -18,10 +18,22 @@ struct Followed {
 
 impl Followed {
     async fn open(workspace: &Workspace, query: &str) -> Self {
-        let path = workspace.path(&format!("/logs?follow=true{query}"));
-        let answer = workspace.server.call("GET", &path).open().await;
+        Self::of(
+            workspace,
+            &format!("/logs?follow=true{query}"),
+            "text/plain; charset=utf-8",
+        )
+        .await
+    }
+
+    async fn events(workspace: &Workspace) -> Self {
+        Self::of(workspace, "/events", "text/event-stream").await
+    }
+
+    async fn of(workspace: &Workspace, path: &str, content_type: &str) -> Self {
+        let answer = workspace.server.call("GET", &workspace.path(path)).open().await;
         assert_eq!(answer.status(), 200);
-        assert_eq!(answer.headers()["content-type"], "text/plain; charset=utf-8");
+        assert_eq!(answer.headers()["content-type"], content_type);
         Self {
             pieces: answer.bytes_stream().boxed(),
             text: String::new(),
@@ -171,12 +183,15 @@ async fn a_server_that_goes_down_breaks_the_transfer_off() {
 }
 
 #[tokio::test]
-async fn kills_for_want_of_memory_are_lines_too() {
+async fn kills_for_want_of_memory_are_lines_and_events_too() {
     let workspace = Workspace::start().await;
     let mut followed = Followed::open(&workspace, "").await;
     followed.until(" started as process 1\n").await;
+    let mut events = Followed::events(&workspace).await;
+    events.until("\"status\":\"running\"").await;
     let bot = workspace.bot.parse().expect("an id");
     workspace.server.runtime().tell_out_of_memory(&bot);
+    events.until("\"reason\":\"oom_killed\"").await;
     let kill = " kernel: a process was killed for want of memory\n";
     followed.until(kill).await;
     let text = log_with(&workspace, kill).await;
@@ -184,12 +199,15 @@ async fn kills_for_want_of_memory_are_lines_too() {
 }
 
 #[tokio::test]
-async fn refused_processes_are_lines_too() {
+async fn refused_processes_are_lines_and_events_too() {
     let workspace = Workspace::start().await;
     let mut followed = Followed::open(&workspace, "").await;
     followed.until(" started as process 1\n").await;
+    let mut events = Followed::events(&workspace).await;
+    events.until("\"status\":\"running\"").await;
     let bot = workspace.bot.parse().expect("an id");
     workspace.server.runtime().set_refused_processes(&bot, 7);
+    events.until("\"reason\":\"pids_exhausted\"").await;
     followed
         .until(" kernel: a process was not started: as many run as may\n")
         .await;

@@ -283,7 +283,8 @@ async fn limits(
     app.tasks().spawn(work).await.map_err(ApiError::internal)?
 }
 
-/// Its state as server-sent events: the present one first, then every change.
+/// Its state as server-sent events: the present one first, then every change, and what the kernel did to its processes
+/// (`reason` `oom_killed`, `pids_exhausted`).
 #[utoipa::path(get, path = "/bots/{bot_id}/container/events", tag = "workspace",
     responses((status = 200, body = StateEvent, content_type = "text/event-stream")))]
 async fn events(State(app): State<App>, access: BotAccess<Read>) -> ApiResult<Response> {
