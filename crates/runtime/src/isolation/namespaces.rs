@@ -140,8 +140,8 @@ while init() >= 0:
 print(taken, flush=True)
 sys.stdin.read()";
 
-    #[test]
-    fn one_workspace_cannot_take_the_hosts_inotify_instances() {
+    /// Those of a workspace, and what they are claimed in.
+    fn claimed_ids() -> (tempfile::TempDir, IdBlock) {
         let directory = tempfile::tempdir().unwrap();
         let paths = HostPaths {
             run_root: directory.path().join("run"),
@@ -149,6 +149,12 @@ sys.stdin.read()";
             data_root: directory.path().join("data"),
         };
         let ids = IdBlock::claim(&paths, "id", &BotId::random()).unwrap();
+        (directory, ids)
+    }
+
+    #[test]
+    fn one_workspace_cannot_take_the_hosts_inotify_instances() {
+        let (_directory, ids) = claimed_ids();
         let flags = libc::CLONE_NEWNET | libc::CLONE_NEWUSER;
         let holder = NamespaceHolder::new(flags, Some(ids.base())).unwrap();
         map_ids(&Path::new("/proc").join(holder.pid().to_string()), ids).unwrap();
@@ -180,13 +186,7 @@ sys.stdin.read()";
     fn a_workspace_owns_its_namespace_where_we_and_the_daemon_have_every_capability_of_the_kernel() {
         const ALL: u64 = 0x1ff_ffff_ffff;
         const WITHOUT_SYS_RESOURCE: u64 = 0x1ff_feff_ffff;
-        let directory = tempfile::tempdir().unwrap();
-        let paths = HostPaths {
-            run_root: directory.path().join("run"),
-            run_dir: directory.path().join("run/id"),
-            data_root: directory.path().join("data"),
-        };
-        let ids = IdBlock::claim(&paths, "id", &BotId::random()).unwrap();
+        let (_directory, ids) = claimed_ids();
         assert_eq!(owner_where([ALL, ALL], 40, ids), Some(ids.base()));
         assert_eq!(owner_where([WITHOUT_SYS_RESOURCE, ALL], 40, ids), None);
         assert_eq!(owner_where([ALL, WITHOUT_SYS_RESOURCE], 40, ids), None);
