@@ -211,6 +211,15 @@ impl Server {
         self.until_complete(&path, &json!({})).await
     }
 
+    /// A figure of a workspace without a user namespace would be one of weaker walls.
+    pub(crate) async fn require_walls(&self, bot: &str) -> Result<()> {
+        let info = self.call(Method::GET, &format!("/bots/{bot}/container"), None).await?;
+        match info["isolation"]["user_namespace"] == true {
+            true => Ok(()),
+            false => Err(format!("the workspace has no user namespace: {info}").into()),
+        }
+    }
+
     /// Sends what is answered by a stream of events, and waits for its `complete`.
     pub(crate) async fn until_complete(&self, path: &str, body: &Value) -> Result<()> {
         let request = self.request(Method::POST, path).header("accept", "text/event-stream");

@@ -61,6 +61,7 @@ async fn grow(server: &Server, bots: &mut Vec<String>, count: usize) -> Result<f
         let begun = Instant::now();
         all(&batch, |bot| server.create(bot)).await?;
         rate = batch.len() as f64 / begun.elapsed().as_secs_f64();
+        all(&batch, |bot| server.require_walls(bot)).await?;
         bots.extend(batch);
     }
     Ok(rate)

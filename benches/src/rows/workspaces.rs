@@ -67,6 +67,7 @@ async fn one(server: &Server, created: &mut Samples, life: &mut Life) -> Result<
             server.exec(&bot, &["true"]).await
         })
         .await?;
+    server.require_walls(&bot).await?;
     let base = format!("/bots/{bot}/container");
     life.stop
         .time(server.call(Method::POST, &format!("{base}/stop"), None))
