@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::future::ready;
-use std::io::{BufRead, BufReader, Lines, Read};
+use std::io::{BufRead, BufReader, Lines, Read, Write};
 use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 
@@ -209,6 +209,25 @@ async fn a_terminal_is_put_back_when_we_are_terminated() {
         assert!(told.contains("ended-143") && told.contains(" icanon"), "{line}: {told}");
         assert_eq!(waiting.code().await, Some(0), "{line}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_paste_of_many_frames_comes_whole() {
+    let (setting, _) = setting_with_box().await;
+    let skep = setting.command(&[]);
+    let mut script = Command::new("script");
+    let shown = format!("{} shell box", skep.get_program().to_string_lossy());
+    script.args(["-q", "-e", "-c", &shown, "/dev/null"]);
+    pass_environment(&skep, &mut script);
+    let mut waiting = Waiting::of(script);
+    let mut keys = waiting.skep.stdin.take().expect("a pipe");
+    let line = b"stty raw -echo; echo be''gun; head -c 307200 > /data/pasted; exit 6\n";
+    keys.write_all(line).expect("typed");
+    while waiting.line().await != "begun" {}
+    let pasted = "0123456789abcdef".repeat(19_200);
+    keys.write_all(pasted.as_bytes()).expect("pasted");
+    assert_eq!(waiting.code().await, Some(6));
+    assert!(setting.prints(&["exec", "box", "--", "cat", "/data/pasted"]).await == pasted);
 }
 
 /// Between `skep` and its server: while it is away, connections are cut and refused.

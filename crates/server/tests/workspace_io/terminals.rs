@@ -6,6 +6,8 @@ use futures::{SinkExt, StreamExt};
 use serde_json::json;
 use skep_testkit::server::TestServer;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::protocol::frame::Frame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 use tokio_tungstenite::tungstenite::{Error, Message};
 
 use crate::{Workspace, until};
@@ -328,24 +330,46 @@ async fn more_keystrokes_than_wait_at_once_all_come_to_a_process_that_reads_them
 }
 
 #[tokio::test]
-async fn what_is_pasted_at_once_comes_whole_and_a_larger_frame_is_refused_by_name() {
+async fn what_is_pasted_in_pieces_comes_whole_and_what_is_too_large_is_refused_by_name() {
     let workspace = Workspace::start().await;
     let mut socket = connect(&workspace, "", None).await.unwrap();
     type_line(
         &mut socket,
-        "stty raw -echo; echo begun-$((1 + 1)); head -c 900000 | wc -c",
+        "stty raw -echo; echo begun-$((1 + 1)); head -c 1355776 | wc -c",
     )
     .await;
     read_until(&mut socket, "begun-2").await;
-    let pasted = vec![b'x'; 900_000];
-    socket.send(Message::Binary(pasted.into())).await.unwrap();
-    read_until(&mut socket, "900000").await;
-    let too_large = vec![b'x'; (1 << 20) + 1];
+    let (of_several, in_several) = (16 * LARGEST_FRAME, 307_200);
+    send_in_frames(&mut socket, of_several).await;
+    for piece in vec![b'x'; in_several].chunks(LARGEST_FRAME) {
+        socket.send(Message::Binary(piece.to_vec().into())).await.unwrap();
+    }
+    read_until(&mut socket, "1355776").await;
+    let too_large = vec![b'x'; LARGEST_FRAME + 1];
     socket.send(Message::Binary(too_large.into())).await.unwrap();
-    assert_eq!(
-        read_close(&mut socket).await,
-        (1009, "frames have at most 1 MiB".to_owned())
-    );
+    let refused = (1009, "frames have at most 64 KiB".to_owned());
+    assert_eq!(read_close(&mut socket).await, refused);
+    let mut socket = connect(&workspace, "", None).await.unwrap();
+    send_in_frames(&mut socket, 16 * LARGEST_FRAME + 1).await;
+    let refused = (1009, "messages have at most 1024 KiB".to_owned());
+    assert_eq!(read_close(&mut socket).await, refused);
+}
+
+/// The largest that is taken, in bytes.
+const LARGEST_FRAME: usize = 64 * 1024;
+
+/// So many bytes as one message.
+async fn send_in_frames(socket: &mut Socket, bytes: usize) {
+    for at in (0..bytes).step_by(LARGEST_FRAME) {
+        let piece = vec![b'x'; LARGEST_FRAME.min(bytes - at)];
+        let kind = match at {
+            0 => Data::Binary,
+            _ => Data::Continue,
+        };
+        let is_last = at + piece.len() == bytes;
+        let frame = Frame::message(piece, OpCode::Data(kind), is_last);
+        socket.send(Message::Frame(frame)).await.unwrap();
+    }
 }
 
 #[tokio::test]

@@ -42,7 +42,7 @@ struct ForwardQuery {
 /// A TCP connection to a port of the workspace's loopback. Binary frames are its bytes either way, an empty one says
 /// that its sender sends nothing more. When both have ended a close frame 1000; nothing listening: 1011
 /// `connection refused`; broken off by the workspace: 1011 `connection reset`; the bridge lost: 1011; a snapshot or a
-/// rollback: 1012.
+/// rollback: 1012; a frame over 64 KiB, or a message of several over 1 MiB: 1009.
 #[utoipa::path(get, path = "/bots/{bot_id}/container/port-forward", tag = "terminal", params(ForwardQuery),
     responses((status = 101, description = "The socket"),
         (status = 400, body = ErrorBody, description = "No port, or not an upgrade to a WebSocket"),

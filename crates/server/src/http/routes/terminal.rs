@@ -84,7 +84,8 @@ struct SocketQuery {
 /// A terminal. Binary frames are keystrokes and output; the text `{"type":"resize","cols","rows"}` is another size.
 /// At the end a close frame 1000 `exit <code>`; the bridge lost, or output of the process dropped before the client
 /// read it (or before `offset` could be): 1011; idle: 1001; a snapshot or a rollback: 1012; 2 MiB
-/// of keystrokes of which the process reads none for 20 s: 1008.
+/// of keystrokes of which the process reads none for 20 s: 1008; a frame over 64 KiB, or a message of several over
+/// 1 MiB: 1009.
 #[utoipa::path(get, path = "/bots/{bot_id}/container/terminal/ws", tag = "terminal", params(SocketQuery),
     responses((status = 101, description = "The socket"),
         (status = 400, body = ErrorBody, description = "Not an upgrade to a WebSocket"),

@@ -11,13 +11,15 @@ use axum::response::{IntoResponse, Response};
 use futures::SinkExt;
 use futures::stream::SplitSink;
 use tokio::time::timeout;
-use tokio_tungstenite::tungstenite;
+use tokio_tungstenite::tungstenite::{self, error::CapacityError};
 
 use crate::app::App;
 use crate::http::error::ApiError;
 
-/// The largest frame that is taken in, in bytes: a page sends what is pasted as one. None that is sent is over 64 KiB.
-const LARGEST_FRAME_BYTES: usize = 1024 * 1024;
+/// The largest frame, in bytes, taken in or sent.
+const LARGEST_FRAME_BYTES: usize = 64 * 1024;
+/// The largest message of several frames that is taken in, in bytes.
+const LARGEST_MESSAGE_BYTES: usize = 1024 * 1024;
 /// Between two pings.
 pub(super) const PING_EVERY: Duration = Duration::from_secs(30);
 /// How long a client has to take the close frame, and then to answer it.
@@ -50,7 +52,7 @@ impl FromRequestParts<App> for Upgrade {
         }
         Ok(Self(
             upgrade
-                .max_message_size(LARGEST_FRAME_BYTES)
+                .max_message_size(LARGEST_MESSAGE_BYTES)
                 .max_frame_size(LARGEST_FRAME_BYTES),
         ))
     }
@@ -79,7 +81,13 @@ pub(super) async fn send(frames: &mut Frames, message: Message) -> Result<(), Go
 pub(super) fn close_of_unreadable(error: axum::Error) -> Option<Close> {
     let error = error.into_inner().downcast::<tungstenite::Error>().ok()?;
     match *error {
-        tungstenite::Error::Capacity(_) => Some((close_code::SIZE, "frames have at most 1 MiB".to_owned())),
+        tungstenite::Error::Capacity(CapacityError::MessageTooLong { max_size, .. }) => {
+            let what = match max_size {
+                LARGEST_FRAME_BYTES => "frames",
+                _ => "messages",
+            };
+            Some((close_code::SIZE, format!("{what} have at most {} KiB", max_size / 1024)))
+        }
         tungstenite::Error::Protocol(_) | tungstenite::Error::Utf8(_) => {
             Some((close_code::PROTOCOL, "this is no WebSocket frame".to_owned()))
         }
