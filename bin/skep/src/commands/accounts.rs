@@ -111,12 +111,7 @@ fn read_password(prompt: &str, from_stdin: bool) -> Result<String> {
     if from_stdin || !std::io::stdin().is_terminal() {
         return read_line();
     }
-    eprint!("{prompt}");
-    let hidden = terminal::without_echo();
-    let password = read_line();
-    drop(hidden);
-    eprintln!();
-    password
+    terminal::read_hidden(prompt)
 }
 
 /// A new password: asked for twice, since nobody sees what is typed.

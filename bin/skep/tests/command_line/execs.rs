@@ -230,6 +230,35 @@ async fn a_paste_of_many_frames_comes_whole() {
     assert!(setting.prints(&["exec", "box", "--", "cat", "/data/pasted"]).await == pasted);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn ctrl_c_at_a_password_ends_us_and_leaves_a_terminal_that_shows_what_is_typed() {
+    let setting = Setting::new().await;
+    for line in ["login -u admin", "users create ada"] {
+        let skep = setting.command(&[]);
+        let mut script = Command::new("script");
+        let tells_when_hidden = format!(
+            "(until stty -a -F /dev/tty | grep -qe ' -echo '; do sleep 0.1; done; echo hidden) & exec {} {line}",
+            skep.get_program().to_string_lossy()
+        );
+        let shown = "sh -c \"$TELLS_WHEN_HIDDEN\"; echo ended-$?; stty -a; echo over";
+        script.args(["-q", "-e", "-c", shown, "/dev/null"]);
+        pass_environment(&skep, &mut script);
+        script.env("TELLS_WHEN_HIDDEN", tells_when_hidden);
+        let mut waiting = Waiting::of(script);
+        let mut keys = waiting.skep.stdin.take().expect("a pipe");
+        while !waiting.line().await.ends_with("hidden") {}
+        keys.write_all(b"half of it\x03").expect("typed");
+        let mut told = Vec::new();
+        while told.last().is_none_or(|line| line != "over") {
+            told.push(waiting.line().await);
+        }
+        let told = told.join("\n");
+        assert!(told.contains("ended-130") && !told.contains("half"), "{line}: {told}");
+        assert!(told.contains("isig icanon iexten echo "), "{line}: {told}");
+        assert_eq!(waiting.code().await, Some(0), "{line}");
+    }
+}
+
 /// Between `skep` and its server: while it is away, connections are cut and refused.
 struct Way {
     url: String,
