@@ -76,9 +76,9 @@ pub struct ExecResult {
     pub signal: Option<String>,
     /// Its time was over.
     pub timed_out: bool,
-    /// The first MiB.
+    /// The first MiB, or less of it while the answers to one user take more memory than they may.
     pub stdout: String,
-    /// The first MiB.
+    /// As of `stdout`.
     pub stderr: String,
     /// How `stdout` is written.
     pub stdout_encoding: Encoding,

@@ -97,7 +97,7 @@ async fn a_process_that_is_said_to_write_for_ever_is_given_up_and_not_held() {
     let before = resident_bytes();
     let events = exec::run(&impostor.bridge, &id, request).await.expect("it says so");
     let begun = Instant::now();
-    let outcome = exec::collect(events.within(Some(Duration::from_secs(2))), 1000).await;
+    let outcome = exec::collect(events.within(Some(Duration::from_secs(2))), 1000, &mut ()).await;
     assert!(outcome.as_ref().is_err_and(BridgeError::is_lost), "{outcome:?}");
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
     let grown = resident_bytes().saturating_sub(before);
@@ -341,7 +341,11 @@ async fn a_search_in_drops_is_given_up_in_time() {
         max_results: files::MOST_RESULTS,
         ..SearchOptions::default()
     };
-    let search = files::search_within(Duration::from_secs(1), &impostor.bridge, &path, &options);
+    let search = async {
+        let mut search = files::search_within(Duration::from_secs(1), &impostor.bridge, &path, &options).await?;
+        while search.next_page().await?.is_some() {}
+        Ok(())
+    };
     let found = tokio::time::timeout(Duration::from_secs(30), search).await;
     assert!(matches!(found, Ok(Err(BridgeError::Unreachable(_)))), "{found:?}");
 }

@@ -501,7 +501,7 @@ async fn an_exit_that_cannot_be_is_refused() {
         let impostor = impostor(move |_| Lies::Events(lie.clone())).await;
         let request = ExecRequest::of(Program::Command("true".to_owned()));
         let events = exec::run(&impostor.bridge, &id, request).await.unwrap();
-        let outcome = exec::collect(events, 1000).await;
+        let outcome = exec::collect(events, 1000, &mut ()).await;
         assert!(
             outcome.as_ref().is_err_and(BridgeError::is_lost),
             "{outcome:?} for {shown}"
@@ -528,7 +528,10 @@ async fn what_a_bridge_of_an_earlier_generation_of_ours_has_not_is_unsupported()
     let options = files::SearchOptions::default();
     for error in [
         terminal::check_sessions(bridge).expect_err("no sessions"),
-        files::search(bridge, &data, &options).await.expect_err("no search"),
+        files::search(bridge, &data, &options)
+            .await
+            .map(drop)
+            .expect_err("no search"),
         files::extract(&RoomyBridge::endless(bridge.clone()), &data, None)
             .await
             .map(drop)

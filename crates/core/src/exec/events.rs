@@ -183,10 +183,8 @@ impl Collector {
         // A gap means that the log has dropped what was not read in time.
         let has_gap = offset != self.bytes.len() as u64;
         let room = if has_gap { 0 } else { most - self.bytes.len() };
-        self.truncated |= data.len() > room;
-        if !self.truncated || room > 0 {
-            self.bytes.extend_from_slice(&data[..data.len().min(room)]);
-        }
+        self.truncated = data.len() > room;
+        self.bytes.extend_from_slice(&data[..data.len().min(room)]);
     }
 
     fn finish(self, written: u64) -> CollectedOutput {
@@ -198,17 +196,44 @@ impl Collector {
     }
 }
 
-/// Follows a process to its end and keeps the first `most_bytes` of each stream.
+/// Room in memory for what a process writes while it runs.
+pub trait OutputRoom: Send {
+    /// So many bytes of this stream are about to be held in all. False: there is no room, and the rest of it is not kept.
+    fn cover(&mut self, stream: OutputStream, bytes: usize) -> impl Future<Output = bool> + Send;
+}
+
+/// For ever so much.
+impl OutputRoom for () {
+    async fn cover(&mut self, _stream: OutputStream, _bytes: usize) -> bool {
+        true
+    }
+}
+
+/// Follows a process to its end and keeps the first `most_bytes` of each stream, as far as there is room for them.
 ///
 /// # Errors
 /// The bridge was lost before the end was known: no end is made up.
-pub async fn collect(mut events: ExecEvents, most_bytes: usize) -> BridgeResult<ExecOutcome> {
+pub async fn collect(
+    mut events: ExecEvents,
+    most_bytes: usize,
+    room: &mut impl OutputRoom,
+) -> BridgeResult<ExecOutcome> {
     let mut outputs = [Collector::default(), Collector::default()];
     while let Some(event) = events.next().await? {
         match event {
             ExecEvent::Started(_) => {}
             ExecEvent::Output { stream, offset, data } => {
-                outputs[stream as usize].take(offset, &data, most_bytes);
+                let output = &mut outputs[stream as usize];
+                if output.truncated {
+                    continue;
+                }
+                match room
+                    .cover(stream, (output.bytes.len() + data.len()).min(most_bytes))
+                    .await
+                {
+                    true => output.take(offset, &data, most_bytes),
+                    false => output.truncated = true,
+                }
             }
             ExecEvent::Exited(status) => {
                 let [stdout, stderr] = outputs;

@@ -23,7 +23,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use crate::bridge::{Bridge, BridgeError, BridgeResult, NEXT_PIECE_WITHIN, SMALL_WITHIN};
 
-pub use events::{CollectedOutput, ExecEvent, ExecEvents, ExecOutcome, OutputStream, collect};
+pub use events::{CollectedOutput, ExecEvent, ExecEvents, ExecOutcome, OutputRoom, OutputStream, collect};
 pub use list::{ProcessPages, list};
 pub use request::{ExecRequest, ExecStdin, LONGEST_TIMEOUT, LogLimits, Program, TerminalSize, WhenStreamEnds};
 pub use signal::signal_number;

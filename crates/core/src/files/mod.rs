@@ -26,7 +26,7 @@ pub use read::{FileReader, read, read_below};
 pub use roomy::RoomyBridge;
 #[cfg(test)]
 pub(crate) use search::search_within;
-pub use search::{FoundLine, MOST_RESULTS, SearchOptions, SearchResult, search};
+pub use search::{FoundLine, MOST_RESULTS, Search, SearchOptions, search};
 pub use watch::{ChangedFile, FileChange, FileChanges, WatchScope, watch};
 pub use write::{FileWriter, NewFile, copy_content};
 

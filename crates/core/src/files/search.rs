@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use skep_bridge_protocol::workspace::{SearchMatch, SearchRequest};
-use tokio::time::timeout;
+use skep_bridge_protocol::workspace::{SearchMatch, SearchPage, SearchRequest};
+use tokio::time::{Instant, timeout};
+use tonic::Streaming;
 
 use super::entry::path_within;
 use super::path::WorkspacePath;
@@ -18,7 +19,7 @@ const MOST_LINE_BYTES: usize = 4 * 1024;
 /// What is taken of all lines together.
 const MOST_BYTES: usize = 8 * 1024 * 1024;
 
-/// How long a bridge may take in all: it ends a search by itself after 30 s, and may be frozen meanwhile.
+/// How long a bridge may take for all pages: it ends a search by itself after 30 s, and may be frozen meanwhile.
 const WITHIN: Duration = Duration::from_secs(SMALL_WITHIN.as_secs() + NEXT_PIECE_WITHIN.as_secs());
 
 /// What to search for.
@@ -47,38 +48,37 @@ pub struct FoundLine {
     pub text: String,
 }
 
-/// What a search found.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct SearchResult {
-    /// In the order of a recursive listing.
-    pub lines: Vec<FoundLine>,
-    /// That is not all: there are more than were asked for, or 30 s were not enough to look at all.
-    pub truncated: bool,
+/// A search under way.
+#[derive(Debug)]
+pub struct Search {
+    pages: Streaming<SearchPage>,
+    root: WorkspacePath,
+    /// How many lines may still come.
+    lines_left: usize,
+    /// How many bytes of them.
+    bytes_left: usize,
+    /// How long its bridge may still take.
+    time_left: Duration,
+    /// `None`: it goes on. Else whether that is not all.
+    end: Option<bool>,
 }
 
-/// Searches below a directory, or in one file. Links and other file systems are not entered; a binary file is left at
+/// Begins to search below a directory, or in one file. Links and other file systems are not entered; a binary file is left at
 /// its first NUL.
 ///
 /// # Errors
 /// `InvalidArgument` for a pattern or glob that is none, and as [`stat`](super::stat).
-pub async fn search(bridge: &Bridge, root: &WorkspacePath, options: &SearchOptions) -> BridgeResult<SearchResult> {
+pub async fn search(bridge: &Bridge, root: &WorkspacePath, options: &SearchOptions) -> BridgeResult<Search> {
     search_within(WITHIN, bridge, root, options).await
 }
 
-/// As [`search`], with another limit for the whole answer.
+/// As [`search`], with another limit for all of its pages.
 pub(crate) async fn search_within(
-    limit: Duration,
+    time_left: Duration,
     bridge: &Bridge,
     root: &WorkspacePath,
     options: &SearchOptions,
-) -> BridgeResult<SearchResult> {
-    match timeout(limit, search_all(bridge, root, options)).await {
-        Ok(found) => found,
-        Err(_) => Err(BridgeError::late("the search")),
-    }
-}
-
-async fn search_all(bridge: &Bridge, root: &WorkspacePath, options: &SearchOptions) -> BridgeResult<SearchResult> {
+) -> BridgeResult<Search> {
     let mut client = bridge.workspace();
     let most = match options.max_results {
         0 => RESULTS,
@@ -91,15 +91,26 @@ async fn search_all(bridge: &Bridge, root: &WorkspacePath, options: &SearchOptio
         max_results: most,
         ignore_case: options.ignore_case,
     };
-    let mut pages = Bridge::answer(SMALL_WITHIN, client.search(request)).await?;
-    let mut result = SearchResult::default();
-    let mut bytes = 0;
-    loop {
-        let page = match timeout(NEXT_PIECE_WITHIN, pages.message()).await {
-            Ok(page) => page?,
-            Err(_) => return Err(BridgeError::late("the next part of the search")),
-        };
-        let Some(page) = page else {
+    Ok(Search {
+        pages: Bridge::answer(SMALL_WITHIN, client.search(request)).await?,
+        root: root.clone(),
+        lines_left: most as usize,
+        bytes_left: MOST_BYTES,
+        time_left,
+        end: None,
+    })
+}
+
+impl Search {
+    /// The next lines, in the order of a recursive listing; `None`: there are no more.
+    ///
+    /// # Errors
+    /// The bridge is lost, takes too long, or tells what cannot be.
+    pub async fn next_page(&mut self) -> BridgeResult<Option<Vec<FoundLine>>> {
+        if self.end.is_some() {
+            return Ok(None);
+        }
+        let Some(page) = self.next_message().await? else {
             return Err(BridgeError::Untrustworthy("a search without an end".to_owned()));
         };
         if page.matches.is_empty() && !page.last {
@@ -107,21 +118,52 @@ async fn search_all(bridge: &Bridge, root: &WorkspacePath, options: &SearchOptio
                 "a part of a search with nothing in it".to_owned(),
             ));
         }
+        let mut lines = Vec::with_capacity(page.matches.len());
         for found in &page.matches {
-            bytes += found.path.len() + found.text.len();
-            if bytes > MOST_BYTES {
-                result.truncated = true;
-                return Ok(result);
+            let bytes = found.path.len() + found.text.len();
+            if bytes > self.bytes_left {
+                self.end = Some(true);
+                return Ok(Some(lines));
             }
-            result.lines.push(line_of(found, root)?);
+            self.bytes_left -= bytes;
+            lines.push(line_of(found, &self.root)?);
         }
-        if result.lines.len() > most as usize {
-            return Err(BridgeError::Untrustworthy("more lines than were asked for".to_owned()));
-        }
+        self.lines_left = self
+            .lines_left
+            .checked_sub(lines.len())
+            .ok_or_else(|| BridgeError::Untrustworthy("more lines than were asked for".to_owned()))?;
         if page.last {
-            result.truncated = page.truncated;
-            return Ok(result);
+            self.end = Some(page.truncated);
         }
+        Ok(Some(lines))
+    }
+
+    /// Known at its end: that is not all. There are more lines than were asked for, or 30 s were not enough to look at
+    /// everything.
+    pub fn is_truncated(&self) -> bool {
+        self.end == Some(true)
+    }
+
+    /// The time in which nobody asks for it is not the bridge's.
+    async fn next_message(&mut self) -> BridgeResult<Option<SearchPage>> {
+        // One that always has something to say must be given up too.
+        if self.time_left.is_zero() {
+            return Err(BridgeError::late("the search"));
+        }
+        let begun = Instant::now();
+        let page = timeout(NEXT_PIECE_WITHIN.min(self.time_left), self.pages.message()).await;
+        self.time_left = self.time_left.saturating_sub(begun.elapsed());
+        match page {
+            Ok(page) => Ok(page?),
+            Err(_) => Err(BridgeError::late("the next part of the search")),
+        }
+    }
+}
+
+impl FoundLine {
+    /// About so many bytes it takes in memory.
+    pub fn held_bytes(&self) -> usize {
+        size_of::<Self>() + self.path.len() + self.text.len()
     }
 }
 

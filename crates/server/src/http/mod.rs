@@ -5,6 +5,7 @@ pub mod context;
 pub mod document;
 pub mod error;
 pub mod extract;
+mod held;
 pub mod idempotency;
 mod plain;
 pub mod room;

@@ -25,6 +25,10 @@ const LITTLE_IN_ALL: usize = 64 * MIB;
 const LITTLE: usize = 4 * MIB;
 /// An answer that takes no more than a connection itself needs none.
 const SMALL: usize = 128 * 1024 / UNIT_BYTES;
+/// What is collected takes room for at least so many bytes.
+const LEAST_BYTES: usize = 64 * 1024;
+/// A buffer that grows may be twice as long as what is in it.
+const ROOM_OF_A_BYTE: usize = 2;
 /// How long an answer waits for its room.
 const WAIT: Duration = Duration::from_secs(10);
 
@@ -40,6 +44,14 @@ pub struct Rooms {
 pub struct Room {
     /// Of the user's share and of what all have, the same of both.
     permits: Option<[OwnedSemaphorePermit; 2]>,
+}
+
+/// Room for what is collected in a buffer whose length is not known before: more as it grows.
+pub struct GrowingRoom<'a> {
+    rooms: &'a Rooms,
+    user_id: &'a str,
+    covered: usize,
+    taken: Vec<Room>,
 }
 
 /// Of an answer that has room, but comes in pieces. It must be taken in time, as one that is whole.
@@ -84,6 +96,41 @@ impl Rooms {
                 "too many large answers are being sent; try again later",
             )),
         }
+    }
+}
+
+impl<'a> GrowingRoom<'a> {
+    /// For this user, for so many bytes at first.
+    ///
+    /// # Errors
+    /// As [`Rooms::take`].
+    pub async fn begin(rooms: &'a Rooms, user_id: &'a str, bytes: usize) -> ApiResult<Self> {
+        let covered = bytes.max(LEAST_BYTES);
+        let taken = vec![rooms.take(user_id, covered * ROOM_OF_A_BYTE).await?];
+        Ok(Self {
+            rooms,
+            user_id,
+            covered,
+            taken,
+        })
+    }
+
+    /// For so many bytes in all.
+    ///
+    /// # Errors
+    /// As [`Rooms::take`]; what was taken before stays.
+    pub async fn cover(&mut self, bytes: usize) -> ApiResult<()> {
+        while bytes > self.covered {
+            let more = self.rooms.take(self.user_id, self.covered * ROOM_OF_A_BYTE).await?;
+            self.taken.push(more);
+            self.covered *= 2;
+        }
+        Ok(())
+    }
+
+    /// All of it, for as long as what was collected is held.
+    pub fn into_taken(self) -> Vec<Room> {
+        self.taken
     }
 }
 
@@ -206,6 +253,23 @@ mod tests {
         taken.clear();
         rooms.take("f", MUCH).await.unwrap();
         assert_eq!(rooms.all.of_users.lock().unwrap().len(), 1, "nobody else has a part");
+    }
+
+    #[tokio::test]
+    async fn what_grows_has_twice_its_length_until_it_is_given_up() {
+        let rooms = impatient();
+        let mut growing = GrowingRoom::begin(&rooms, "ada", 0).await.unwrap();
+        growing.cover(SHARE / 4).await.unwrap();
+        let held = growing.covered * ROOM_OF_A_BYTE;
+        assert!((SHARE / 2..SHARE).contains(&held), "{held}");
+        growing.cover(SHARE).await.unwrap_err();
+        // What was no room for takes none.
+        rooms.take("ada", SHARE - held).await.unwrap();
+        rooms.take("ada", SHARE).await.unwrap_err();
+        let taken = growing.into_taken();
+        rooms.take("ada", SHARE).await.unwrap_err();
+        drop(taken);
+        rooms.take("ada", SHARE).await.unwrap();
     }
 
     #[tokio::test]

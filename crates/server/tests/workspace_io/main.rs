@@ -14,6 +14,7 @@ mod metrics;
 mod old_bridge;
 mod ports;
 mod refusals;
+mod rooms;
 mod searches;
 mod sessions;
 mod snapshots;

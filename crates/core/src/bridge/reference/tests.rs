@@ -299,7 +299,7 @@ async fn an_end_that_cannot_be_is_no_end() {
         let id = ExecId::random();
         let request = ExecRequest::of(Program::Command("true".to_owned()));
         let events = exec::run(&liar.bridge, &id, request).await.expect("begun");
-        let outcome = exec::collect(events, 100).await;
+        let outcome = exec::collect(events, 100, &mut ()).await;
         assert!(outcome.as_ref().is_err_and(BridgeError::is_lost), "{said}: {outcome:?}");
     }
     // What follows an end is not read, and a shell is one of those we know.
@@ -317,7 +317,7 @@ async fn an_end_that_cannot_be_is_no_end() {
     let events = exec::run(&liar.bridge, &ExecId::random(), request)
         .await
         .expect("begun");
-    let outcome = exec::collect(events, 100).await.expect("an end");
+    let outcome = exec::collect(events, 100, &mut ()).await.expect("an end");
     assert_eq!(outcome.status.end.expect("an end").exit_code, 3);
     assert!(exec::shell(&liar.bridge).await.is_err_and(|error| error.is_lost()));
 }

@@ -14,9 +14,9 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use serde::Deserialize;
-use skep_api::{ErrorBody, ExecInfo, ExecRequest, ExecResult, ExecStarted, ExecState, ExecStreamEvent};
+use skep_api::{Encoding, ErrorBody, ExecInfo, ExecRequest, ExecResult, ExecStarted, ExecState, ExecStreamEvent};
 use skep_core::bridge::Bridge;
-use skep_core::exec::{self, ExecId, ExecOutcome, ExecStatus, Program, TextPiece};
+use skep_core::exec::{self, ExecId, ExecOutcome, ExecStatus, OutputRoom, OutputStream, Program, TextPiece};
 use skep_core::{Outcome, Requester};
 use skep_names::BotId;
 use skep_store::IdempotencyOutcome;
@@ -27,12 +27,14 @@ use utoipa_axum::routes;
 pub(super) use interruption::{Watch, restarted};
 pub(super) use wanted::log_limits;
 
-use super::files::{bridge_of, exact_text, refused};
+use super::files::{bridge_of, refused};
 use crate::app::App;
 use crate::http::access::{BotAccess, Caller, Operate};
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::{Query, RawJsonBody};
+use crate::http::held::{self, Held, WrittenAs};
 use crate::http::idempotency::{Begin, Claim, Idempotency};
+use crate::http::room::GrowingRoom;
 use crate::http::routes::operations::with_operation;
 
 /// How much of each output an answer holds; the rest is in the log.
@@ -140,19 +142,39 @@ async fn started(
         return Ok((StatusCode::ACCEPTED, Json(started)).into_response());
     }
     let watch = Watch::begin(app, access.bot_id());
+    let mut room = OutputRooms::begin(app, &access.caller).await?;
     let events = exec::run(&bridge, &begun.id, request).await.map_err(refused)?;
     claim.finish(app, &with_id(begun, STARTED)).await?;
     if matches!(told, Told::Events) {
         let following = stream::Following::new(events, watch, access.context.request_id.clone());
         return following.answer(snapshot_version).await;
     }
-    let outcome = exec::collect(events, MOST_ANSWERED_BYTES).await;
+    let outcome = exec::collect(events, MOST_ANSWERED_BYTES, &mut room).await;
     let outcome = watch.judge(outcome.map_err(refused))?;
-    Ok(Json(ExecResult {
-        snapshot_version,
-        ..result(outcome)?
-    })
-    .into_response())
+    result(outcome, room, snapshot_version)
+}
+
+/// Room for the outputs of a process that is waited for. Where there is none the rest of an output is left to the log:
+/// the process has run, and its end must be told.
+struct OutputRooms<'a>([GrowingRoom<'a>; 2]);
+
+impl<'a> OutputRooms<'a> {
+    async fn begin(app: &'a App, caller: &'a Caller) -> ApiResult<Self> {
+        let begin = || GrowingRoom::begin(app.rooms(), &caller.user.id, 0);
+        Ok(Self([begin().await?, begin().await?]))
+    }
+}
+
+impl OutputRoom for OutputRooms<'_> {
+    async fn cover(&mut self, stream: OutputStream, bytes: usize) -> bool {
+        match self.0[stream as usize].cover(bytes).await {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::debug!(%error, "an output is left to its log");
+                false
+            }
+        }
+    }
 }
 
 /// A process that is about to be started.
@@ -254,35 +276,44 @@ fn wants_events(headers: &HeaderMap) -> bool {
     })
 }
 
-fn result(outcome: ExecOutcome) -> ApiResult<ExecResult> {
+fn result(outcome: ExecOutcome, room: OutputRooms<'_>, snapshot_version: Option<u64>) -> ApiResult<Response> {
     let duration_ms = outcome.status.duration_milliseconds();
     let end = outcome
         .status
         .end
         .ok_or_else(|| ApiError::internal("a process without an end"))?;
-    let (stdout, stdout_encoding) = shown(outcome.stdout.piece);
-    let (stderr, stderr_encoding) = shown(outcome.stderr.piece);
-    Ok(ExecResult {
+    let [room_of_stdout, room_of_stderr] = room.0;
+    let (stdout, stdout_encoding) = held_output(outcome.stdout.piece, room_of_stdout);
+    let (stderr, stderr_encoding) = held_output(outcome.stderr.piece, room_of_stderr);
+    let told = ExecResult {
         exec_id: outcome.status.id.as_str().to_owned(),
         exit_code: end.exit_code,
         signal: end.signal,
         timed_out: end.timed_out,
-        stdout,
-        stderr,
+        stdout: String::new(),
+        stderr: String::new(),
         stdout_encoding,
         stderr_encoding,
         stdout_truncated: outcome.stdout.truncated,
         stderr_truncated: outcome.stderr.truncated,
         duration_ms,
-        snapshot_version: None,
-    })
+        snapshot_version,
+    };
+    held::document(&told, [("stdout", stdout), ("stderr", stderr)])
 }
 
-fn shown(piece: TextPiece) -> (String, skep_api::Encoding) {
-    match piece {
-        TextPiece::Text(text) => (text, skep_api::Encoding::Utf8),
-        TextPiece::Bytes(bytes) => exact_text(bytes),
-    }
+fn held_output(piece: TextPiece, room: GrowingRoom<'_>) -> (Held, Encoding) {
+    let (bytes, written_as, encoding) = match piece {
+        TextPiece::Text(text) => (text.into_bytes(), WrittenAs::Text, Encoding::Utf8),
+        TextPiece::Bytes(bytes) => (bytes, WrittenAs::Base64, Encoding::Base64),
+    };
+    let room = room.into_taken();
+    let held = Held {
+        bytes,
+        written_as,
+        room,
+    };
+    (held, encoding)
 }
 
 fn info(status: ExecStatus) -> ExecInfo {

@@ -1,21 +1,11 @@
-//! The answer of a read, written as it is sent: escaped for JSON a file can be six times as long.
+//! How the content of a read is told.
 
-use axum::body::Body;
-use axum::http::HeaderValue;
-use axum::http::header::CONTENT_TYPE;
 use axum::response::Response;
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use bytes::Bytes;
 use skep_api::{Encoding, FileContent};
 
-use crate::http::error::{ApiError, ApiResult};
-use crate::http::room::{HoldsRoom, Room};
-
-/// How much of a file is written at a time; a multiple of three, so that base64 goes on without padding.
-const PIECE_BYTES: usize = 48 * 1024;
-/// Where the content comes in the answer. Inside of a text its quotes would be escaped.
-const NO_CONTENT: &str = "\"content\":\"\"";
+use crate::http::error::ApiResult;
+use crate::http::held::{self, Held, WrittenAs};
+use crate::http::room::Room;
 
 /// How a content is to be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,18 +15,12 @@ pub(super) enum Wanted {
     Auto,
 }
 
-/// A content, and the room that it takes.
-pub(super) struct Held {
-    pub(super) bytes: Vec<u8>,
-    pub(super) _rooms: Vec<Room>,
-}
-
-/// `told` with the content that is held.
+/// `told` with the content that is held in this room.
 ///
 /// # Errors
 /// 500 for an answer that cannot be written, which is a defect.
-pub(super) fn answer(told: FileContent, held: Held, wanted: Wanted) -> ApiResult<Response> {
-    let is_text = wanted != Wanted::Base64 && std::str::from_utf8(&held.bytes).is_ok();
+pub(super) fn answer(told: FileContent, (bytes, room): (Vec<u8>, Vec<Room>), wanted: Wanted) -> ApiResult<Response> {
+    let is_text = wanted != Wanted::Base64 && std::str::from_utf8(&bytes).is_ok();
     let encoding = match wanted {
         Wanted::Text => None,
         Wanted::Auto if is_text => Some(Encoding::Utf8),
@@ -47,75 +31,25 @@ pub(super) fn answer(told: FileContent, held: Held, wanted: Wanted) -> ApiResult
         encoding,
         ..told
     };
-    let frame = serde_json::to_string(&told).map_err(ApiError::internal)?;
-    let (before, after) = frame
-        .split_once(NO_CONTENT)
-        .ok_or_else(|| ApiError::internal("an answer without a place for its content"))?;
-    let pieces = Pieces {
-        before: format!("{before}\"content\":\""),
-        held,
-        written: 0,
-        after: Some(format!("\"{after}")),
-        in_base64: encoding == Some(Encoding::Base64),
+    let written_as = match encoding {
+        Some(Encoding::Base64) => WrittenAs::Base64,
+        Some(Encoding::Utf8) | None => WrittenAs::Text,
     };
-    let mut response = Response::new(Body::from_stream(futures::stream::iter(pieces)));
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    response.extensions_mut().insert(HoldsRoom);
-    Ok(response)
-}
-
-/// The answer from its start to its end.
-struct Pieces {
-    before: String,
-    held: Held,
-    written: usize,
-    /// `None`: all of it was given.
-    after: Option<String>,
-    in_base64: bool,
-}
-
-impl Iterator for Pieces {
-    type Item = serde_json::Result<Bytes>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        self.after.as_ref()?;
-        let rest = &self.held.bytes[self.written..];
-        let piece = &rest[..if self.in_base64 {
-            rest.len().min(PIECE_BYTES)
-        } else {
-            length_of_text(rest)
-        }];
-        let mut text = std::mem::take(&mut self.before);
-        if self.in_base64 {
-            STANDARD.encode_string(piece, &mut text);
-        } else {
-            match serde_json::to_string(&String::from_utf8_lossy(piece)) {
-                Ok(quoted) => text.push_str(&quoted[1..quoted.len() - 1]),
-                Err(error) => return Some(Err(error)),
-            }
-        }
-        self.written += piece.len();
-        if self.written == self.held.bytes.len() {
-            text.push_str(&self.after.take()?);
-        }
-        Some(Ok(text.into()))
-    }
-}
-
-/// How much of it is written next: no character is cut. Of four bytes in a row that only go on with one, none belongs
-/// to any.
-fn length_of_text(rest: &[u8]) -> usize {
-    let goes_on = |at: &usize| rest.get(*at).is_some_and(|byte| byte & 0xc0 == 0x80);
-    let most = rest.len().min(PIECE_BYTES);
-    let nearest = most.saturating_sub(3)..=most;
-    nearest.rev().find(|at| !goes_on(at)).unwrap_or(most)
+    let content = Held {
+        bytes,
+        written_as,
+        room,
+    };
+    held::document(&told, [("content", content)])
 }
 
 #[cfg(test)]
 mod tests {
+    use base64::Engine;
+    use base64::engine::general_purpose::STANDARD;
+
     use super::*;
+    use crate::http::held::PIECE_BYTES;
 
     fn written(bytes: &[u8], wanted: Wanted) -> FileContent {
         let told = FileContent {
@@ -126,11 +60,7 @@ mod tests {
             encoding: None,
             etag: Some("\"1\"".to_owned()),
         };
-        let held = Held {
-            bytes: bytes.to_vec(),
-            _rooms: Vec::new(),
-        };
-        let response = answer(told, held, wanted).unwrap();
+        let response = answer(told, (bytes.to_vec(), Vec::new()), wanted).unwrap();
         let body = futures::executor::block_on(axum::body::to_bytes(response.into_body(), usize::MAX)).unwrap();
         let content: FileContent = serde_json::from_slice(&body).unwrap();
         assert_eq!(

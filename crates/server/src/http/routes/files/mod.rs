@@ -15,7 +15,7 @@ mod watch;
 
 pub(super) use upload::{body_bytes, broken_form, field_bytes, next_field};
 
-use skep_api::{Encoding, FileInfo};
+use skep_api::FileInfo;
 use skep_core::bridge::{Bridge, BridgeError};
 use skep_core::files::{FileEntry, RoomyBridge, WorkspacePath};
 use skep_core::{Error, OperationHandle};
@@ -100,18 +100,6 @@ fn octal_mode(text: &str) -> ApiResult<u32> {
         .ok()
         .filter(|mode| is_octal && *mode <= 0o7777);
     mode.ok_or_else(|| ApiError::invalid_argument("mode must be octal, as in \"0644\""))
-}
-
-/// Bytes as text that is exact: as they are when they are UTF-8, else in base64.
-pub(super) fn exact_text(bytes: Vec<u8>) -> (String, Encoding) {
-    use base64::Engine;
-    match String::from_utf8(bytes) {
-        Ok(text) => (text, Encoding::Utf8),
-        Err(error) => {
-            let text = base64::engine::general_purpose::STANDARD.encode(error.as_bytes());
-            (text, Encoding::Base64)
-        }
-    }
 }
 
 #[cfg(test)]

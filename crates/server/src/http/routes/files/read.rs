@@ -10,20 +10,17 @@ use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::content::{self, Held, Wanted};
+use super::content::{self, Wanted};
 use super::lines::Lines;
 use super::{bridge_of, file_info, refused, required_path};
 use crate::app::App;
 use crate::http::access::{BotAccess, Caller, Operate};
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::Query;
+use crate::http::room::{GrowingRoom, Room};
 
 /// The most that a read holds in memory; a download has no limit.
 const MOST_READ_BYTES: usize = 16 * 1024 * 1024;
-/// What a read takes room for at least, in bytes.
-const LEAST_ROOM_BYTES: usize = 64 * 1024;
-/// A buffer that grows may be twice as long as what is in it.
-const ROOM_OF_A_BYTE: usize = 2;
 
 pub(super) fn router() -> OpenApiRouter<App> {
     OpenApiRouter::new().routes(routes!(stat)).routes(routes!(read))
@@ -133,25 +130,17 @@ async fn hold(
     (app, caller): (&App, &Caller),
     reader: FileReader,
     (mut lines, expected): (Lines, usize),
-) -> ApiResult<Held> {
+) -> ApiResult<(Vec<u8>, Vec<Room>)> {
     let mut reader = reader.in_bounded_time();
-    let mut covered = expected.max(LEAST_ROOM_BYTES);
-    let room = async |bytes: usize| app.rooms().take(&caller.user.id, bytes * ROOM_OF_A_BYTE).await;
-    let mut rooms = vec![room(covered).await?];
+    let mut room = GrowingRoom::begin(app.rooms(), &caller.user.id, expected).await?;
     while let Some(piece) = reader.next_piece().await.map_err(refused)? {
         let goes_on = lines.push(&piece).map_err(|_| too_large())?;
-        while lines.len() > covered {
-            rooms.push(room(covered).await?);
-            covered *= 2;
-        }
+        room.cover(lines.len()).await?;
         if !goes_on {
             break;
         }
     }
-    Ok(Held {
-        bytes: lines.finish(),
-        _rooms: rooms,
-    })
+    Ok((lines.finish(), room.into_taken()))
 }
 
 fn too_large() -> ApiError {
