@@ -88,6 +88,7 @@ fn any_fault() -> impl Strategy<Value = Fault> {
         Verb::Start,
         Verb::Stop,
         Verb::Remove,
+        Verb::RemoveLayers,
         Verb::Commit,
         Verb::Stage,
         Verb::Swap,
@@ -96,8 +97,8 @@ fn any_fault() -> impl Strategy<Value = Fault> {
         Verb::ListLayers,
         Verb::ReadData,
         Verb::WriteData,
-    ]);
-    let verb = verb.boxed();
+    ])
+    .boxed();
     prop_oneof![
         2 => Just(Fault::Nothing),
         1 => verb.clone().prop_map(Fault::Fails),
@@ -398,15 +399,18 @@ impl Life {
             Step::Ask(ask, fault) => self.ask(ask, *fault).await,
             Step::Write(..) | Step::Remove(_) | Step::LoseContainer => {}
         }
-        let unchanged = self.possible.clone();
-        self.narrow(unchanged, &format!("{step:?}")).await;
+        self.narrow(self.possible.clone(), &format!("{step:?}")).await;
     }
 
     async fn ask(&mut self, ask: &Ask, fault: Fault) {
         let Some(request) = Request::of(ask, &self.possible[0]) else {
             return;
         };
-        let ended = self.done(&request, fault).await;
+        let mut ended = self.done(&request, fault).await;
+        // What it left half-way is no workspace; its repeat removes the rest.
+        if ended.is_err() && matches!((&request, fault), (Request::Preserve, Fault::Fails(Verb::RemoveLayers))) {
+            ended = self.done(&request, Fault::Nothing).await;
+        }
         let new = self.new_version().await;
         let mut candidates: Vec<State> = Vec::new();
         for state in &self.possible {
@@ -494,12 +498,8 @@ impl Life {
         }
         let mut names: Vec<String> = backups.into_iter().map(|backup| backup.name).collect();
         names.sort();
-        if !runtime
-            .bots_with_layers()
-            .await
-            .map_err(|error| text(&error))?
-            .contains(&self.bot)
-        {
+        let with_layers = runtime.bots_with_layers().await.map_err(|error| text(&error))?;
+        if !with_layers.contains(&self.bot) {
             return Ok((None, BTreeMap::new(), names));
         }
         let row = skep.store().container(&self.bot).await.map_err(|error| text(&error))?;

@@ -26,6 +26,8 @@ pub enum Verb {
     Stop,
     /// `remove`.
     Remove,
+    /// Each layer of a `remove`, the newest first, once its container is gone.
+    RemoveLayers,
     /// `inspect`.
     Inspect,
     /// `list`.

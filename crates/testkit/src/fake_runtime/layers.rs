@@ -83,6 +83,24 @@ impl FakeRuntime {
         .await
     }
 
+    /// Every layer of a bot, the newest first.
+    pub(super) async fn remove_layers(&self, bot: &BotId) -> Result<()> {
+        loop {
+            let newest = self.lock().get(bot).and_then(|state| state.layers.last().cloned());
+            let Some(newest) = newest else { return Ok(()) };
+            self.faults().enter(Verb::RemoveLayers).await?;
+            let directory = self.layer_directory(bot, &newest.name);
+            blocking("remove a layer", move || match std::fs::remove_dir_all(&directory) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            })
+            .await?;
+            if let Some(state) = self.lock().get_mut(bot) {
+                state.forget_layer(&newest.name);
+            }
+        }
+    }
+
     /// Makes a directory whole or not at all.
     fn fill(&self, bot: &BotId, directory: &Path, fill: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
         let staging = self.directory_of(bot).join("staging");

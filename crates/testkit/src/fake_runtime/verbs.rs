@@ -161,8 +161,8 @@ impl Runtime for FakeRuntime {
         self.end_process(bot, Duration::ZERO).await?;
         if let Some(state) = self.lock().get_mut(bot) {
             state.record = None;
-            state.layers.clear();
         }
+        self.remove_layers(bot).await?;
         let (directory, log) = (self.directory_of(bot), self.log_of(bot));
         blocking("remove the directories", move || {
             skep_runtime::log::forget(&log)?;
