@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use serde_json::{Map, Value};
 use skep_names::BotId;
 use skep_runtime::failpoint;
-use skep_store::{BotRow, BotStatus, BotUpdate, BotVisibility, KnownIssues, NewBot};
+use skep_store::{BotAfter, BotRow, BotStatus, BotUpdate, BotVisibility, KnownIssues, NewBot};
 
 use crate::backups::Backup;
 use crate::checks::{CheckState, CheckType};
@@ -340,13 +340,15 @@ impl Skep {
             row,
         }
     }
+}
 
-    /// The check that shows why a removal failed.
-    pub(crate) async fn removal_failed(&self, bot: &BotId, error: &Error) -> Result<()> {
-        self.store()
-            .put_fault(bot, CheckType::BotDelete.as_str(), &error.to_string())
-            .await?;
-        Ok(self.store().set_bot_status(bot, BotStatus::Ready).await?)
+/// What a removal that failed leaves: the bot is there, and a check shows why.
+pub(crate) fn after_failed_removal(bot: &BotId, error: &Error) -> BotAfter {
+    BotAfter {
+        bot_id: bot.clone(),
+        status: BotStatus::Ready,
+        check_type: CheckType::BotDelete.as_str(),
+        message: error.to_string(),
     }
 }
 

@@ -502,8 +502,9 @@ async fn bots_that_a_crash_left_half_made_or_half_gone_are_carried_on() {
     let creating = world.bot().await;
     let deleting = world.running_bot().await;
     let store = world.skep.store();
-    store.set_bot_status(&creating, BotStatus::Creating).await.unwrap();
-    store.set_bot_status(&deleting, BotStatus::Deleting).await.unwrap();
+    for (bot, status) in [(&creating, BotStatus::Creating), (&deleting, BotStatus::Deleting)] {
+        store.advance_bot_status(bot, BotStatus::Ready, status).await.unwrap();
+    }
     world.crash().await;
     until(|| async {
         let made = world.skep.bot(&creating).await.unwrap().row.status;

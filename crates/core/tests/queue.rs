@@ -491,3 +491,25 @@ async fn one_that_takes_long_does_not_keep_others_from_being_looked_at() {
     drop(hold);
     world.until_running(&slow).await;
 }
+
+/// A removal that fails while the store takes no new state of its bot.
+#[tokio::test]
+async fn a_removal_is_told_as_failed_together_with_its_bot_being_ready() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    let options = SqliteConnectOptions::new().filename(world.root.path().join("skep.db"));
+    let mut store = SqliteConnection::connect_with(&options).await.unwrap();
+    let refuse = "CREATE TRIGGER refuse BEFORE UPDATE OF status ON bots WHEN NEW.status = 'ready' \
+                  BEGIN SELECT RAISE(ABORT, 'no'); END";
+    store.execute(refuse).await.unwrap();
+    let failure = RuntimeError::other("removing a layer", std::io::Error::other("broken"));
+    world.runtime.faults().fail_next(Verb::Remove, failure);
+    let deleted = world.skep.delete_bot(&bot, DeleteData::Remove, &admin()).await.unwrap();
+    // Nothing is told for as long as it would not be true.
+    let early = tokio::time::timeout(Duration::from_secs(1), deleted.operation.outcome()).await;
+    assert!(early.is_err(), "{early:?}");
+    store.execute("DROP TRIGGER refuse").await.unwrap();
+    deleted.operation.outcome().await.unwrap_err();
+    assert_eq!(world.skep.bot(&bot).await.unwrap().row.status, BotStatus::Ready);
+    assert_eq!(world.skep.store().faults(&bot).await.unwrap().len(), 1);
+}

@@ -327,18 +327,6 @@ impl Store {
         self.bot(id).await
     }
 
-    /// Sets where a bot is in its life; a missing bot is a success.
-    pub async fn set_bot_status(&self, id: &BotId, status: BotStatus) -> Result<()> {
-        sqlx::query("UPDATE bots SET status = ?1, updated_at = ?2 WHERE id = ?3")
-            .bind(status.as_str())
-            .bind(now().timestamp_micros())
-            .bind(id.as_str())
-            .execute(self.writer())
-            .await
-            .map_err(StoreError::on("changing a bot's status"))?;
-        Ok(())
-    }
-
     /// Moves a bot from one state to the next; one that is in another state, or gone, stays so.
     pub async fn advance_bot_status(&self, id: &BotId, from: BotStatus, to: BotStatus) -> Result<()> {
         sqlx::query("UPDATE bots SET status = ?1, updated_at = ?2 WHERE id = ?3 AND status = ?4")

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
 use skep_names::BotId;
-use sqlx::Row;
+use sqlx::{Row, SqliteExecutor};
 
 use crate::connection::Store;
 use crate::error::{Result, StoreError};
@@ -30,22 +30,33 @@ pub struct KnownIssues {
     pub is_task_wrong: bool,
 }
 
+/// As [`Store::put_fault`], within a transaction.
+pub(crate) async fn keep_fault(
+    writer: impl SqliteExecutor<'_>,
+    bot: &BotId,
+    check_type: &str,
+    message: &str,
+) -> sqlx::Result<()> {
+    sqlx::query(
+        "INSERT INTO bot_faults (bot_id, check_type, message, at) \
+         SELECT id, ?2, ?3, ?4 FROM bots WHERE id = ?1 \
+         ON CONFLICT (bot_id, check_type) DO UPDATE SET message = excluded.message, at = excluded.at",
+    )
+    .bind(bot.as_str())
+    .bind(check_type)
+    .bind(message)
+    .bind(now().timestamp_micros())
+    .execute(writer)
+    .await
+    .map(drop)
+}
+
 impl Store {
     /// Keeps a failure in the place of the one before it of the same check. A bot that is gone keeps none.
     pub async fn put_fault(&self, bot: &BotId, check_type: &str, message: &str) -> Result<()> {
-        sqlx::query(
-            "INSERT INTO bot_faults (bot_id, check_type, message, at) \
-             SELECT id, ?2, ?3, ?4 FROM bots WHERE id = ?1 \
-             ON CONFLICT (bot_id, check_type) DO UPDATE SET message = excluded.message, at = excluded.at",
-        )
-        .bind(bot.as_str())
-        .bind(check_type)
-        .bind(message)
-        .bind(now().timestamp_micros())
-        .execute(self.writer())
-        .await
-        .map_err(StoreError::on("keeping a failure"))?;
-        Ok(())
+        keep_fault(self.writer(), bot, check_type, message)
+            .await
+            .map_err(StoreError::on("keeping a failure"))
     }
 
     /// Forgets a failure that was mended; none is a success.

@@ -36,5 +36,5 @@ pub use identity::{
 pub use lifecycle::{EventLimits, LifecycleEventRow};
 pub use members::{MemberRole, MemberRow};
 pub use migrations::MigrationState;
-pub use operations::{EventRow, NewOperation, OperationEnd, OperationRow, OperationState};
+pub use operations::{BotAfter, EventRow, NewOperation, OperationEnd, OperationRow, OperationState};
 pub use versions::{NewVersion, VersionRow};

@@ -9,6 +9,7 @@ use sqlx::{QueryBuilder, Row, Sqlite};
 use crate::bots::BotStatus;
 use crate::connection::Store;
 use crate::error::{Result, StoreError};
+use crate::faults::keep_fault;
 use crate::idempotency::{BoundTo, IdempotencyKey, bind};
 use crate::time::{from_micros, from_optional_micros, now};
 
@@ -98,6 +99,17 @@ pub enum OperationEnd {
     Succeeded { outcome: Value },
     Failed { code: String, message: String },
     Cancelled { message: String },
+}
+
+/// What the end of an operation does to its bot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BotAfter {
+    pub bot_id: BotId,
+    pub status: BotStatus,
+    /// The check that shows what failed.
+    pub check_type: &'static str,
+    /// The sentence that it shows.
+    pub message: String,
 }
 
 /// One event of an operation, as the rules wrote it.
@@ -259,8 +271,15 @@ impl Store {
         Ok(())
     }
 
-    /// Journals an end together with the last event, in one transaction. An operation that has ended stays as it is.
-    pub async fn finish_operation(&self, id: &str, end: &OperationEnd, last_event: Option<&EventRow>) -> Result<()> {
+    /// Journals an end together with the last event and what it does to the bot, in one transaction. An operation that
+    /// has ended stays as it is, and so does its bot.
+    pub async fn finish_operation(
+        &self,
+        id: &str,
+        end: &OperationEnd,
+        last_event: Option<&EventRow>,
+        bot: Option<&BotAfter>,
+    ) -> Result<()> {
         let failed = StoreError::on("journaling the end of an operation");
         let (state, outcome, code, message) = match end {
             OperationEnd::Succeeded { outcome } => (OperationState::Succeeded, Some(outcome.to_string()), None, None),
@@ -329,6 +348,18 @@ impl Store {
         .bind(NOT_KEPT)
         .fetch_one(&mut *transaction)
         .await
+        if let Some(after) = bot.filter(|_| done.rows_affected() > 0) {
+            sqlx::query("UPDATE bots SET status = ?1, updated_at = ?2 WHERE id = ?3")
+                .bind(after.status.as_str())
+                .bind(now().timestamp_micros())
+                .bind(after.bot_id.as_str())
+                .execute(&mut *transaction)
+                .await
+                .map_err(&failed)?;
+            keep_fault(&mut *transaction, &after.bot_id, after.check_type, &after.message)
+                .await
+                .map_err(&failed)?;
+        }
         .map_err(&failed)?;
         sqlx::query("DELETE FROM operation_events WHERE operation_id = ?1")
             .bind(operation_id)

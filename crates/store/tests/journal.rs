@@ -97,12 +97,12 @@ async fn an_operation_ends_once() {
     let good = OperationEnd::Succeeded {
         outcome: Value::from("fine"),
     };
-    store.finish_operation("a", &good, None).await.unwrap();
+    store.finish_operation("a", &good, None, None).await.unwrap();
     let late = OperationEnd::Cancelled {
         message: "late".to_owned(),
     };
     let event = EventRow { id: 9, data: json!({}) };
-    store.finish_operation("a", &late, Some(&event)).await.unwrap();
+    store.finish_operation("a", &late, Some(&event), None).await.unwrap();
     store.set_operation_step("a", "late", &json!({})).await.unwrap();
     let row = store.operation("a").await.unwrap().unwrap();
     assert_eq!((row.state, row.step.as_str()), (OperationState::Succeeded, ""));
@@ -136,7 +136,7 @@ async fn a_place_in_the_order_is_given_once() {
         assert!(seq > last, "{id} has {seq} after {last}");
         last = seq;
         let done = OperationEnd::Succeeded { outcome: Value::Null };
-        store.finish_operation(id, &done, None).await.unwrap();
+        store.finish_operation(id, &done, None, None).await.unwrap();
         let now = chrono::Utc::now() + chrono::TimeDelta::seconds(1);
         assert_eq!(store.forget_operations(now, now).await.unwrap(), 1);
         store.close().await;

@@ -19,6 +19,7 @@ use super::reconcile::AT_A_TIME;
 use super::request::Request;
 use super::work::{Work, passed, was_settled};
 use crate::Code;
+use crate::bots::after_failed_removal;
 use crate::error::{Error, Result};
 use crate::operations::{EventBody, Hub, OperationHandle, OperationKind, Outcome};
 use crate::requester::Requester;
@@ -220,7 +221,7 @@ impl Skep {
             id: self.store().restart_events(&row.id).await?,
             data: serde_json::to_value(&last).map_err(|error| Error::internal("writing an event", error))?,
         };
-        self.store().finish_operation(&row.id, &end, Some(&last)).await?;
+        self.store().finish_operation(&row.id, &end, Some(&last), None).await?;
         if let Some(Request::Import(plan)) = request {
             self.spool().remove(&plan.archive);
         }
@@ -464,7 +465,7 @@ impl Skep {
             }
         }
         let mut pause = JOURNAL_BACK_OFF.0;
-        while let Err(error) = self.journal_end(pending, &result).await {
+        while let Err(error) = self.journal_end(bot, pending, &result).await {
             let error = error.with_causes();
             tracing::error!(%bot, operation, request_id, error, "its end is not journaled yet");
             tokio::select! {
@@ -482,7 +483,7 @@ impl Skep {
         self.measurements().ask(bot);
     }
 
-    async fn journal_end(&self, pending: &Arc<Pending>, result: &Result<Outcome>) -> Result<()> {
+    async fn journal_end(&self, bot: &BotId, pending: &Arc<Pending>, result: &Result<Outcome>) -> Result<()> {
         let last = pending.hub.last_event(result, end_event(result, pending));
         let written = |error| Error::internal("writing an event", error);
         let event = EventRow {
@@ -501,9 +502,13 @@ impl Skep {
                 message: error.to_string(),
             },
         };
+        let bot_after = match (pending.request.kind(), result) {
+            (OperationKind::DeleteBot, Err(error)) => Some(after_failed_removal(bot, error)),
+            _ => None,
+        };
         Ok(self
             .store()
-            .finish_operation(pending.hub.id(), &end, Some(&event))
+            .finish_operation(pending.hub.id(), &end, Some(&event), bot_after.as_ref())
             .await?)
     }
 
@@ -540,13 +545,7 @@ impl Work {
     async fn undo(&self, error: &Error) -> Result<()> {
         match &self.pending().request {
             Request::Create(plan) => self.undo_create(plan, error).await,
-            Request::Delete { data, .. } => self.undo_delete(*data).await,
-            Request::DeleteBot { data } => {
-                // Told also when what ran could not be started again.
-                let restarted = self.undo_delete(*data).await;
-                self.skep().removal_failed(self.bot(), error).await?;
-                restarted
-            }
+            Request::Delete { data, .. } | Request::DeleteBot { data } => self.undo_delete(*data).await,
             Request::Start | Request::Restart { .. } => self.undo_start(error).await,
             Request::Stop { .. } => self.undo_stop(error).await,
             Request::Restore(_) | Request::Import(_) => self.undo_change(error).await,
