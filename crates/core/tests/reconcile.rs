@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::StreamExt;
-use harness::{LIMIT, World, admin, until};
-use skep_core::{Code, CreateRequest, DeleteData, Desired, OperationHandle, Outcome, WorkspaceState, WorkspaceStatus};
+use harness::{LIMIT, World, admin, until, until_nothing_is_left};
+use skep_core::{Code, CreateRequest, DeleteData, Desired, OperationHandle, WorkspaceState, WorkspaceStatus};
 use skep_names::{BotId, container_id_for};
-use skep_runtime::{CheckStatus, InstanceSpec, Runtime, RuntimeError};
+use skep_runtime::{CheckStatus, InstanceSpec, Runtime};
 use skep_store::{ContainerStatus, EventLimits, NewContainer};
 use skep_testkit::fake_runtime::{FAKE_IMAGE, Verb};
 
@@ -18,23 +18,6 @@ async fn until_status(world: &World, bot: &BotId, wanted: WorkspaceStatus) {
         match world.skep.workspace_info(bot).await {
             Ok(info) if info.status == wanted => Ok(()),
             other => Err(format!("{other:?}")),
-        }
-    })
-    .await;
-}
-
-async fn until_nothing_is_left(world: &World, bot: &BotId) {
-    until(|| async {
-        let instance = world.runtime.inspect(bot).await.map(|found| found.is_some());
-        let layers = world
-            .runtime
-            .bots_with_layers()
-            .await
-            .map(|layers| layers.contains(bot));
-        let row = world.skep.store().container(bot).await.unwrap().is_some();
-        match (instance, layers, row) {
-            (Ok(false), Ok(false), false) => Ok(()),
-            other => Err(format!("container, layer, row: {other:?}")),
         }
     })
     .await;
@@ -144,80 +127,6 @@ async fn lose_the_runtime_in_a_delete(world: &World, bot: &BotId, data: DeleteDa
     delete
 }
 
-fn breaks() -> RuntimeError {
-    RuntimeError::Rejected {
-        reason: "a disk that breaks".to_owned(),
-    }
-}
-
-/// When its container is gone and its layers are there.
-async fn fail_a_delete_half_way(world: &World, bot: &BotId) {
-    let before = world.runtime.faults().calls(Verb::Remove);
-    let hold = world.runtime.faults().hold(Verb::Remove);
-    world.runtime.faults().fail_next(Verb::Remove, breaks());
-    let delete = world.skep.delete_workspace(bot, DeleteData::Remove, &admin()).await;
-    until(|| async {
-        match world.runtime.faults().calls(Verb::Remove) > before {
-            true => Ok(()),
-            false => Err("not yet removed".to_owned()),
-        }
-    })
-    .await;
-    world.runtime.forget_container(bot);
-    drop(hold);
-    delete.unwrap().outcome().await.unwrap_err();
-}
-
-#[tokio::test]
-async fn what_a_failed_delete_left_whole_is_a_workspace_like_any_other() {
-    let world = World::new().await;
-    let bot = world.running_bot().await;
-    world.runtime.faults().fail_next(Verb::Remove, breaks());
-    let delete = world.skep.delete_workspace(&bot, DeleteData::Remove, &admin()).await;
-    delete.unwrap().outcome().await.unwrap_err();
-    // No operation shows that it is used.
-    world.write(&bot, "/data/file", "later").await;
-    world.stop(&bot).await.unwrap();
-    world.runtime.forget_container(&bot);
-    world.runtime.go_away();
-    world.runtime.come_back();
-    until(|| async {
-        match world.runtime.inspect(&bot).await.unwrap() {
-            Some(_) => Ok(()),
-            None => Err("no container was put back".to_owned()),
-        }
-    })
-    .await;
-    world.start(&bot).await.unwrap();
-    assert_eq!(world.read(&bot, "/data/file").await, "later");
-}
-
-#[tokio::test]
-async fn what_a_delete_left_that_failed_half_way_is_never_started() {
-    let world = World::new().await;
-    let bot = world.running_bot().await;
-    fail_a_delete_half_way(&world, &bot).await;
-    assert_eq!(world.start(&bot).await.unwrap_err().code(), Code::Conflict);
-    world.runtime.go_away();
-    world.runtime.come_back();
-    until_nothing_is_left(&world, &bot).await;
-}
-
-#[tokio::test]
-async fn of_what_a_delete_left_that_failed_half_way_nothing_is_made_or_kept() {
-    let world = World::new().await;
-    let bot = world.running_bot().await;
-    fail_a_delete_half_way(&world, &bot).await;
-    let created = world.create(&bot).await.outcome().await;
-    assert_eq!(created.unwrap_err().code(), Code::Conflict);
-    let kept = world.skep.delete_workspace(&bot, DeleteData::Preserve, &admin()).await;
-    assert_eq!(kept.unwrap().outcome().await.unwrap_err().code(), Code::Conflict);
-    assert!(world.skep.backups(&bot).await.unwrap().is_empty());
-    let deleted = world.skep.delete_workspace(&bot, DeleteData::Remove, &admin()).await;
-    deleted.unwrap().outcome().await.unwrap();
-    until_nothing_is_left(&world, &bot).await;
-}
-
 #[tokio::test]
 async fn the_image_of_a_workspace_whose_container_is_lost_is_neither_pruned_nor_removed() {
     let world = World::with(|settings| settings.default_image = "docker.io/library/other:1".parse().unwrap()).await;
@@ -240,24 +149,6 @@ async fn the_image_of_a_workspace_whose_container_is_lost_is_neither_pruned_nor_
     let deleted = world.skep.delete_workspace(&bot, DeleteData::Remove, &admin()).await;
     deleted.unwrap().outcome().await.unwrap();
     assert_eq!(world.skep.prune_images().await.unwrap().len(), 1);
-}
-
-/// The restore of a create fails, and its undo.
-#[tokio::test(flavor = "multi_thread")]
-async fn what_a_create_left_that_could_not_be_undone_is_never_taken_for_a_workspace() {
-    let world = World::new().await;
-    let bot = world.running_bot().await;
-    world.write(&bot, "/data/file", "kept").await;
-    let kept = world.skep.delete_workspace(&bot, DeleteData::Preserve, &admin()).await;
-    kept.unwrap().outcome().await.unwrap();
-    for verb in [Verb::WriteData, Verb::Remove] {
-        let broken = RuntimeError::other("writing", std::io::Error::other("broken"));
-        world.runtime.faults().fail_next(verb, broken);
-    }
-    world.create(&bot).await.outcome().await.unwrap_err();
-    let made = world.create(&bot).await.outcome().await.unwrap();
-    assert!(matches!(made, Outcome::Workspace(made) if made.data_restored));
-    assert_eq!(world.read(&bot, "/data/file").await, "kept");
 }
 
 #[tokio::test]

@@ -218,12 +218,41 @@ impl Store {
 
     /// The same of those whose `seq` is lower than `before`.
     pub async fn operations_before(&self, bot: &BotId, before: Option<i64>, limit: u32) -> Result<Vec<OperationRow>> {
+        self.newest_operations(bot, None, before, limit).await
+    }
+
+    /// The same of those of these kinds.
+    pub async fn operations_of_kinds(
+        &self,
+        bot: &BotId,
+        kinds: &[&str],
+        before: Option<i64>,
+        limit: u32,
+    ) -> Result<Vec<OperationRow>> {
+        self.newest_operations(bot, Some(kinds), before, limit).await
+    }
+
+    async fn newest_operations(
+        &self,
+        bot: &BotId,
+        kinds: Option<&[&str]>,
+        before: Option<i64>,
+        limit: u32,
+    ) -> Result<Vec<OperationRow>> {
         let mut query = QueryBuilder::<Sqlite>::new("SELECT ");
         query
             .push(COLUMNS)
             .push(" FROM operations WHERE bot_id = ")
             .push_bind(bot.as_str());
         query.push(" AND seq < ").push_bind(before.unwrap_or(i64::MAX));
+        if let Some(kinds) = kinds {
+            query.push(" AND kind IN (");
+            let mut listed = query.separated(", ");
+            for kind in kinds {
+                listed.push_bind(*kind);
+            }
+            query.push(")");
+        }
         query.push(" ORDER BY seq DESC LIMIT ").push_bind(i64::from(limit));
         let rows = query
             .build()
@@ -319,6 +348,18 @@ impl Store {
                 .await
                 .map_err(&failed)?;
         }
+        if let Some(after) = bot.filter(|_| done.rows_affected() > 0) {
+            sqlx::query("UPDATE bots SET status = ?1, updated_at = ?2 WHERE id = ?3")
+                .bind(after.status.as_str())
+                .bind(now().timestamp_micros())
+                .bind(after.bot_id.as_str())
+                .execute(&mut *transaction)
+                .await
+                .map_err(&failed)?;
+            keep_fault(&mut *transaction, &after.bot_id, after.check_type, &after.message)
+                .await
+                .map_err(&failed)?;
+        }
         transaction.commit().await.map_err(&failed)
     }
 
@@ -348,18 +389,6 @@ impl Store {
         .bind(NOT_KEPT)
         .fetch_one(&mut *transaction)
         .await
-        if let Some(after) = bot.filter(|_| done.rows_affected() > 0) {
-            sqlx::query("UPDATE bots SET status = ?1, updated_at = ?2 WHERE id = ?3")
-                .bind(after.status.as_str())
-                .bind(now().timestamp_micros())
-                .bind(after.bot_id.as_str())
-                .execute(&mut *transaction)
-                .await
-                .map_err(&failed)?;
-            keep_fault(&mut *transaction, &after.bot_id, after.check_type, &after.message)
-                .await
-                .map_err(&failed)?;
-        }
         .map_err(&failed)?;
         sqlx::query("DELETE FROM operation_events WHERE operation_id = ?1")
             .bind(operation_id)

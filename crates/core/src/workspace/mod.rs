@@ -252,7 +252,7 @@ impl Skep {
     }
 
     /// Whether the runtime has a container or a layer of the bot.
-    async fn is_there(&self, bot: &BotId) -> Result<bool> {
+    pub(crate) async fn is_there(&self, bot: &BotId) -> Result<bool> {
         Ok(self.runtime().inspect(bot).await?.is_some() || self.runtime().has_layer(bot).await?)
     }
 }

@@ -15,8 +15,19 @@ use crate::error::{Error, Result};
 use crate::operations::OperationKind;
 use crate::skep::Skep;
 
-/// So many operations are looked back: starts and stops come between.
-const LOOKED_BACK: u32 = 64;
+/// None of these succeeds without a whole workspace; a stop or new limits do.
+const SHOW_A_WORKSPACE: [OperationKind; 7] = [
+    OperationKind::Start,
+    OperationKind::Restart,
+    OperationKind::Recover,
+    OperationKind::Snapshot,
+    OperationKind::Rollback,
+    OperationKind::Import,
+    OperationKind::Restore,
+];
+
+/// So many operations are read at a time.
+const READ_AT_ONCE: u32 = 64;
 
 /// What a create asked for may come to be so long after its end, when it was cut off from the runtime.
 const MADE_LATE: TimeDelta = TimeDelta::seconds(60);
@@ -29,35 +40,59 @@ pub(crate) enum Remains {
     /// Of a removal that failed after it had begun. Layers go after the container, the newest first: what is left of
     /// them is not what the workspace was.
     OfRemoval {
-        /// Its data was kept before.
+        /// Its data was kept before, by this removal or by one that it repeats.
         data_is_kept: bool,
     },
 }
 
 impl Skep {
-    /// By the last operation that made or removed this bot's workspace; `None`: it is a workspace.
+    /// By what the journal tells of this bot's workspace, however long ago; `None`: it is a workspace.
     pub(crate) async fn remains(&self, bot: &BotId) -> Result<Option<Remains>> {
-        let operations = self.store().operations(bot, LOOKED_BACK).await?;
-        let left = operations.iter().find_map(|one| left_by(one).map(|left| (left, one)));
-        let Some((Some(left), operation)) = left else {
-            return Ok(None);
-        };
-        if left == Remains::OfCreate
-            && let Some(there) = self.runtime().inspect(bot).await?
-            && !may_be_of(operation.finished_at, &there)
-        {
-            return Ok(None);
+        let kinds = SHOW_A_WORKSPACE
+            .into_iter()
+            .chain([OperationKind::Create, OperationKind::Delete, OperationKind::DeleteBot])
+            .map(OperationKind::as_str);
+        let kinds: Vec<_> = kinds.collect();
+        // One that failed may be the repeat of one that had kept the data.
+        let mut removed = None;
+        let mut before = None;
+        loop {
+            let page = self
+                .store()
+                .operations_of_kinds(bot, &kinds, before, READ_AT_ONCE)
+                .await?;
+            for operation in &page {
+                match (left_by(operation), removed) {
+                    (None, _) => {}
+                    (Some(Left::Remains(Remains::OfCreate)), None) => {
+                        return self.remains_of_create(bot, operation).await;
+                    }
+                    (Some(Left::Workspace | Left::Remains(Remains::OfCreate)), _) => return Ok(removed),
+                    (Some(Left::Remains(kept @ Remains::OfRemoval { data_is_kept: true })), _) => {
+                        return Ok(Some(kept));
+                    }
+                    (Some(Left::Remains(of_removal)), _) => removed = Some(of_removal),
+                }
+            }
+            match page.last() {
+                Some(oldest) => before = Some(oldest.seq),
+                None => return Ok(removed),
+            }
         }
-        Ok(Some(left))
+    }
+
+    /// Of a create that began with nothing and failed.
+    async fn remains_of_create(&self, bot: &BotId, create: &OperationRow) -> Result<Option<Remains>> {
+        let there = self.runtime().inspect(bot).await?;
+        let is_of_it = there.is_none_or(|there| may_be_of(create.finished_at, &there));
+        Ok(is_of_it.then_some(Remains::OfCreate))
     }
 
     /// What the last removal of a bot was asked to do with its data.
     pub(crate) async fn data_of_last_removal(&self, bot: &BotId) -> Result<DeleteData> {
-        let operations = self.store().operations(bot, LOOKED_BACK).await?;
-        let last = operations
-            .iter()
-            .find(|one| one.kind == OperationKind::DeleteBot.as_str());
-        Ok(match last.is_some_and(keeps_data) {
+        let kinds = [OperationKind::DeleteBot.as_str()];
+        let last = self.store().operations_of_kinds(bot, &kinds, None, 1).await?;
+        Ok(match last.first().is_some_and(keeps_data) {
             true => DeleteData::Preserve,
             false => DeleteData::Remove,
         })
@@ -74,9 +109,15 @@ fn may_be_of(ended: Option<DateTime<Utc>>, there: &Instance) -> bool {
     !is_legacy(&there.container_id) && ended.is_none_or(|ended| there.created_at <= ended + MADE_LATE)
 }
 
+/// What one operation tells of what is there after it.
+enum Left {
+    Workspace,
+    Remains(Remains),
+}
+
 /// `None`: it neither makes nor removes a workspace, nor shows that there was one; or it is under way, which may be the
 /// very one that asks.
-fn left_by(operation: &OperationRow) -> Option<Option<Remains>> {
+fn left_by(operation: &OperationRow) -> Option<Left> {
     let failed = matches!(operation.state, OperationState::Failed | OperationState::Cancelled);
     if !failed && operation.state != OperationState::Succeeded {
         return None;
@@ -86,32 +127,24 @@ fn left_by(operation: &OperationRow) -> Option<Option<Remains>> {
         // What was there before this create may hold data; one that failed does not tell what it is.
         let began_with_nothing = operation.notes.get(HAD_LAYER) == Some(&Value::Bool(false));
         return match (failed, began_with_nothing) {
-            (true, true) => Some(Some(Remains::OfCreate)),
+            (true, true) => Some(Left::Remains(Remains::OfCreate)),
             (true, false) => None,
-            (false, _) => Some(None),
+            (false, _) => Some(Left::Workspace),
         };
     }
     if is(OperationKind::Delete) || is(OperationKind::DeleteBot) {
         let has_begun = operation.notes.get(BEGUN).is_some();
         let data_is_kept = operation.notes.get(PRESERVED).is_some();
-        return Some((failed && has_begun).then_some(Remains::OfRemoval { data_is_kept }));
+        return match (failed, has_begun) {
+            (true, true) => Some(Left::Remains(Remains::OfRemoval { data_is_kept })),
+            // It was refused, or could not be: what was there before it is there.
+            (true, false) => None,
+            (false, _) => Some(Left::Workspace),
+        };
     }
-    // None of these succeeds without a whole workspace; a stop or new limits do.
-    let shows_a_workspace = [
-        OperationKind::Start,
-        OperationKind::Restart,
-        OperationKind::Recover,
-        OperationKind::Snapshot,
-        OperationKind::Rollback,
-        OperationKind::Import,
-        OperationKind::Restore,
-    ]
-    .map(is)
-    .contains(&true);
-    if shows_a_workspace && operation.state == OperationState::Succeeded {
-        return Some(None);
-    }
-    None
+    // A recovery that came to no step has only looked.
+    let has_done_nothing = is(OperationKind::Recover) && operation.step.is_empty();
+    (!failed && !has_done_nothing && SHOW_A_WORKSPACE.map(is).contains(&true)).then_some(Left::Workspace)
 }
 
 /// Whether a removal was to keep the data.

@@ -76,20 +76,11 @@ impl Work {
 
     /// The row of the workspace; a container or a layer that has none is made one of first.
     pub(super) async fn row_or_adopted(&self) -> Result<ContainerRow> {
-        if self.row().await?.is_none() {
-            self.step("adopt", self.adopt_as_it_is()).await?;
+        if self.row().await?.is_none() && self.skep().is_there(self.bot()).await? {
+            self.step("adopt", async { self.adopt(self.wanted_as_it_is().await?).await })
+                .await?;
         }
         self.row().await?.ok_or(Error::ContainerNotFound)
-    }
-
-    /// What a container or a layer without a row is made a workspace of.
-    async fn adopt_as_it_is(&self) -> Result<()> {
-        let is_there =
-            self.runtime().inspect(self.bot()).await?.is_some() || self.runtime().has_layer(self.bot()).await?;
-        match is_there {
-            true => self.adopt(self.wanted_as_it_is().await?).await,
-            false => Ok(()),
-        }
     }
 
     /// A container without a row is wanted as it was found; of a layer alone nobody knows that it should run.

@@ -16,6 +16,7 @@ use skep_core::{
 };
 use skep_names::BotId;
 use skep_store::Store;
+use skep_runtime::Runtime;
 use skep_testkit::fake_runtime::{FAKE_IMAGE, FakeRuntime};
 
 /// How long anything may take.
@@ -151,6 +152,11 @@ impl World {
         self.skep.stop_workspace(bot, None, &admin()).await?.outcome().await
     }
 
+    /// How many operations of the bot are in the journal.
+    pub(crate) async fn operations(&self, bot: &BotId) -> usize {
+        self.skep.store().operations(bot, 10_000).await.unwrap().len()
+    }
+
     pub(crate) async fn write(&self, bot: &BotId, path: &str, content: &'static str) {
         let bridge = self.skep.roomy_bridge(bot, None).await.unwrap();
         let path = WorkspacePath::parse(path).unwrap();
@@ -242,4 +248,22 @@ where
 /// In their order.
 pub(crate) fn names(backups: &[Backup]) -> Vec<&str> {
     backups.iter().map(|backup| backup.name.as_str()).collect()
+}
+
+/// Waits until neither container nor layer nor record of the bot is there.
+pub(crate) async fn until_nothing_is_left(world: &World, bot: &BotId) {
+    until(|| async {
+        let instance = world.runtime.inspect(bot).await.map(|found| found.is_some());
+        let layers = world
+            .runtime
+            .bots_with_layers()
+            .await
+            .map(|layers| layers.contains(bot));
+        let row = world.skep.store().container(bot).await.unwrap().is_some();
+        match (instance, layers, row) {
+            (Ok(false), Ok(false), false) => Ok(()),
+            other => Err(format!("container, layer, row: {other:?}")),
+        }
+    })
+    .await;
 }
