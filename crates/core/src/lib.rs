@@ -43,5 +43,5 @@ pub use versions::{
 };
 pub use workspace::{
     AskedLimits, CreateRequest, DeleteData, LONGEST_GRACE, LiveMetrics, MeasuredStorage, RestoreMode, RestoreRequest,
-    WorkspaceInfo, WorkspaceMetrics, WorkspaceState, WorkspaceStatus,
+    Starter, WorkspaceInfo, WorkspaceMetrics, WorkspaceState, WorkspaceStatus,
 };

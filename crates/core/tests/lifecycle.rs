@@ -53,10 +53,9 @@ async fn a_bot_without_a_workspace_has_none() {
     for result in [world.start(&bot).await, world.stop(&bot).await] {
         assert_eq!(result.unwrap_err().code(), Code::ContainerNotFound);
     }
-    let start = world.skep.start_if_stopped(&bot, &admin()).await;
-    assert_eq!(start.err().map(|error| error.code()), Some(Code::ContainerNotFound));
-    let bridge = world.skep.usable_bridge(&bot, None).await;
-    assert_eq!(bridge.err().map(|error| error.code()), Some(Code::ContainerNotFound));
+    for bridge in [world.skep.usable_bridge(&bot, None).await, world.started(&bot).await.0] {
+        assert_eq!(bridge.err().map(|error| error.code()), Some(Code::ContainerNotFound));
+    }
     for data in [DeleteData::Remove, DeleteData::Preserve] {
         let delete = world.skep.delete_workspace(&bot, data, &admin()).await;
         assert!(delete.unwrap().outcome().await.is_ok());
@@ -77,9 +76,11 @@ async fn stopped_stays_stopped_until_somebody_starts_it() {
     world.running_bot().await;
     assert_eq!(world.runtime.faults().calls(Verb::Start), starts + 1);
     assert!(!world.skep.workspace_info(&bot).await.unwrap().task_running);
-    let start = world.skep.start_if_stopped(&bot, &admin()).await.unwrap();
-    assert!(world.skep.usable_bridge(&bot, start.as_ref()).await.is_ok());
-    assert!(world.skep.start_if_stopped(&bot, &admin()).await.unwrap().is_none());
+    for begun in [1, 0] {
+        let (bridge, starts) = world.started(&bot).await;
+        assert!(bridge.is_ok());
+        assert_eq!(starts, begun);
+    }
     assert_eq!(world.read(&bot, "/data/file").await, "kept");
 }
 
@@ -188,9 +189,9 @@ async fn one_that_keeps_dying_is_given_up_after_three_quick_tries() {
     assert!(info.reason.is_some() && info.desired == Desired::Running, "{info:?}");
     // Who uses it is told, and has it started no more often than that.
     let tries = world.runtime.faults().calls(Verb::Start);
-    assert!(world.skep.start_if_stopped(&bot, &admin()).await.unwrap().is_none());
-    let error = world.skep.usable_bridge(&bot, None).await.err().unwrap();
-    assert_eq!(error.code(), Code::BridgeUnavailable, "{error}");
+    let (bridge, begun) = world.started(&bot).await;
+    let error = bridge.err().unwrap();
+    assert_eq!((error.code(), begun), (Code::BridgeUnavailable, 0), "{error}");
     assert!(error.to_string().contains(info.reason.as_deref().unwrap()), "{error}");
     assert_eq!(world.runtime.faults().calls(Verb::Start), tries);
     // A person's start begins anew.

@@ -492,6 +492,21 @@ async fn one_that_takes_long_does_not_keep_others_from_being_looked_at() {
     world.until_running(&slow).await;
 }
 
+#[tokio::test]
+async fn who_has_a_workspace_started_gets_it_also_after_a_stop_that_waited_before_him() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    let (restart, hold) = held_restart(&world, &bot).await;
+    let stop = stop(&world, &bot).await.unwrap();
+    let used = world.started(&bot);
+    let ((bridge, _), ..) = tokio::join!(used, async {
+        drop(hold);
+        restart.outcome().await.unwrap();
+        stop.outcome().await.unwrap();
+    });
+    assert_eq!(bridge.err().map(|error| error.to_string()), None);
+}
+
 /// A removal that fails while the store takes no new state of its bot.
 #[tokio::test]
 async fn a_removal_is_told_as_failed_together_with_its_bot_being_ready() {
@@ -512,4 +527,20 @@ async fn a_removal_is_told_as_failed_together_with_its_bot_being_ready() {
     deleted.operation.outcome().await.unwrap_err();
     assert_eq!(world.skep.bot(&bot).await.unwrap().row.status, BotStatus::Ready);
     assert_eq!(world.skep.store().faults(&bot).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn who_waited_for_a_snapshot_is_not_told_that_it_interrupted_him() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    let (restart, hold) = held_restart(&world, &bot).await;
+    let taken = world.skep.take_snapshot(&bot, ("", "manual"), &admin()).await.unwrap();
+    let (used, ()) = tokio::join!(world.skep.watched_bridge(&bot, None), async {
+        drop(hold);
+        restart.outcome().await.unwrap();
+        taken.outcome().await.unwrap();
+    });
+    let (bridge, before) = used.unwrap();
+    let is_told = world.skep.interruptions_of(&bot) != before;
+    assert!(!is_told || bridge.is_dead(), "its processes run");
 }

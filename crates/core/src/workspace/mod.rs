@@ -49,6 +49,7 @@ pub use info::{WorkspaceInfo, WorkspaceState, WorkspaceStatus};
 pub use measured::MeasuredStorage;
 pub use metrics::{LiveMetrics, WorkspaceMetrics};
 pub use request::{AskedLimits, CreateRequest, DeleteData, RestoreMode, RestoreRequest};
+pub use usable::Starter;
 
 pub(crate) use interruptions::Interruptions;
 pub(crate) use lanes::{Awaited, Lanes};

@@ -6,9 +6,9 @@ use skep_names::BotId;
 use skep_store::{ContainerRow, EventLimits};
 
 use super::limits::to_runtime;
+use super::usable::Starter;
 use crate::error::{Error, Result};
 use crate::files::{RenameByCopy, RoomyBridge};
-use crate::operations::OperationHandle;
 use crate::skep::Skep;
 
 const OVER_LIMIT: &str = "storage_over_limit";
@@ -32,8 +32,8 @@ impl Skep {
     ///
     /// # Errors
     /// As [`Skep::usable_bridge`]; [`Error::DiskFull`] over the limit of storage.
-    pub async fn roomy_bridge(&self, bot: &BotId, start: Option<&OperationHandle>) -> Result<RoomyBridge> {
-        let bridge = self.usable_bridge(bot, start).await?;
+    pub async fn roomy_bridge(&self, bot: &BotId, starter: Option<&Starter<'_>>) -> Result<RoomyBridge> {
+        let bridge = self.usable_bridge(bot, starter).await?;
         self.require_room(bot).await?;
         let row = self.store().container(bot).await?.ok_or(Error::ContainerNotFound)?;
         // What is about to be written is to be counted soon.

@@ -31,35 +31,68 @@ pub(super) async fn patiently<T>(waiting: impl Future<Output = Result<T>>) -> Re
 }
 
 impl Skep {
-    /// The bridge of a workspace that runs, for files, exec and terminal. Waits up to 30 s, for `start` first and while an
-    /// operation has the task down; one that should run and does not is brought up first. The runtime is not asked when
-    /// the workspace is recorded as running and its bridge answers, so that this works while it is away.
+/// One who has a stopped workspace started before it is used.
+pub struct Starter<'a> {
+    pub requester: Requester,
+    /// Is told of each operation that is begun for that.
+    pub begun: Box<dyn Fn(&OperationHandle) + Send + Sync + 'a>,
+}
+
+    /// The bridge of a workspace that runs, for files, exec and terminal. Waits up to 30 s, for a start first and while
+    /// an operation has the task down; one that should run and does not is brought up first. The runtime is not asked
+    /// when the workspace is recorded as running and its bridge answers, so that this works while it is away.
     ///
     /// # Errors
-    /// [`Error::ContainerNotFound`]; [`Error::WorkspaceStopped`] when it should be stopped; those of `start`;
-    /// [`Error::BridgeUnavailable`].
-    pub async fn usable_bridge(&self, bot: &BotId, start: Option<&OperationHandle>) -> Result<Bridge> {
-        let usable = async {
-            if let Some(start) = start {
-                start.outcome().await?;
-            }
-            self.bridge_when_usable(bot).await
-        };
-        patiently(usable).await
+    /// [`Error::ContainerNotFound`]; [`Error::WorkspaceStopped`] when it should be stopped and there is no `starter`;
+    /// those of a start; [`Error::BridgeUnavailable`].
+    pub async fn usable_bridge(&self, bot: &BotId, starter: Option<&Starter<'_>>) -> Result<Bridge> {
+        Ok(self.watched_bridge(bot, starter).await?.0)
     }
 
-    /// Begins to start a workspace that should be stopped, for one who is about to use it. `None`: it should run.
+    /// The same with how often the workspace's processes had been interrupted before those of this bridge were started:
+    /// [`Skep::interruptions_of`] has counted more once they are ended.
     ///
     /// # Errors
-    /// [`Error::ContainerNotFound`].
-    pub async fn start_if_stopped(&self, bot: &BotId, requester: &Requester) -> Result<Option<OperationHandle>> {
-        match self.workspace_row(bot).await?.desired {
-            Desired::Running => Ok(None),
-            Desired::Stopped => self.submit(bot, Request::Start, requester).await.map(Some),
+    /// As [`Skep::usable_bridge`].
+    pub async fn watched_bridge(&self, bot: &BotId, starter: Option<&Starter<'_>>) -> Result<(Bridge, u64)> {
+        patiently(async {
+            loop {
+                let interruptions = self.interruptions_of(bot);
+                let bridge = self.bridge_when_started(bot, starter).await?;
+                // Else it may be that of processes that are ended now.
+                if self.interruptions_of(bot) == interruptions {
+                    return Ok((bridge, interruptions));
+                }
+            }
+        })
+        .await
+    }
+
+    async fn bridge_when_started(&self, bot: &BotId, starter: Option<&Starter<'_>>) -> Result<Bridge> {
+        let Some(starter) = starter else {
+            return self.bridge_when_usable(bot).await;
+        };
+        self.start_if_stopped(bot, starter).await?;
+        match self.bridge_when_usable(bot).await {
+            // By what was in the lane before.
+            Err(Error::WorkspaceStopped) => {
+                self.start_if_stopped(bot, starter).await?;
+                self.bridge_when_usable(bot).await
+            }
+            usable => usable,
         }
     }
 
     async fn bridge_when_usable(&self, bot: &BotId) -> Result<Bridge> {
+    async fn start_if_stopped(&self, bot: &BotId, starter: &Starter<'_>) -> Result<()> {
+        if self.workspace_row(bot).await?.desired == Desired::Stopped {
+            let start = self.submit(bot, Request::Start, &starter.requester).await?;
+            (starter.begun)(&start);
+            start.outcome().await?;
+        }
+        Ok(())
+    }
+
         self.wait_for_usable(bot).await?;
         let lost = match self.bridges().bridge(bot).await {
             Ok(bridge) => return Ok(bridge),

@@ -4,19 +4,20 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use serde_json::Map;
-use skep_core::bridge::BridgePool;
+use skep_core::bridge::{Bridge, BridgePool};
 use skep_core::files::{self, FileWriter, NewFile, WorkspacePath};
 use skep_core::{
     Backup, CompletedWorkspace, CreateBot, CreateRequest, DeleteData, EventBody, OperationEvent, OperationHandle,
-    Outcome, Parts, Requester, Settings, Skep, WorkspaceStatus,
+    Outcome, Parts, Requester, Settings, Skep, Starter, WorkspaceStatus,
 };
 use skep_names::BotId;
-use skep_store::Store;
 use skep_runtime::Runtime;
+use skep_store::Store;
 use skep_testkit::fake_runtime::{FAKE_IMAGE, FakeRuntime};
 
 /// How long anything may take.
@@ -150,6 +151,19 @@ impl World {
 
     pub(crate) async fn stop(&self, bot: &BotId) -> skep_core::Result<Outcome> {
         self.skep.stop_workspace(bot, None, &admin()).await?.outcome().await
+    }
+
+    /// The bridge for one who has a stopped workspace started first, and how many starts were begun for that.
+    pub(crate) async fn started(&self, bot: &BotId) -> (skep_core::Result<Bridge>, u32) {
+        let begun = AtomicU32::new(0);
+        let starter = Starter {
+            requester: admin(),
+            begun: Box::new(|_| {
+                begun.fetch_add(1, Ordering::Relaxed);
+            }),
+        };
+        let bridge = self.skep.usable_bridge(bot, Some(&starter)).await;
+        (bridge, begun.load(Ordering::Relaxed))
     }
 
     /// How many operations of the bot are in the journal.

@@ -27,7 +27,7 @@ use utoipa_axum::routes;
 pub(super) use interruption::{Watch, restarted};
 pub(super) use wanted::log_limits;
 
-use super::files::{bridge_of, refused};
+use super::files::{refused, watched_bridge_of};
 use crate::app::App;
 use crate::http::access::{BotAccess, Caller, Operate};
 use crate::http::error::{ApiError, ApiResult};
@@ -79,7 +79,7 @@ async fn run(
 ) -> ApiResult<Response> {
     let (detach, snapshot) = (body.value.detach, body.value.snapshot);
     let request = wanted::request(body.value, &app.config().exec)?;
-    let mut bridge = bridge_of(&app, &access, query.start).await?;
+    let (mut bridge, mut watch) = watched_bridge_of(&app, &access, query.start).await?;
     if idempotency.is_given() && !bridge.remembers_processes() {
         return Err(ApiError::unsupported(
             "the bridge of this workspace is too old for an Idempotency-Key: it would run the process twice",
@@ -107,9 +107,9 @@ async fn run(
     let answer = async {
         if snapshot {
             // Taking it has put another bridge in the place of that one.
-            bridge = bridge_of(&app, &access, query.start).await?;
+            (bridge, watch) = watched_bridge_of(&app, &access, query.start).await?;
         }
-        started(&app, &access, &begun, (bridge, request), (claim, told)).await
+        started(&app, &access, &begun, (bridge, watch, request), (claim, told)).await
     };
     let answer = answer.await;
     let operation_id = begun.taken.as_ref().map(|taken| taken.operation_id.as_str());
@@ -128,7 +128,7 @@ async fn started(
     app: &App,
     access: &BotAccess<Operate>,
     begun: &Begun,
-    (bridge, request): (Bridge, exec::ExecRequest),
+    (bridge, watch, request): (Bridge, Watch, exec::ExecRequest),
     (claim, told): (Claim, Told),
 ) -> ApiResult<Response> {
     let snapshot_version = begun.taken.as_ref().map(|taken| taken.version);
@@ -141,7 +141,6 @@ async fn started(
         };
         return Ok((StatusCode::ACCEPTED, Json(started)).into_response());
     }
-    let watch = Watch::begin(app, access.bot_id());
     let mut room = OutputRooms::begin(app, &access.caller).await?;
     let events = exec::run(&bridge, &begun.id, request).await.map_err(refused)?;
     claim.finish(app, &with_id(begun, STARTED)).await?;

@@ -16,7 +16,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::exec::Watch;
-use super::files::bridge_of;
+use super::files::watched_bridge_of;
 use crate::app::App;
 use crate::http::access::{BotAccess, Port};
 use crate::http::error::{ApiError, ApiResult};
@@ -58,8 +58,7 @@ async fn forward(
 ) -> ApiResult<Response> {
     let port = query.port.filter(|port| *port != 0);
     let port = port.ok_or_else(|| ApiError::invalid_argument("port must be a number from 1 to 65535"))?;
-    let bridge = bridge_of(&app, &access, query.start).await?;
-    let watch = Watch::begin(&app, access.bot_id());
+    let (bridge, watch) = watched_bridge_of(&app, &access, query.start).await?;
     Ok(upgrade.serve(move |socket| serve(socket, bridge, port, watch)))
 }
 

@@ -13,8 +13,8 @@ use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::exec::{Watch, log_limits};
-use super::files::bridge_of;
+use super::exec::log_limits;
+use super::files::{bridge_of, watched_bridge_of};
 use crate::app::App;
 use crate::http::access::{BotAccess, Operate, Terminal};
 use crate::http::error::{ApiError, ApiResult};
@@ -113,7 +113,7 @@ async fn socket(
     let attached = attached.map_err(|_| ApiError::invalid_id("exec"))?;
     let session = query.session.as_deref().map(SessionName::parse).transpose();
     let session = session.map_err(super::files::refused)?;
-    let bridge = bridge_of(&app, &access, query.start).await?;
+    let (bridge, watch) = watched_bridge_of(&app, &access, query.start).await?;
     if session.is_some() {
         terminal::check_sessions(&bridge).map_err(super::files::refused)?;
     }
@@ -139,7 +139,6 @@ async fn socket(
             None => window::Opening::Shell(shell),
         },
     };
-    let watch = Watch::begin(&app, access.bot_id());
     let idle_timeout = app.config().terminal.idle_timeout;
     Ok(upgrade.serve(move |socket| window::serve(socket, (bridge, watch), opening, idle_timeout)))
 }

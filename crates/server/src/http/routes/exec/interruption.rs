@@ -6,7 +6,7 @@ use skep_names::BotId;
 use crate::app::App;
 use crate::http::error::{ApiError, ApiResult};
 
-/// Begun before a process is started or watched.
+/// Of the processes of one bridge.
 pub(in crate::http::routes) struct Watch {
     app: App,
     bot: BotId,
@@ -14,9 +14,10 @@ pub(in crate::http::routes) struct Watch {
 }
 
 impl Watch {
-    pub(in crate::http::routes) fn begin(app: &App, bot: &BotId) -> Self {
+    /// Since so many interruptions of the workspace.
+    pub(in crate::http::routes) fn since(app: &App, bot: &BotId, interruptions: u64) -> Self {
         Self {
-            before: app.core().interruptions_of(bot),
+            before: interruptions,
             app: app.clone(),
             bot: bot.clone(),
         }

@@ -18,12 +18,13 @@ pub(super) use upload::{body_bytes, broken_form, field_bytes, next_field};
 use skep_api::FileInfo;
 use skep_core::bridge::{Bridge, BridgeError};
 use skep_core::files::{FileEntry, RoomyBridge, WorkspacePath};
-use skep_core::{Error, OperationHandle};
+use skep_core::{Error, Starter};
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::app::App;
 use crate::http::access::{BotAccess, Need};
 use crate::http::error::{ApiError, ApiResult};
+use crate::http::routes::exec::Watch;
 
 /// `/bots/{bot_id}/container/fs…`
 pub fn router() -> OpenApiRouter<App> {
@@ -40,29 +41,33 @@ pub fn router() -> OpenApiRouter<App> {
 
 /// The bridge of a bot's running workspace; `?start=true` starts a stopped one.
 pub(super) async fn bridge_of<N: Need>(app: &App, access: &BotAccess<N>, start: Option<bool>) -> ApiResult<Bridge> {
-    let start = started(app, access, start).await?;
-    Ok(app.core().usable_bridge(access.bot_id(), start.as_ref()).await?)
+    Ok(watched_bridge_of(app, access, start).await?.0)
+}
+
+/// The same, and whether the processes that it is of are ended from now on.
+pub(super) async fn watched_bridge_of<N: Need>(
+    app: &App,
+    access: &BotAccess<N>,
+    start: Option<bool>,
+) -> ApiResult<(Bridge, Watch)> {
+    let starter = starter(access, start);
+    let bot = access.bot_id();
+    let (bridge, interruptions) = app.core().watched_bridge(bot, starter.as_ref()).await?;
+    Ok((bridge, Watch::since(app, bot, interruptions)))
 }
 
 /// The same for what adds to the workspace: 507 when that is over its limit of storage.
 async fn roomy_bridge_of<N: Need>(app: &App, access: &BotAccess<N>, start: Option<bool>) -> ApiResult<RoomyBridge> {
-    let start = started(app, access, start).await?;
-    Ok(app.core().roomy_bridge(access.bot_id(), start.as_ref()).await?)
+    let starter = starter(access, start);
+    Ok(app.core().roomy_bridge(access.bot_id(), starter.as_ref()).await?)
 }
 
-/// The operation that starts a stopped workspace, where that was asked for; the answer names it.
-async fn started<N: Need>(app: &App, access: &BotAccess<N>, asked: Option<bool>) -> ApiResult<Option<OperationHandle>> {
-    if asked != Some(true) {
-        return Ok(None);
-    }
-    let start = app
-        .core()
-        .start_if_stopped(access.bot_id(), &access.requester())
-        .await?;
-    if let Some(start) = &start {
-        access.context.note_operation(start.id());
-    }
-    Ok(start)
+/// Has a stopped workspace started, where that was asked for; the answer names the operation.
+fn starter<N: Need>(access: &BotAccess<N>, asked: Option<bool>) -> Option<Starter<'_>> {
+    (asked == Some(true)).then(|| Starter {
+        requester: access.requester(),
+        begun: Box::new(|start| access.context.note_operation(start.id())),
+    })
 }
 
 /// A bridge's refusal as the API's.

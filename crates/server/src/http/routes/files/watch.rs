@@ -13,7 +13,7 @@ use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::{bridge_of, refused};
+use super::{refused, watched_bridge_of};
 use crate::app::App;
 use crate::http::access::{BotAccess, Operate};
 use crate::http::error::ApiResult;
@@ -56,8 +56,7 @@ async fn watch(
         true => WatchScope::Tree,
         false => WatchScope::Entries,
     };
-    let bridge = bridge_of(&app, &access, query.start).await?;
-    let watch = Watch::begin(&app, access.bot_id());
+    let (bridge, watch) = watched_bridge_of(&app, &access, query.start).await?;
     let changes = files::watch(&bridge, &path, scope).await.map_err(refused)?;
     let following = Following {
         changes,
