@@ -189,11 +189,17 @@ async fn one_that_keeps_dying_is_given_up_after_three_quick_tries() {
     assert!(info.reason.is_some() && info.desired == Desired::Running, "{info:?}");
     // Who uses it is told, and has it started no more often than that.
     let tries = world.runtime.faults().calls(Verb::Start);
+    let operations = world.operations(&bot).await;
     let (bridge, begun) = world.started(&bot).await;
     let error = bridge.err().unwrap();
     assert_eq!((error.code(), begun), (Code::BridgeUnavailable, 0), "{error}");
     assert!(error.to_string().contains(info.reason.as_deref().unwrap()), "{error}");
     assert_eq!(world.runtime.faults().calls(Verb::Start), tries);
+    assert_eq!(
+        world.operations(&bot).await,
+        operations,
+        "nothing was done, nothing is journaled"
+    );
     // A person's start begins anew.
     world.runtime.restore_process_one(&bot);
     world.start(&bot).await.unwrap();

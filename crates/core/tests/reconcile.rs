@@ -262,8 +262,10 @@ async fn data_that_is_kept_elsewhere_is_never_replaced_by_an_empty_workspace() {
     let creates = world.runtime.faults().calls(Verb::Create);
     world.restart_within(LIMIT).await;
     until_status(&world, &bot, WorkspaceStatus::Missing).await;
+    let operations = world.operations(&bot).await;
     let bridge = world.skep.usable_bridge(&bot, None).await;
-    assert!(bridge.is_err());
+    assert_eq!(bridge.err().map(|error| error.code()), Some(Code::BridgeUnavailable));
+    assert_eq!(world.operations(&bot).await, operations, "nothing could be recovered");
     assert_eq!(world.runtime.faults().calls(Verb::Create), creates);
     // Without it there is nothing to lose.
     std::fs::remove_file(&backup).unwrap();

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::create::PullProgress;
 use super::limits::{to_column, to_runtime};
-use super::mend::{Mend, Seen, mend};
+use super::mend::{Mend, mend};
 use super::plan::parse_image;
 use super::remains::{Remains, half_removed};
 use super::request::StopCause;
@@ -62,7 +62,7 @@ impl Work {
             Err(error) => return Err(error),
         };
         let row = self.name_what_is_there(row).await?;
-        match mend(&self.look(&row).await?) {
+        match mend(&self.skep().look(&row).await?) {
             Mend::Nothing | Mend::Wait => {}
             Mend::RecordRunning | Mend::Start => self.bring_up_with_tries(&row).await?,
             Mend::RecordStopped | Mend::Stop => self.take_down(None, StopCause::Asked).await?,
@@ -135,21 +135,6 @@ impl Work {
                 return Err(error);
             }
         }
-    }
-
-    async fn look(&self, row: &ContainerRow) -> Result<Seen> {
-        let instance = self.runtime().inspect(self.bot()).await?;
-        let has_layer = self.runtime().has_layer(self.bot()).await?;
-        let is_gone = instance.is_none() && !has_layer;
-        Ok(Seen {
-            desired: row.desired,
-            recorded: row.status,
-            is_the_recorded: true,
-            task: instance.map(|instance| instance.task),
-            has_layer,
-            has_data_elsewhere: is_gone && self.skep().has_data_elsewhere(self.bot()).await?,
-            may_try: self.skep().observations().may_try(self.bot()),
-        })
     }
 
     /// Writes what this operation wants of the workspace, as its step; what was wanted before it is noted first.

@@ -6,9 +6,10 @@ use futures::stream::{self, BoxStream};
 use futures::{FutureExt, StreamExt};
 use skep_names::BotId;
 use skep_runtime::TaskState;
-use skep_store::{ContainerStatus, Desired};
+use skep_store::{ContainerRow, ContainerStatus, Desired};
 
 use super::info::WorkspaceState;
+use super::mend::{Mend, Seen, mend};
 use super::request::Request;
 use super::state::State;
 use crate::bridge::Bridge;
@@ -30,7 +31,6 @@ pub(super) async fn patiently<T>(waiting: impl Future<Output = Result<T>>) -> Re
     }
 }
 
-impl Skep {
 /// One who has a stopped workspace started before it is used.
 pub struct Starter<'a> {
     pub requester: Requester,
@@ -38,6 +38,7 @@ pub struct Starter<'a> {
     pub begun: Box<dyn Fn(&OperationHandle) + Send + Sync + 'a>,
 }
 
+impl Skep {
     /// The bridge of a workspace that runs, for files, exec and terminal. Waits up to 30 s, for a start first and while
     /// an operation has the task down; one that should run and does not is brought up first. The runtime is not asked
     /// when the workspace is recorded as running and its bridge answers, so that this works while it is away.
@@ -83,7 +84,6 @@ pub struct Starter<'a> {
         }
     }
 
-    async fn bridge_when_usable(&self, bot: &BotId) -> Result<Bridge> {
     async fn start_if_stopped(&self, bot: &BotId, starter: &Starter<'_>) -> Result<()> {
         if self.workspace_row(bot).await?.desired == Desired::Stopped {
             let start = self.submit(bot, Request::Start, &starter.requester).await?;
@@ -93,6 +93,7 @@ pub struct Starter<'a> {
         Ok(())
     }
 
+    async fn bridge_when_usable(&self, bot: &BotId) -> Result<Bridge> {
         self.wait_for_usable(bot).await?;
         let lost = match self.bridges().bridge(bot).await {
             Ok(bridge) => return Ok(bridge),
@@ -100,9 +101,8 @@ pub struct Starter<'a> {
             Err(error) => return Err(error.into()),
         };
         // Recorded as running, and nobody answers: its end may not have been told yet.
-        let operation = self.submit(bot, Request::Recover, &Requester::server()).await?;
-        match operation.outcome().await {
-            Ok(_) => {}
+        match self.recover_at_once(bot).await {
+            Ok(()) => {}
             Err(Error::RuntimeUnavailable { .. }) => return Err(lost),
             Err(error) => return Err(error),
         }
@@ -128,15 +128,40 @@ pub struct Starter<'a> {
     }
 
     /// Brings up one that should run, as often as its deaths allow: who uses it does not forgive them, as a start does.
+    /// Nothing is journaled where there is nothing to be done now.
     async fn recover_at_once(&self, bot: &BotId) -> Result<()> {
+        let row = self.store().container(bot).await?.ok_or(Error::ContainerNotFound)?;
+        match mend(&self.look(&row).await?) {
+            Mend::Nothing => return Ok(()),
+            Mend::Wait | Mend::LeaveMissing => return Err(not_there(row)),
+            _ => {}
+        }
         let recovered = self.submit(bot, Request::Recover, &Requester::server()).await?;
         recovered.outcome().await?;
         let row = self.store().container(bot).await?.ok_or(Error::ContainerNotFound)?;
         if row.desired == Desired::Stopped || row.status == ContainerStatus::Running {
             return Ok(());
         }
-        let why = row.reason.unwrap_or_else(|| "it is not there; start it".to_owned());
-        Err(Error::BridgeUnavailable(format!("container not reachable: {why}")))
+        Err(not_there(row))
+    }
+
+    /// What the workspace of that record should be, and what there is of it now.
+    pub(super) async fn look(&self, row: &ContainerRow) -> Result<Seen> {
+        let bot = &row.bot_id;
+        let instance = self.runtime().inspect(bot).await?;
+        let has_layer = self.runtime().has_layer(bot).await?;
+        let is_gone = instance.is_none() && !has_layer;
+        Ok(Seen {
+            desired: row.desired,
+            recorded: row.status,
+            is_the_recorded: instance
+                .as_ref()
+                .is_none_or(|instance| instance.container_id == row.container_id),
+            task: instance.map(|instance| instance.task),
+            has_layer,
+            has_data_elsewhere: is_gone && self.has_data_elsewhere(bot).await?,
+            may_try: self.observations().may_try(bot),
+        })
     }
 
     /// The state of a workspace: the present one first, then every change, and what the kernel did to its processes as
@@ -182,4 +207,9 @@ pub struct Starter<'a> {
         self.observations().seen(bot, looked, (state, row.desired));
         Ok(())
     }
+}
+
+fn not_there(row: ContainerRow) -> Error {
+    let why = row.reason.unwrap_or_else(|| "it is not there; start it".to_owned());
+    Error::BridgeUnavailable(format!("container not reachable: {why}"))
 }
