@@ -350,6 +350,36 @@ async fn a_stop_for_space_that_fails_is_tried_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_stop_for_space_that_lost_its_runtime_keeps_its_reason_until_it_is_done() {
+    let world = world().await;
+    let bot = world.running_bot().await;
+    world.runtime.write_on(&bot, MIB);
+    let stops = world.runtime.faults().calls(Verb::Stop);
+    let hold = world.runtime.faults().hold(Verb::Stop);
+    world.runtime.set_free_bytes(0);
+    until_called_in_all(&world, Verb::Stop, stops + 1).await;
+    // Nobody stops it for that once more.
+    world.runtime.set_free_bytes(u64::MAX);
+    world.runtime.go_away();
+    drop(hold);
+    until(|| async {
+        let unfinished = world.skep.store().unfinished_operations().await.unwrap();
+        match unfinished.is_empty() {
+            true => Ok(()),
+            false => Err(format!("{unfinished:?}")),
+        }
+    })
+    .await;
+    let row = world.skep.store().container(&bot).await.unwrap().unwrap();
+    assert_eq!((row.desired, row.reason.as_deref()), (Desired::Stopped, DISK_FULL));
+    world.runtime.come_back();
+    until_stopped_for_space(&world, &bot).await;
+    world.start(&bot).await.unwrap();
+    let info = world.skep.workspace_info(&bot).await.unwrap();
+    assert_eq!((info.status, info.reason), (WorkspaceStatus::Running, None));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn stopped_for_space_stays_so_and_keeps_its_reason_over_servers_and_snapshots() {
     let mut world = world().await;
     let bot = world.running_bot().await;

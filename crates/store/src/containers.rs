@@ -91,7 +91,7 @@ pub struct ContainerRow {
     pub image_digest: Option<String>,
     pub snapshotter: String,
     pub status: ContainerStatus,
-    /// Why the status is `error`, or why it was stopped when nobody asked.
+    /// Why the status is `error`, or why it was stopped, or is to be, when nobody asked.
     pub reason: Option<String>,
     pub desired: Desired,
     pub namespace: String,
@@ -286,14 +286,17 @@ impl Store {
         rows.iter().map(read).collect()
     }
 
-    /// Writes what a bot's workspace should be. False when it has no container.
-    pub async fn set_desired(&self, bot: &BotId, desired: Desired) -> Result<bool> {
+    /// Writes what a bot's workspace should be, and why, when nobody asked for it. Without that, one that does not run
+    /// keeps the reason of its status. False when it has no container.
+    pub async fn set_desired(&self, bot: &BotId, desired: Desired, reason: Option<&str>) -> Result<bool> {
         let done = sqlx::query(
-            "UPDATE containers SET desired = ?1, updated_at = ?2 \
-             WHERE seq = (SELECT MAX(seq) FROM containers WHERE bot_id = ?3)",
+            "UPDATE containers SET desired = ?1, updated_at = ?2, \
+             reason = CASE WHEN status = 'running' THEN ?3 ELSE COALESCE(?3, reason) END \
+             WHERE seq = (SELECT MAX(seq) FROM containers WHERE bot_id = ?4)",
         )
         .bind(desired.as_str())
         .bind(now().timestamp_micros())
+        .bind(reason)
         .bind(bot.as_str())
         .execute(self.writer())
         .await

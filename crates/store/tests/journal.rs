@@ -181,7 +181,7 @@ async fn the_newest_row_is_told_by_its_sequence() {
     assert!(rows[0].last_stopped_at.is_some());
     store.delete_bot(&bot).await.unwrap();
     assert!(store.containers().await.unwrap().is_empty());
-    assert!(!store.set_desired(&bot, Desired::Running).await.unwrap());
+    assert!(!store.set_desired(&bot, Desired::Running, None).await.unwrap());
 }
 
 #[tokio::test]

@@ -137,7 +137,7 @@ impl Work {
                 .map_err(|error| error.at(PULL))?;
         }
         self.tell(EventBody::Creating).await?;
-        self.begin_to_want(Desired::Running).await?;
+        self.begin_to_want(Desired::Running, None).await?;
         if let Some(asked) = plan.limits {
             self.note_limits(row)?;
             self.step("limits", self.set_limits(asked)).await?;

@@ -172,6 +172,14 @@ pub(crate) enum StopCause {
 }
 
 impl StopCause {
+    /// That of a recorded reason.
+    pub(crate) fn of(reason: Option<&str>) -> Self {
+        match reason {
+            Some(DISK_FULL) => Self::DiskFull,
+            _ => Self::Asked,
+        }
+    }
+
     /// As it is recorded.
     pub(crate) fn reason(self) -> Option<&'static str> {
         match self {

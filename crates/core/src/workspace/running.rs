@@ -33,14 +33,14 @@ impl Work {
     /// The work of `start`.
     pub(crate) async fn start(&self) -> Result<Outcome> {
         self.skep().observations().forgive(self.bot());
-        let row = self.begin_to_want(Desired::Running).await?;
+        let row = self.begin_to_want(Desired::Running, None).await?;
         self.bring_up(&row).await?;
         Ok(Outcome::Done)
     }
 
     /// The work of `stop`.
     pub(crate) async fn stop(&self, grace: Option<Duration>, cause: StopCause) -> Result<Outcome> {
-        self.begin_to_want(Desired::Stopped).await?;
+        self.begin_to_want(Desired::Stopped, cause.reason()).await?;
         self.take_down(grace, cause).await?;
         Ok(Outcome::Done)
     }
@@ -48,7 +48,7 @@ impl Work {
     /// The work of `restart`.
     pub(crate) async fn restart(&self, grace: Option<Duration>) -> Result<Outcome> {
         self.skep().observations().forgive(self.bot());
-        let row = self.begin_to_want(Desired::Running).await?;
+        let row = self.begin_to_want(Desired::Running, None).await?;
         self.take_down(grace, StopCause::Asked).await?;
         self.bring_up(&row).await?;
         Ok(Outcome::Done)
@@ -65,7 +65,10 @@ impl Work {
         match mend(&self.skep().look(&row).await?) {
             Mend::Nothing | Mend::Wait => {}
             Mend::RecordRunning | Mend::Start => self.bring_up_with_tries(&row).await?,
-            Mend::RecordStopped | Mend::Stop => self.take_down(None, StopCause::Asked).await?,
+            Mend::RecordStopped | Mend::Stop => {
+                let cause = StopCause::of(row.reason.as_deref());
+                self.take_down(None, cause).await?;
+            }
             Mend::PutBack => self.step("container", self.ensure_container(&row)).await?,
             Mend::Rebuild if row.desired == Desired::Running => self.bring_up_with_tries(&row).await?,
             Mend::Rebuild => self.step("container", self.ensure_container(&row)).await?,
@@ -137,10 +140,11 @@ impl Work {
         }
     }
 
-    /// Writes what this operation wants of the workspace, as its step; what was wanted before it is noted first.
-    pub(crate) async fn begin_to_want(&self, desired: Desired) -> Result<ContainerRow> {
+    /// Writes what this operation wants of the workspace and why, when nobody asked for it, as its step; what was wanted
+    /// before it is noted first.
+    pub(crate) async fn begin_to_want(&self, desired: Desired, reason: Option<&str>) -> Result<ContainerRow> {
         self.note_wanted_before().await?;
-        self.step("wanted", self.want(desired)).await
+        self.step("wanted", self.want(desired, reason)).await
     }
 
     /// The first try's look counts: later ones find what that one wrote.
@@ -162,7 +166,7 @@ impl Work {
         let Some(before) = noted.as_ref().and_then(Value::as_str).and_then(Desired::parse) else {
             return Ok(());
         };
-        if !self.store().set_desired(self.bot(), before).await? {
+        if !self.store().set_desired(self.bot(), before, None).await? {
             return Ok(());
         }
         self.skep().observations().wanted(self.bot(), before);
@@ -200,8 +204,8 @@ impl Work {
     }
 
     /// Writes what is wanted, before anything is done about it. A container that has no row gets one.
-    pub(crate) async fn want(&self, desired: Desired) -> Result<ContainerRow> {
-        if !self.store().set_desired(self.bot(), desired).await? {
+    async fn want(&self, desired: Desired, reason: Option<&str>) -> Result<ContainerRow> {
+        if !self.store().set_desired(self.bot(), desired, reason).await? {
             self.adopt(desired).await?;
         }
         self.skep().observations().wanted(self.bot(), desired);
