@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use harness::{LIMIT, World, admin, until, until_nothing_is_left};
-use skep_core::{Code, CreateRequest, DeleteData, Desired, OperationHandle, WorkspaceState, WorkspaceStatus};
+use skep_core::{
+    AskedLimits, Code, CreateRequest, DeleteData, Desired, OperationHandle, WorkspaceState, WorkspaceStatus,
+};
 use skep_names::{BotId, container_id_for};
 use skep_runtime::{CheckStatus, InstanceSpec, Runtime};
 use skep_store::{ContainerStatus, EventLimits, NewContainer};
@@ -475,4 +477,37 @@ async fn a_workspace_whose_network_is_broken_runs_on_and_is_shown_as_that_until_
     );
     world.runtime.set_broken_network(&bot, None);
     until_shown(("ok", None, 0)).await;
+}
+
+/// What an operation that is not done yet keeps a new server from comparing is looked at by who asks first.
+#[tokio::test]
+async fn the_first_state_that_a_new_server_tells_is_the_true_one_also_while_the_workspace_is_worked_on() {
+    let mut world = World::new().await;
+    let bot = world.running_bot().await;
+    let hold = world.runtime.faults().hold(Verb::ApplyLimits);
+    let calls = world.runtime.faults().calls(Verb::ApplyLimits);
+    let limits = AskedLimits {
+        pids: Some(100),
+        ..AskedLimits::default()
+    };
+    world.skep.set_workspace_limits(&bot, limits, &admin()).await.unwrap();
+    let until_held = async |world: &World, times: u64| {
+        until(|| async {
+            match world.runtime.faults().calls(Verb::ApplyLimits) - calls >= times {
+                true => Ok(()),
+                false => Err("limits are not being applied".to_owned()),
+            }
+        })
+        .await;
+    };
+    until_held(&world, 1).await;
+    world.crash().await;
+    until_held(&world, 2).await;
+    let mut states = world.skep.watch_workspace(&bot).await.unwrap();
+    let first = states.next().await.unwrap();
+    assert_eq!(
+        (first.status, first.task_running, first.desired),
+        (Some(WorkspaceStatus::Running), true, Some(Desired::Running))
+    );
+    drop(hold);
 }

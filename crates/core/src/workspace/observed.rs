@@ -278,6 +278,11 @@ impl Observations {
         self.lock().get(bot).is_some_and(|one| one.state == State::Running)
     }
 
+    /// Something is known of it.
+    pub(crate) fn is_known(&self, bot: &BotId) -> bool {
+        self.lock().get(bot).is_some_and(|one| one.state != State::Absent)
+    }
+
     /// Its container is known to be gone.
     pub(crate) fn is_missing(&self, bot: &BotId) -> bool {
         self.lock().get(bot).is_some_and(|one| one.state == State::Missing)

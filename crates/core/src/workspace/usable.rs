@@ -189,7 +189,7 @@ impl Skep {
     /// What is known of a workspace that nobody looked at since the server started.
     async fn refresh(&self, bot: &BotId) -> Result<()> {
         let looked = self.observations().moment();
-        if self.lanes().is_busy(bot) || self.observations().is_running(bot) {
+        if self.observations().is_running(bot) || (self.lanes().is_busy(bot) && self.observations().is_known(bot)) {
             return Ok(());
         }
         let Some(row) = self.store().container(bot).await? else {
