@@ -1,8 +1,11 @@
 //! Processes: truthful ends, whole outputs.
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use skep_testkit::fake_runtime::Verb;
 use skep_testkit::server::{TestServer, text_of};
+use sqlx::Connection;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 
 use crate::{Workspace, until};
 
@@ -191,6 +194,20 @@ async fn an_idempotency_key_runs_a_command_once() {
     call("something else").await.expect_error(422, "idempotency_key_reused");
 }
 
+/// Waits until the server has dropped a request whose client is gone.
+async fn until_dropped(workspace: &Workspace) {
+    until(async || {
+        let path = format!("/audit?bot_id={}", workspace.bot);
+        let trail = workspace.server.call("GET", &path).send().await.json();
+        let items = trail["items"].as_array().expect("a list");
+        match items.iter().any(|line| line["outcome"] == "gone") {
+            true => Ok(()),
+            false => Err(format!("{items:?}")),
+        }
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_key_whose_caller_went_away_during_its_snapshot_is_no_dead_key() {
     let workspace = Workspace::start().await;
@@ -215,17 +232,7 @@ async fn a_key_whose_caller_went_away_during_its_snapshot_is_no_dead_key() {
     })
     .await;
     left.abort();
-    // Until the server has dropped the request.
-    until(async || {
-        let path = format!("/audit?bot_id={}", workspace.bot);
-        let trail = workspace.server.call("GET", &path).send().await.json();
-        let items = trail["items"].as_array().expect("a list");
-        match items.iter().any(|line| line["outcome"] == "gone") {
-            true => Ok(()),
-            false => Err(format!("{items:?}")),
-        }
-    })
-    .await;
+    until_dropped(&workspace).await;
     drop(hold);
     let repeated = call().await.expect_status(200).json();
     assert_eq!(
@@ -277,16 +284,60 @@ async fn a_command_of_an_idempotency_key_that_was_lost_with_its_workspace_is_not
     for _ in 0..2 {
         call().await.expect_status(202);
     }
+    lose_the_bridge(&workspace).await;
+    call().await.expect_error(404, "not_found");
+    assert_eq!(workspace.output_of("cat ran").await, "x\n");
+}
+
+/// Until another one is in its place, which knows nothing of what the first one ran.
+async fn lose_the_bridge(workspace: &Workspace) {
     let bot = workspace.bot.parse().unwrap();
     let process = workspace.server.runtime().host_pid(&bot);
     workspace.server.runtime().kill_process_one(&bot).unwrap();
-    // Until another one is in its place, and has forgotten what the first one ran.
     until(async || match workspace.server.runtime().host_pid(&bot) {
         now if now.is_some() && now != process => Ok(()),
         now => Err(format!("it is not started again: {now:?}")),
     })
     .await;
-    call().await.expect_error(404, "not_found");
+}
+
+#[tokio::test]
+async fn a_command_whose_caller_went_away_while_it_was_started_is_not_run_again() {
+    let workspace = Workspace::start().await;
+    let call = |command: &str| {
+        let call = workspace.server.call("POST", &workspace.path("/exec"));
+        let call = call.header("idempotency-key", "left");
+        call.json(&json!({"command": command, "detach": true})).send()
+    };
+    let command = "echo x >> ran; sleep 600";
+    let store = SqliteConnectOptions::new().filename(workspace.server.directory().join("data/skep.db"));
+    // 202: it has an id; 200: it was started.
+    let until_remembered = async |status: u16| {
+        until(async || {
+            let mut store = SqliteConnection::connect_with(&store).await.unwrap();
+            let query = sqlx::query_scalar("SELECT status FROM idempotency_keys WHERE key = 'left'");
+            let found: Option<Option<u16>> = query.fetch_optional(&mut store).await.unwrap();
+            store.close().await.unwrap();
+            match found.flatten() == Some(status) {
+                true => Ok(()),
+                false => Err(format!("{found:?}")),
+            }
+        })
+        .await;
+    };
+    workspace.output_of("true").await;
+    let bridge = workspace.server.runtime().host_pid(&workspace.bot.parse().unwrap());
+    let bridge = Pid::from_raw(bridge.unwrap()).unwrap();
+    kill_process(bridge, Signal::STOP).unwrap();
+    let left = tokio::spawn(call(command));
+    until_remembered(202).await;
+    left.abort();
+    until_dropped(&workspace).await;
+    kill_process(bridge, Signal::CONT).unwrap();
+    until_remembered(200).await;
+    workspace.until_code("test -s ran", 0).await;
+    lose_the_bridge(&workspace).await;
+    call(command).await.expect_error(404, "not_found");
     assert_eq!(workspace.output_of("cat ran").await, "x\n");
 }
 

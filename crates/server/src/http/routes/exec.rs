@@ -15,7 +15,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use serde::Deserialize;
 use skep_api::{Encoding, ErrorBody, ExecInfo, ExecRequest, ExecResult, ExecStarted, ExecState, ExecStreamEvent};
-use skep_core::bridge::Bridge;
+use skep_core::bridge::{Bridge, BridgeResult};
 use skep_core::exec::{self, ExecId, ExecOutcome, ExecStatus, OutputRoom, OutputStream, Program, TextPiece};
 use skep_core::{Outcome, Requester};
 use skep_names::BotId;
@@ -132,9 +132,10 @@ async fn started(
     (claim, told): (Claim, Told),
 ) -> ApiResult<Response> {
     let snapshot_version = begun.taken.as_ref().map(|taken| taken.version);
+    let (id, remembered) = (begun.id.clone(), with_id(begun, STARTED));
     if matches!(told, Told::Start) {
-        exec::start(&bridge, &begun.id, request).await.map_err(refused)?;
-        claim.finish(app, &with_id(begun, STARTED)).await?;
+        let start = async move { exec::start(&bridge, &id, request).await };
+        to_end(app, start, (claim, remembered)).await?;
         let started = ExecStarted {
             exec_id: begun.id.as_str().to_owned(),
             snapshot_version,
@@ -142,8 +143,8 @@ async fn started(
         return Ok((StatusCode::ACCEPTED, Json(started)).into_response());
     }
     let mut room = OutputRooms::begin(app, &access.caller).await?;
-    let events = exec::run(&bridge, &begun.id, request).await.map_err(refused)?;
-    claim.finish(app, &with_id(begun, STARTED)).await?;
+    let run = async move { exec::run(&bridge, &id, request).await };
+    let events = to_end(app, run, (claim, remembered)).await?;
     if matches!(told, Told::Events) {
         let following = stream::Following::new(events, watch, access.context.request_id.clone());
         return following.answer(snapshot_version).await;
@@ -174,6 +175,22 @@ impl OutputRoom for OutputRooms<'_> {
             }
         }
     }
+}
+
+/// Starts a process and remembers that it was, also when the client goes away: its repeat would else run the command
+/// once more, when the bridge knows of the process no more.
+async fn to_end<T: Send + 'static>(
+    app: &App,
+    start: impl Future<Output = BridgeResult<T>> + Send + 'static,
+    (claim, remembered): (Claim, IdempotencyOutcome),
+) -> ApiResult<T> {
+    let server = app.clone();
+    let started = async move {
+        let started = start.await.map_err(refused)?;
+        claim.finish(&server, &remembered).await?;
+        Ok(started)
+    };
+    app.tasks().spawn(started).await.map_err(ApiError::internal)?
 }
 
 /// A process that is about to be started.
