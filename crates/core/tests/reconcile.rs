@@ -12,8 +12,10 @@ use skep_core::{
 };
 use skep_names::{BotId, container_id_for};
 use skep_runtime::{CheckStatus, InstanceSpec, Runtime};
-use skep_store::{ContainerStatus, EventLimits, NewContainer};
+use skep_store::{ContainerStatus, EventLimits, NewContainer, NewOperation};
 use skep_testkit::fake_runtime::{FAKE_IMAGE, Verb};
+use sqlx::Connection;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 
 async fn until_status(world: &World, bot: &BotId, wanted: WorkspaceStatus) {
     until(|| async {
@@ -510,4 +512,51 @@ async fn the_first_state_that_a_new_server_tells_is_the_true_one_also_while_the_
         (Some(WorkspaceStatus::Running), true, Some(Desired::Running))
     );
     drop(hold);
+}
+
+#[tokio::test]
+async fn operations_are_forgotten_seven_days_after_their_end_when_their_bot_is_gone() {
+    let mut world = World::new().await;
+    let (gone, there) = (world.running_bot().await, world.running_bot().await);
+    let deleted = world
+        .skep
+        .delete_bot(&gone, DeleteData::Remove, &admin())
+        .await
+        .unwrap();
+    deleted.operation.outcome().await.unwrap();
+    let kept = async |world: &World| (world.operations(&gone).await, world.operations(&there).await);
+    let all = kept(&world).await;
+    assert!(all.0 > 0 && all.1 > 0, "{all:?}");
+    for (days, left) in [(6, all), (8, (0, all.1)), (89, (0, all.1)), (91, (0, 0))] {
+        let marker = NewOperation {
+            id: format!("{days} days"),
+            bot_id: BotId::random(),
+            kind: "stop".to_owned(),
+            request: serde_json::json!({}),
+            requested_by: None,
+            request_id: None,
+            bot_status: None,
+            idempotency: None,
+        };
+        world.skep.store().insert_operation(&marker).await.unwrap();
+        let options = SqliteConnectOptions::new().filename(world.root.path().join("skep.db"));
+        let mut store = SqliteConnection::connect_with(&options).await.unwrap();
+        for (days, only) in [(days, ""), (91, marker.id.as_str())] {
+            let ended = (chrono::Utc::now() - chrono::TimeDelta::days(days)).timestamp_micros();
+            let aged = "UPDATE operations SET state = 'succeeded', finished_at = ?1 WHERE ?2 IN ('', id)";
+            let aged = sqlx::query(aged).bind(ended).bind(only);
+            aged.execute(&mut store).await.unwrap();
+        }
+        store.close().await.unwrap();
+        world.restart_within(LIMIT).await;
+        // It goes in the same comparison as the others.
+        until(|| async {
+            match world.skep.store().operation(&marker.id).await.unwrap() {
+                None => Ok(()),
+                Some(marker) => Err(format!("{marker:?}")),
+            }
+        })
+        .await;
+        assert_eq!(kept(&world).await, left, "after {days} days");
+    }
 }
