@@ -11,6 +11,8 @@ use skep_core::{AskedLimits, BotChange, Code, CreateRequest, DeleteData, EventBo
 use skep_names::ImageReference;
 use skep_runtime::{Runtime, RuntimeError};
 use skep_testkit::fake_runtime::{FAKE_IMAGE, FakeLayer, Verb};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
+use sqlx::{Connection, Executor};
 
 fn of_image(image: &str) -> CreateRequest {
     CreateRequest {
@@ -298,6 +300,41 @@ async fn a_failed_create_never_removes_a_layer_that_was_there() {
     );
     world.create(&bot).await.outcome().await.unwrap();
     assert_eq!(world.read(&bot, "/data/file").await, "kept");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_create_recorded_that_failed_after_that_is_kept_when_it_is_deleted() {
+    let world = World::new().await;
+    let options = SqliteConnectOptions::new().filename(world.root.path().join("skep.db"));
+    let mut store = SqliteConnection::connect_with(&options).await.unwrap();
+    for of_bot in [false, true] {
+        let bot = world.running_bot().await;
+        world.write(&bot, "/data/first", "of the backup").await;
+        world.preserve(&bot).await.unwrap();
+        let refuse = "CREATE TRIGGER refused BEFORE INSERT ON lifecycle_events WHEN NEW.event_type = 'create' \
+                      BEGIN SELECT RAISE(ABORT, 'told to'); END";
+        store.execute(refuse).await.unwrap();
+        let create = world.create(&bot).await;
+        assert_eq!(create.outcome().await.unwrap_err().code(), Code::StoreUnavailable);
+        store.execute("DROP TRIGGER refused").await.unwrap();
+        world.until_running(&bot).await;
+        assert_eq!(world.read(&bot, "/data/first").await, "of the backup");
+        world.write(&bot, "/data/second", "of the workspace").await;
+        let deleted = match of_bot {
+            false => world.skep.delete_workspace(&bot, DeleteData::Preserve, &admin()).await,
+            true => {
+                let deleted = world.skep.delete_bot(&bot, DeleteData::Preserve, &admin()).await;
+                deleted.map(|deleted| deleted.operation)
+            }
+        };
+        deleted.unwrap().outcome().await.unwrap();
+        let mut kept = world.skep.all_backups().await.unwrap();
+        kept.retain(|backup| backup.bot_id == bot);
+        assert!(
+            matches!(&kept[..], [one] if one.entries == Some(2) && one.verified),
+            "{kept:?}"
+        );
+    }
 }
 
 #[tokio::test]

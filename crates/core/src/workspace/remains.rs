@@ -35,7 +35,7 @@ const MADE_LATE: TimeDelta = TimeDelta::seconds(60);
 /// Whose own all is that is left of a workspace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Remains {
-    /// Of a create that began with nothing and failed.
+    /// Of a create that began with nothing and failed before it was recorded.
     OfCreate,
     /// Of a removal that failed after it had begun. Layers go after the container, the newest first: what is left of
     /// them is not what the workspace was.
@@ -81,8 +81,12 @@ impl Skep {
         }
     }
 
-    /// Of a create that began with nothing and failed.
+    /// Of a create that began with nothing and failed. One that was recorded before is a workspace, which may have been
+    /// used since.
     async fn remains_of_create(&self, bot: &BotId, create: &OperationRow) -> Result<Option<Remains>> {
+        if self.store().container(bot).await?.is_some() {
+            return Ok(None);
+        }
         let there = self.runtime().inspect(bot).await?;
         let is_of_it = there.is_none_or(|there| may_be_of(create.finished_at, &there));
         Ok(is_of_it.then_some(Remains::OfCreate))
