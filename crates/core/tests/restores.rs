@@ -436,6 +436,27 @@ async fn a_new_bot_gets_the_backup_that_was_looked_at_or_none() {
     assert_eq!(files.count(), before.len() + 1, "no mark is left");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_that_is_deleted_takes_no_row_along_of_one_that_is_being_made() {
+    let world = World::new().await;
+    let bot = with_backup_aside(&world).await;
+    let there = world.backups(&bot).await.remove(0);
+    let row = |created_at, size_bytes| BackupRow {
+        bot_id: bot.clone(),
+        created_at,
+        sha256: "0".repeat(64),
+        size_bytes,
+        entries: 1,
+        owner_user_id: "owner".to_owned(),
+        verified: true,
+    };
+    // As it is before its file has its name.
+    let made = row(there.created_at + chrono::TimeDelta::seconds(1), there.size_bytes + 1);
+    world.skep.store().put_backup(&made).await.unwrap();
+    world.skep.delete_backup(&bot, &there.name, None).await.unwrap();
+    assert_eq!(world.skep.store().backups(&bot).await.unwrap(), [made]);
+}
+
 async fn begin(world: &World, bot: &BotId, kind: &str) -> OperationHandle {
     let begun = match kind {
         "snapshot" => world.skep.take_snapshot(bot, ("", SOURCE_PRE_EXEC), &admin()).await,

@@ -75,7 +75,7 @@ impl Skep {
         point("backup.placed")?;
         let (of, keep) = (bot.clone(), self.settings().keep_backups);
         self.with_backups(move |files| files.drop_old(&of, keep)).await?;
-        self.forget_rows_without_files(bot).await
+        self.forget_rows_without_files(bot, |_| true).await
     }
 
     /// An archive of that `/data` that is no backup: it is gone when it is dropped, and after a crash.
@@ -209,7 +209,7 @@ impl Skep {
         let of = bot.clone();
         self.with_backups(move |files| files.remove_that(&of, Slot::Current, restored))
             .await?;
-        self.forget_rows_without_files(bot).await
+        self.forget_rows_without_files(bot, |_| true).await
     }
 
     async fn row(&self, bot: &BotId, identity: &Identity) -> Result<Option<BackupRow>> {
@@ -236,13 +236,22 @@ impl Skep {
         Ok(Some(row))
     }
 
-    pub(super) async fn forget_rows_without_files(&self, bot: &BotId) -> Result<()> {
+    /// The row of a backup that was removed, and no other: one that is being made has its row before its file.
+    pub(super) async fn forget_removed(&self, bot: &BotId, removed: Identity) -> Result<()> {
+        self.forget_rows_without_files(bot, |row| is_of(row, &removed)).await
+    }
+
+    pub(super) async fn forget_rows_without_files(
+        &self,
+        bot: &BotId,
+        may_go: impl Fn(&BackupRow) -> bool,
+    ) -> Result<()> {
         let of = bot.clone();
         let found = self.with_backups(move |files| files.list(Some(&of))).await?;
         let rows = self.store().backups(bot).await?;
         // A file whose time was lost still has its size: its row is needed to know it.
         let unknown = |one: &&Found| !rows.iter().any(|row| is_of(row, &one.identity));
-        for row in &rows {
+        for row in rows.iter().filter(|row| may_go(row)) {
             let has_file = found.iter().any(|one| is_of(row, &one.identity));
             let size = |one: &Found| one.identity.size_bytes == row.size_bytes;
             if !has_file && !found.iter().filter(unknown).any(size) {

@@ -122,7 +122,7 @@ impl Skep {
         if !removed.await? {
             return Err(is_another(name));
         }
-        self.forget_rows_without_files(bot).await
+        self.forget_removed(bot, looked_at).await
     }
 
     /// Refuses a backup that is another one than the caller means.
@@ -217,7 +217,7 @@ impl Skep {
             files.confirm_given(&of)
         })
         .await?;
-        self.forget_rows_without_files(bot).await
+        self.forget_rows_without_files(bot, |_| true).await
     }
 
     /// What was given to bots of which a crash may have made none. Only before any is made.
@@ -229,7 +229,7 @@ impl Skep {
             }
             let of = bot.clone();
             self.with_backups(move |files| files.take_given_back(&of)).await?;
-            self.forget_rows_without_files(&bot).await?;
+            self.forget_rows_without_files(&bot, |_| true).await?;
         }
         Ok(())
     }
