@@ -8,13 +8,13 @@ use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, StatxFlags};
 use rustix::io::Errno;
 
 use crate::attributes::{self, Attribute, Attributes};
 use crate::directories::{Descent, identity, kind, step};
 use crate::error::ArchiveError;
-use crate::hard_links::HardLinks;
+use crate::hard_links::{Birth, HardLinks};
 use crate::header::flag;
 use crate::sort::{Sorted, Sorter};
 use crate::sparse::{self, Segment};
@@ -243,8 +243,8 @@ impl<'a> Packer<'a> {
                 }
                 FileType::RegularFile => self.regular(parent, name, path)?,
                 FileType::Symlink => self.symlink(parent, name, &stat, path)?,
-                other => {
-                    self.special(other, &stat, path)?;
+                _ => {
+                    self.special(Place::Named(parent, name), &stat, path)?;
                     true
                 }
             };
@@ -300,12 +300,14 @@ impl<'a> Packer<'a> {
         Ok(())
     }
 
-    /// Adds a link to the entry that has the content already; `false`: this one is the first.
-    fn linked(&mut self, stat: &Stat, path: &[u8]) -> Result<bool, ArchiveError> {
+    /// Adds a link to the entry that has the content already; `false`: this one is the first, or it cannot be told.
+    fn linked(&mut self, place: Place<'_>, stat: &Stat, path: &[u8]) -> Result<bool, ArchiveError> {
         if stat.st_nlink < 2 {
             return Ok(false);
         }
-        let seen = self.links.seen(identity(stat), path);
+        let birth = birth(place, stat).map_err(|error| ArchiveError::io("look at", path, error))?;
+        let Some(birth) = birth else { return Ok(false) };
+        let seen = self.links.seen(identity(stat), birth, path);
         let Some(first) = seen.map_err(|error| ArchiveError::io("note the links of", path, error))? else {
             return Ok(false);
         };
@@ -324,7 +326,7 @@ impl<'a> Packer<'a> {
             Err(Errno::NOENT | Errno::INVAL) => return Ok(false),
             Err(error) => return Err(ArchiveError::io("read the link", path, error)),
         };
-        if !self.linked(stat, path)? {
+        if !self.linked(Place::Named(parent, name), stat, path)? {
             self.head(&Head {
                 flag: flag::SYMLINK,
                 link: &target,
@@ -334,7 +336,8 @@ impl<'a> Packer<'a> {
         Ok(true)
     }
 
-    fn special(&mut self, kind: FileType, stat: &Stat, path: &[u8]) -> Result<(), ArchiveError> {
+    fn special(&mut self, place: Place<'_>, stat: &Stat, path: &[u8]) -> Result<(), ArchiveError> {
+        let kind = kind(stat);
         let is_socket = kind == FileType::Socket;
         let goes_in = match self.options.special {
             Special::LeftOut => false,
@@ -346,7 +349,7 @@ impl<'a> Packer<'a> {
             return Ok(());
         }
         // Others may leave pipes out, and would look in vain for what a link leads to.
-        if self.options.special == Special::All && self.linked(stat, path)? {
+        if self.options.special == Special::All && self.linked(place, stat, path)? {
             return Ok(());
         }
         self.head(&Head {
@@ -360,19 +363,19 @@ impl<'a> Packer<'a> {
     fn regular(&mut self, parent: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<bool, ArchiveError> {
         // Not blocking: a pipe that took its place must not hold us up.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let file = match rustix::fs::openat(parent, name, flags, Mode::empty()) {
+            Ok(file) => file,
+            Err(Errno::NOENT | Errno::LOOP | Errno::NXIO | Errno::ISDIR) => return Ok(false),
+            Err(error) => return Err(ArchiveError::io("open", path, error)),
+        };
         for attempt in 1..=TRIES {
-            let file = match rustix::fs::openat(parent, name, flags, Mode::empty()) {
-                Ok(file) => file,
-                Err(Errno::NOENT) if attempt > 1 => break,
-                Err(Errno::NOENT | Errno::LOOP | Errno::NXIO | Errno::ISDIR) => return Ok(false),
-                Err(error) => return Err(ArchiveError::io("open", path, error)),
-            };
+            // The same file each time: what takes its name meanwhile is not what its other names are links to.
             let stat = rustix::fs::fstat(&file).map_err(|error| ArchiveError::io("look at", path, error))?;
             if kind(&stat) != FileType::RegularFile {
                 return Ok(false);
             }
             if attempt == 1 {
-                if self.linked(&stat, path)? {
+                if self.linked(Place::Open(file.as_fd()), &stat, path)? {
                     return Ok(true);
                 }
                 self.report.bytes += stat.st_size as u64;
@@ -449,6 +452,33 @@ impl<'a> Packer<'a> {
         }
         Ok(!is_short)
     }
+}
+
+/// Where a file was looked at.
+#[derive(Clone, Copy)]
+enum Place<'a> {
+    Open(BorrowedFd<'a>),
+    /// In a directory; no link is followed.
+    Named(BorrowedFd<'a>, &'a [u8]),
+}
+
+/// `None`: another file is in its place by now.
+fn birth(place: Place<'_>, stat: &Stat) -> rustix::io::Result<Option<Birth>> {
+    let wanted = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
+    let looked = match place {
+        Place::Open(file) => rustix::fs::statx(file, c"", AtFlags::EMPTY_PATH, wanted),
+        Place::Named(parent, name) => rustix::fs::statx(parent, name, AtFlags::SYMLINK_NOFOLLOW, wanted),
+    };
+    let looked = match looked {
+        Ok(looked) if looked.stx_ino == stat.st_ino => looked,
+        Ok(_) | Err(Errno::NOENT) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let has_birth = StatxFlags::from_bits_retain(looked.stx_mask).contains(StatxFlags::BTIME);
+    Ok(Some(match has_birth {
+        true => Birth::At(looked.stx_btime.tv_sec, looked.stx_btime.tv_nsec),
+        false => Birth::Unknown(looked.stx_mtime.tv_sec, looked.stx_mtime.tv_nsec, looked.stx_size),
+    }))
 }
 
 /// What is the same before and after, when nobody wrote to the file meanwhile.

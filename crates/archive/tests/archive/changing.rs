@@ -70,6 +70,31 @@ fn a_file_that_changes_once_is_read_again_and_is_whole() {
 }
 
 #[test]
+fn a_file_whose_name_another_takes_meanwhile_goes_in_under_all_its_names() {
+    let [from, to] = [(); 2].map(|()| tempfile::tempdir().expect("a directory"));
+    let path = large(from.path());
+    for name in ["same", "too"] {
+        fs::hard_link(&path, from.path().join(name)).expect("a link");
+    }
+    let next = from.path().join("0-next");
+    fs::write(&next, vec![b'c'; 1 << 20]).expect("a file");
+    let mut pieces = 0;
+    let (archive, changed) = packed_meanwhile(from.path(), Changing::Counted, || {
+        pieces += 1;
+        // Of the other one there are as many.
+        if pieces == 6 {
+            fs::rename(&next, &path).expect("renamed");
+        }
+    });
+    changed.expect("packed");
+    applied(to.path(), &archive, Trust::Ours).expect("unpacked");
+    for name in ["large", "same", "too"] {
+        let content = fs::read(to.path().join(name)).expect("there");
+        assert!(content == vec![b'a'; 1 << 20], "{name} has another file's content");
+    }
+}
+
+#[test]
 fn a_file_that_never_holds_is_counted_or_refused() {
     for changing in [Changing::Counted, Changing::Refused] {
         let [from, to] = [(); 2].map(|()| tempfile::tempdir().expect("a directory"));
