@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use skep_core::bridge::BridgePool;
-use skep_names::BotId;
+use skep_names::{BotId, container_id_for};
 use skep_runtime::containerd::{ContainerdRuntime, UserNamespaceMode};
 use skep_runtime::{BridgeEndpoint, CheckStatus, Limits, Runtime, RuntimeError};
 use skep_testkit::containerd_rig::{ContainerdRig, OciRuntime, RigOptions, as_runtime, instance_spec, until};
@@ -36,6 +36,7 @@ matrix! {
         a_hook_in_the_namespaces_is_no_root_of_the_host_and_has_no_variable_of_the_workspace,
         a_workspace_may_open_its_device_and_no_other_of_the_host,
         a_workspace_has_what_is_promised_and_nothing_more,
+        a_released_layer_that_another_client_stands_on_stops_no_release,
         crun_is_refused_where_it_would_drop_flags_of_the_root,
         limits_are_in_force_from_the_start_and_change_without_a_restart;
     on_1_6_with_runc: Installed, Runc =>
@@ -52,6 +53,7 @@ matrix! {
         a_workspace_has_what_is_promised_and_nothing_more,
         limits_are_in_force_from_the_start_and_change_without_a_restart;
     on_2_with_crun: V2, Crun =>
+        a_released_layer_that_another_client_stands_on_stops_no_release,
         a_workspace_may_open_its_device_and_no_other_of_the_host,
         a_workspace_has_what_is_promised_and_nothing_more,
         limits_are_in_force_from_the_start_and_change_without_a_restart;
@@ -440,4 +442,31 @@ async fn a_hook_in_the_namespaces_is_no_root_of_the_host_and_has_no_variable_of_
     assert_ne!(owner_uid, 0);
     assert_eq!(file.metadata().unwrap().uid(), owner_uid);
     rig.runtime().remove(&bot).await.unwrap();
+}
+
+async fn a_released_layer_that_another_client_stands_on_stops_no_release(options: RigOptions) {
+    let rig = ContainerdRig::start_with(options).await;
+    let (bot, runtime) = (BotId::random(), rig.runtime());
+    runtime.create(&instance_spec(&bot, &rig.image())).await.unwrap();
+    let layers = runtime.layers().unwrap();
+    let named = |role: &str| format!("{}-{role}", container_id_for(&bot));
+    let [below, first, second] = ["below", "first", "second"].map(named);
+    layers.commit(&bot, &below).await.unwrap();
+    for (name, back) in [(&first, named("first-back")), (&second, named("second-back"))] {
+        layers.commit(&bot, name).await.unwrap();
+        layers.stage(&bot, &back, &below).await.unwrap();
+        layers.swap(&bot, &back).await.unwrap();
+    }
+    rig.ctr(&["snapshots", "prepare", "of-another", &first]);
+    layers.release(&bot, &first).await.unwrap();
+    layers.release(&bot, &second).await.unwrap();
+    let side = async || -> Vec<String> {
+        let tree = layers.list(&bot).await.unwrap();
+        tree.side.into_iter().map(|layer| layer.name).collect()
+    };
+    assert_eq!(side().await, [first.as_str()]);
+    rig.ctr(&["snapshots", "rm", "of-another"]);
+    layers.release(&bot, &second).await.unwrap();
+    assert_eq!(side().await, Vec::<String>::new());
+    runtime.remove(&bot).await.unwrap();
 }

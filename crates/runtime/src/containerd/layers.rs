@@ -256,12 +256,28 @@ impl ContainerdRuntime {
         Ok(())
     }
 
-    /// Removes what nobody needs and nothing stands on.
+    /// Removes what nobody needs and nothing stands on. What cannot be removed, as others may have put a layer of theirs
+    /// on it, stays with all below it.
     async fn collect_released(&self, bot: &BotId) -> Result<()> {
         let records = self.records_of(bot, OVERLAYFS).await?;
         for name in collectable(bot, &records) {
-            self.remove_snapshot(OVERLAYFS, &name).await?;
-            failpoint::RELEASED_GONE.passed()?;
+        let mut staying: Vec<String> = Vec::new();
+            let stands_on_it = |above: &String| {
+                let above = find(&records, above);
+                above.and_then(|layer| layer.parent.as_deref()) == Some(name.as_str())
+            };
+            if staying.iter().any(stands_on_it) {
+                staying.push(name);
+                continue;
+            }
+            match self.remove_snapshot(OVERLAYFS, &name).await {
+                Ok(()) => failpoint::RELEASED_GONE.passed()?,
+                Err(error @ RuntimeError::Unavailable { .. }) => return Err(error),
+                Err(error) => {
+                    tracing::warn!(%bot, layer = name, %error, "a layer that nobody needs cannot be removed, and stays");
+                    staying.push(name);
+                }
+            }
         }
         Ok(())
     }
