@@ -270,35 +270,6 @@ async fn a_snapshot_that_fails_leaves_the_workspace_as_it_was() {
 }
 
 #[tokio::test]
-async fn what_a_snapshot_left_that_could_not_be_undone_is_released_by_the_next() {
-    let world = World::new().await;
-    let bot = world.running_bot().await;
-    write(&world, &bot, "kept".into()).await;
-    for verb in [Verb::Start, Verb::RemoveLayer] {
-        let faults = world.runtime.faults();
-        faults.fail_next(verb, RuntimeError::other("a fault", "told to"));
-    }
-    assert!(snapshot(&world, &bot, "").await.is_err());
-    assert_eq!(versions(&world, &bot).await, Vec::<u64>::new());
-    let left = unreleased(&world, &bot).await;
-    assert_eq!(left.len(), 1, "what this test is about: {left:?}");
-    world.start(&bot).await.unwrap();
-    let taken = snapshot(&world, &bot, "").await.unwrap();
-    assert_eq!(unreleased(&world, &bot).await, [taken.runtime_snapshot_name]);
-    assert_eq!(world.read(&bot, FILE).await, "kept");
-}
-
-/// Committed layers of the bot that somebody is said to need.
-async fn unreleased(world: &World, bot: &BotId) -> Vec<String> {
-    let tree = Layers::list(&world.runtime, bot).await.unwrap();
-    let all = tree.line.into_iter().chain(tree.side);
-    let own = skep_names::container_id_for(bot);
-    all.filter(|layer| layer.kind == LayerKind::Committed && !layer.is_released() && layer.name.starts_with(&own))
-        .map(|layer| layer.name)
-        .collect()
-}
-
-#[tokio::test]
 async fn a_rollback_that_a_crash_cut_off_is_carried_on() {
     let mut world = World::new().await;
     let bot = world.running_bot().await;

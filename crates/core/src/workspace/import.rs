@@ -46,13 +46,13 @@ impl Work {
         if let Err(error) = self.lived(event, noted).await {
             tracing::warn!(bot = %self.bot(), event, error = error.with_causes(), "missing in the history");
         }
-        let Err(error) = self.come_back(row).await else {
-            return;
-        };
-        tracing::warn!(bot = %self.bot(), error = error.with_causes(), "not running with its new data");
-        if let Err(error) = self.note_not_running(&error).await {
-            tracing::warn!(bot = %self.bot(), error = error.with_causes(), "left to reconcile");
+        if let Err(error) = self.come_back(row).await {
+            tracing::warn!(bot = %self.bot(), error = error.with_causes(), "not running with its new data");
+            if let Err(error) = self.note_not_running(&error).await {
+                tracing::warn!(bot = %self.bot(), error = error.with_causes(), "left to reconcile");
+            }
         }
+        self.release_abandoned(row).await;
     }
 
     /// The archive as it lies in the spool; how much of it was read is told.

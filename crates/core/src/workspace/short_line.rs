@@ -13,7 +13,7 @@ use crate::Code;
 use crate::error::{Error, Result};
 
 /// Note: layers of a line that was made shorter, old and new.
-const MERGED: &str = "merged";
+pub(super) const MERGED: &str = "merged";
 /// Note: the present is committed, and the workspace is on the layer above that.
 const COMMITTED: &str = "committed";
 /// Note: the workspace stands on a line that is short enough for an operation without a version.

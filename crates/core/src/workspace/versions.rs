@@ -5,11 +5,12 @@
 
 use serde_json::{Value, json};
 use skep_names::container_id_for;
-use skep_runtime::{LayerKind, LayerRecord, Layers};
+use skep_runtime::{LayerKind, LayerRecord, Layers, RuntimeError};
 use skep_store::{ContainerRow, Desired, NewVersion, OperationState, VersionRow};
 
 use super::lanes::Origin;
 use super::request::SnapshotPlan;
+use super::short_line::MERGED;
 use super::state::Event;
 use super::work::Work;
 use crate::error::{Error, Result};
@@ -21,7 +22,11 @@ const TARGET: &str = "target";
 /// Note: the version that holds the present already, so that nothing is to be saved.
 const SAVED: &str = "saved_version";
 /// Layers of these roles are nobody's state once their operation has ended, unless they are a version.
-const OF_NO_USE_LATER: [&str; 3] = ["snapshot", "kept", "rebased"];
+const OF_NO_USE_LATER: [&str; 4] = ["snapshot", "kept", "rebased", "base"];
+/// So many operations are looked back for layers that were to be let go.
+const LOOKED_BACK: u32 = 64;
+/// Of the id of an operation, in the names of its layers.
+const OPERATION_ID_LENGTH: usize = uuid::fmt::Hyphenated::LENGTH;
 /// Note: layers of versions that were forgotten, to be released.
 const FORGOTTEN: &str = "forgotten";
 
@@ -44,9 +49,7 @@ impl Work {
         self.come_back(&row).await?;
         self.settle()?;
         let version = self.step("version", self.record_version(&row, &kept, plan)).await?;
-        self.use_merged(&row, &merged).await?;
-        self.drop_surplus(&row).await?;
-        self.release_abandoned(&row).await;
+        self.tidy_up(&row, &merged).await?;
         Ok(Outcome::Snapshot(TakenSnapshot::from(version)))
     }
 
@@ -84,8 +87,7 @@ impl Work {
         let saved_version = self
             .step("version", self.record_rollback(&row, &saved_name, version))
             .await?;
-        self.use_merged(&row, &merged).await?;
-        self.drop_surplus(&row).await?;
+        self.tidy_up(&row, &merged).await?;
         Ok(Outcome::RolledBack { version, saved_version })
     }
 
@@ -139,8 +141,33 @@ impl Work {
                 .await?)
         })
         .await?;
-        self.step("release", self.release(&name)).await?;
+        self.put_off(self.step("release", self.release(&name)).await)?;
+        self.release_abandoned(&row).await;
         Ok(Outcome::Done)
+    }
+
+    async fn tidy_up(&self, row: &ContainerRow, merged: &[(String, String)]) -> Result<()> {
+        let tidied = async {
+            self.use_merged(row, merged).await?;
+            self.drop_surplus(row).await
+        };
+        self.put_off(tidied.await)?;
+        self.release_abandoned(row).await;
+        Ok(())
+    }
+
+    /// The version is recorded, or forgotten: whatever fails after that, an answer that it failed would not be true.
+    ///
+    /// # Errors
+    /// That the runtime is away: it goes on when that is back.
+    fn put_off(&self, tidied: Result<()>) -> Result<()> {
+        match tidied {
+            Err(error) if !self.is_cut_off_by(&error) => {
+                tracing::warn!(bot = %self.bot(), error = error.with_causes(), "layers that nobody needs stay for now");
+                Ok(())
+            }
+            tidied => tidied,
+        }
     }
 
     /// After a failure, or when it was called off: no half of a change stays, and the workspace is as it was wanted.
@@ -174,15 +201,7 @@ impl Work {
     pub(super) async fn release_what_is_left(&self, row: &ContainerRow) -> Result<()> {
         let recorded = self.store().versions(&row.container_id).await?;
         let is_version = |name: &str| recorded.iter().any(|version| version.runtime_snapshot_name == name);
-        let replaced = self.shorten(None).await?;
-        let replaced = replaced
-            .iter()
-            .filter(|(_, new)| is_version(new))
-            .map(|(old, _)| old.clone());
-        let forgotten = self.noted(FORGOTTEN).unwrap_or_default();
-        let forgotten = forgotten.as_array().cloned().unwrap_or_default();
-        let forgotten = forgotten.iter().filter_map(Value::as_str).map(str::to_owned);
-        let left: Vec<String> = replaced.chain(forgotten).filter(|name| !is_version(name)).collect();
+        let left = of_no_use_later(&self.all_notes(), is_version)?;
         for name in left.iter().rev() {
             self.release(name).await?;
         }
@@ -231,47 +250,72 @@ impl Work {
         Ok(())
     }
 
-    /// What earlier operations committed that failed and could not be undone either. Else it would never be merged, and
-    /// would grow the line for good. What fails here is tried again by the next snapshot.
-    async fn release_abandoned(&self, row: &ContainerRow) {
-        let released = async {
-            let tree = self.layers()?.list(self.bot()).await?;
-            let recorded = self.store().versions(&row.container_id).await?;
-            let is_version = |name: &str| recorded.iter().any(|version| version.runtime_snapshot_name == name);
-            let all = tree.line.iter().chain(&tree.side);
-            for layer in all.filter(|layer| self.may_be_left(layer) && !is_version(&layer.name)) {
-                if !self.was_given_up(layer).await? {
-                    continue;
-                }
-                tracing::warn!(bot = %self.bot(), layer = layer.name, "a layer that a failed operation left is released");
-                self.release(&layer.name).await?;
-            }
-            Ok::<_, Error>(())
-        };
-        if let Err(error) = released.await {
-            tracing::warn!(bot = %self.bot(), error = error.with_causes(), "what failed operations left stays for now");
+    /// What earlier operations left that could not be undone or tidied up. Else it would stay for good, and committed
+    /// layers would grow the line. What fails here is tried again by the next one that is kept, gone back to or put in.
+    pub(super) async fn release_abandoned(&self, row: &ContainerRow) {
+        if let Err(error) = self.try_to_release_abandoned(row).await {
+            tracing::warn!(bot = %self.bot(), error = error.with_causes(), "what earlier operations left stays for now");
         }
     }
 
-    /// By its kind and its role.
-    fn may_be_left(&self, layer: &LayerRecord) -> bool {
-        layer.kind == LayerKind::Committed
-            && !layer.is_released()
-            && OF_NO_USE_LATER
-                .iter()
-                .any(|role| layer.name.ends_with(&format!("-{role}")))
+    async fn try_to_release_abandoned(&self, row: &ContainerRow) -> Result<()> {
+        let layers = self.layers()?;
+        let tree = layers.list(self.bot()).await?;
+        let recorded = self.store().versions(&row.container_id).await?;
+        let is_version = |name: &str| recorded.iter().any(|version| version.runtime_snapshot_name == name);
+        let mut of_no_use = Vec::new();
+        let operations = self.store().operations(self.bot(), LOOKED_BACK).await?;
+        for operation in operations.iter().filter(|one| one.finished_at.is_some()) {
+            of_no_use.extend(of_no_use_later(&operation.notes, is_version)?);
+        }
+        // The workspace's own is none of them.
+        let below = tree.line.iter().skip(1);
+        let mut left = Vec::new();
+        for layer in below.chain(&tree.side) {
+            if is_version(&layer.name) || layer.is_released() {
+                continue;
+            }
+            let is_of_no_use = layer.kind == LayerKind::Committed && of_no_use.contains(&layer.name);
+            if is_of_no_use || self.was_given_up(layer).await? {
+                left.push(layer);
+            }
+        }
+        // First: what one of these stands on goes only when it is gone.
+        left.sort_by_key(|layer| layer.kind == LayerKind::Committed);
+        for layer in left {
+            tracing::warn!(bot = %self.bot(), layer = layer.name, "a layer that an earlier operation left is let go");
+            let gone = match layer.kind {
+                LayerKind::Committed => layers.release(self.bot(), &layer.name).await,
+                LayerKind::Active => layers.discard(self.bot(), &layer.name).await,
+            };
+            match gone {
+                Ok(()) => {}
+                Err(error @ RuntimeError::Unavailable { .. }) => return Err(error.into()),
+                Err(error) => tracing::warn!(bot = %self.bot(), layer = layer.name, %error, "it stays for now"),
+            }
+        }
+        Ok(())
     }
 
-    /// By the journal. That no version names a layer says little: the versions of a store that was put back from an older
-    /// copy are missing, and their layers are wanted.
+    /// Whether the operation that made this layer failed, and by its role it is nobody's state then. By the journal: that
+    /// no version names a layer says little, as the versions of a store that was put back from an older copy are missing,
+    /// and their layers are wanted. What a rollback saved is never meant.
     async fn was_given_up(&self, layer: &LayerRecord) -> Result<bool> {
         let bots_own = format!("{}-", container_id_for(self.bot()));
-        let operation = layer
-            .name
-            .strip_prefix(&bots_own)
-            .and_then(|rest| rest.rsplit_once('-'))
-            .map(|(operation, _role)| operation);
-        let Some(operation) = operation else { return Ok(false) };
+        let name = layer.name.strip_prefix(&bots_own);
+        let Some((operation, role)) = name.and_then(|name| name.split_at_checked(OPERATION_ID_LENGTH)) else {
+            return Ok(false);
+        };
+        let may_be_left = match layer.kind {
+            LayerKind::Committed => {
+                let role = role.strip_prefix('-').unwrap_or_default();
+                OF_NO_USE_LATER.contains(&role) || role.strip_prefix("merged-").is_some_and(is_number)
+            }
+            LayerKind::Active => layer.is_staged(),
+        };
+        if !may_be_left {
+            return Ok(false);
+        }
         let operation = self.store().operation(operation).await?;
         Ok(operation.is_some_and(|one| matches!(one.state, OperationState::Failed | OperationState::Cancelled)))
     }
@@ -415,4 +459,22 @@ impl Work {
     pub(super) async fn release(&self, name: &str) -> Result<()> {
         Ok(self.layers()?.release(self.bot(), name).await?)
     }
+}
+
+fn is_number(text: &str) -> bool {
+    text.parse::<u64>().is_ok()
+}
+
+/// What an operation noted of layers that nobody needs: their version was forgotten, or is another layer by now. In the
+/// order they were made.
+fn of_no_use_later(notes: &Value, is_version: impl Fn(&str) -> bool) -> Result<Vec<String>> {
+    let reading = |error| Error::internal("reading a note", error);
+    let noted = |name: &str| notes.get(name).cloned().unwrap_or_else(|| json!([]));
+    let merged: Vec<(String, String)> = serde_json::from_value(noted(MERGED)).map_err(reading)?;
+    let forgotten: Vec<String> = serde_json::from_value(noted(FORGOTTEN)).map_err(reading)?;
+    let replaced = merged
+        .into_iter()
+        .filter(|(_, new)| is_version(new))
+        .map(|(old, _)| old);
+    Ok(replaced.chain(forgotten).filter(|name| !is_version(name)).collect())
 }

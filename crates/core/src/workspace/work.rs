@@ -81,7 +81,7 @@ impl Work {
         notes.get(name).cloned()
     }
 
-    fn all_notes(&self) -> Value {
+    pub(super) fn all_notes(&self) -> Value {
         Value::Object(self.notes.lock().unwrap_or_else(PoisonError::into_inner).clone())
     }
 
