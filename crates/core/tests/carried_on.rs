@@ -5,8 +5,9 @@ mod harness;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
-use harness::{LIMIT, World, failure, until};
+use harness::{LIMIT, World, admin, failure, until};
 use serde_json::{Value, json};
+use skep_core::RestoreRequest;
 use skep_names::BotId;
 use skep_runtime::Runtime;
 use skep_store::{BotStatus, EventRow, NewOperation};
@@ -181,6 +182,53 @@ async fn the_end_of_a_delete_that_failed_removes_no_workspace_that_was_made_mean
     world.restart_within(LIMIT).await;
     world.until_succeeded(&id).await;
     assert_eq!(world.read(&bot, "/data/file").await, "kept");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_that_was_in_place_before_a_crash_needs_its_backup_no_more() {
+    for by_name in [true, false] {
+        let mut world = World::new().await;
+        let bot = world.running_bot().await;
+        world.write(&bot, "/data/file", "kept").await;
+        world.preserve(&bot).await.unwrap();
+        world.create_with(&bot, Some(false)).await;
+        let backup = world.backups(&bot).await.remove(0);
+        let request = RestoreRequest {
+            name: by_name.then(|| backup.name.clone()),
+            ..RestoreRequest::default()
+        };
+        // The workspace is on the new layer when it is started.
+        let before = world.runtime.faults().calls(Verb::Swap);
+        let hold = world.runtime.faults().hold(Verb::Start);
+        let restore = world.skep.restore_data(&bot, request, &admin()).await.unwrap();
+        let id = restore.id().to_owned();
+        let starts = world.runtime.faults().calls(Verb::Start);
+        until(|| async {
+            match world.runtime.faults().calls(Verb::Start) > starts {
+                true => Ok(()),
+                false => Err("it is not started again yet".to_owned()),
+            }
+        })
+        .await;
+        assert!(world.runtime.faults().calls(Verb::Swap) > before);
+        // It crashed before it could note that.
+        let notes = world.skep.store().operation(&id).await.unwrap().unwrap().notes;
+        let mut notes = notes.as_object().unwrap().clone();
+        notes.remove("changed").unwrap();
+        let store = world.skep.store();
+        store.set_operation_step(&id, "adopt", &notes.into()).await.unwrap();
+        std::fs::remove_file(world.file_of(&backup.name)).unwrap();
+        let legacy = world.root.path().join("bots").join(bot.as_str());
+        std::fs::create_dir_all(&legacy).unwrap();
+        std::fs::write(legacy.join("file"), "never put in").unwrap();
+        world.crash().await;
+        drop(hold);
+        world.until_succeeded(&id).await;
+        assert_eq!(world.read(&bot, "/data/file").await, "kept");
+        // The backup won over it, or nobody asked for either.
+        let superseded = legacy.with_file_name(format!("{bot}.superseded"));
+        assert_eq!((legacy.exists(), superseded.exists()), (by_name, !by_name));
+    }
 }
 
 #[tokio::test]

@@ -50,12 +50,26 @@ impl Work {
             })
             .await?;
         }
-        self.settle()?;
         // Also when it was adopted before a crash: one that was cut off is brought to its end.
-        self.step("adopt", async { Ok(layers.adopt_change(bot, operation).await?) })
-            .await?;
+        self.adopt_change().await?;
         let noted = self.noted(APPLIED).unwrap_or_default();
         serde_json::from_value(noted).map_err(|error| Error::internal("reading a note", error))
+    }
+
+    /// Whether the workspace is on what was put into the layer beside.
+    pub(super) async fn is_change_adopted(&self) -> Result<bool> {
+        let layers = self.skep().changeable_layers()?;
+        Ok(layers.is_adopted(self.bot(), self.hub().id()).await?)
+    }
+
+    /// Puts the workspace onto what was put into the layer beside. Repeatable.
+    pub(super) async fn adopt_change(&self) -> Result<()> {
+        let layers = self.skep().changeable_layers()?;
+        self.settle()?;
+        self.step("adopt", async {
+            Ok(layers.adopt_change(self.bot(), self.hub().id()).await?)
+        })
+        .await
     }
 
     /// After a change that failed: no half of it stays, and what is wanted running runs again.

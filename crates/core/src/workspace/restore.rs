@@ -7,6 +7,7 @@ use futures::StreamExt;
 use serde_json::json;
 use skep_runtime::Layers;
 use skep_runtime::layer_access::{Apply, ApplyMode, ArchiveFormat, ArchiveStream, DataPlace, Pack, Trust};
+use skep_store::ContainerRow;
 
 use super::preserved::{Preserved, PutBack};
 use super::request::{CreatePlan, PreservedData, RestoreRequest};
@@ -53,25 +54,34 @@ impl Work {
         let row = self.row_or_adopted().await?;
         self.step("container", self.ensure_container(&row)).await?;
         if self.noted(CHANGED).is_none() {
-            let preserved = self.step("verify", self.asked_for(request)).await?;
-            if let Some(warning) = preserved.warning() {
-                tracing::warn!(bot = %self.bot(), warning, "not all of a backup comes back");
+            // What was put in place before a crash may not be kept anywhere else by now.
+            match self.is_change_adopted().await? {
+                true => self.adopt_change().await?,
+                false => self.change_to_what_is_kept(&row, request).await?,
             }
-            if request.name.is_none() {
-                self.note_put_back(&preserved)?;
-            }
-            let (archive, trust) = self.archive_of(&preserved).await?;
-            let apply = Apply {
-                mode: request.mode.into(),
-                trust,
-            };
-            self.change_data(&row, async { Ok(archive) }, apply).await?;
             self.note(CHANGED, true);
         }
         self.is_in_place(&row, ("restore", &json!({ "backup": request.name })))
             .await;
         self.release_put_back().await?;
         Ok(Outcome::Done)
+    }
+
+    async fn change_to_what_is_kept(&self, row: &ContainerRow, request: &RestoreRequest) -> Result<()> {
+        let preserved = self.step("verify", self.asked_for(request)).await?;
+        if let Some(warning) = preserved.warning() {
+            tracing::warn!(bot = %self.bot(), warning, "not all of a backup comes back");
+        }
+        if request.name.is_none() {
+            self.note_put_back(&preserved)?;
+        }
+        let (archive, trust) = self.archive_of(&preserved).await?;
+        let apply = Apply {
+            mode: request.mode.into(),
+            trust,
+        };
+        self.change_data(row, async { Ok(archive) }, apply).await?;
+        Ok(())
     }
 
     /// What is to be put back; a damaged one is set aside and refused.
