@@ -21,6 +21,7 @@ use super::client::failed;
 use super::layer::record;
 use super::lease::Lease;
 use super::upper::Upper;
+use super::usage::COUNT_LIMIT;
 use super::{ContainerdRuntime, OVERLAYFS};
 use crate::images::LABEL_IMAGE;
 use crate::layers::{
@@ -106,7 +107,7 @@ impl ContainerdRuntime {
                 key,
                 labels,
             };
-            let request = lease.under(self.client.request(request));
+            let request = lease.under(self.client.request_within(request, COUNT_LIMIT));
             let committed = self.client.snapshots().commit(request).await;
             committed.map_err(|status| failed(format!("committing the layer {name}"), status))?;
             failpoint::PRESENT_COMMITTED.passed()?;
@@ -260,8 +261,8 @@ impl ContainerdRuntime {
     /// on it, stays with all below it.
     async fn collect_released(&self, bot: &BotId) -> Result<()> {
         let records = self.records_of(bot, OVERLAYFS).await?;
-        for name in collectable(bot, &records) {
         let mut staying: Vec<String> = Vec::new();
+        for name in collectable(bot, &records) {
             let stands_on_it = |above: &String| {
                 let above = find(&records, above);
                 above.and_then(|layer| layer.parent.as_deref()) == Some(name.as_str())

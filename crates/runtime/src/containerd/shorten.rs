@@ -14,6 +14,7 @@ use super::client::failed;
 use super::lease::Lease;
 use super::merge::merge;
 use super::turns::Turn;
+use super::usage::COUNT_LIMIT;
 use super::{ContainerdRuntime, OVERLAYFS};
 use crate::images::LABEL_IMAGE;
 use crate::layers::{LABEL_RELEASED, LABEL_SEQUENCE, LABEL_SET, LABEL_STAGED, Merge, plan_of_merges};
@@ -146,7 +147,7 @@ impl ContainerdRuntime {
             key: key.to_owned(),
             labels: wanted.labels.clone(),
         };
-        let request = lease.under(self.client.request(request));
+        let request = lease.under(self.client.request_within(request, COUNT_LIMIT));
         let committed = self.client.snapshots().commit(request).await;
         committed.map_err(|status| failed(format!("committing the layer {}", wanted.name), status))?;
         failpoint::MERGE_COMMITTED.passed()

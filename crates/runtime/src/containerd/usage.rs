@@ -12,8 +12,9 @@ use super::client::failed;
 use super::{ContainerdRuntime, not_running};
 use crate::{Result, RuntimeError, StorageHeld, Usage, cgroup, counters, free_space, nameless};
 
-/// containerd walks through every file of an active layer: one with millions of them takes minutes.
-const COUNT_LIMIT: Duration = Duration::from_secs(600);
+/// containerd walks through every file of an active layer, to count and to commit it: one with millions of them takes
+/// minutes.
+pub(super) const COUNT_LIMIT: Duration = Duration::from_secs(600);
 
 impl ContainerdRuntime {
     /// The counters of a workspace that runs.
