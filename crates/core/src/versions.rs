@@ -69,6 +69,7 @@ pub struct SnapshotItem {
     pub runtime_snapshot_name: String,
     pub parent: Option<String>,
     pub kind: LayerKind,
+    /// Of a version, when it was taken.
     pub created_at: DateTime<Utc>,
     pub updated_at: DateTime<Utc>,
     pub labels: BTreeMap<String, String>,
@@ -250,7 +251,8 @@ fn item(snapshotter: &str, layer: LayerRecord, version: Option<&VersionRow>) -> 
         runtime_snapshot_name: layer.name,
         parent: layer.parent,
         kind: layer.kind,
-        created_at: layer.created_at,
+        // A merge makes its layer anew.
+        created_at: version.map_or(layer.created_at, |version| version.created_at),
         updated_at: layer.updated_at,
         labels: layer.labels,
         source: version.map_or_else(|| SOURCE_IMAGE_LAYER.to_owned(), |version| version.source.clone()),

@@ -415,6 +415,35 @@ async fn a_workspace_is_used_while_layers_below_it_are_merged() {
     }
     delete(&world, &bot, 2).await.unwrap();
     let (hold, before) = (
+#[tokio::test]
+async fn a_version_was_made_when_it_was_also_after_a_merge_made_its_layer_anew() {
+    let world = World::with(|settings| settings.versions.merge_over = 3).await;
+    let bot = world.running_bot().await;
+    for number in 1..=3 {
+        write(&world, &bot, format!("{number}")).await;
+        snapshot(&world, &bot, "").await.unwrap();
+    }
+    delete(&world, &bot, 2).await.unwrap();
+    let managed = async || {
+        let list = world.skep.snapshots(&bot, None).await.unwrap();
+        let managed = list.snapshots.into_iter().filter(|item| item.managed);
+        managed.collect::<Vec<SnapshotItem>>()
+    };
+    let before = managed().await;
+    snapshot(&world, &bot, "").await.unwrap();
+    let after = managed().await;
+    let is_anew =
+        |(one, other): (&SnapshotItem, &SnapshotItem)| one.runtime_snapshot_name != other.runtime_snapshot_name;
+    assert!(before.iter().zip(&after).any(is_anew), "what this test is about");
+    let shown =
+        |items: &[SnapshotItem]| -> Vec<_> { items.iter().map(|item| (item.version, item.created_at)).collect() };
+    assert_eq!(shown(&before), shown(&after)[..2]);
+    assert_eq!(after[2].version, Some(4), "{after:?}");
+    let rows = world.skep.store().versions(&format!("workspace-{bot}")).await.unwrap();
+    let rows: Vec<_> = rows.iter().map(|row| (Some(row.version), row.created_at)).collect();
+    assert_eq!(shown(&after), rows);
+}
+
         world.runtime.faults().hold(Verb::Merge),
         world.runtime.faults().calls(Verb::Merge),
     );
