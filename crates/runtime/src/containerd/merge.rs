@@ -1,5 +1,6 @@
 //! Several layers made into one that means the same, by hard links: no byte of a file is copied, but of one whose names
-//! would have more links than its file system allows. All names of such a file are links to one copy.
+//! would have more links than its file system allows. All names of such a file are links to one copy; of a link, a pipe
+//! or a socket, which have no content, each name that finds no room is one of its own.
 //!
 //! A layer is a directory as overlayfs writes it: a character device 0:0 hides the name below, a directory with the
 //! attribute `trusted.overlay.opaque` hides all of that directory below. The sources are committed and never change,
@@ -9,7 +10,7 @@ use std::collections::{HashMap, HashSet};
 use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, SeekFrom, Stat, Timestamps, Uid, XattrFlags};
@@ -146,6 +147,7 @@ impl<'a> Links<'a> {
                 self.full.insert(inode);
                 Ok(())
             }
+            Err(Errno::MLINK) => make_anew(source, name, stat, target),
             linked => Ok(linked?),
         }
     }
@@ -196,6 +198,43 @@ impl<'a> Links<'a> {
     }
 }
 
+/// What has no content, with its owner, mode, attributes and times.
+fn make_anew(source: &OwnedFd, name: &CStr, stat: &Stat, target: &OwnedFd) -> io::Result<()> {
+    let kind = FileType::from_raw_mode(stat.st_mode);
+    let is_link = kind == FileType::Symlink;
+    match is_link {
+        true => rustix::fs::symlinkat(&rustix::fs::readlinkat(source, name, Vec::new())?, target, name)?,
+        false => rustix::fs::mknodat(target, name, kind, Mode::empty(), stat.st_rdev)?,
+    }
+    let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
+    rustix::fs::chownat(target, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+    if !is_link {
+        rustix::fs::chmodat(target, name, Mode::from_raw_mode(stat.st_mode), AtFlags::empty())?;
+    }
+    // Neither can be opened to be asked.
+    let (from, to) = (path_of(source, name)?, path_of(target, name)?);
+    let kept = attributes_by(
+        |names| rustix::fs::llistxattr(&from, names),
+        |attribute, value| rustix::fs::lgetxattr(&from, attribute, value),
+    )?;
+    for (attribute, value) in kept {
+        rustix::fs::lsetxattr(&to, &attribute, &value, XattrFlags::empty())?;
+    }
+    Ok(rustix::fs::utimensat(
+        target,
+        name,
+        &times(stat),
+        AtFlags::SYMLINK_NOFOLLOW,
+    )?)
+}
+
+/// For calls that take a path alone.
+fn path_of(directory: &OwnedFd, name: &CStr) -> io::Result<CString> {
+    let mut path = format!("/proc/self/fd/{}/", directory.as_raw_fd()).into_bytes();
+    path.extend_from_slice(name.to_bytes());
+    CString::new(path).map_err(io::Error::other)
+}
+
 fn own(file: &OwnedFd, stat: &Stat) -> io::Result<()> {
     let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
     rustix::fs::fchown(file, Some(uid), Some(gid))?;
@@ -203,11 +242,14 @@ fn own(file: &OwnedFd, stat: &Stat) -> io::Result<()> {
 }
 
 fn set_times(file: &OwnedFd, stat: &Stat) -> io::Result<()> {
-    let times = Timestamps {
+    Ok(rustix::fs::futimens(file, &times(stat))?)
+}
+
+fn times(stat: &Stat) -> Timestamps {
+    Timestamps {
         last_access: accessed(stat),
         last_modification: modified(stat),
-    };
-    Ok(rustix::fs::futimens(file, &times)?)
+    }
 }
 
 /// A layer may have a file's attributes alone, when it was mounted by others: its content is in the layer below, and the
@@ -321,13 +363,23 @@ fn is_opaque(directory: &OwnedFd) -> io::Result<bool> {
 }
 
 fn attributes(directory: &OwnedFd) -> io::Result<Vec<(CString, Vec<u8>)>> {
+    attributes_by(
+        |names| rustix::fs::flistxattr(directory, names),
+        |name, value| rustix::fs::fgetxattr(directory, name, value),
+    )
+}
+
+fn attributes_by(
+    list: impl FnOnce(&mut [u8]) -> rustix::io::Result<usize>,
+    get: impl Fn(&CStr, &mut [u8]) -> rustix::io::Result<usize>,
+) -> io::Result<Vec<(CString, Vec<u8>)>> {
     let mut names = vec![0; ATTRIBUTE_BYTES];
-    let length = rustix::fs::flistxattr(directory, &mut names)?;
+    let length = list(&mut names)?;
     let mut found = Vec::new();
     for name in names[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
         let name = CString::new(name).map_err(io::Error::other)?;
         let mut value = vec![0; ATTRIBUTE_BYTES];
-        let length = rustix::fs::fgetxattr(directory, &name, &mut value)?;
+        let length = get(&name, &mut value)?;
         value.truncate(length);
         found.push((name, value));
     }

@@ -209,6 +209,35 @@ fn copied_once(link: Link) {
 }
 
 #[test]
+fn what_has_no_content_and_can_have_no_more_links_is_made_anew() {
+    let mut stack = Stack::new();
+    stack.write("ln -s nowhere link; mkfifo pipe; chown -h 7:8 link pipe; chmod 4751 pipe; touch -h -d @1.5 link pipe");
+    let layer = stack.layers[1].clone();
+    let socket = std::os::unix::net::UnixListener::bind(layer.join("socket")).unwrap();
+    drop(socket);
+    for name in ["link", "pipe", "socket"] {
+        let kept = rustix::fs::lsetxattr(layer.join(name), c"trusted.kept", name.as_bytes(), XattrFlags::empty());
+        kept.unwrap();
+        std::fs::hard_link(layer.join(name), layer.join(format!("{name}-too"))).unwrap();
+    }
+    let expected = stack.seen(&stack.layers);
+    let merged = stack.directory("merged");
+    // One of the two names finds room.
+    let mut links = Links::new(link_to::<3>, &|| true);
+    links
+        .merge(std::slice::from_ref(&layer), &open(&merged).unwrap())
+        .unwrap();
+    for name in ["link", "pipe", "socket"] {
+        for name in [name.to_owned(), format!("{name}-too")] {
+            let mut value = [0; 16];
+            let length = rustix::fs::lgetxattr(merged.join(&name), c"trusted.kept", &mut value).unwrap();
+            assert!(name.as_bytes().starts_with(&value[..length]), "{name}");
+        }
+    }
+    assert_eq!(stack.seen(&[stack.layers[0].clone(), merged]), expected);
+}
+
+#[test]
 fn a_merge_that_nobody_wants_any_more_ends_at_the_next_entry_or_piece() {
     let (stack, layer) = of_many_names();
     let asked = std::cell::Cell::new(0);
