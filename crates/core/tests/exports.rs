@@ -3,6 +3,7 @@
 mod harness;
 
 use std::fs;
+use std::time::Duration;
 
 use futures::StreamExt;
 use harness::{LIMIT, World, admin, until};
@@ -61,11 +62,29 @@ async fn a_removal_does_not_wait_for_whoever_takes_an_export() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_waits_for_one_who_takes_it() {
     let world = World::new().await;
-    let (bot, archive) = begun(&world).await;
-    let held = world.runtime.faults().hold(Verb::Start);
+    let (bot, mut archive) = begun(&world).await;
+    let starts = world.runtime.faults().calls(Verb::Start);
     let started = world.skep.start_workspace(&bot, &admin()).await.unwrap();
+    until(|| async {
+        let row = world.skep.store().operation(started.id()).await.unwrap();
+        match row.is_some_and(|row| row.step == "start") {
+            true => Ok(()),
+            false => Err("it has not come to its start yet".to_owned()),
+        }
+    })
+    .await;
+    // As long as there is more than is read before it is taken; one that does not wait has time to be seen.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let mut taken_bytes = 0;
+    while taken_bytes < LARGE_BYTES / 2 {
+        assert_eq!(world.runtime.faults().calls(Verb::Start), starts, "it did not wait");
+        match archive.next().await {
+            Some(Ok(Piece::Data(data))) => taken_bytes += data.len(),
+            other => panic!("{other:?}"),
+        }
+    }
     let end = end_of(archive).await;
     assert!(matches!(end, Ok(Piece::End { .. })), "{end:?}");
-    drop(held);
     started.outcome().await.unwrap();
+    assert_eq!(world.runtime.faults().calls(Verb::Start), starts + 1);
 }

@@ -571,10 +571,7 @@ async fn a_layer_that_stays_below_a_line_that_stays_long_is_let_go_after_a_crash
     world.until_succeeded(&operation).await;
     let layers = world.runtime.layers().unwrap().list(&bot).await.unwrap();
     let kept = format!("{operation}-kept");
-    let mut kept = layers
-        .line
-        .iter()
-        .chain(&layers.side)
-        .filter(|layer| layer.name.ends_with(&kept));
-    assert!(kept.all(|layer| layer.is_released()), "{layers:?}");
+    let mut all = layers.line.iter().chain(&layers.side);
+    let kept = all.find(|layer| layer.name.ends_with(&kept));
+    assert!(kept.is_some_and(|layer| layer.is_released()), "{layers:?}");
 }

@@ -247,11 +247,21 @@ async fn a_delete_of_the_workspace_takes_its_versions_along() {
 }
 
 #[tokio::test]
-async fn a_snapshot_that_fails_leaves_the_workspace_as_it_was() {
+async fn a_snapshot_or_a_rollback_that_fails_leaves_the_workspace_as_it_was() {
     let world = World::new().await;
     let bot = world.running_bot().await;
     write(&world, &bot, "kept".into()).await;
     snapshot(&world, &bot, "").await.unwrap();
+    for verb in [Verb::Stop, Verb::Commit] {
+        write(&world, &bot, format!("before {verb:?}")).await;
+        let layers = names(&world, &bot).await;
+        let fault = RuntimeError::other("a fault", "told to");
+        world.runtime.faults().fail_next(verb, fault);
+        assert!(snapshot(&world, &bot, "").await.is_err(), "{verb:?}");
+        assert_eq!(world.read(&bot, FILE).await, format!("before {verb:?}"));
+        assert_eq!(versions(&world, &bot).await, [1], "{verb:?}");
+        assert_eq!(names(&world, &bot).await, layers, "{verb:?}");
+    }
     for verb in [Verb::Commit, Verb::Stage, Verb::Swap] {
         write(&world, &bot, format!("before {verb:?}")).await;
         let layers = names(&world, &bot).await.len();
@@ -406,16 +416,6 @@ async fn what_is_written_before_a_snapshot_with_a_merge_has_ended_outlives_a_cra
 }
 
 #[tokio::test]
-async fn a_workspace_is_used_while_layers_below_it_are_merged() {
-    let world = World::with(|settings| settings.versions.merge_over = 3).await;
-    let bot = world.running_bot().await;
-    for number in 1..=3 {
-        write(&world, &bot, format!("{number}")).await;
-        snapshot(&world, &bot, "").await.unwrap();
-    }
-    delete(&world, &bot, 2).await.unwrap();
-    let (hold, before) = (
-#[tokio::test]
 async fn a_version_was_made_when_it_was_also_after_a_merge_made_its_layer_anew() {
     let world = World::with(|settings| settings.versions.merge_over = 3).await;
     let bot = world.running_bot().await;
@@ -444,6 +444,16 @@ async fn a_version_was_made_when_it_was_also_after_a_merge_made_its_layer_anew()
     assert_eq!(shown(&after), rows);
 }
 
+#[tokio::test]
+async fn a_workspace_is_used_while_layers_below_it_are_merged() {
+    let world = World::with(|settings| settings.versions.merge_over = 3).await;
+    let bot = world.running_bot().await;
+    for number in 1..=3 {
+        write(&world, &bot, format!("{number}")).await;
+        snapshot(&world, &bot, "").await.unwrap();
+    }
+    delete(&world, &bot, 2).await.unwrap();
+    let (hold, before) = (
         world.runtime.faults().hold(Verb::Merge),
         world.runtime.faults().calls(Verb::Merge),
     );
