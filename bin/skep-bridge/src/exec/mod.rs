@@ -2,6 +2,8 @@
 
 mod disk_use;
 mod end;
+#[cfg(test)]
+mod feigned;
 mod listed;
 mod output;
 mod output_log;

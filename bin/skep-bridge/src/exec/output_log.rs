@@ -8,6 +8,7 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -44,6 +45,7 @@ pub(crate) struct LogPolicy {
 pub(crate) struct OutputLog {
     policy: LogPolicy,
     state: Mutex<State>,
+    is_being_spilled: AtomicBool,
 }
 
 #[derive(Default)]
@@ -85,6 +87,7 @@ impl OutputLog {
         Self {
             policy,
             state: Mutex::default(),
+            is_being_spilled: AtomicBool::new(false),
         }
     }
 
@@ -166,6 +169,15 @@ impl OutputLog {
     pub(crate) fn needs_spill(&self) -> bool {
         let state = self.state();
         self.policy.spill.is_some() && !state.spill_failed && state.in_memory() > MEMORY_BYTES
+    }
+
+    /// Whether the one pump of this stream waits for the disk, and reads nothing.
+    pub(super) fn is_being_spilled(&self) -> bool {
+        self.is_being_spilled.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_being_spilled(&self, is_so: bool) {
+        self.is_being_spilled.store(is_so, Ordering::Relaxed);
     }
 
     /// Writes what is in memory to disk. Blocks; must not run twice at once (the one pump of a stream calls it).

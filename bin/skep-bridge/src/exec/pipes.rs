@@ -108,9 +108,11 @@ impl Pump {
             self.output.tell_readers();
             if log.needs_spill() {
                 let (output, which) = (Arc::clone(&self.output), self.which);
+                log.set_being_spilled(true);
                 if let Err(error) = tokio::task::spawn_blocking(move || output.log(which).spill()).await {
                     log::tell!("keep output: {error}");
                 }
+                log.set_being_spilled(false);
             }
         }
     }

@@ -15,13 +15,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::end::{LeftBehind, Target};
 use super::output::{Outcome, Output, Which};
+use super::output_log::{LAG_AFTER_END_BYTES, OutputLog};
 use super::pipes::{self, Input, Pace};
 use super::start::{self, Started};
 use crate::log;
 use crate::reaper::Ended;
 use crate::system;
 
-/// How long children that keep the output open may delay the exit.
+/// How long children that keep the output open may delay the exit: a multiple of it while the disk is waited for.
 const DRAIN: Duration = Duration::from_secs(1);
 
 pub(crate) struct Process {
@@ -131,9 +132,8 @@ impl Process {
         self.ended.get_or_init(system::ticks_since_boot);
         // A pump that waits for its reader reads nothing, and what is in the pipe was written before the end.
         self.output.tell_over();
-        let drained = async { while work.join_next().await.is_some() {} };
         // Children that keep the output open go on being read below.
-        let all_read = timeout(DRAIN, drained).await.is_ok();
+        let all_read = self.read_rest(&mut work).await;
         self.output.set_outcome(Outcome {
             ended,
             timed_out,
@@ -147,6 +147,23 @@ impl Process {
             self.end_left_behind().await;
         }
         while ending.join_next().await.is_some() {}
+    }
+
+    /// Reads what the process left in its pipes; false: they are not at their end, as children keep them open. A pump that
+    /// waits for the disk has not seen all of what was in its pipe at the end, unless it has read as much as a pipe may hold
+    /// since.
+    async fn read_rest(&self, work: &mut JoinSet<()>) -> bool {
+        let logs = [Which::Stdout, Which::Stderr].map(|which| self.output.log(which));
+        let ends = logs.map(OutputLog::end);
+        let mut drained = std::pin::pin!(async { while work.join_next().await.is_some() {} });
+        while timeout(DRAIN, &mut drained).await.is_err() {
+            let is_behind =
+                |(log, end): (&OutputLog, u64)| log.is_being_spilled() && log.end() - end < LAG_AFTER_END_BYTES;
+            if !logs.into_iter().zip(ends).any(is_behind) {
+                return false;
+            }
+        }
+        true
     }
 
     /// Whom it may have left, once it has ended.
@@ -253,6 +270,8 @@ impl Drop for Holder {
 
 #[cfg(test)]
 mod tests {
+
+    use super::super::feigned::{EXITED, process, take};
     use super::*;
 
     #[test]
@@ -262,5 +281,67 @@ mod tests {
             -1_500_000_000
         );
         assert_eq!(nanos_from_1970(UNIX_EPOCH + Duration::from_nanos(7)), 7);
+    }
+
+    async fn until(mut is_so: impl FnMut() -> bool) {
+        let wait = async {
+            while !is_so() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        timeout(Duration::from_secs(20), wait).await.expect("in time");
+    }
+
+    #[test]
+    fn what_is_in_the_pipe_while_the_disk_is_waited_for_is_read_before_the_end_is_told() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(1)
+            .build()
+            .expect("a runtime");
+        // The one thread is busy until `free` is dropped.
+        let (free, until_free) = std::sync::mpsc::channel::<()>();
+        runtime.spawn_blocking(move || until_free.recv());
+        let directory = tempfile::tempdir().expect("a directory");
+        runtime.block_on(async {
+            let (started, output, writer, end) = process(directory.path());
+            let (_process, watched) = take(started, &output);
+            let log = output.log(Which::Stdout);
+            let mut written = 0;
+            while !log.is_being_spilled() {
+                written += rustix::io::write(&writer, &[b'x'; 4096]).expect("room") as u64;
+                until(|| log.end() == written).await;
+            }
+            written += rustix::io::write(&writer, &[b'y'; 50_000]).expect("room") as u64;
+            drop(writer);
+            end.send(EXITED).expect("it is waited for");
+            let too_early = timeout(DRAIN * 3 / 2, output.exited()).await;
+            assert!(too_early.is_err(), "not all is read: {too_early:?}");
+            drop(free);
+            let outcome = timeout(Duration::from_secs(20), output.exited())
+                .await
+                .expect("in time");
+            assert_eq!(outcome.stream_ends, [written, 0]);
+            watched.await.expect("to its end");
+        });
+    }
+
+    #[tokio::test]
+    async fn children_that_write_without_end_do_not_hold_back_the_end() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (started, output, writer, end) = process(directory.path());
+        let (_process, watched) = take(started, &output);
+        let log = output.log(Which::Stdout);
+        end.send(EXITED).expect("it is waited for");
+        until(|| {
+            // Whenever it is looked at, the disk is waited for.
+            let written = rustix::io::write(&writer, &[b'x'; 32 << 10]);
+            assert!(matches!(written, Ok(_) | Err(rustix::io::Errno::AGAIN)), "{written:?}");
+            log.set_being_spilled(true);
+            output.outcome().is_some()
+        })
+        .await;
+        drop(writer);
+        watched.await.expect("to its end");
     }
 }
