@@ -180,8 +180,9 @@ pub(crate) async fn write_pieces(
     }
     let file = unfinished.take()?;
     blocking(move || {
-        check(file.target())?;
-        file.commit(&modes).map_err(told)
+        let ready = file.ready().map_err(&told)?;
+        check(ready.target())?;
+        ready.commit(&modes).map_err(told)
     })
     .await
 }

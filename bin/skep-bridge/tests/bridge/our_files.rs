@@ -248,6 +248,35 @@ async fn a_write_is_whole_or_not_at_all() {
 }
 
 #[tokio::test]
+async fn of_many_writers_with_the_same_tag_one_writes() {
+    let workspace = Workspace::start().await;
+    let client = workspace.ours().await;
+    for _ in 0..10 {
+        let begun = write(&mut client.clone(), header("file"), &[b"begun"], true).await;
+        let tag = etag(&begun.expect("written").info.expect("info"));
+        let writers = (0..16).map(|_| {
+            let (mut client, if_match) = (client.clone(), tag.clone());
+            async move {
+                let header = WriteHeader {
+                    if_match,
+                    ..header("file")
+                };
+                write(&mut client, header, &[b"changed"], true).await
+            }
+        });
+        let mut written = futures::future::join_all(writers).await;
+        written.retain(|result| match result {
+            Ok(_) => true,
+            Err(error) => {
+                assert_eq!(reason_of(error), reason::CHANGED, "{error}");
+                false
+            }
+        });
+        assert_eq!(written.len(), 1, "the others are told");
+    }
+}
+
+#[tokio::test]
 async fn names_that_are_no_text_and_links_are_told_as_they_are() {
     let workspace = Workspace::start().await;
     let mut client = workspace.ours().await;
