@@ -22,6 +22,8 @@ pub(crate) struct Exec {
     pub(super) ends_with_stream: bool,
     pub(super) removed: AtomicBool,
     pub(super) end_told: AtomicBool,
+    /// It has ended, with all that wrote to its outputs, and could not be put on disk.
+    pub(super) is_unstored: AtomicBool,
 }
 
 impl Exec {
@@ -48,6 +50,13 @@ impl Exec {
         };
         let late = if outcome.timed_out { ", its time was over" } else { "" };
         tell!("exec {} ended, pid {}, {how}{late}", self.name(), self.process.pid);
+    }
+
+    /// Lets go of what is on disk of its output, whose files are removed with their directory.
+    pub(super) fn forget_output(&self) {
+        for which in [Which::Stdout, Which::Stderr] {
+            self.process.output.log(which).forget();
+        }
     }
 
     pub(crate) fn status(&self) -> ExecStatus {

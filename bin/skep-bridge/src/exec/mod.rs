@@ -4,6 +4,7 @@ mod disk_use;
 mod end;
 #[cfg(test)]
 mod feigned;
+mod keeping;
 mod listed;
 mod output;
 mod output_log;

@@ -160,6 +160,11 @@ impl OutputLog {
         self.state().segments.iter().map(|segment| segment.length).sum()
     }
 
+    /// Bytes in memory.
+    pub(crate) fn in_memory(&self) -> u64 {
+        self.state().in_memory()
+    }
+
     /// What is held in memory, to be stored with the record of the process.
     pub(crate) fn memory(&self) -> Vec<u8> {
         let state = self.state();

@@ -1,6 +1,6 @@
 //! All processes that callers started: the running ones, and the ended ones whose output is still kept on disk.
 
-use std::collections::{HashMap, hash_map};
+use std::collections::HashMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,7 +16,7 @@ use tonic::Status;
 use super::disk_use::DiskUse;
 use super::end::{LeftBehind, Target};
 use super::listed::{Exec, UNLISTED};
-use super::output::{Output, Which};
+use super::output::Output;
 use super::output_log::{LogPolicy, OutputLog};
 use super::process::{FirstInput, Holder, Process, Watch};
 use super::record;
@@ -50,7 +50,7 @@ pub(crate) enum Found {
     Stored(String),
 }
 
-enum Entry {
+pub(super) enum Entry {
     Starting,
     Live(Arc<Exec>),
     Stored(Stored),
@@ -70,18 +70,18 @@ impl Entry {
 pub(crate) struct Registry {
     environment: Vec<(OsString, OsString)>,
     reaper: Arc<Reaper>,
-    directory: PathBuf,
+    pub(super) directory: PathBuf,
     pub(crate) tasks: TaskTracker,
-    entries: Mutex<HashMap<String, Entry>>,
+    pub(super) entries: Mutex<HashMap<String, Entry>>,
     running: Mutex<HashMap<u32, Target>>,
-    disk: Arc<DiskUse>,
+    pub(super) disk: Arc<DiskUse>,
     /// False until what an earlier bridge left has been read.
-    loaded: watch::Sender<bool>,
-    changed: watch::Sender<()>,
+    pub(super) loaded: watch::Sender<bool>,
+    pub(super) changed: watch::Sender<()>,
     closing: AtomicBool,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Every change below is a single insert or remove, so a poisoned map is whole.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -102,37 +102,8 @@ impl Registry {
         })
     }
 
-    fn directory_of(&self, id: &str) -> PathBuf {
+    pub(super) fn directory_of(&self, id: &str) -> PathBuf {
         self.directory.join(id)
-    }
-
-    /// Reads what an earlier bridge left, then drops what is too old or too much: now, every ten minutes, and when running
-    /// processes need the room.
-    pub(crate) async fn keep_store(self: Arc<Self>) {
-        let directory = self.directory.clone();
-        match tokio::task::spawn_blocking(move || stored::load(&directory)).await {
-            Ok(found) => self.adopt(found),
-            Err(error) => tell!("read {}: {error}", self.directory.display()),
-        }
-        self.loaded.send_replace(true);
-        loop {
-            self.prune().await;
-            tokio::select! {
-                () = tokio::time::sleep(Duration::from_secs(600)) => {}
-                () = self.disk.too_much() => {}
-            }
-        }
-    }
-
-    fn adopt(&self, found: Vec<(String, Stored)>) {
-        let mut entries = lock(&self.entries);
-        for (id, stored) in found {
-            // One that was started meanwhile under the same id is the newer truth.
-            if let hash_map::Entry::Vacant(vacant) = entries.entry(id) {
-                self.disk.keep_ended(stored.bytes, stored.bytes);
-                vacant.insert(Entry::Stored(stored));
-            }
-        }
     }
 
     /// Starts a process, or finds the one that already has this id.
@@ -248,6 +219,7 @@ impl Registry {
             ends_with_stream: request.watch.outlives_stream.is_some(),
             removed: AtomicBool::new(false),
             end_told: AtomicBool::new(false),
+            is_unstored: AtomicBool::new(false),
         });
         tell!("exec {} started, pid {pid}", exec.name());
         lock(&self.running).insert(pid, exec.process.target);
@@ -293,95 +265,6 @@ impl Registry {
         lock(&self.running).remove(&exec.process.pid);
         if !exec.id.is_empty() {
             self.store(exec).await;
-        }
-    }
-
-    async fn write_record(&self, exec: &Arc<Exec>) -> Option<u64> {
-        if exec.removed.load(Ordering::Relaxed) {
-            return None;
-        }
-        let (directory, exec) = (self.directory_of(&exec.id), Arc::clone(exec));
-        let write = move || {
-            let tails = [Which::Stdout, Which::Stderr].map(|which| exec.process.output.log(which).memory());
-            let written = record::write(&directory, &exec.status(), [&tails[0], &tails[1]]);
-            (written, directory)
-        };
-        match tokio::task::spawn_blocking(write).await {
-            Ok((Ok(bytes), _)) => Some(bytes),
-            Ok((Err(error), directory)) => {
-                tell!("keep the end of a process in {}: {error}", directory.display());
-                None
-            }
-            Err(error) => {
-                tell!("keep the end of a process: {error}");
-                None
-            }
-        }
-    }
-
-    /// Puts an ended process on disk and lets go of its memory. Where that fails it stays in memory.
-    async fn store(&self, exec: Arc<Exec>) {
-        let written = self.write_record(&exec).await;
-        if exec.removed.load(Ordering::Relaxed) {
-            return self.forget(&exec).await;
-        }
-        let Some(written) = written else { return };
-        let kept = [Which::Stdout, Which::Stderr].map(|which| exec.process.output.log(which).on_disk());
-        let finished = exec
-            .process
-            .output
-            .outcome()
-            .map_or(0, |outcome| outcome.finished_unix_nanos);
-        let stored = Stored {
-            started_unix_nanos: exec.process.started_unix_nanos,
-            finished_unix_nanos: finished,
-            keep: stored::keep_of(exec.keep_milliseconds),
-            bytes: written + kept[0] + kept[1],
-            left_behind: exec.process.left_behind(),
-        };
-        let known = {
-            let mut entries = lock(&self.entries);
-            // Looked at under the lock: who removes it says so before he takes the entry.
-            let known = !exec.removed.load(Ordering::Relaxed);
-            known.then(|| {
-                self.disk.keep_ended(stored.bytes, written);
-                entries.insert(exec.id.clone(), Entry::Stored(stored));
-                entries.len()
-            })
-        };
-        let Some(known) = known else {
-            return self.forget(&exec).await;
-        };
-        // Age is looked at by the clock alone: looking at thousands here would make each process wait.
-        if known > stored::MOST_EXECS || self.disk.is_too_much() {
-            self.prune().await;
-        }
-    }
-
-    /// Of one that was removed while it ran: what it holds on disk.
-    async fn forget(&self, exec: &Exec) {
-        for which in [Which::Stdout, Which::Stderr] {
-            exec.process.output.log(which).forget();
-        }
-        stored::remove(self.directory_of(&exec.id)).await;
-    }
-
-    async fn prune(&self) {
-        let dropped = {
-            let mut entries = lock(&self.entries);
-            let stored = entries.iter().filter_map(|(id, entry)| match entry {
-                Entry::Stored(stored) => Some((id, *stored)),
-                _ => None,
-            });
-            let dropped = stored::too_many(stored, entries.len(), self.disk.all());
-            for (id, stored) in &dropped {
-                entries.remove(id);
-                self.disk.drop_ended(stored.bytes);
-            }
-            dropped
-        };
-        for (id, _) in dropped {
-            stored::remove(self.directory_of(&id)).await;
         }
     }
 
@@ -506,8 +389,11 @@ impl Registry {
                 return Ok(());
             }
             // Also one that ended by itself, and was put on disk, in the same moment.
-            if let Some(Entry::Stored(stored)) = entries.remove(id) {
-                self.disk.drop_ended(stored.bytes);
+            match entries.remove(id) {
+                Some(Entry::Stored(stored)) => self.disk.drop_ended(stored.bytes),
+                // Of one whose end is still being seen to, the output is let go of after that.
+                Some(Entry::Live(exec)) if exec.is_unstored.load(Ordering::Relaxed) => exec.forget_output(),
+                Some(Entry::Live(_) | Entry::Starting) | None => {}
             }
         }
         stored::remove(self.directory_of(id)).await;

@@ -1,5 +1,6 @@
 //! Ended processes on disk: reading them back, and which of them are dropped.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -20,6 +21,8 @@ use crate::reaper::Ended;
 /// How much is kept of ended processes: whichever limit is met first drops the oldest end.
 pub(crate) const MOST_BYTES: u64 = 1024 * 1024 * 1024;
 pub(crate) const MOST_EXECS: usize = 20_000;
+/// How much output of ended processes is kept in memory, where it cannot be put on disk.
+pub(crate) const MOST_UNSTORED_BYTES: u64 = 64 * 1024 * 1024;
 const KEEP_DEFAULT: Duration = Duration::from_secs(24 * 60 * 60);
 
 #[derive(Clone, Copy)]
@@ -42,25 +45,23 @@ pub(crate) fn keep_of(milliseconds: u64) -> Duration {
     }
 }
 
-/// Which ones are to go: too old, or the oldest ends of too many or too much.
+/// Which ones are to go: too old, or the oldest ends of those that are `spare` processes too many, or bytes too much.
 pub(crate) fn too_many<'a>(
-    stored: impl Iterator<Item = (&'a String, Stored)> + Clone,
-    known: usize,
-    on_disk: u64,
+    stored: impl Iterator<Item = (&'a String, Stored)>,
+    mut spare: (usize, u64),
 ) -> Vec<(String, Stored)> {
     let now = unix_nanos();
     let too_old = |stored: &Stored| {
         let age = now.saturating_sub(stored.finished_unix_nanos);
         u128::try_from(age).is_ok_and(|age| age > stored.keep.as_nanos())
     };
-    if known <= MOST_EXECS && on_disk <= MOST_BYTES {
+    if spare == (0, 0) {
         let old = stored.filter(|(_, stored)| too_old(stored));
         return old.map(|(id, stored)| (id.clone(), stored)).collect();
     }
     let mut by_age: Vec<(&String, Stored)> = stored.collect();
     by_age.sort_by_key(|(_, stored)| stored.finished_unix_nanos);
     // More than needed, so that the next end, or the next piece of output, does not sort again.
-    let mut spare = (known.saturating_sub(MOST_EXECS), on_disk.saturating_sub(MOST_BYTES));
     if spare.0 > 0 {
         spare.0 = spare.0.max(100);
     }
@@ -78,29 +79,34 @@ pub(crate) fn too_many<'a>(
     dropped
 }
 
-/// Finds what an earlier bridge left. What was not written to its end (its bridge was killed) is removed. Blocks.
-pub(crate) fn load(directory: &Path) -> Vec<(String, Stored)> {
+/// What an earlier bridge left.
+#[derive(Default)]
+pub(crate) struct Left {
+    pub(crate) ended: Vec<(String, Stored)>,
+    /// Names of what has no whole record: of a process that its bridge did not see to the end, or of one that runs now.
+    pub(crate) without_record: Vec<OsString>,
+}
+
+/// Blocks.
+pub(crate) fn load(directory: &Path) -> Left {
+    let mut left = Left::default();
     let entries = match fs::read_dir(directory) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Vec::new(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return left,
         Err(error) => {
             log::tell!("read {}: {error}", directory.display());
-            return Vec::new();
+            return left;
         }
     };
-    let mut found = Vec::new();
     for entry in entries.flatten() {
-        let path = entry.path();
-        match load_one(&path) {
-            Ok(stored) => found.extend(entry.file_name().into_string().ok().map(|id| (id, stored))),
-            Err(_) if started_by_this_bridge(&path) => {}
-            Err(error) => {
-                log::tell!("drop {}: {error}", path.display());
-                remove_now(&path);
-            }
+        match load_one(&entry.path()) {
+            Ok(stored) => left
+                .ended
+                .extend(entry.file_name().into_string().ok().map(|id| (id, stored))),
+            Err(_) => left.without_record.push(entry.file_name()),
         }
     }
-    found
+    left
 }
 
 fn load_one(directory: &Path) -> io::Result<Stored> {
@@ -112,14 +118,6 @@ fn load_one(directory: &Path) -> io::Result<Stored> {
         bytes: record::size(directory)?,
         left_behind: None,
     })
-}
-
-/// A directory without a record that was made a moment ago belongs to a process that runs now.
-fn started_by_this_bridge(directory: &Path) -> bool {
-    let age = fs::metadata(directory)
-        .and_then(|metadata| metadata.modified())
-        .map(|time| time.elapsed());
-    matches!(age, Ok(Err(_))) || matches!(age, Ok(Ok(age)) if age < Duration::from_secs(5))
 }
 
 /// The output of an ended process. Blocks.
@@ -148,8 +146,13 @@ pub(crate) fn open(directory: &Path) -> io::Result<(Output, ExecStatus)> {
 }
 
 pub(crate) async fn remove(directory: PathBuf) {
-    if let Err(error) = tokio::task::spawn_blocking(move || remove_now(&directory)).await {
-        log::tell!("forget an ended process: {error}");
+    remove_all(vec![directory]).await;
+}
+
+pub(crate) async fn remove_all(directories: Vec<PathBuf>) {
+    let remove = move || directories.iter().for_each(|directory| remove_now(directory));
+    if let Err(error) = tokio::task::spawn_blocking(remove).await {
+        log::tell!("forget ended processes: {error}");
     }
 }
 
@@ -181,9 +184,10 @@ mod tests {
     }
 
     fn dropped(stored: &[(String, Stored)], known: usize) -> Vec<String> {
-        let bytes = stored.iter().map(|(_, stored)| stored.bytes).sum();
+        let bytes: u64 = stored.iter().map(|(_, stored)| stored.bytes).sum();
         let iter = stored.iter().map(|(id, stored)| (id, *stored));
-        too_many(iter, known, bytes).into_iter().map(|(id, _)| id).collect()
+        let spare = (known.saturating_sub(MOST_EXECS), bytes.saturating_sub(MOST_BYTES));
+        too_many(iter, spare).into_iter().map(|(id, _)| id).collect()
     }
 
     #[test]
