@@ -138,8 +138,10 @@ impl OutputLog {
         state.memory.push_back(data);
         let limit = match (&self.policy.spill, state.spill_failed) {
             (Some(_), false) => return,
+            // The oldest is on disk, and goes first.
+            (Some(_), true) if !state.segments.is_empty() => return,
             // A full disk must not make the bridge grow: what cannot be spilled is dropped, and so counted.
-            (Some(_), true) => self.policy.keep_bytes.clamp(1, UNWRITTEN_BYTES),
+            (Some(_), true) => self.unwritten_bytes(&state),
             (None, _) => self.policy.keep_bytes.clamp(1, MEMORY_ONLY_BYTES),
         };
         state.drop_memory_beyond(limit);
@@ -173,7 +175,16 @@ impl OutputLog {
 
     pub(crate) fn needs_spill(&self) -> bool {
         let state = self.state();
-        self.policy.spill.is_some() && !state.spill_failed && state.in_memory() > MEMORY_BYTES
+        match (&self.policy.spill, state.spill_failed) {
+            (None, _) => false,
+            (Some(_), false) => state.in_memory() > MEMORY_BYTES,
+            (Some(_), true) => !state.segments.is_empty() && state.in_memory() > self.unwritten_bytes(&state),
+        }
+    }
+
+    /// How much is kept in memory when the disk cannot be written: at least what the fastest reader has not read of so much.
+    fn unwritten_bytes(&self, state: &State) -> u64 {
+        self.policy.keep_bytes.max(state.reader_lag()).clamp(1, UNWRITTEN_BYTES)
     }
 
     /// Whether the one pump of this stream waits for the disk, and reads nothing.
@@ -185,13 +196,17 @@ impl OutputLog {
         self.is_being_spilled.store(is_so, Ordering::Relaxed);
     }
 
-    /// Writes what is in memory to disk. Blocks; must not run twice at once (the one pump of a stream calls it).
+    /// Writes what is in memory to disk, or where that has failed drops what is on disk. Blocks; must not run twice at once
+    /// (the one pump of a stream calls it).
     pub(crate) fn spill(&self) {
         let Some((directory, prefix)) = &self.policy.spill else {
             return;
         };
         let (pieces, last, start) = {
-            let state = self.state();
+            let mut state = self.state();
+            if state.spill_failed {
+                return self.drop_segments(&mut state);
+            }
             (state.memory.clone(), state.segments.back().cloned(), state.memory_start)
         };
         let length = pieces.iter().map(|piece| piece.len() as u64).sum::<u64>();
@@ -245,14 +260,21 @@ impl OutputLog {
     fn spill_failed(&self, segment: &Segment, error: &io::Error) {
         log::tell!("keep output in {}: {error}", segment.path.display());
         let mut state = self.state();
-        // What is on disk no longer joins what memory will keep: the oldest goes first, as ever.
+        state.spill_failed = true;
+        if state.in_memory() > self.unwritten_bytes(&state) {
+            self.drop_segments(&mut state);
+        }
+    }
+
+    /// What is on disk would no longer join what memory keeps: the oldest goes first, as ever.
+    fn drop_segments(&self, state: &mut State) {
         for segment in state.segments.drain(..) {
             self.policy.disk.shrink(segment.length);
-            drop(fs::remove_file(segment.path));
+            if let Err(error) = fs::remove_file(&segment.path) {
+                log::tell!("remove {}: {error}", segment.path.display());
+            }
         }
-        state.spill_failed = true;
-        let limit = self.policy.keep_bytes.clamp(1, UNWRITTEN_BYTES);
-        state.drop_memory_beyond(limit);
+        state.drop_memory_beyond(self.unwritten_bytes(state));
     }
 
     /// Lets go of what is on disk, whose files are removed with their directory.
@@ -306,14 +328,16 @@ impl OutputLog {
     /// How far the fastest reader is behind; 0 without readers: nobody is waited for then. A slower one reads what is on
     /// disk: it must not hold up those who read.
     pub(crate) fn reader_lag(&self) -> u64 {
-        let state = self.state();
-        state
-            .fastest_reader()
-            .map_or(0, |position| state.end.saturating_sub(position))
+        self.state().reader_lag()
     }
 }
 
 impl State {
+    fn reader_lag(&self) -> u64 {
+        self.fastest_reader()
+            .map_or(0, |position| self.end.saturating_sub(position))
+    }
+
     fn oldest(&self) -> u64 {
         self.segments.front().map_or(self.memory_start, |segment| segment.start)
     }
@@ -508,6 +532,30 @@ mod tests {
         write(&log, 0, 200_000);
         assert_eq!(log.end(), 1_600_000);
         assert_eq!(log.end() - log.oldest(), UNWRITTEN_BYTES);
+    }
+
+    #[test]
+    fn what_the_fastest_reader_has_not_read_is_kept_when_the_disk_is_full() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let policy = policy(directory.path(), 64 << 10);
+        let log = OutputLog::new(policy.clone());
+        let reader = log.add_reader(0);
+        write(&log, 0, 17_000);
+        // The first segment is full: there can be no other.
+        let next = log.state().memory_start;
+        fs::create_dir(directory.path().join(format!("exec/stdout.{next}"))).expect("in the way");
+        write(&log, 17_000, 40_000);
+        assert!(log.state().spill_failed);
+        let (first, all) = read_from(&log, 0);
+        assert_eq!((first, all.len()), (0, 320_000));
+        log.move_reader(reader, 200_000);
+        write(&log, 40_000, 75_000);
+        let (first, all) = read_from(&log, 200_000);
+        assert_eq!((first, all.len(), policy.disk.all()), (200_000, 400_000, 0));
+        assert_eq!(log.oldest(), 200_000, "what it has read is dropped");
+        log.remove_reader(reader);
+        write(&log, 75_000, 75_001);
+        assert_eq!(log.end() - log.oldest(), 64 << 10);
     }
 
     #[test]
