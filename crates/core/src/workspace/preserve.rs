@@ -28,17 +28,19 @@ impl Work {
         if self.noted(PRESERVED).is_some() {
             return Ok(());
         }
-        match self.skep().remains(self.bot()).await? {
+        let place = match self.skep().remains(self.bot()).await? {
             // Half of a restored backup, which is kept itself; or what the removal left of something that is kept.
-            Some(Remains::OfCreate | Remains::OfRemoval { data_is_kept: true }) => return Ok(()),
+            Some(Remains::OfCreate | Remains::OfRemoval { data_is_kept: true }) => None,
             Some(Remains::OfRemoval { data_is_kept: false }) => {
                 return Err(Error::Conflict(
                     "the workspace was deleted half-way, so that its data is not whole and cannot be kept".to_owned(),
                 ));
             }
-            None => {}
-        }
-        let Some(place) = self.place_of_data().await? else {
+            None => self.place_of_data().await?,
+        };
+        let Some(place) = place else {
+            // Should this removal fail, the next one must not take what is left for data that is not whole.
+            self.note(PRESERVED, true);
             return Ok(());
         };
         // Else it would be stopped for nothing.
