@@ -20,7 +20,7 @@ const RAN: &str = "ran";
 /// Note: the legacy directory of a bot that is removed is kept.
 const LEGACY_PRESERVED: &str = "legacy_preserved";
 /// Note: the data lay in the legacy directory, which is not needed when the workspace is gone.
-const OF_LEGACY: &str = "of_legacy";
+pub(super) const OF_LEGACY: &str = "of_legacy";
 
 impl Work {
     /// Stops the workspace and keeps its data. Without one there is nothing to keep.
@@ -30,8 +30,10 @@ impl Work {
         }
         let place = match self.skep().remains(self.bot()).await? {
             // Half of a restored backup, which is kept itself; or what the removal left of something that is kept.
-            Some(Remains::OfCreate | Remains::OfRemoval { data_is_kept: true }) => None,
-            Some(Remains::OfRemoval { data_is_kept: false }) => {
+            Some(Remains::OfCreate | Remains::OfRemoval { data_is_kept: true, .. }) => None,
+            Some(Remains::OfRemoval {
+                data_is_kept: false, ..
+            }) => {
                 return Err(Error::Conflict(
                     "the workspace was deleted half-way, so that its data is not whole and cannot be kept".to_owned(),
                 ));

@@ -8,7 +8,7 @@ use skep_runtime::Instance;
 use skep_store::{OperationRow, OperationState};
 
 use super::create::HAD_LAYER;
-use super::preserve::PRESERVED;
+use super::preserve::{OF_LEGACY, PRESERVED};
 use super::request::DeleteData;
 use super::work::BEGUN;
 use crate::error::{Error, Result};
@@ -42,6 +42,8 @@ pub(crate) enum Remains {
     OfRemoval {
         /// Its data was kept before, by this removal or by one that it repeats.
         data_is_kept: bool,
+        /// It was kept from the legacy directory, which has not got the name yet that says so.
+        of_legacy: bool,
     },
 }
 
@@ -68,7 +70,7 @@ impl Skep {
                         return self.remains_of_create(bot, operation).await;
                     }
                     (Some(Left::Workspace | Left::Remains(Remains::OfCreate)), _) => return Ok(removed),
-                    (Some(Left::Remains(kept @ Remains::OfRemoval { data_is_kept: true })), _) => {
+                    (Some(Left::Remains(kept @ Remains::OfRemoval { data_is_kept: true, .. })), _) => {
                         return Ok(Some(kept));
                     }
                     (Some(Left::Remains(of_removal)), _) => removed = Some(of_removal),
@@ -139,8 +141,12 @@ fn left_by(operation: &OperationRow) -> Option<Left> {
     if is(OperationKind::Delete) || is(OperationKind::DeleteBot) {
         let has_begun = operation.notes.get(BEGUN).is_some();
         let data_is_kept = operation.notes.get(PRESERVED).is_some();
+        let of_legacy = operation.notes.get(OF_LEGACY).is_some();
         return match (failed, has_begun) {
-            (true, true) => Some(Left::Remains(Remains::OfRemoval { data_is_kept })),
+            (true, true) => Some(Left::Remains(Remains::OfRemoval {
+                data_is_kept,
+                of_legacy,
+            })),
             // It was refused, or could not be: what was there before it is there.
             (true, false) => None,
             (false, _) => Some(Left::Workspace),

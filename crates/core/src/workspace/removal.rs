@@ -2,6 +2,8 @@
 
 use serde_json::json;
 
+use super::preserve::OF_LEGACY;
+use super::remains::Remains;
 use super::request::DeleteData;
 use super::state::Event;
 use super::work::Work;
@@ -12,8 +14,13 @@ impl Work {
     /// The work of `delete`. A workspace may have been made since somebody saw that there are only remains, but not once
     /// this has begun.
     pub(crate) async fn delete(&self, data: DeleteData, only_remains: bool) -> Result<Outcome> {
-        if only_remains && !self.has_begun() && self.skep().remains(self.bot()).await?.is_none() {
+        let remains = self.skep().remains(self.bot()).await?;
+        if only_remains && !self.has_begun() && remains.is_none() {
             return Ok(Outcome::Done);
+        }
+        if matches!(remains, Some(Remains::OfRemoval { of_legacy: true, .. })) {
+            // What the removal before this one did not come to.
+            self.note(OF_LEGACY, true);
         }
         if data == DeleteData::Preserve {
             self.preserve().await?;
