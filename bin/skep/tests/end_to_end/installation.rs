@@ -239,11 +239,11 @@ impl Installation {
         let announced = announcement::of_data_root_here(id.trim());
         let withdrawn = announced.and_then(|left| left.map_or(Ok(()), |left| announcement::withdraw(&left)));
         report("withdrawing the announcement of a killed server", withdrawn);
-        for pin in namespaces_of(&run_directory) {
+        let socket_directories = self.data_root.path().join("run");
+        for pin in namespaces_of(&run_directory, &socket_directories) {
             report("unmounting a network namespace", unmount_below(&pin).map(|_| ()));
             report("removing a network namespace", std::fs::remove_file(&pin));
         }
-        let socket_directories = self.data_root.path().join("run");
         for directory in [run_directory.as_path(), socket_directories.as_path()] {
             report("unmounting", unmount_below(directory).map(|_| ()));
         }
@@ -419,12 +419,16 @@ fn id_claims_of(data_root_id: &str) -> Vec<PathBuf> {
     entries.flatten().map(|entry| entry.path()).filter(ours).collect()
 }
 
-fn namespaces_of(run_directory: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = std::fs::read_dir(run_directory.join("userns")) else {
-        return Vec::new();
-    };
+/// Of every bot that left anything here: a workspace without a user namespace has no pin of one, and a half-made start
+/// has little more than its record.
+fn namespaces_of(run_directory: &Path, socket_directories: &Path) -> BTreeSet<PathBuf> {
+    let [records, users, roots] = ["running", "userns", "root"].map(|name| run_directory.join(name));
+    let directories = [&records, &users, &roots, socket_directories];
+    let entries = directories
+        .into_iter()
+        .filter_map(|directory| std::fs::read_dir(directory).ok());
     entries
-        .flatten()
+        .flat_map(|entries| entries.flatten())
         .map(|entry| Path::new("/run/netns").join(format!("skep-{}", entry.file_name().to_string_lossy())))
         .filter(|path| path.exists())
         .collect()

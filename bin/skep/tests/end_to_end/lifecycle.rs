@@ -1,5 +1,6 @@
 //! Create, start, stop, restart, delete: what is kept, what is told, what is done once.
 
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
@@ -306,4 +307,25 @@ async fn the_command_line_does_the_main_job() {
     serde_json::from_str::<Value>(&out).expect("it is JSON");
     assert_eq!(run(&["stop", "shellbot"]).0, Some(0));
     assert_eq!(run(&["rm", "--force", "shellbot"]).0, Some(0));
+}
+
+/// What a test leaves on the host is there for the next ones too.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_installation_that_is_dropped_leaves_no_network_of_a_workspace_without_a_user_namespace() {
+    let more = [("SKEP_ISOLATION__USER_NAMESPACE", "off".to_owned())];
+    let skep = Installation::start_with(OciRuntime::Found, &more).await;
+    let bot = skep.client.workspace("left", None).await;
+    let pin = PathBuf::from(format!("/run/netns/skep-{bot}"));
+    let record = skep.run_directory().join(format!("cni/attachments/{bot}.json"));
+    let record: Value = serde_json::from_slice(&std::fs::read(record).expect("a record")).expect("it is JSON");
+    let interface = Path::new("/sys/class/net").join(field(&record, "host_interface"));
+    assert!(pin.exists() && interface.exists(), "{record}");
+    drop(skep);
+    assert!(!pin.exists(), "its network namespace is left");
+    // The kernel removes it in its own time.
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while interface.exists() {
+        assert!(Instant::now() < deadline, "{} is left", interface.display());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
