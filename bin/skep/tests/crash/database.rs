@@ -38,6 +38,19 @@ impl Database {
         )
     }
 
+    /// Takes the record of a bot's workspace away, as it is in a database of before that was made.
+    pub(crate) async fn forget_workspace(file: &Path, bot: &str) {
+        let options = SqliteConnectOptions::new().filename(file).foreign_keys(true);
+        let pool = SqlitePool::connect_with(options)
+            .await
+            .expect("the database can be opened");
+        let forgotten = sqlx::query("DELETE FROM containers WHERE bot_id = ?")
+            .bind(bot)
+            .execute(&pool);
+        assert_eq!(forgotten.await.expect("it can be written").rows_affected(), 1);
+        pool.close().await;
+    }
+
     pub(crate) async fn lines(&self) -> Vec<String> {
         sqlx::query_scalar(LINES)
             .fetch_all(&self.0)

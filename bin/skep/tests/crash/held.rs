@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
+use skep_names::{LEGACY_PREFIX, WORKSPACE_PREFIX};
 use skep_testkit::containerd_view::Layer;
 use skep_testkit::mounts_below;
 
-use crate::stage::{CONVERGE_LIMIT, LOOK_AGAIN, Stage};
+use crate::stage::{BOT_ID_BYTES, CONVERGE_LIMIT, LOOK_AGAIN, Stage};
 
 const PORT_OF_NOBODY: &str = "port of the bridge of nobody";
 
@@ -131,7 +132,7 @@ async fn layers(stage: &Stage, raw: &mut Vec<String>) {
         .layers()
         .await
         .into_iter()
-        .partition(|layer| layer.name.starts_with("workspace-"));
+        .partition(|layer| bot_of_layer(&layer.name).is_some());
     let others = others.into_iter();
     raw.extend(others.map(|layer| format!("snapshot {} {} {}", layer.name, layer.parent, layer.kind)));
     let mut versions = BTreeSet::new();
@@ -145,7 +146,7 @@ async fn layers(stage: &Stage, raw: &mut Vec<String>) {
         versions.insert(name);
     }
     for layer in &layers {
-        let bot = &layer.name["workspace-".len()..][..36];
+        let bot = bot_of_layer(&layer.name).unwrap_or_default();
         let is_needed =
             |layer: &Layer| versions.contains(&layer.name) || layers.iter().any(|above| above.parent == layer.name);
         match layer.kind {
@@ -154,6 +155,14 @@ async fn layers(stage: &Stage, raw: &mut Vec<String>) {
             _ => raw.push(format!("layer of {bot} that nobody needs")),
         }
     }
+}
+
+/// Of a layer of ours, or of a legacy container's.
+fn bot_of_layer(name: &str) -> Option<&str> {
+    let rest = [WORKSPACE_PREFIX, LEGACY_PREFIX]
+        .iter()
+        .find_map(|prefix| name.strip_prefix(prefix))?;
+    rest.get(..BOT_ID_BYTES)
 }
 
 /// Files and directories. What is inside a socket directory is the bridge's own matter.

@@ -14,6 +14,7 @@ mod held;
 mod installation;
 mod model;
 mod points;
+mod prepared;
 mod probe;
 mod report;
 mod runner;

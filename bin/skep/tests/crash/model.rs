@@ -1,6 +1,6 @@
 //! What must be held for one bot in each state, and nothing else.
 
-use skep_names::container_id_for;
+use skep_names::{LEGACY_PREFIX, container_id_for};
 
 use crate::held::Held;
 use crate::stage::Made;
@@ -60,12 +60,46 @@ pub(crate) enum State {
     Restorable,
     /// The same, after a start that came to nothing.
     DownRestorable,
+    /// No trace of the bot but a backup of its last workspace's data.
+    GoneAndPreserved,
+    /// Somebody removed container and layer of one that was stopped; a backup of an earlier workspace's data is there.
+    Lost,
+    /// The same after a create that came to nothing.
+    LostAfterCreate,
+    /// The same after a create that had begun to make it anew.
+    ForgottenAfterCreate,
+    /// It is stopped, and there is no record of it.
+    Unrecorded,
+    /// The same after a create that came to nothing.
+    UnrecordedAfterCreate,
+    /// As [`Self::Unrecorded`], and somebody removed its container; its layer is there.
+    UnrecordedLayer,
+    /// The same after a create that came to nothing.
+    UnrecordedLayerAfterCreate,
+    /// As [`Self::Stopped`], after a create that came to nothing before there was a record.
+    StoppedAfterCreate,
+    /// It runs, and its bot was to be removed and could not be.
+    NotRemoved,
+    /// The same of a bot without a workspace that has a legacy directory.
+    LegacyNotRemoved,
+    /// The same, and a backup of what is in the directory.
+    LegacyKeptNotRemoved,
+    /// The same, and the directory is gone.
+    PreservedNotRemoved,
+    /// A container from before the bridge had a socket runs, with its data in the legacy directory.
+    RunningLegacy,
+    /// No workspace: it was such a container, and its data is in a backup and in the directory that says so.
+    PreservedLegacy,
 }
 
 impl State {
     /// There is a writable layer, so there are bytes.
     pub(crate) fn has_data(self) -> bool {
-        self.has_container() || matches!(self, Self::Orphaned | Self::DownOrphaned)
+        self.has_container()
+            || matches!(
+                self,
+                Self::Orphaned | Self::DownOrphaned | Self::UnrecordedLayer | Self::UnrecordedLayerAfterCreate
+            )
     }
 
     pub(crate) fn has_versions(self) -> bool {
@@ -73,6 +107,32 @@ impl State {
             self,
             Self::Versioned | Self::VersionedStopped | Self::LongLine | Self::DownVersioned
         )
+    }
+
+    /// The server knows of a workspace.
+    fn has_row(self) -> bool {
+        match self {
+            Self::Lost | Self::LostAfterCreate => true,
+            other => other.has_data() && !other.is_unrecorded(),
+        }
+    }
+
+    /// There is something of a workspace that the server does not know of.
+    pub(crate) fn is_unrecorded(self) -> bool {
+        matches!(
+            self,
+            Self::Unrecorded | Self::UnrecordedAfterCreate | Self::UnrecordedLayer | Self::UnrecordedLayerAfterCreate
+        )
+    }
+
+    /// What its bridge said when it ran is kept, though there is no record of it.
+    fn has_log_alone(self) -> bool {
+        self.is_unrecorded() || self == Self::ForgottenAfterCreate
+    }
+
+    /// There is no row of the bot.
+    pub(crate) fn has_no_bot(self) -> bool {
+        matches!(self, Self::NoBot | Self::GoneAndPreserved)
     }
 
     fn has_container(self) -> bool {
@@ -88,6 +148,9 @@ impl State {
                     | Self::DownAndLegacy
                     | Self::DownAndMigrated
                     | Self::DownRestorable
+                    | Self::Unrecorded
+                    | Self::UnrecordedAfterCreate
+                    | Self::StoppedAfterCreate
             )
     }
 
@@ -101,6 +164,8 @@ impl State {
                 | Self::LongLine
                 | Self::Migrated
                 | Self::Restorable
+                | Self::RunningLegacy
+                | Self::NotRemoved
         )
     }
 
@@ -122,14 +187,26 @@ impl State {
                 | Self::DownAndPreserved
                 | Self::Restorable
                 | Self::DownRestorable
+                | Self::GoneAndPreserved
+                | Self::Lost
+                | Self::LostAfterCreate
+                | Self::ForgottenAfterCreate
+                | Self::PreservedLegacy
+                | Self::LegacyKeptNotRemoved
+                | Self::PreservedNotRemoved
         )
     }
 
     /// What follows the bot's id in the name of its legacy directory.
     fn legacy_directory(self) -> Option<&'static str> {
         match self {
-            Self::Legacy | Self::LegacyAfterCreate | Self::DownAndLegacy => Some(""),
-            Self::Migrated | Self::DownAndMigrated => Some(".migrated"),
+            Self::Legacy
+            | Self::LegacyAfterCreate
+            | Self::DownAndLegacy
+            | Self::RunningLegacy
+            | Self::LegacyNotRemoved
+            | Self::LegacyKeptNotRemoved => Some(""),
+            Self::Migrated | Self::DownAndMigrated | Self::PreservedLegacy => Some(".migrated"),
             _ => None,
         }
     }
@@ -146,6 +223,19 @@ impl State {
                 | Self::LegacyAfterCreate
                 | Self::DownAndLegacy
                 | Self::DownAndMigrated
+                | Self::LostAfterCreate
+                | Self::ForgottenAfterCreate
+                | Self::UnrecordedAfterCreate
+                | Self::UnrecordedLayerAfterCreate
+                | Self::StoppedAfterCreate
+        )
+    }
+
+    /// A removal of the bot failed, and a check says so.
+    fn is_not_removed(self) -> bool {
+        matches!(
+            self,
+            Self::NotRemoved | Self::LegacyNotRemoved | Self::LegacyKeptNotRemoved | Self::PreservedNotRemoved
         )
     }
 }
@@ -156,9 +246,14 @@ pub(crate) fn add(held: &mut Held, state: State, name: &str, made: &Made) {
     if state == State::NoBot {
         return;
     }
-    held.add(format!("row of bot {name}: ready"));
+    if !state.has_no_bot() {
+        held.add(format!("row of bot {name}: ready"));
+    }
     if state.has_fault() {
         held.add(format!("fault of bot {name}: container.init"));
+    }
+    if state.is_not_removed() {
+        held.add(format!("fault of bot {name}: bot.delete"));
     }
     if state.has_backup() {
         held.add(format!("file <data root>/backups/{name}.tar.gz"));
@@ -167,29 +262,44 @@ pub(crate) fn add(held: &mut Held, state: State, name: &str, made: &Made) {
     if let Some(ending) = state.legacy_directory() {
         held.add(format!("file <data root>/bots/{name}{ending}"));
     }
-    if !state.has_data() {
-        return;
+    if state.has_row() {
+        let (status, desired, reason) = match state {
+            State::Stopped
+            | State::StoppedAfterCreate
+            | State::VersionedStopped
+            | State::Orphaned
+            | State::Lost
+            | State::LostAfterCreate => ("stopped", "stopped", false),
+            state if state.runs() => ("running", "running", false),
+            _ => ("error", "running", true),
+        };
+        let limits = if state == State::RunningLimited { 200 } else { 0 };
+        let short = image.rsplit('/').next().unwrap_or_default();
+        held.add(format!(
+            "row of workspace {name}: {status}, wanted {desired}, limits {limits}, reason {reason}, {short}"
+        ));
     }
-    let (status, desired, reason) = match state {
-        State::Stopped | State::VersionedStopped | State::Orphaned => ("stopped", "stopped", false),
-        state if state.runs() => ("running", "running", false),
-        _ => ("error", "running", true),
+    let container = match state {
+        State::RunningLegacy => format!("{LEGACY_PREFIX}{name}"),
+        _ => format!("workspace-{name}"),
     };
-    let limits = if state == State::RunningLimited { 200 } else { 0 };
-    let short = image.rsplit('/').next().unwrap_or_default();
-    held.add(format!(
-        "row of workspace {name}: {status}, wanted {desired}, limits {limits}, reason {reason}, {short}"
-    ));
-    let container = format!("workspace-{name}");
     if state.has_container() {
         held.add(format!("container {container} {image} io.containerd.runc.v2"));
     }
-    held.add(format!("active layer of {name}"));
+    if state.has_data() {
+        held.add(format!("active layer of {name}"));
+    }
+    if state.has_log_alone() {
+        held.add(format!("file <data root>/logs/{name}.log"));
+    }
     if state.has_versions() {
         held.add(format!("versions of {name}"));
     }
     if state.runs() {
         add_running(held, name, &container);
+    }
+    if state.runs() && state != State::RunningLegacy {
+        add_user_namespace(held, name);
     }
 }
 
@@ -198,21 +308,27 @@ fn add_running(held: &mut Held, name: &str, container: &str) {
         [
             format!("task {container} RUNNING"),
             format!("mount <containerd>/run/state/io.containerd.runtime.v2.task/default/{container}/rootfs"),
-            format!("mount <data root>/run/{name}"),
-            format!("mount <run>/userns/{name}"),
             format!("mount /run/netns/skep-{name}"),
             format!("network namespace skep-{name}"),
-            format!("file <data root>/run/{name}"),
-            format!("file <run>/userns/{name}"),
             format!("file <run>/running/{name}"),
             format!("file <run>/cni/attachments/{name}.json"),
             "file <run>/cni/leases/skep/<address>".to_owned(),
             format!("port of the bridge of {name}"),
             format!("cgroup {container}"),
-            format!("claim of ids: {{\"data_root\":\"<data root>\",\"bot\":\"{name}\"}}"),
         ]
         .map(|line| line.clone()),
     );
+}
+
+/// What a legacy container has not.
+fn add_user_namespace(held: &mut Held, name: &str) {
+    held.extend([
+        format!("mount <data root>/run/{name}"),
+        format!("mount <run>/userns/{name}"),
+        format!("file <data root>/run/{name}"),
+        format!("file <run>/userns/{name}"),
+        format!("claim of ids: {{\"data_root\":\"<data root>\",\"bot\":\"{name}\"}}"),
+    ]);
 }
 
 /// The id of a container, for names that are real.

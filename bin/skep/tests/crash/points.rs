@@ -204,7 +204,8 @@ pub(crate) async fn record_all(choice: &Choice, report: &Report) -> Vec<Trial> {
                 Some((point, _abort_only)) => (point, None),
                 None => (line.as_str(), Some(Exit::Error)),
             };
-            if !point.starts_with(scenario.points) {
+            let is_tried = |beginning: &&str| point.starts_with(beginning);
+            if !scenario.points.is_empty() && !scenario.points.iter().any(is_tried) {
                 continue;
             }
             let occurrence = seen.entry(point).or_default();

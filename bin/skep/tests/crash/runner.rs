@@ -93,7 +93,7 @@ pub(crate) async fn undisturbed(stage: &mut Stage, scenario: &'static Scenario) 
     find_new_bot(stage, scenario, &name).await?;
     succeeded(stage, scenario, &came).await?;
     until(stage, &[scenario.to]).await?;
-    has_imported(stage, scenario, &name)?;
+    takes_up(stage, scenario, &name)?;
     stage.subject_is(scenario.to);
     Ok(stage.passed())
 }
@@ -118,8 +118,11 @@ async fn tried(stage: &mut Stage, trial: &Trial) -> Tried<Option<Duration>> {
             None
         }
     };
-    has_imported(stage, scenario, &name)?;
+    takes_up(stage, scenario, &name)?;
     keeps_what_was_written(stage, scenario)?;
+    if !stage.giver_is_whole() {
+        return Err("the backup of the giver is not what it was".to_owned().into());
+    }
     if !stage.bystander_runs_on().await {
         return Err("the bystander that ran was restarted".to_owned().into());
     }
@@ -149,8 +152,8 @@ async fn after_abort(stage: &mut Stage, trial: &Trial, name: &str, came: &Came) 
     };
     let goals = match (scenario.rolls_back, goal) {
         (true, _) => vec![goal, scenario.from],
-        // A server that starts puts a lost container back by itself.
-        (false, State::Orphaned) => vec![goal, State::Stopped],
+        // A server that starts puts a lost container back by itself, and records what nobody did.
+        (false, found) if found == State::Orphaned || found.is_unrecorded() => vec![goal, State::Stopped],
         (false, _) => vec![goal],
     };
     until(stage, &goals).await?;
@@ -242,6 +245,7 @@ async fn after_failure(stage: &mut Stage, trial: &Trial, name: &str, came: Came)
         match scenario.act {
             // All of the archive is in, which is what is answered, also when the workspace then does not start.
             Act::Import => until(stage, &[&[scenario.to], scenario.after_failure].concat()).await?,
+            Act::RestoreByName => until(stage, &[scenario.to, State::DownRestorable]).await?,
             // The same, and nothing of it is kept elsewhere any more.
             _ if scenario.kinds == ["restore"] => until(stage, &[scenario.to, State::Down]).await?,
             _ => until(stage, &[scenario.to]).await?,
@@ -254,13 +258,17 @@ async fn after_failure(stage: &mut Stage, trial: &Trial, name: &str, came: Came)
             Exit::Containerd if scenario.to == State::RunningLimited => {
                 vec![scenario.from, State::Running, scenario.to]
             }
+            // What ran runs again, and a check says why the bot is still there.
+            Exit::Containerd if scenario.kinds == ["delete_bot"] => {
+                vec![scenario.from, State::NotRemoved, scenario.to]
+            }
             Exit::Containerd => vec![scenario.from, scenario.to],
             _ => Vec::new(),
         };
         until(stage, &[scenario.after_failure, &mended].concat()).await?;
     }
     keeps_what_was_written(stage, scenario)?;
-    if has_succeeded && scenario.kinds == ["restore"] {
+    if has_succeeded && scenario.kinds == ["restore"] && scenario.act != Act::RestoreByName {
         // What was put back is not kept any more: to ask anew is another request, and refused.
         let start = Act::Request("POST", "/container/start", "");
         ask(stage, start, name, &format!("{trial} started"))
@@ -277,22 +285,23 @@ async fn repeat(stage: &mut Stage, scenario: &'static Scenario, name: &str, key:
     let act = match scenario.act {
         Act::KillFirstProcess => Act::Request("POST", "/container/start", ""),
         // The bot is there, only its workspace is not: it is the workspace's create that is repeated.
-        Act::NewBot if stage.subject.is_some() && key.ends_with(" again") => Act::Request("POST", "/container", "{}"),
+        act if act.makes_a_bot() && stage.subject.is_some() && key.ends_with(" again") => {
+            Act::Request("POST", "/container", "{}")
+        }
         act => act,
     };
-    if stage.subject.is_none() && act != Act::NewBot {
+    if stage.subject.is_none() && !act.makes_a_bot() {
         return Ok(());
     }
     let asked = ask(stage, act, name, key).await;
     let came = asked.end(stage).await?;
     find_new_bot(stage, scenario, name).await?;
-    let is_gone = scenario.to == State::NoBot || scenario.kinds == ["snapshot_delete"];
-    if is_gone && matches!(came, Came::Answered(StatusCode::NOT_FOUND, ..)) {
-        return Ok(());
+    let may_be_gone = scenario.to.has_no_bot() || scenario.kinds == ["snapshot_delete"];
+    if !may_be_gone || !matches!(came, Came::Answered(StatusCode::NOT_FOUND, ..)) {
+        succeeded(stage, scenario, &came)
+            .await
+            .map_err(|failure| Failure::from(format!("the repeat failed: {}", failure.why)))?;
     }
-    succeeded(stage, scenario, &came)
-        .await
-        .map_err(|failure| Failure::from(format!("the repeat failed: {}", failure.why)))?;
     until(stage, &[scenario.to]).await.map_err(|failure| Failure {
         why: format!("after the repeat: {}", failure.why),
         ..failure
@@ -303,16 +312,17 @@ async fn until(stage: &mut Stage, states: &[State]) -> Tried<()> {
     stage.until(states).await.map(drop).map_err(Failure::from)
 }
 
-/// The archive is in the workspace, and from now on is what was written.
-fn has_imported(stage: &mut Stage, scenario: &Scenario, name: &str) -> Tried<()> {
-    if scenario.act != Act::Import {
-        return Ok(());
-    }
-    match stage.takes_up_imported(name) {
+/// What was put into the workspace is in one of its layers, and from now on is what was written.
+fn takes_up(stage: &mut Stage, scenario: &Scenario, name: &str) -> Tried<()> {
+    let (is_there, what) = match scenario.act {
+        Act::Import => (stage.takes_up_imported(name), "what was imported"),
+        Act::NewBotOfBackup => (stage.takes_up_given(), "what the giver left"),
+        Act::RestoreByName => (stage.has_what_is_preserved(), "what the backup holds"),
+        _ => return Ok(()),
+    };
+    match is_there {
         true => Ok(()),
-        false => Err("what was imported is in none of the workspace's layers"
-            .to_owned()
-            .into()),
+        false => Err(format!("{what} is in none of the workspace's layers").into()),
     }
 }
 
@@ -333,7 +343,7 @@ fn keeps_what_was_written(stage: &Stage, scenario: &Scenario) -> Tried<()> {
 
 /// A bot that `POST /bots` made before its server died is found by its name, and there is only one.
 async fn find_new_bot(stage: &mut Stage, scenario: &Scenario, name: &str) -> Tried<()> {
-    if scenario.act != Act::NewBot {
+    if !scenario.act.makes_a_bot() {
         return Ok(());
     }
     let client = stage.installation.client.clone();

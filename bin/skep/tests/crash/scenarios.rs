@@ -11,6 +11,10 @@ use crate::stage::Stage;
 pub(crate) enum Act {
     /// `POST /bots`.
     NewBot,
+    /// The same with the backup that the giver left.
+    NewBotOfBackup,
+    /// `POST …/data/restore` of the current backup by its name.
+    RestoreByName,
     /// A request for the bot: method, the rest of the path, body.
     Request(&'static str, &'static str, &'static str),
     /// A create with the image that is nobody's yet, which is pulled for it.
@@ -34,8 +38,8 @@ pub(crate) struct Scenario {
     pub(crate) rolls_back: bool,
     /// Where a step that fails may leave it; empty: anywhere, as a repeat brings it to the end.
     pub(crate) after_failure: &'static [State],
-    /// Of the points it passes, those that begin so are tried: the others are another scenario's too.
-    pub(crate) points: &'static str,
+    /// Of the points it passes, those that begin so are tried, as the others are another scenario's too. Empty: all.
+    pub(crate) points: &'static [&'static str],
 }
 
 const SNAPSHOT: Act = Act::Request("POST", "/container/snapshots", "{}");
@@ -53,6 +57,20 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         (State::NoBot, Act::NewBot, State::Running),
         &[State::CreateFailed, State::DownAfterCreate, State::NoBot],
     ),
+    Scenario {
+        points: &["bot.", "backup.", "create.verify", "create.restore", "create.release"],
+        ..scenario(
+            "new-bot-of-a-backup",
+            &["create"],
+            (State::NoBot, Act::NewBotOfBackup, State::Running),
+            &[
+                State::PreservedAfterCreate,
+                State::DownAfterCreate,
+                State::DownAndPreserved,
+                State::NoBot,
+            ],
+        )
+    },
     scenario(
         "create",
         &["create"],
@@ -60,7 +78,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         &[State::CreateFailed, State::DownAfterCreate, State::Bare],
     ),
     Scenario {
-        points: "pull.",
+        points: &["pull."],
         ..scenario(
             "create-with-a-pull",
             &["create"],
@@ -78,6 +96,32 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         ),
         &[],
     ),
+    Scenario {
+        points: &["create.adopt", "create.wanted"],
+        ..scenario(
+            "create-of-an-unrecorded-one",
+            &["create"],
+            (State::Unrecorded, CONTAINER, State::Running),
+            &[
+                State::UnrecordedAfterCreate,
+                State::StoppedAfterCreate,
+                State::DownAfterCreate,
+            ],
+        )
+    },
+    Scenario {
+        points: &["create.adopt", "create.wanted"],
+        ..scenario(
+            "create-of-an-unrecorded-layer",
+            &["create"],
+            (State::UnrecordedLayer, CONTAINER, State::Running),
+            &[
+                State::UnrecordedLayerAfterCreate,
+                State::StoppedAfterCreate,
+                State::DownAfterCreate,
+            ],
+        )
+    },
     scenario(
         "start",
         &["start"],
@@ -130,6 +174,36 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         (State::Running, Act::Request("DELETE", "", ""), State::NoBot),
         &[],
     ),
+    Scenario {
+        points: &["delete_bot.", "backup."],
+        ..scenario(
+            "delete-bot-and-preserve",
+            &["delete_bot"],
+            (
+                State::Running,
+                Act::Request("DELETE", "?preserve_data=true", ""),
+                State::GoneAndPreserved,
+            ),
+            &[],
+        )
+    },
+    Scenario {
+        points: &["delete_bot.preserve_legacy", "delete_bot.files"],
+        ..scenario(
+            "delete-bot-and-preserve-legacy",
+            &["delete_bot"],
+            (
+                State::Legacy,
+                Act::Request("DELETE", "?preserve_data=true", ""),
+                State::GoneAndPreserved,
+            ),
+            &[
+                State::LegacyNotRemoved,
+                State::LegacyKeptNotRemoved,
+                State::PreservedNotRemoved,
+            ],
+        )
+    },
     takes_back(
         "snapshot",
         &["snapshot"],
@@ -190,6 +264,48 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         ),
         &[],
     ),
+    Scenario {
+        points: &["delete.", "container."],
+        ..scenario(
+            "preserve-of-a-legacy-one",
+            &["delete"],
+            (
+                State::RunningLegacy,
+                Act::Request("DELETE", "/container?preserve_data=true", ""),
+                State::PreservedLegacy,
+            ),
+            &[],
+        )
+    },
+    Scenario {
+        points: &["create.create", "create.record"],
+        ..scenario(
+            "create-without-restore",
+            &["create"],
+            (
+                State::Preserved,
+                Act::Request("POST", "/container", r#"{"restore_data": false}"#),
+                State::Restorable,
+            ),
+            &[State::PreservedAfterCreate, State::DownAndPreserved],
+        )
+    },
+    Scenario {
+        points: &["create.forget", "create.restore", "create.release"],
+        ..scenario(
+            "create-of-a-lost-one",
+            &["create"],
+            (State::Lost, CONTAINER, State::Running),
+            &[
+                State::LostAfterCreate,
+                State::ForgottenAfterCreate,
+                State::PreservedAfterCreate,
+                State::Preserved,
+                State::DownAfterCreate,
+                State::DownAndPreserved,
+            ],
+        )
+    },
     scenario(
         "create-with-restore",
         &["create"],
@@ -218,6 +334,15 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         (State::Restorable, act("/container/data/restore"), State::Running),
         &[State::Restorable, State::DownRestorable, State::Running, State::Down],
     ),
+    Scenario {
+        points: &["restore.verify", "restore.adopt"],
+        ..scenario(
+            "restore-by-name",
+            &["restore"],
+            (State::Restorable, Act::RestoreByName, State::Restorable),
+            &[State::Restorable, State::DownRestorable],
+        )
+    },
     scenario(
         "orphan",
         &["start"],
@@ -269,7 +394,7 @@ const fn scenario(
         to,
         rolls_back: false,
         after_failure,
-        points: "",
+        points: &[],
     }
 }
 
@@ -286,11 +411,25 @@ const fn takes_back(
 }
 
 impl Act {
+    /// There is no bot before it.
+    pub(crate) fn makes_a_bot(self) -> bool {
+        matches!(self, Self::NewBot | Self::NewBotOfBackup)
+    }
+
     /// Method, path and body for a bot.
     pub(crate) fn request(&self, stage: &Stage, name: &str) -> Option<(Method, String, Option<Value>)> {
         let bot = stage.subject.as_ref().map(|subject| subject.bot.as_str());
         match self {
             Self::NewBot => Some((Method::POST, "/bots".to_owned(), Some(json!({ "display_name": name })))),
+            Self::NewBotOfBackup => {
+                let body = json!({ "display_name": name, "restore_backup": stage.given_backup() });
+                Some((Method::POST, "/bots".to_owned(), Some(body)))
+            }
+            Self::RestoreByName => {
+                let bot = bot.expect("there is a bot");
+                let body = json!({ "name": format!("{bot}.tar.gz") });
+                Some((Method::POST, format!("/bots/{bot}/container/data/restore"), Some(body)))
+            }
             Self::CreateOfPulled => {
                 let bot = bot.expect("there is a bot");
                 let body = json!({ "image": stage.pulled_image() });

@@ -7,7 +7,6 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use reqwest::Method;
-use serde_json::json;
 use skep_store::Store;
 use skep_testkit::containerd_view::ContainerdView;
 use skep_testkit::images::random_image;
@@ -18,16 +17,16 @@ use crate::held::{Held, capture, capture_at_rest};
 use crate::installation::{Installation, OciRuntime};
 use crate::model::{self, State};
 use crate::points::Exit;
-use crate::written::{FILE_BYTES, Written, digest_of};
+use crate::written::{Written, digest_of};
 
 /// After a crash everything must be as it should be within this time.
 pub(crate) const CONVERGE_LIMIT: Duration = Duration::from_secs(30);
 /// A workspace on so many layers has some merged.
-const LONG_LINE: usize = 3;
+pub(crate) const LONG_LINE: usize = 3;
 /// Long enough for the server to ask for something and to fail.
 const CONTAINERD_AWAY: Duration = Duration::from_millis(300);
 pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(30);
-const BOT_ID_BYTES: usize = 36;
+pub(crate) const BOT_ID_BYTES: usize = 36;
 /// Layers of the image that is pulled, besides one that is there, and bytes of each.
 const PULLED: (usize, usize) = (2, 300_000);
 
@@ -58,6 +57,16 @@ pub(crate) struct Stage {
     /// The image that is pulled by a trial.
     pulled: Made,
     names_given: u32,
+    giver: Giver,
+}
+
+/// A bot that is gone and left a backup.
+#[derive(Debug, Clone, Default)]
+struct Giver {
+    bot: String,
+    /// Of the file.
+    digest: String,
+    written: Vec<Written>,
 }
 
 /// What a workspace is made from.
@@ -115,6 +124,7 @@ impl Stage {
             image,
             pulled,
             names_given: 0,
+            giver: Giver::default(),
         };
         stage.set_up().await;
         stage
@@ -125,17 +135,17 @@ impl Stage {
         let client = self.installation.client.clone();
         let first = client.workspace("first", None).await;
         self.every_bot.insert(first.clone());
+        self.write(&first).await;
         client
-            .good(
-                Method::DELETE,
-                &format!("/bots/{first}/container?preserve_data=true"),
-                None,
-            )
+            .good(Method::DELETE, &format!("/bots/{first}?preserve_data=true"), None)
             .await;
-        client
-            .good(Method::DELETE, &format!("/bots/{first}/backups/{first}.tar.gz"), None)
-            .await;
-        client.delete_bot(&first).await;
+        client.wait_until_gone(&first).await;
+        self.written.retain(Written::is_in_data);
+        self.giver = Giver {
+            written: std::mem::take(&mut self.written),
+            digest: self.digest_of_backup(&first),
+            bot: first,
+        };
         std::fs::create_dir_all(self.installation.data_root().join("bots")).expect("a directory can be made");
         self.settle().await;
         self.without_bots = capture_at_rest(self).await;
@@ -200,6 +210,11 @@ impl Stage {
         held
     }
 
+    /// The one that workspaces are made from by default.
+    pub(crate) fn image(&self) -> &str {
+        &self.image.image
+    }
+
     /// The image that is pulled by a trial, and not there otherwise.
     pub(crate) fn pulled_image(&self) -> &str {
         &self.pulled.image
@@ -218,7 +233,7 @@ impl Stage {
     }
 
     /// Removes the image, and waits until nothing of it is held.
-    async fn forget_pulled(&mut self) {
+    pub(crate) async fn forget_pulled(&mut self) {
         let path = format!("/images/{}", self.pulled.image);
         self.installation.client.good(Method::DELETE, &path, None).await;
         let deadline = Instant::now() + CONVERGE_LIMIT;
@@ -227,6 +242,22 @@ impl Stage {
             assert!(Instant::now() < deadline, "an image that was removed is still held");
             tokio::time::sleep(LOOK_AGAIN).await;
         }
+    }
+
+    /// The name of the giver's backup.
+    pub(crate) fn given_backup(&self) -> String {
+        format!("{}.tar.gz", self.giver.bot)
+    }
+
+    /// Others begin with it, and it stays as it was.
+    pub(crate) fn giver_is_whole(&self) -> bool {
+        self.digest_of_backup(&self.giver.bot) == self.giver.digest
+    }
+
+    /// Of the current one; empty: there is none.
+    fn digest_of_backup(&self, bot: &str) -> String {
+        let path = self.installation.data_root().join(format!("backups/{bot}.tar.gz"));
+        std::fs::read(path).map_or_else(|_| String::new(), |bytes| digest_of(&bytes))
     }
 
     /// The running bystander was never touched.
@@ -268,156 +299,6 @@ impl Stage {
         format!("bot {}", self.names_given)
     }
 
-    /// Brings the subject into a state, the shortest way, and writes bytes where it can have some.
-    pub(crate) async fn prepare(&mut self, wanted: State) {
-        let client = self.installation.client.clone();
-        let now = match &self.subject {
-            None => State::NoBot,
-            Some(subject) => match (subject.state, wanted) {
-                // Numbers of versions are never used again: one that is to have them begins with the first.
-                (Some(now @ (State::Running | State::Stopped | State::Bare)), to)
-                    if to != State::NoBot && !to.has_versions() =>
-                {
-                    now
-                }
-                _ => {
-                    let (bot, has_pulled) = (subject.bot.clone(), subject.state.is_some_and(State::has_pulled));
-                    self.remove_backups(&bot).await;
-                    client.delete_bot(&bot).await;
-                    self.settle().await;
-                    self.subject_is(State::NoBot);
-                    if has_pulled {
-                        self.forget_pulled().await;
-                    }
-                    State::NoBot
-                }
-            },
-        };
-        if wanted == State::NoBot {
-            return;
-        }
-        if now == State::NoBot {
-            let name = self.new_name();
-            let bot = client.bot(&name).await;
-            self.take_up(&bot);
-        }
-        let bot = self.subject.as_ref().expect("there is one now").bot.clone();
-        match (now, wanted) {
-            (State::NoBot | State::Bare, State::Bare | State::Legacy) => {}
-            (_, State::Bare | State::Legacy) => {
-                client
-                    .good(Method::DELETE, &format!("/bots/{bot}/container"), None)
-                    .await;
-            }
-            (State::NoBot | State::Bare, _) => {
-                let events = client.create(&bot, json!({})).await;
-                assert_eq!(events.last().expect("events")["type"], "complete", "{events:?}");
-            }
-            (State::Stopped, _) => drop(client.act(&bot, "start").await),
-            _ => {}
-        }
-        if matches!(wanted, State::Bare | State::Legacy) {
-            self.subject_is(State::Bare);
-            if wanted == State::Legacy {
-                self.write_legacy(&bot);
-            }
-            return self.subject_is(wanted);
-        }
-        self.subject_is(State::Running);
-        self.write(&bot).await;
-        let versions = match wanted {
-            State::LongLine => LONG_LINE,
-            wanted => usize::from(wanted.has_versions()),
-        };
-        self.keep_versions(&bot, versions).await;
-        self.leave_running(&bot, wanted).await;
-        self.subject_is(wanted);
-    }
-
-    /// So many versions with bytes written after each; those between the first and the last are deleted.
-    async fn keep_versions(&mut self, bot: &str, count: usize) {
-        let client = self.installation.client.clone();
-        let snapshots = format!("/bots/{bot}/container/snapshots");
-        for _ in 0..count {
-            client.good(Method::POST, &snapshots, Some(json!({}))).await;
-            self.write(bot).await;
-        }
-        for version in 2..count {
-            client
-                .good(Method::DELETE, &format!("{snapshots}/{version}"), None)
-                .await;
-        }
-    }
-
-    /// They would outlive their bot.
-    pub(crate) async fn remove_backups(&self, bot: &str) {
-        let client = &self.installation.client;
-        let listed = client.good(Method::GET, &format!("/bots/{bot}/backups"), None).await;
-        for backup in listed["items"].as_array().into_iter().flatten() {
-            let name = backup["name"].as_str().expect("a name");
-            client
-                .good(Method::DELETE, &format!("/bots/{bot}/backups/{name}"), None)
-                .await;
-        }
-    }
-
-    /// From a workspace that runs.
-    async fn leave_running(&mut self, bot: &str, wanted: State) {
-        let client = self.installation.client.clone();
-        match wanted {
-            State::Preserved => {
-                let path = format!("/bots/{bot}/container?preserve_data=true");
-                client.good(Method::DELETE, &path, None).await;
-            }
-            State::Restorable => {
-                let path = format!("/bots/{bot}/container?preserve_data=true");
-                client.good(Method::DELETE, &path, None).await;
-                let events = client.create(bot, json!({ "restore_data": false })).await;
-                assert_eq!(events.last().expect("events")["type"], "complete", "{events:?}");
-                self.written.retain(Written::is_in_data);
-                self.write(bot).await;
-            }
-            State::Stopped | State::VersionedStopped => drop(client.act(bot, "stop").await),
-            State::Orphaned => {
-                client.act(bot, "stop").await;
-                self.ctr(&["containers", "rm", "--keep-snapshot", &model::container_of(bot)]);
-            }
-            _ => {}
-        }
-    }
-
-    /// A directory as a legacy container had it.
-    fn write_legacy(&mut self, bot: &str) {
-        let token = self.new_name().replace(' ', "-");
-        let directory = self.installation.data_root().join("bots").join(bot);
-        let bytes: Vec<u8> = token.bytes().cycle().take(FILE_BYTES).collect();
-        std::fs::create_dir_all(&directory).expect("a directory can be made");
-        std::fs::write(directory.join(format!("kept-{token}")), &bytes).expect("a file can be written");
-        self.written.push(Written {
-            name: format!("data/kept-{token}"),
-            digest: digest_of(&bytes),
-            size: FILE_BYTES as u64,
-        });
-    }
-
-    /// Bytes in the data directory and outside of it.
-    async fn write(&mut self, bot: &str) {
-        let token = self.new_name().replace(' ', "-");
-        let command = format!(
-            "head -c {FILE_BYTES} /dev/urandom > /data/kept-{token} && cp /data/kept-{token} /etc/also-kept-{token} && \
-             sha256sum < /data/kept-{token}"
-        );
-        let digest = self.installation.client.output(bot, &command).await;
-        let digest = digest.split_whitespace().next().expect("a digest").to_owned();
-        for name in [format!("data/kept-{token}"), format!("etc/also-kept-{token}")] {
-            self.written.push(Written {
-                name,
-                digest: digest.clone(),
-                size: FILE_BYTES as u64,
-            });
-        }
-    }
-
     /// Bytes that were written and are not on disk any more as they were.
     pub(crate) fn lost_bytes(&self, state: State) -> u64 {
         let (uppers, preserved) = (self.uppers(), self.preserved());
@@ -439,6 +320,25 @@ impl Stage {
         is_there
     }
 
+    /// The same of what the giver left.
+    pub(crate) fn takes_up_given(&mut self) -> bool {
+        let given = self.giver.written.clone();
+        let uppers = self.uppers();
+        let is_there = given.iter().all(|written| written.is_in(&uppers));
+        self.written.extend(given);
+        is_there
+    }
+
+    /// Whether each file of the subject's backup is in a layer too.
+    pub(crate) fn has_what_is_preserved(&self) -> bool {
+        let (uppers, preserved) = (self.uppers(), self.preserved());
+        let kept = self.written.iter();
+        let mut kept = kept
+            .filter(|written| preserved.get(&written.name) == Some(&written.digest))
+            .peekable();
+        kept.peek().is_some() && kept.all(|written| written.is_in(&uppers))
+    }
+
     /// What each layer holds by itself.
     fn uppers(&self) -> Vec<PathBuf> {
         std::fs::read_dir(self.snapshots())
@@ -458,6 +358,10 @@ impl Stage {
             .flatten()
             .flatten()
         {
+            // The bridge of a legacy container has its socket there.
+            if !entry.file_type().is_ok_and(|kind| kind.is_file()) {
+                continue;
+            }
             let bytes = std::fs::read(entry.path()).expect("a file of ours can be read");
             let name = format!("data/{}", entry.file_name().to_string_lossy());
             found.insert(name, digest_of(&bytes));
@@ -488,7 +392,7 @@ impl Stage {
         task.unwrap_or_else(|| panic!("{bot} has no task: {tasks:?}")).pid
     }
 
-    fn ctr(&self, arguments: &[&str]) -> String {
+    pub(crate) fn ctr(&self, arguments: &[&str]) -> String {
         let output = Command::new("ctr")
             .arg("--address")
             .arg(self.installation.containerd().socket())
@@ -576,7 +480,7 @@ impl Stage {
     }
 
     /// The last word of an operation follows what it did.
-    async fn settle(&self) {
+    pub(crate) async fn settle(&self) {
         let deadline = Instant::now() + CONVERGE_LIMIT;
         while !self.is_settled().await {
             assert!(Instant::now() < deadline, "an operation does not come to its end");

@@ -161,7 +161,7 @@ impl Client {
         self.wait_until_gone(bot).await;
     }
 
-    async fn wait_until_gone(&self, bot: &str) {
+    pub(crate) async fn wait_until_gone(&self, bot: &str) {
         let deadline = std::time::Instant::now() + Duration::from_secs(60);
         loop {
             let (status, value) = self.call(Method::GET, &format!("/bots/{bot}"), None).await;
