@@ -19,6 +19,7 @@ mod load;
 mod logs;
 mod metrics;
 mod model;
+mod model_kept;
 mod model_versions;
 mod neighbours;
 mod power;

@@ -50,7 +50,9 @@ pub(crate) struct BotModel {
     /// What each version must hold; none that is made unasked is dropped.
     pub(crate) versions: BTreeMap<u64, Files>,
     /// What the current backup may hold: one when it is known; `None`: there is none.
-    kept: Vec<Option<Files>>,
+    pub(crate) kept: Vec<Option<Files>>,
+    /// The create that was asked for last was to leave the backup aside.
+    pub(crate) leaves_kept: bool,
     /// The last removal, acknowledged or cut off, was to keep the data.
     preserving: bool,
     /// Other answers than those that every state explains.
@@ -74,6 +76,7 @@ impl BotModel {
             files: Files::new(),
             versions: BTreeMap::new(),
             kept: vec![None],
+            leaves_kept: false,
             preserving: false,
             failures: Vec::new(),
             story: Vec::new(),
@@ -84,7 +87,7 @@ impl BotModel {
         }
     }
 
-    fn container(&self, rest: &str) -> String {
+    pub(crate) fn container(&self, rest: &str) -> String {
         format!("/bots/{}/container{rest}", self.id)
     }
 
@@ -93,7 +96,10 @@ impl BotModel {
         let pause = Duration::from_millis(self.random.random_range(0..40));
         tokio::time::sleep(pause).await;
         if self.possible.len() > 1 || self.possible == [Expected::Nothing] {
-            return self.change("", Method::POST, Expected::Running).await;
+            self.leaves_kept = self.possible == [Expected::Nothing] && self.random.random_bool(0.5);
+            self.change("", Method::POST, Expected::Running).await;
+            self.leaves_kept = false;
+            return;
         }
         match self.random.random_range(0..100) {
             0..12 => self.change("/stop", Method::POST, Expected::Stopped).await,
@@ -106,7 +112,8 @@ impl BotModel {
             38..52 => self.write_by_exec().await,
             52..64 => self.upload().await,
             64..70 => self.import().await,
-            70..88 => self.versions_step().await,
+            70..84 => self.versions_step().await,
+            84..94 if self.kept.iter().any(Option::is_some) => self.restore_any().await,
             _ => self.verify_one().await,
         }
     }
@@ -134,6 +141,7 @@ impl BotModel {
                 self.preserving = false;
             }
             Expected::Nothing => self.files.clear(),
+            _ if was_gone && self.leaves_kept => {}
             _ if was_gone => self.began(),
             _ => {}
         }
@@ -156,7 +164,11 @@ impl BotModel {
 
     /// An operation after which the workspace is in that state.
     async fn change(&mut self, rest: &str, method: Method, after: Expected) {
-        let body = (method == Method::POST && rest.is_empty()).then(|| json!({}));
+        let body = match self.leaves_kept {
+            true => json!({ "restore_data": false }),
+            false => json!({}),
+        };
+        let body = (method == Method::POST && rest.is_empty()).then_some(body);
         let path = self.container(rest);
         let answer = self.client.attempt(method.clone(), &path, body).await;
         self.tell(format!("{method} {rest:?}: {answer:?}"));
@@ -374,6 +386,7 @@ impl BotModel {
             assert!(self.verify(file).await, "bot {}: /data/f{file} cannot be read", self.id);
         }
         self.verify_versions().await;
+        self.verify_kept().await;
     }
 }
 
