@@ -141,7 +141,7 @@ impl Skep {
         });
         let is_to_be_finished = match mend {
             Mend::Rebuild | Mend::LeaveMissing => self.remains(bot).await?.is_some(),
-            Mend::Start | Mend::PutBack if instance.is_none() => {
+            Mend::Start | Mend::PutBack | Mend::Wait if instance.is_none() => {
                 matches!(self.remains(bot).await?, Some(Remains::OfRemoval { .. }))
             }
             _ => false,

@@ -62,7 +62,14 @@ impl Work {
             Err(error) => return Err(error),
         };
         let row = self.name_what_is_there(row).await?;
-        match mend(&self.skep().look(&row).await?) {
+        let mend = mend(&self.skep().look(&row).await?);
+        if matches!(mend, Mend::Rebuild | Mend::LeaveMissing)
+            && matches!(self.skep().remains(self.bot()).await?, Some(Remains::OfRemoval { .. }))
+        {
+            // A success would say that there is a whole workspace. Reconcile has the removal finished.
+            return Err(half_removed());
+        }
+        match mend {
             Mend::Nothing | Mend::Wait => {}
             Mend::RecordRunning | Mend::Start => self.bring_up_with_tries(&row).await?,
             Mend::RecordStopped | Mend::Stop => {
