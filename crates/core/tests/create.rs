@@ -570,3 +570,27 @@ async fn the_pull_policy_says_whether_a_registry_is_asked() {
         }
     }
 }
+
+/// What is asked about all workspaces costs more the more there are.
+#[tokio::test]
+async fn no_verb_of_one_workspace_asks_for_all() {
+    let world = World::new().await;
+    let asked = || [Verb::List, Verb::BotsWithLayers].map(|verb| world.runtime.faults().calls(verb));
+    // The comparison that a server begins with does, and then none comes for long.
+    until(|| async {
+        match asked() {
+            [list, layers] if list > 0 && layers > 0 => Ok(()),
+            seen => Err(format!("{seen:?}")),
+        }
+    })
+    .await;
+    let before = asked();
+    let bot = world.running_bot().await;
+    world.write(&bot, "/data/file", "content").await;
+    world.stop(&bot).await.unwrap();
+    world.start(&bot).await.unwrap();
+    world.skep.workspace_info(&bot).await.unwrap();
+    let deleted = world.skep.delete_workspace(&bot, DeleteData::Remove, &admin()).await;
+    deleted.unwrap().outcome().await.unwrap();
+    assert_eq!(asked(), before);
+}

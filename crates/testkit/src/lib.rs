@@ -3,6 +3,7 @@
 //! A tool that is missing here is a loud failure, never a skipped test; everything started is ended
 //! when its guard is dropped.
 
+mod call_counter;
 pub mod conformance;
 pub mod containerd_rig;
 mod containerd_server;
@@ -16,6 +17,7 @@ pub mod server;
 pub mod trees;
 mod unix_proxy;
 
+pub use call_counter::CallCounter;
 pub use containerd_rig::{ContainerdRig, RigOptions};
 pub use containerd_server::{CONTAINERD_VARIABLE, ContainerdRelease, ContainerdServer, mounts_below, unmount_below};
 pub use host_traces::{Expected, HostTraces};

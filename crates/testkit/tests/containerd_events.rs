@@ -2,8 +2,9 @@
 
 use skep_names::{BotId, container_id_for};
 use skep_runtime::{Limits, Runtime, RuntimeEvent, TaskState};
-use skep_testkit::UnixProxy;
 use skep_testkit::containerd_rig::{ContainerdRig, RigOptions, instance_spec, until};
+use skep_testkit::containerd_view::ContainerdView;
+use skep_testkit::{CallCounter, ContainerdRelease, UnixProxy};
 
 const SCRIPT: &str = "trap 'exit 0' TERM; while :; do sleep 1 & wait; done";
 const RUNNING: Option<TaskState> = Some(TaskState::Running);
@@ -172,5 +173,165 @@ async fn whose_a_container_is_by_its_label_is_known_however_much_others_change()
     assert_eq!(found(&other).await, None);
     for (id, _) in &many {
         rig.ctr(&["containers", "rm", id]);
+    }
+}
+
+/// Of all releases: what is known of layers stands on the events that each of them tells.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn layers_that_others_make_and_take_away_are_in_the_next_answer() {
+    for release in [
+        ContainerdRelease::Installed,
+        ContainerdRelease::V1_7,
+        ContainerdRelease::V2,
+    ] {
+        let rig = ContainerdRig::start_with(RigOptions {
+            release,
+            ..Default::default()
+        })
+        .await;
+        let runtime = rig.runtime().as_ref();
+        let [bot, other] = [BotId::random(), BotId::random()];
+        let has = async |bot: &BotId| runtime.has_layer(bot).await.unwrap();
+        let name = |rest: &str| format!("{}-{rest}", container_id_for(&bot));
+        assert!(!has(&bot).await, "{release:?}");
+        rig.ctr(&["snapshots", "prepare", &name("one"), ""]);
+        assert!(has(&bot).await, "{release:?}: made");
+        rig.ctr(&["snapshots", "commit", &name("kept"), &name("one")]);
+        assert!(has(&bot).await, "{release:?}: committed");
+        rig.ctr(&["snapshots", "prepare", &name("two"), &name("kept")]);
+        rig.ctr(&["snapshots", "rm", &name("two")]);
+        assert!(has(&bot).await, "{release:?}: the lower one stays");
+        rig.ctr(&["snapshots", "rm", &name("kept")]);
+        assert!(!has(&bot).await, "{release:?}: removed");
+        // More than are asked about one by one.
+        for number in 0..70 {
+            rig.ctr(&["snapshots", "prepare", &format!("foreign-{number}"), ""]);
+        }
+        rig.ctr(&["snapshots", "prepare", &name("three"), ""]);
+        assert!(has(&bot).await, "{release:?}: made after many");
+        rig.ctr(&["snapshots", "commit", "foreign", &name("three")]);
+        assert!(!has(&bot).await, "{release:?}: committed under a name that is nobody's");
+        // No event tells of a label: a list of all does, which every comparison makes.
+        let label = format!("{}={other}", skep_names::LABEL_BOT);
+        rig.ctr(&["snapshots", "label", "foreign", &label]);
+        assert_eq!(
+            runtime.bots_with_layers().await.unwrap(),
+            std::slice::from_ref(&other),
+            "{release:?}"
+        );
+        assert!(has(&other).await, "{release:?}: labelled");
+        assert!(!has(&bot).await, "{release:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_layer_that_is_gone_without_an_event_has_all_listed() {
+    let (rig, bot) = (ContainerdRig::start().await, BotId::random());
+    let (runtime, view) = (rig.runtime().as_ref(), ContainerdView::new(&rig.config().socket));
+    let [known, unseen] = [format!("{}-known", container_id_for(&bot)), "unseen".to_owned()];
+    rig.ctr(&["snapshots", "prepare", &known, ""]);
+    rig.ctr(&["snapshots", "prepare", &unseen, ""]);
+    assert!(runtime.has_layer(&bot).await.unwrap());
+    // Neither a label nor, in some releases, the collection of garbage is told.
+    rig.ctr(&[
+        "snapshots",
+        "label",
+        &unseen,
+        &format!("{}={bot}", skep_names::LABEL_BOT),
+    ]);
+    rig.ctr(&["snapshots", "label", &known, "containerd.io/gc.root="]);
+    view.collect_garbage().await;
+    let left = rig.ctr(&["snapshots", "ls"]);
+    assert!(!left.contains(&known) && left.contains(&unseen), "{left}");
+    assert!(runtime.has_layer(&bot).await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_layer_that_was_made_while_the_stream_was_cut_is_found() {
+    let (mut rig, bots) = (ContainerdRig::start().await, [BotId::random(), BotId::random()]);
+    let mut proxy = UnixProxy::start(&rig.config().socket).unwrap();
+    let behind = rig.server_behind(proxy.socket());
+    let mut events = behind.events();
+    until("an answer by what is known", async || {
+        match behind.has_layer(&bots[0]).await {
+            Ok(false) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    proxy.cut().await.unwrap();
+    until_told(&mut events, &RuntimeEvent::Disconnected).await;
+    rig.ctr(&[
+        "snapshots",
+        "prepare",
+        &format!("{}-cut", container_id_for(&bots[0])),
+        "",
+    ]);
+    proxy.mend().unwrap();
+    until_told(&mut events, &RuntimeEvent::Reconnected).await;
+    assert!(behind.has_layer(&bots[0]).await.unwrap());
+
+    rig.server().kill().unwrap();
+    until_told(&mut events, &RuntimeEvent::Disconnected).await;
+    rig.server().start_again().await.unwrap();
+    rig.ctr(&[
+        "snapshots",
+        "prepare",
+        &format!("{}-new", container_id_for(&bots[1])),
+        "",
+    ]);
+    until("the layer that the new one was given", async || {
+        match behind.has_layer(&bots[1]).await {
+            Ok(true) => Ok(()),
+            // The connection breaks once more.
+            Err(skep_runtime::RuntimeError::Unavailable { .. }) => Err("away".to_owned()),
+            other => panic!("{other:?}"),
+        }
+    })
+    .await;
+}
+
+/// A list is as long as there are workspaces.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_verb_of_one_workspace_makes_containerd_list_all() {
+    let rig = ContainerdRig::start_with(RigOptions {
+        script: Some(SCRIPT.into()),
+        ..Default::default()
+    })
+    .await;
+    let counter = CallCounter::start(&rig.config().socket).unwrap();
+    let runtime = rig.server_behind(counter.socket());
+    let lists = || {
+        let of_containers =
+            ["List", "ListStream"].map(|method| format!("containerd.services.containers.v1.Containers/{method}"));
+        let of_layers = "containerd.services.snapshots.v1.Snapshots/List".to_owned();
+        let paths = of_containers.into_iter().chain([of_layers]);
+        paths.map(|path| counter.count(&format!("/{path}"))).sum::<usize>()
+    };
+    let mut before = None;
+    for _ in 0..2 {
+        let bot = BotId::random();
+        assert_eq!(runtime.inspect(&bot).await.unwrap(), None);
+        assert!(!runtime.has_layer(&bot).await.unwrap());
+        runtime.create(&instance_spec(&bot, &rig.image())).await.unwrap();
+        runtime.start(&bot, &Limits::default()).await.unwrap();
+        assert_eq!(
+            tasks(runtime.as_ref(), &[bot.clone(), bot.clone()]).await,
+            [RUNNING, RUNNING]
+        );
+        runtime.stop(&bot, std::time::Duration::from_secs(5)).await.unwrap();
+        let layers = runtime.layers().unwrap();
+        layers
+            .commit(&bot, &format!("{}-version", container_id_for(&bot)))
+            .await
+            .unwrap();
+        runtime.start(&bot, &Limits::default()).await.unwrap();
+        runtime.remove(&bot).await.unwrap();
+        assert!(!runtime.has_layer(&bot).await.unwrap());
+        // What is known from then on was listed for the first.
+        match before.replace(lists()) {
+            None => assert!(lists() > 0, "lists are not counted"),
+            Some(before) => assert_eq!(lists(), before),
+        }
     }
 }

@@ -107,8 +107,7 @@ impl Work {
         let Some(row) = self.row().await? else {
             return Ok(None);
         };
-        let is_there =
-            self.runtime().inspect(self.bot()).await?.is_some() || self.runtime().has_layer(self.bot()).await?;
+        let is_there = self.runtime().inspect(self.bot()).await?.is_some() || self.has_layer_among_all().await?;
         if is_there || !self.skep().has_data_elsewhere(self.bot()).await? {
             return Ok(Some(row));
         }

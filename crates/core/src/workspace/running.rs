@@ -286,7 +286,7 @@ impl Work {
         if self.runtime().inspect(self.bot()).await?.is_some() {
             return Ok(());
         }
-        let has_layer = self.runtime().has_layer(self.bot()).await?;
+        let has_layer = self.has_layer_among_all().await?;
         if has_layer && matches!(self.skep().remains(self.bot()).await?, Some(Remains::OfRemoval { .. })) {
             return Err(half_removed());
         }
@@ -311,6 +311,15 @@ impl Work {
         };
         tracing::warn!(bot = %self.bot(), layer = ?made.layer, "its container was gone and was made again");
         self.lived("recover", &json!({ "layer_kept": has_layer })).await
+    }
+
+    /// Of a workspace that is recorded: a "no" is asked for twice, the second time of a list of all, as something will be
+    /// made in its place.
+    pub(super) async fn has_layer_among_all(&self) -> Result<bool> {
+        Ok(
+            self.runtime().has_layer(self.bot()).await?
+                || self.runtime().bots_with_layers().await?.contains(self.bot()),
+        )
     }
 
     /// The image of a container that is gone.

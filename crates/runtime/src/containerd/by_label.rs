@@ -3,17 +3,14 @@
 //! bot that has none does not cost a list of all each time.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Mutex, PoisonError};
 
 use containerd_client::services::v1::Container;
 use skep_names::{BotId, container_id_for};
 
 use super::ContainerdRuntime;
 use super::container::{bot_of, last_change};
+use super::since::Since;
 use crate::Result;
-
-/// So many changed ones are asked about one by one; of more, a list of all is cheaper.
-const ONE_BY_ONE: usize = 64;
 
 /// Which containers are whose, of those that bear another name than ours.
 #[derive(Default)]
@@ -21,36 +18,7 @@ pub(super) struct ByLabel {
     /// `None`: not asked yet, or what was known counts no more.
     known: tokio::sync::Mutex<Option<HashMap<String, BotId>>>,
     /// What happened since it was asked.
-    since: Mutex<Since>,
-}
-
-#[derive(Default)]
-struct Since {
-    /// Anything may have.
-    anything: bool,
-    changed: HashSet<String>,
-}
-
-impl ByLabel {
-    /// A container was made, changed or removed.
-    pub(super) fn changed(&self, id: &str) {
-        let mut since = self.since.lock().unwrap_or_else(PoisonError::into_inner);
-        if since.changed.len() < ONE_BY_ONE {
-            since.changed.insert(id.to_owned());
-        } else {
-            since.anything = true;
-            since.changed.clear();
-        }
-    }
-
-    /// Nothing that was known counts any more.
-    pub(super) fn forget(&self) {
-        self.since.lock().unwrap_or_else(PoisonError::into_inner).anything = true;
-    }
-
-    fn take_since(&self) -> Since {
-        std::mem::take(&mut *self.since.lock().unwrap_or_else(PoisonError::into_inner))
-    }
+    pub(super) since: Since,
 }
 
 impl ContainerdRuntime {
@@ -75,7 +43,7 @@ impl ContainerdRuntime {
     async fn known_by_label(&self, bot: &BotId) -> Result<Vec<String>> {
         // Held while containerd is asked: nobody looks at what is known before what changed is in it.
         let mut known = self.by_label.known.lock().await;
-        let since = self.by_label.take_since();
+        let since = self.by_label.since.take();
         let current = match known.take() {
             Some(known) if !since.anything => self.look_again(known, since.changed).await,
             _ => self.look_at_all().await,

@@ -20,14 +20,26 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// A quiet stream says nothing about the daemon: it is asked so often whether it is there.
 const QUIET_LIMIT: Duration = Duration::from_secs(20);
 
-/// In the types of events about containers; the others are about tasks.
+/// In the types of events about containers and about layers; the others are about tasks.
 const OF_CONTAINER: &str = "containerd.events.Container";
+const OF_LAYER: &str = "containerd.events.Snapshot";
+const COMMIT: &str = "containerd.events.SnapshotCommit";
 
 /// What all events about containers and tasks begin with.
 #[derive(Clone, PartialEq, prost::Message)]
 struct About {
     #[prost(string, tag = "1")]
     container_id: String,
+}
+
+/// What events about layers begin with.
+#[derive(Clone, PartialEq, prost::Message)]
+struct AboutLayer {
+    #[prost(string, tag = "1")]
+    key: String,
+    /// Of a commit the name that it gave; of others something else.
+    #[prost(string, tag = "2")]
+    second: String,
 }
 
 /// Follows the stream until the backend is dropped.
@@ -65,7 +77,8 @@ pub(super) async fn follow(runtime: Weak<ContainerdRuntime>, client: Client, eve
 fn see_from_now_on(runtime: &Weak<ContainerdRuntime>) {
     if let Some(runtime) = runtime.upgrade() {
         runtime.picture.forget();
-        runtime.by_label.forget();
+        runtime.by_label.since.forget();
+        runtime.layer_names.since.forget();
         runtime.echoes.open();
     }
 }
@@ -78,7 +91,7 @@ async fn subscribe(client: &Client, runtime: &Weak<ContainerdRuntime>) -> Result
     let namespace = runtime.upgrade().map(|runtime| runtime.config.namespace.clone());
     let namespace = namespace.unwrap_or_default();
     let topics = [
-        "topic~=\"^/(containers|tasks)/\"".to_owned(),
+        "topic~=\"^/(containers|tasks|snapshot)/\"".to_owned(),
         format!("topic==\"{}\"", echo::TOPIC),
     ];
     let filters = topics.map(|topic| format!("namespace==\"{namespace}\",{topic}"));
@@ -142,18 +155,33 @@ impl ContainerdRuntime {
         if echo::is_ours(event) {
             return self.echoes.heard(event);
         }
+        if event.type_url.contains(OF_LAYER) {
+            return self.note_layer(event);
+        }
         match About::decode(event.value.as_slice()) {
             Ok(about) => {
                 self.picture.container_changed(&about.container_id);
                 if event.type_url.contains(OF_CONTAINER) {
-                    self.by_label.changed(&about.container_id);
+                    self.by_label.since.changed(&about.container_id);
                 }
             }
             // About what, nobody knows: about anything.
             Err(_) => {
                 self.picture.forget();
-                self.by_label.forget();
+                self.by_label.since.forget();
             }
+        }
+    }
+
+    fn note_layer(&self, event: &Any) {
+        match AboutLayer::decode(event.value.as_slice()) {
+            Ok(about) => {
+                self.layer_names.since.changed(&about.key);
+                if event.type_url.ends_with(COMMIT) {
+                    self.layer_names.since.changed(&about.second);
+                }
+            }
+            Err(_) => self.layer_names.since.forget(),
         }
     }
 

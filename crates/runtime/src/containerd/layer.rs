@@ -109,9 +109,10 @@ impl ContainerdRuntime {
 
     /// Removes every snapshot of a bot, children first.
     pub(super) async fn remove_layers(&self, bot: &BotId, snapshotter: &str, more: Option<&str>) -> Result<()> {
-        let mut filters = self.filters_of(bot);
-        filters.extend(more.map(|key| format!("name=={key}")));
-        let mut infos = self.snapshots(snapshotter, filters).await?;
+        let mut infos = self.layers_of(bot, snapshotter).await?;
+        if let Some(more) = more.filter(|more| infos.iter().all(|info| info.name != *more)) {
+            infos.extend(self.snapshot(snapshotter, more).await?);
+        }
         infos.retain(|info| self.is_ours(&info.labels));
         while !infos.is_empty() {
             let parents: BTreeSet<String> = infos.iter().map(|info| info.parent.clone()).collect();
@@ -145,12 +146,7 @@ impl ContainerdRuntime {
 
     /// Bots of this data root that have a layer: by label, and by name those of the reference system.
     pub(super) async fn list_bots_with_layers(&self) -> Result<Vec<BotId>> {
-        let data_root = &self.config.data_root_id;
-        let filters = vec![
-            format!("labels.\"{LABEL_DATA_ROOT}\"==\"{data_root}\""),
-            format!("name~=\"^{WORKSPACE_PREFIX}\""),
-        ];
-        let infos = self.snapshots(&self.config.snapshotter, filters).await?;
+        let infos = self.layers_of_all_bots().await?;
         let bots = infos
             .iter()
             .filter(|info| self.is_ours(&info.labels))
@@ -158,7 +154,7 @@ impl ContainerdRuntime {
         Ok(bots.collect::<BTreeSet<BotId>>().into_iter().collect())
     }
 
-    /// By the name of a first layer, which most have; else among all, of which containerd tells the bot's alone.
+    /// By the name of a first layer, which most have; else by all that it has.
     pub(super) async fn has_layer_of(&self, bot: &BotId) -> Result<bool> {
         let is_its = |info: &Info| self.is_ours(&info.labels) && bot_of_layer(info).as_ref() == Some(bot);
         let snapshotter = &self.config.snapshotter;
@@ -166,23 +162,15 @@ impl ContainerdRuntime {
         if first.as_ref().is_some_and(is_its) {
             return Ok(true);
         }
-        let infos = self.snapshots(snapshotter, self.filters_of(bot)).await?;
+        let infos = self.layers_of(bot, snapshotter).await?;
         Ok(infos.iter().any(is_its))
     }
 
     /// All layers of a bot that are ours or the reference system's.
     pub(super) async fn records_of(&self, bot: &BotId, snapshotter: &str) -> Result<Vec<LayerRecord>> {
-        let mut infos = self.snapshots(snapshotter, self.filters_of(bot)).await?;
+        let mut infos = self.layers_of(bot, snapshotter).await?;
         infos.retain(|info| self.is_ours(&info.labels));
         Ok(infos.into_iter().map(record).collect())
-    }
-
-    /// By label, and by name: the reference system's snapshots have no labels of ours.
-    fn filters_of(&self, bot: &BotId) -> Vec<String> {
-        vec![
-            format!("labels.\"{LABEL_BOT}\"==\"{bot}\""),
-            format!("name~=\"^{}\"", container_id_for(bot)),
-        ]
     }
 
     pub(super) async fn snapshot(&self, snapshotter: &str, name: &str) -> Result<Option<Info>> {
@@ -194,7 +182,7 @@ impl ContainerdRuntime {
         Ok(answer.and_then(|answer| answer.info))
     }
 
-    async fn snapshots(&self, snapshotter: &str, filters: Vec<String>) -> Result<Vec<Info>> {
+    pub(super) async fn snapshots(&self, snapshotter: &str, filters: Vec<String>) -> Result<Vec<Info>> {
         let operation = format!("listing the layers in {snapshotter}");
         let request = self.client.request(ListSnapshotsRequest {
             snapshotter: snapshotter.to_owned(),

@@ -17,6 +17,7 @@ mod fresh;
 mod guards;
 mod host;
 mod layer;
+mod layer_names;
 mod layers;
 mod lease;
 mod legacy;
@@ -29,6 +30,7 @@ mod records;
 mod resolver;
 mod shims;
 mod shorten;
+mod since;
 mod task;
 mod turns;
 mod upper;
@@ -61,6 +63,7 @@ use crate::{
 use by_label::ByLabel;
 use client::Client;
 use echo::Echoes;
+use layer_names::LayerNames;
 use picture::Picture;
 use records::Records;
 use resolver::Resolving;
@@ -89,6 +92,7 @@ pub struct ContainerdRuntime {
     turns: Turns,
     picture: Picture,
     by_label: ByLabel,
+    layer_names: LayerNames,
     echoes: Echoes,
     events: broadcast::Sender<RuntimeEvent>,
     limit_support: LimitSupport,
@@ -138,6 +142,7 @@ impl ContainerdRuntime {
             turns: Turns::default(),
             picture: Picture::default(),
             by_label: ByLabel::default(),
+            layer_names: LayerNames::default(),
             echoes: Echoes::default(),
             events: broadcast::Sender::new(EVENT_QUEUE),
             limit_support: LimitSupport::of_this_host(),

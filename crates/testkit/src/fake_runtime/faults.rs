@@ -32,8 +32,10 @@ pub enum Verb {
     Inspect,
     /// `list`.
     List,
-    /// `bots_with_layers` and `has_layer`.
+    /// `bots_with_layers`.
     BotsWithLayers,
+    /// `has_layer`.
+    HasLayer,
     /// `list` and `present` of layers.
     ListLayers,
     /// `commit` of a layer.

@@ -203,7 +203,7 @@ impl Runtime for FakeRuntime {
     }
 
     async fn has_layer(&self, bot: &BotId) -> Result<bool> {
-        self.faults().enter(Verb::BotsWithLayers).await?;
+        self.faults().enter(Verb::HasLayer).await?;
         Ok(self.lock().get(bot).is_some_and(|state| !state.layers.is_empty()))
     }
 
