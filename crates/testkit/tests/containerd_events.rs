@@ -335,3 +335,18 @@ async fn no_verb_of_one_workspace_makes_containerd_list_all() {
         }
     }
 }
+
+/// It comes once a minute, for each that runs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sweep_asks_about_all_that_run_at_once() {
+    let (rig, _) = rig_with_two_workspaces().await;
+    let counter = CallCounter::start(&rig.config().socket).unwrap();
+    let runtime = rig.server_behind(counter.socket());
+    runtime.sweep().await.unwrap();
+    let count = |path: &str| counter.count(&format!("/containerd.services.{path}"));
+    assert_eq!(count("tasks.v1.Tasks/Get"), 0);
+    assert_eq!(
+        count("containers.v1.Containers/List") + count("containers.v1.Containers/ListStream"),
+        1
+    );
+}

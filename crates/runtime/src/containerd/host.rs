@@ -1,6 +1,6 @@
 //! A workspace's things on the host: made before its task, released after it, swept after a crash.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::failpoint;
 use crate::host::Resolver;
 use crate::isolation::{self, HostError, HostPaths, IdBlock, Layers, Tried, WHOLE_LAYERS};
 use crate::network::{NetworkError, RulesCheck};
-use crate::{Result, RuntimeError, Swept, TaskState, cgroup, freezer};
+use crate::{Instance, Result, RuntimeError, Swept, TaskState, cgroup, freezer};
 
 impl ContainerdRuntime {
     /// Runs work on the host that blocks. It holds the bot's turn to its end, also when its caller is cancelled.
@@ -191,9 +191,10 @@ impl ContainerdRuntime {
         // What keeps workspaces apart is not kept waiting by anything that fails.
         let apart = self.keep_apart().await;
         let bots = self.bots_with_traces().await?;
+        let tasks = self.tasks().await?;
         for bot in bots {
             // One that cannot be cleared away must not keep the others waiting.
-            match self.sweep_one(&bot).await {
+            match self.sweep_one(&bot, &tasks).await {
                 Ok(()) => {}
                 Err(away @ RuntimeError::Unavailable { .. }) => return Err(away),
                 Err(error) => {
@@ -201,8 +202,11 @@ impl ContainerdRuntime {
                 }
             }
         }
-        self.know_running_legacy_ones().await?;
-        let swept = self.sweep_network().await?;
+        // Once for both: a list tells the specification of each.
+        let mut running = self.list_instances().await?;
+        running.retain(|instance| instance.task == TaskState::Running);
+        self.know_running_legacy_ones(&running).await?;
+        let swept = self.sweep_network(&running).await?;
         self.images.sweep().await?;
         self.sweep_leases().await?;
         apart.map(|()| swept)
@@ -221,8 +225,8 @@ impl ContainerdRuntime {
     }
 
     /// Releases what is held without a task, and looks at the network of all that run.
-    async fn sweep_network(&self) -> Result<Swept> {
-        let live = self.live_bots().await?;
+    async fn sweep_network(&self, running: &[Instance]) -> Result<Swept> {
+        let live: BTreeSet<BotId> = running.iter().map(|instance| instance.bot.clone()).collect();
         self.network.sweep(&live).await?;
         self.sweep_resolvers().await?;
         let mut swept = Swept::default();
@@ -259,13 +263,19 @@ impl ContainerdRuntime {
         }
     }
 
-    async fn sweep_one(&self, bot: &BotId) -> Result<()> {
+    /// `tasks`: as they were before.
+    async fn sweep_one(&self, bot: &BotId, tasks: &HashMap<String, TaskState>) -> Result<()> {
         let Some(turn) = self.turns.try_take(bot) else {
             return Ok(());
         };
-        // Asked for each bot under its turn: a list of tasks made before could miss a start that has just ended.
         let id = self.record_id(bot);
-        match self.task_state(&id).await? {
+        let state = match tasks.get(&id) {
+            // Should it have ended since, its end is told by an event, and there is nothing to mend.
+            Some(TaskState::Running) => TaskState::Running,
+            // Asked under its turn: a list made before could miss a start that has just ended.
+            Some(TaskState::Dead | TaskState::None) | None => self.task_state(&id).await?,
+        };
+        match state {
             TaskState::Running => return self.mend_running(&turn, bot, &id).await,
             state => self.clear_dead(&id, state).await?,
         }
@@ -328,14 +338,6 @@ impl ContainerdRuntime {
                 panicked,
             )),
         }
-    }
-
-    async fn live_bots(&self) -> Result<BTreeSet<BotId>> {
-        let instances = self.list_instances().await?;
-        let live = instances
-            .into_iter()
-            .filter(|instance| instance.task == TaskState::Running);
-        Ok(live.map(|instance| instance.bot).collect())
     }
 
     /// The container a bot was started as, else its usual id.

@@ -17,7 +17,7 @@ use super::container::{Starting, as_any, stored_environment};
 use super::records::{FOREIGN_NETWORK, FoundProcess, Running};
 use super::turns::Turn;
 use super::{ContainerdRuntime, UserNamespaceMode};
-use crate::{Limits, Result, RuntimeError, Started, TaskState};
+use crate::{Instance, Limits, Result, RuntimeError, Started};
 
 impl ContainerdRuntime {
     /// What lies in its bind mounts belongs to the host's ids: where a user namespace is required, it cannot be started.
@@ -106,12 +106,10 @@ impl ContainerdRuntime {
         self.on_host(turn, move |_, records| records.put(&bot, running)).await
     }
 
-    /// Those that run and that nobody here started, or that somebody else has started anew.
-    pub(super) async fn know_running_legacy_ones(&self) -> Result<()> {
-        let instances = self.list_instances().await?;
-        let unknown = instances.into_iter().filter(|instance| {
+    /// Those of the running ones that nobody here started, or that somebody else has started anew.
+    pub(super) async fn know_running_legacy_ones(&self, running: &[Instance]) -> Result<()> {
+        let unknown = running.iter().filter(|instance| {
             is_legacy(&instance.container_id)
-                && instance.task == TaskState::Running
                 && self
                     .records
                     .get(&instance.bot)

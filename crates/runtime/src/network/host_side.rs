@@ -1,7 +1,6 @@
 //! The host's side of an attachment: isolated, named to the rules, and checked later on.
 
 use std::net::IpAddr;
-use std::path::Path;
 
 use super::cni::{Answer, Configuration, INTERFACE};
 use super::error::NetworkError;
@@ -106,13 +105,15 @@ fn unisolated(configuration: &Configuration) -> NetworkError {
     }
 }
 
-/// What is wrong with the workspace's side.
-pub(super) async fn check_inside(netns: &Path, address: Option<IpAddr>) -> Result<Option<String>> {
-    let inside = Links::inside(netns).await?;
+/// The index of the workspace's interface; else what is wrong with its side.
+pub(super) async fn check_inside(inside: &Links, address: Option<IpAddr>) -> Result<std::result::Result<u32, String>> {
     let Some(link) = inside.find(INTERFACE).await? else {
-        return Ok(Some(format!("{INTERFACE} is gone inside")));
+        return Ok(Err(format!("{INTERFACE} is gone inside")));
     };
     let addresses = inside.addresses().await?;
     let missing = address.filter(|address| !addresses_of(&addresses, link.index).any(|own| own == *address));
-    Ok(missing.map(|address| format!("{address} is gone inside")))
+    Ok(match missing {
+        Some(address) => Err(format!("{address} is gone inside")),
+        None => Ok(link.index),
+    })
 }

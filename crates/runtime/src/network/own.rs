@@ -115,9 +115,7 @@ impl OwnNetwork {
     }
 
     /// The same for one that runs: a server of before may have attached it, and did less.
-    pub(super) async fn keep_narrow(&self, netns: &Path) -> Result<()> {
-        let inside = Links::inside(netns).await?;
-        let index = interface_inside(&inside).await?;
+    pub(super) async fn keep_narrow(&self, netns: &Path, (inside, index): (&Links, u32)) -> Result<()> {
         if inside.is_narrow(index, self.subnet).await? {
             return Ok(());
         }

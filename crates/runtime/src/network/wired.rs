@@ -290,11 +290,11 @@ impl Wired {
         if !is_namespace(netns) {
             return Err(broken("its network namespace is gone".into()));
         }
-        check_inside(netns, record.address)
-            .await?
-            .map_or(Ok(()), |reason| Err(broken(reason)))?;
+        // A thread goes in there for it: once is enough.
+        let inside = Links::inside(netns).await?;
+        let index = check_inside(&inside, record.address).await?.map_err(broken)?;
         if let Some(own) = self.own.as_ref().filter(|_| record.own_network) {
-            own.keep_narrow(netns).await?;
+            own.keep_narrow(netns, (&inside, index)).await?;
         }
         Ok((record, result))
     }
