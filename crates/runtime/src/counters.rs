@@ -93,9 +93,12 @@ impl Group<'_> {
         Some(io_of_version_2(&text))
     }
 
-    /// How often its own limit of processes refused one.
-    pub(crate) fn refused_processes(&self) -> Option<u64> {
-        field(&self.pids_directory().join("pids.events"), "max")
+    /// How often the own limit of processes of each group below this one refused one. Where this one is, is looked up
+    /// once for all of them.
+    pub(crate) fn refused_processes_of<'a>(&self, names: impl Iterator<Item = &'a str>) -> Vec<Option<u64>> {
+        let directory = self.pids_directory();
+        let file = |name: &str| directory.join(name.trim_start_matches('/')).join("pids.events");
+        names.map(|name| field(&file(name), "max")).collect()
     }
 
     fn pids_directory(&self) -> PathBuf {
@@ -244,6 +247,25 @@ mod tests {
             "8:0 rbytes=4096 wbytes=8192 rios=1 wios=2 dbytes=0 dios=0\n8:16 \n253:0 rbytes=100 wbytes=1 rios=1 wios=1 dbytes=0 dios=0\n",
         ),
     ];
+
+    #[test]
+    fn refused_processes_are_counted_by_group() {
+        for pids in ["", "pids/"] {
+            let events = format!("{pids}skep/workspace-x/pids.events");
+            let controllers = if pids.is_empty() {
+                "cgroup.controllers"
+            } else {
+                "pids/tasks"
+            };
+            let root = recorded(&[(controllers, ""), (&events, "max 3\n")]);
+            let all = Group {
+                root: root.path(),
+                name: "/",
+            };
+            let names = ["/skep/workspace-x", "/skep/workspace-gone"];
+            assert_eq!(all.refused_processes_of(names.into_iter()), [Some(3), None], "{pids}");
+        }
+    }
 
     const VERSION_1: &[(&str, &str)] = &[
         ("cpuacct/skep/workspace-x/cpuacct.usage", "1234567890\n"),

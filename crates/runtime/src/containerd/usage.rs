@@ -117,11 +117,12 @@ impl ContainerdRuntime {
         let of_group = |bot: &BotId| Some((bot.clone(), self.records.get(bot)?.cgroup));
         let groups: Vec<(BotId, String)> = bots.iter().filter_map(of_group).collect();
         let reading = tokio::task::spawn_blocking(move || {
-            let counted = groups.into_iter().map(|(bot, group)| {
-                let refused = cgroup::group(&group).refused_processes();
-                (bot, refused.unwrap_or(0))
-            });
-            counted.collect()
+            let names = groups.iter().map(|(_, group)| group.as_str());
+            let refused = cgroup::group("/").refused_processes_of(names);
+            let counted = groups.iter().zip(refused);
+            counted
+                .map(|((bot, _), refused)| (bot.clone(), refused.unwrap_or(0)))
+                .collect()
         });
         reading
             .await
