@@ -182,7 +182,7 @@ pub(crate) fn refuse_second_mount(layers: &Layers) -> Result<()> {
     };
     let upper = layers.directory.join(upper);
     let (source, option) = (source_of(&upper)?, format!("upperdir={}", upper.display()));
-    let used = mount_table::read()?
+    let used = mount_table::overlays()?
         .into_iter()
         .find(|mount| mount.source == source || mount.options.split(',').any(|found| found == option));
     match used {

@@ -4,28 +4,33 @@ use std::path::PathBuf;
 
 use super::{Result, Tried};
 
-/// One mount.
+/// The type of an overlay, or what it begins with.
+const OVERLAY: &str = "overlay";
+
+/// One overlay.
 pub(super) struct Mount {
     /// Where it is.
     pub(super) place: PathBuf,
-    /// What it was said to be of: what its mounter chose, for an overlay.
+    /// What it was said to be of: what its mounter chose.
     pub(super) source: String,
     /// Its file system's own options, comma-separated.
     pub(super) options: String,
 }
 
-/// All mounts this process sees.
-pub(super) fn read() -> Result<Vec<Mount>> {
+/// All overlays this process sees. Few of the mounts of a host with many workspaces are: the others are not taken apart.
+pub(super) fn overlays() -> Result<Vec<Mount>> {
     let table = std::fs::read_to_string("/proc/self/mountinfo").tried(|| "reading the mount table".into())?;
     Ok(table.lines().filter_map(parse).collect())
 }
 
 fn parse(line: &str) -> Option<Mount> {
     let (left, right) = line.split_once(" - ")?;
+    let mut right = right.split(' ');
+    right.next().filter(|kind| kind.starts_with(OVERLAY))?;
     Some(Mount {
         place: PathBuf::from(unescape(left.split(' ').nth(4)?)),
-        source: unescape(right.split(' ').nth(1)?),
-        options: unescape(right.split(' ').nth(2)?),
+        source: unescape(right.next()?),
+        options: unescape(right.next()?),
     })
 }
 
@@ -51,11 +56,13 @@ mod tests {
 
     #[test]
     fn a_line_is_taken_apart() {
-        let line = "36 35 98:0 /mnt1 /mnt\\0402 rw,noatime master:1 - ext3 /dev/root rw,errors=continue";
-        let mount = parse(line).unwrap();
+        let line =
+            |kind| format!("36 35 0:58 / /mnt\\0402 rw,noatime master:1 - {kind} overlay-1-2 rw,upperdir=/up\\0401");
+        let mount = parse(&line("overlay")).unwrap();
         assert_eq!(
             (mount.place, mount.source.as_str(), mount.options.as_str()),
-            (PathBuf::from("/mnt 2"), "/dev/root", "rw,errors=continue")
+            (PathBuf::from("/mnt 2"), "overlay-1-2", "rw,upperdir=/up 1")
         );
+        assert!(parse(&line("ext4")).is_none());
     }
 }
