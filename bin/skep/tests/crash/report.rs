@@ -12,6 +12,7 @@ struct Counts {
     trials: usize,
     lost_bytes: u64,
     lost_workspaces: usize,
+    lost_versions: usize,
     leaks: usize,
     worst: Duration,
     failures: Vec<(String, String)>,
@@ -42,6 +43,7 @@ impl Report {
         counts.trials += 1;
         counts.lost_bytes += failure.lost_bytes;
         counts.lost_workspaces += usize::from(failure.lost_workspace);
+        counts.lost_versions += failure.lost_versions;
         counts.leaks += failure.leaks;
         say(&format!("crash: {trial} FAILED: {}", failure.why));
         counts
@@ -56,13 +58,14 @@ impl Report {
     pub(crate) fn summary(&self) -> String {
         let counts = self.locked();
         format!(
-            "crash: {} points found, {} trials, {} failed; lost: {} bytes, {} workspaces; leaks: {}; \
+            "crash: {} points found, {} trials, {} failed; lost: {} bytes, {} workspaces, {} versions; leaks: {}; \
              worst time to converge: {:.1} s",
             counts.points,
             counts.trials,
             counts.failures.len(),
             counts.lost_bytes,
             counts.lost_workspaces,
+            counts.lost_versions,
             counts.leaks,
             counts.worst.as_secs_f64()
         )

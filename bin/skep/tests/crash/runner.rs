@@ -28,6 +28,8 @@ pub(crate) struct Failure {
     pub(crate) why: String,
     pub(crate) lost_bytes: u64,
     pub(crate) lost_workspace: bool,
+    /// Without their layer, or all of a workspace's.
+    pub(crate) lost_versions: usize,
     pub(crate) leaks: usize,
     /// The end of the server's log.
     pub(crate) log: String,
@@ -37,6 +39,11 @@ impl From<String> for Failure {
     fn from(why: String) -> Self {
         Self {
             leaks: why.lines().filter(|line| line.trim_start().starts_with("+ ")).count(),
+            lost_versions: why
+                .lines()
+                .map(str::trim_start)
+                .filter(|line| line.starts_with("- versions of") || line.starts_with("+ version "))
+                .count(),
             lost_workspace: why.lines().any(|line| line.trim_start().starts_with("- active layer")),
             why,
             ..Self::default()
