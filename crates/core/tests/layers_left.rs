@@ -97,7 +97,10 @@ async fn a_version_is_recorded_or_forgotten_whatever_layer_stays_for_now() {
             of_versions(&world, &bot).await,
             "before a {kind}"
         );
-        faults.fail_next(Verb::RemoveLayer, fault());
+        // When it is let go, and when that is tried again.
+        for _ in 0..2 {
+            faults.fail_next(Verb::RemoveLayer, fault());
+        }
         let ended = match kind {
             "snapshot" => snapshot(&world, &bot, SOURCE_PRE_EXEC).await.map(drop),
             "rollback" => world

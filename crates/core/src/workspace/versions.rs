@@ -141,8 +141,8 @@ impl Work {
                 .await?)
         })
         .await?;
-        self.put_off(self.step("release", self.release(&name)).await)?;
-        self.release_abandoned(&row).await;
+        let released = self.step("release", self.release(&name)).await;
+        self.tidied(&row, released).await?;
         Ok(Outcome::Done)
     }
 
@@ -151,23 +151,29 @@ impl Work {
             self.use_merged(row, merged).await?;
             self.drop_surplus(row).await
         };
-        self.put_off(tidied.await)?;
-        self.release_abandoned(row).await;
-        Ok(())
+        self.tidied(row, tidied.await).await
     }
 
-    /// The version is recorded, or forgotten: whatever fails after that, an answer that it failed would not be true.
+    /// The version is recorded, or forgotten: whatever fails after that, an answer that it failed would not be true. What
+    /// is left of it is let go as after a failure, or by a later operation.
     ///
     /// # Errors
     /// That the runtime is away: it goes on when that is back.
-    fn put_off(&self, tidied: Result<()>) -> Result<()> {
+    async fn tidied(&self, row: &ContainerRow, tidied: Result<()>) -> Result<()> {
+        let told = |error: &Error| {
+            tracing::warn!(bot = %self.bot(), error = error.with_causes(), "layers that nobody needs are not let go");
+        };
         match tidied {
             Err(error) if !self.is_cut_off_by(&error) => {
-                tracing::warn!(bot = %self.bot(), error = error.with_causes(), "layers that nobody needs stay for now");
-                Ok(())
+                told(&error);
+                if let Err(error) = self.undo_line(row).await {
+                    told(&error);
+                }
             }
-            tidied => tidied,
+            tidied => tidied?,
         }
+        self.release_abandoned(row).await;
+        Ok(())
     }
 
     /// After a failure, or when it was called off: no half of a change stays, and the workspace is as it was wanted.
