@@ -43,5 +43,5 @@ pub use versions::{
 };
 pub use workspace::{
     AskedLimits, CreateRequest, DeleteData, LONGEST_GRACE, LiveMetrics, MeasuredStorage, RestoreMode, RestoreRequest,
-    Starter, WorkspaceInfo, WorkspaceMetrics, WorkspaceState, WorkspaceStatus,
+    Starter, Uninterrupted, WorkspaceInfo, WorkspaceMetrics, WorkspaceState, WorkspaceStatus,
 };

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::operations::OperationHandle;
 use crate::requester::Requester;
 use crate::skep::Skep;
-use crate::workspace::{Request, SnapshotPlan};
+use crate::workspace::{Request, SnapshotPlan, Uninterrupted};
 
 /// The source of a version that a caller made without naming one.
 pub const SOURCE_MANUAL: &str = "manual";
@@ -196,10 +196,10 @@ impl Skep {
         })
     }
 
-    /// How often the processes of a workspace were ended by an operation that brings it back by itself. One that
-    /// ended while this went up did not end by itself.
-    pub fn interruptions_of(&self, bot: &BotId) -> u64 {
-        self.interruptions().count(bot)
+    /// The processes of a workspace, until they are ended by an operation that brings it back by itself. One that ended
+    /// since then did not end by itself.
+    pub fn uninterrupted(&self, bot: &BotId) -> Uninterrupted {
+        self.interruptions().watch(bot)
     }
 
     /// The id of the container that versions belong to.

@@ -490,15 +490,18 @@ async fn a_snapshot_that_changed_no_layer_is_rolled_back_at_the_next_start() {
 }
 
 #[tokio::test]
-async fn processes_that_a_snapshot_ends_are_counted_as_interrupted() {
+async fn processes_that_a_snapshot_ends_are_told_as_interrupted() {
     let world = World::new().await;
     let bot = world.running_bot().await;
-    let before = world.skep.interruptions_of(&bot);
+    let before = world.skep.uninterrupted(&bot);
+    let had_ended = chrono::Utc::now() - chrono::TimeDelta::seconds(1);
     snapshot(&world, &bot, "").await.unwrap();
-    assert_eq!(world.skep.interruptions_of(&bot), before + 1);
+    assert!(!before.goes_on() && before.has_ended_one_of(chrono::Utc::now()));
+    assert!(!before.has_ended_one_of(had_ended));
+    let after = world.skep.uninterrupted(&bot);
     delete(&world, &bot, 1).await.unwrap();
     world.stop(&bot).await.unwrap();
-    assert_eq!(world.skep.interruptions_of(&bot), before + 1, "a stop is no restart");
+    assert!(after.goes_on(), "a stop is no restart");
 }
 
 #[tokio::test]

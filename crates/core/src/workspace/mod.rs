@@ -46,6 +46,7 @@ mod weighing;
 mod work;
 
 pub use info::{WorkspaceInfo, WorkspaceState, WorkspaceStatus};
+pub use interruptions::Uninterrupted;
 pub use measured::MeasuredStorage;
 pub use metrics::{LiveMetrics, WorkspaceMetrics};
 pub use request::{AskedLimits, CreateRequest, DeleteData, RestoreMode, RestoreRequest};

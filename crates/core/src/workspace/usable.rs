@@ -9,6 +9,7 @@ use skep_runtime::TaskState;
 use skep_store::{ContainerRow, ContainerStatus, Desired};
 
 use super::info::WorkspaceState;
+use super::interruptions::Uninterrupted;
 use super::mend::{Mend, Seen, mend};
 use super::request::Request;
 use super::state::State;
@@ -50,19 +51,18 @@ impl Skep {
         Ok(self.watched_bridge(bot, starter).await?.0)
     }
 
-    /// The same with how often the workspace's processes had been interrupted before those of this bridge were started:
-    /// [`Skep::interruptions_of`] has counted more once they are ended.
+    /// The same with the processes of this bridge, until an operation ends them all.
     ///
     /// # Errors
     /// As [`Skep::usable_bridge`].
-    pub async fn watched_bridge(&self, bot: &BotId, starter: Option<&Starter<'_>>) -> Result<(Bridge, u64)> {
+    pub async fn watched_bridge(&self, bot: &BotId, starter: Option<&Starter<'_>>) -> Result<(Bridge, Uninterrupted)> {
         patiently(async {
             loop {
-                let interruptions = self.interruptions_of(bot);
+                let processes = self.uninterrupted(bot);
                 let bridge = self.bridge_when_started(bot, starter).await?;
                 // Else it may be that of processes that are ended now.
-                if self.interruptions_of(bot) == interruptions {
-                    return Ok((bridge, interruptions));
+                if processes.goes_on() {
+                    return Ok((bridge, processes));
                 }
             }
         })

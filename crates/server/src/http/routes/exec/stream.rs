@@ -80,7 +80,7 @@ impl Following {
     }
 
     fn end(&mut self, status: &ExecStatus) {
-        if self.watch.was_interrupted() {
+        if self.watch.has_ended(status) {
             return self.fail(BridgeError::Unreachable("its workspace was stopped".to_owned()));
         }
         self.flush();

@@ -52,8 +52,8 @@ pub(super) async fn watched_bridge_of<N: Need>(
 ) -> ApiResult<(Bridge, Watch)> {
     let starter = starter(access, start);
     let bot = access.bot_id();
-    let (bridge, interruptions) = app.core().watched_bridge(bot, starter.as_ref()).await?;
-    Ok((bridge, Watch::since(app, bot, interruptions)))
+    let (bridge, processes) = app.core().watched_bridge(bot, starter.as_ref()).await?;
+    Ok((bridge, Watch::of(processes)))
 }
 
 /// The same for what adds to the workspace: 507 when that is over its limit of storage.

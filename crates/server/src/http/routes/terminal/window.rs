@@ -133,9 +133,8 @@ async fn show(sink: &mut Frames, mut events: ExecEvents, mut next: Option<u64>, 
             }
         };
         match event {
-            Ok(Some(ExecEvent::Exited(_)) | None) | Err(_) if watch.was_interrupted() => {
-                return Some((close_code::RESTART, "workspace restarted".to_owned()));
-            }
+            Ok(Some(ExecEvent::Exited(status))) if watch.has_ended(&status) => return Some(restarted()),
+            Ok(None) | Err(_) if watch.was_interrupted() => return Some(restarted()),
             Ok(Some(ExecEvent::Output { offset, mut data, .. })) => {
                 let dropped = next.map_or(0, |next| offset.saturating_sub(next));
                 if dropped > 0 {
@@ -163,6 +162,10 @@ async fn show(sink: &mut Frames, mut events: ExecEvents, mut next: Option<u64>, 
             }
         }
     }
+}
+
+fn restarted() -> Close {
+    (close_code::RESTART, "workspace restarted".to_owned())
 }
 
 struct Reading {
