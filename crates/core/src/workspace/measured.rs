@@ -71,6 +71,8 @@ struct Storage {
 pub(crate) struct Measurements {
     looks: Mutex<HashMap<BotId, Looks>>,
     storage: Mutex<HashMap<BotId, Storage>>,
+    /// Whose last count failed: not before this without an operation.
+    failed: Mutex<HashMap<BotId, Instant>>,
     asked: Mutex<BTreeSet<BotId>>,
     wake: Notify,
 }
@@ -135,8 +137,11 @@ impl Measurements {
     /// Those of these whose last count is old enough are to be counted.
     fn ask_for_old(&self, running: Vec<BotId>) {
         let now = Instant::now();
-        let storage = locked(&self.storage);
-        let is_old = |bot: &BotId| storage.get(bot).is_none_or(|storage| storage.again_at <= now);
+        let (storage, failed) = (locked(&self.storage), locked(&self.failed));
+        let is_old = |bot: &BotId| {
+            failed.get(bot).is_none_or(|&again_at| again_at <= now)
+                && storage.get(bot).is_none_or(|storage| storage.again_at <= now)
+        };
         locked(&self.asked).extend(running.into_iter().filter(is_old));
     }
 
@@ -158,10 +163,18 @@ impl Measurements {
             soonest: now + every.min(LOOK_EVERY).max(took * SHARE_OF_TIME),
         };
         locked(&self.storage).insert(bot.clone(), storage);
+        locked(&self.failed).remove(bot);
+    }
+
+    /// A count that took so long and told nothing takes no more of the time than another.
+    fn count_failed(&self, bot: &BotId, (took, every): (Duration, Duration)) {
+        let again_at = Instant::now() + every.max(took * SHARE_OF_TIME);
+        locked(&self.failed).insert(bot.clone(), again_at);
     }
 
     fn forget(&self, bot: &BotId) {
         locked(&self.storage).remove(bot);
+        locked(&self.failed).remove(bot);
         locked(&self.looks).remove(bot);
     }
 }
@@ -222,14 +235,14 @@ impl Skep {
     }
 
     async fn count(&self, bot: &BotId) -> Result<()> {
-        let began = Instant::now();
+        let (began, every) = (Instant::now(), self.settings().storage_measured_every);
         match self.runtime().storage_held(bot).await {
-            Ok(held) => {
-                let every = self.settings().storage_measured_every;
-                self.measurements().counted(bot, held, (began.elapsed(), every));
-            }
+            Ok(held) => self.measurements().counted(bot, held, (began.elapsed(), every)),
             Err(RuntimeError::NotFound { .. }) => self.measurements().forget(bot),
-            Err(error) => return Err(error.into()),
+            Err(error) => {
+                self.measurements().count_failed(bot, (began.elapsed(), every));
+                return Err(error.into());
+            }
         }
         self.show_storage(bot).await
     }
@@ -286,6 +299,25 @@ mod tests {
         assert_eq!(told[1], 100.0);
         assert_eq!(told[2].round(), 100.0, "from the look before the last");
         assert_eq!(told[3], 200.0, "from the last that counted");
+    }
+
+    #[test]
+    fn a_count_that_failed_is_not_asked_for_again_at_once() {
+        let (measurements, bot, every) = (Measurements::default(), BotId::random(), Duration::from_secs(600));
+        let is_asked = || {
+            measurements.ask_for_old(vec![bot.clone()]);
+            measurements.next_asked().is_some()
+        };
+        let at_once = (Duration::ZERO, Duration::ZERO);
+        assert!(is_asked());
+        measurements.count_failed(&bot, (every, Duration::ZERO));
+        assert!(!is_asked(), "it took its share of the time");
+        measurements.count_failed(&bot, at_once);
+        assert!(is_asked());
+        measurements.count_failed(&bot, (Duration::ZERO, every));
+        assert!(!is_asked());
+        measurements.counted(&bot, StorageHeld::default(), at_once);
+        assert!(is_asked(), "it counts no more that it failed once");
     }
 
     #[test]
