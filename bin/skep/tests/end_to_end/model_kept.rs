@@ -84,7 +84,7 @@ impl BotModel {
         let mut after = Files::new();
         for file in 0..FILES {
             let present = self.files.get(&file).unwrap_or(&nothing);
-            let contents = after.entry(file).or_insert_with(BTreeSet::new);
+            let contents = after.entry(file).or_default();
             for kept in self.kept.iter().flatten() {
                 let kept = kept.get(&file).unwrap_or(&nothing);
                 contents.extend(kept.iter().filter(|content| content.is_some() || mode == Mode::Replace));
