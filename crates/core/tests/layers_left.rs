@@ -194,7 +194,7 @@ async fn only_what_is_nobodys_state_and_of_an_operation_that_failed_is_let_go() 
         code: "internal".to_owned(),
         message: "told to".to_owned(),
     };
-    store.finish_operation(&failed, &end, None).await.unwrap();
+    store.finish_operation(&failed, &end, None, None).await.unwrap();
     let runtime = &world.runtime;
     let named = |of: &str, role: &str| format!("{}-{of}-{role}", container_id_for(&bot));
     for of in [&failed, &unknown] {
