@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::FutureExt;
 use skep_api::ErrorCode;
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 
@@ -23,6 +24,9 @@ const LITTLE_OF_USER: usize = 8 * MIB;
 const LITTLE_IN_ALL: usize = 64 * MIB;
 /// The most that an answer takes of what is left.
 const LITTLE: usize = 4 * MIB;
+/// What the outputs of a user's commands may take, beside that: they hold it for as long as the commands run.
+const OUTPUTS_OF_USER: usize = 32 * MIB;
+const OUTPUTS_IN_ALL: usize = 4 * OUTPUTS_OF_USER;
 /// An answer that takes no more than a connection itself needs none.
 const SMALL: usize = 128 * 1024 / UNIT_BYTES;
 /// What is collected takes room for at least so many bytes.
@@ -36,7 +40,17 @@ const WAIT: Duration = Duration::from_secs(10);
 pub struct Rooms {
     all: Pool,
     little: Pool,
+    outputs: Pool,
     wait: Duration,
+}
+
+/// What room is taken for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// An answer, which must be taken in time: it waits for its room.
+    Answer,
+    /// What a command writes that is waited for: it is kept waiting for nothing.
+    Output,
 }
 
 /// A part of it, until it is dropped.
@@ -49,6 +63,7 @@ pub struct Room {
 /// Room for what is collected in a buffer whose length is not known before: more as it grows.
 pub struct GrowingRoom<'a> {
     rooms: &'a Rooms,
+    purpose: Purpose,
     user_id: &'a str,
     covered: usize,
     taken: Vec<Room>,
@@ -63,6 +78,7 @@ impl Default for Rooms {
         Self {
             all: Pool::new(OF_USER, IN_ALL),
             little: Pool::new(LITTLE_OF_USER, LITTLE_IN_ALL),
+            outputs: Pool::new(OUTPUTS_OF_USER, OUTPUTS_IN_ALL),
             wait: WAIT,
         }
     }
@@ -91,24 +107,39 @@ impl Rooms {
         };
         match tokio::time::timeout(self.wait, taken).await {
             Ok(taken) => taken.map_err(ApiError::internal),
-            Err(_) => Err(ApiError::new(
-                ErrorCode::RateLimited,
-                "too many large answers are being sent; try again later",
-            )),
+            Err(_) => Err(no_room()),
         }
     }
+
+    async fn take_for(&self, purpose: Purpose, user_id: &str, bytes: usize) -> ApiResult<Room> {
+        match (purpose, units(bytes)) {
+            (Purpose::Answer, _) | (_, 0) => self.take(user_id, bytes).await,
+            (Purpose::Output, units) => match self.outputs.take(user_id, units).now_or_never() {
+                Some(taken) => taken.map_err(ApiError::internal),
+                None => Err(no_room()),
+            },
+        }
+    }
+}
+
+fn no_room() -> ApiError {
+    ApiError::new(
+        ErrorCode::RateLimited,
+        "too many large answers are being sent; try again later",
+    )
 }
 
 impl<'a> GrowingRoom<'a> {
     /// For this user, for so many bytes at first.
     ///
     /// # Errors
-    /// As [`Rooms::take`].
-    pub async fn begin(rooms: &'a Rooms, user_id: &'a str, bytes: usize) -> ApiResult<Self> {
+    /// As [`Rooms::take`]; of outputs at once.
+    pub async fn begin(rooms: &'a Rooms, (purpose, user_id): (Purpose, &'a str), bytes: usize) -> ApiResult<Self> {
         let covered = bytes.max(LEAST_BYTES);
-        let taken = vec![rooms.take(user_id, covered * ROOM_OF_A_BYTE).await?];
+        let taken = vec![rooms.take_for(purpose, user_id, covered * ROOM_OF_A_BYTE).await?];
         Ok(Self {
             rooms,
+            purpose,
             user_id,
             covered,
             taken,
@@ -118,10 +149,11 @@ impl<'a> GrowingRoom<'a> {
     /// For so many bytes in all.
     ///
     /// # Errors
-    /// As [`Rooms::take`]; what was taken before stays.
+    /// As [`GrowingRoom::begin`]; what was taken before stays.
     pub async fn cover(&mut self, bytes: usize) -> ApiResult<()> {
         while bytes > self.covered {
-            let more = self.rooms.take(self.user_id, self.covered * ROOM_OF_A_BYTE).await?;
+            let more = self.covered * ROOM_OF_A_BYTE;
+            let more = self.rooms.take_for(self.purpose, self.user_id, more).await?;
             self.taken.push(more);
             self.covered *= 2;
         }
@@ -258,7 +290,7 @@ mod tests {
     #[tokio::test]
     async fn what_grows_has_twice_its_length_until_it_is_given_up() {
         let rooms = impatient();
-        let mut growing = GrowingRoom::begin(&rooms, "ada", 0).await.unwrap();
+        let mut growing = GrowingRoom::begin(&rooms, (Purpose::Answer, "ada"), 0).await.unwrap();
         growing.cover(SHARE / 4).await.unwrap();
         let held = growing.covered * ROOM_OF_A_BYTE;
         assert!((SHARE / 2..SHARE).contains(&held), "{held}");
@@ -270,6 +302,22 @@ mod tests {
         rooms.take("ada", SHARE).await.unwrap_err();
         drop(taken);
         rooms.take("ada", SHARE).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn outputs_wait_for_nothing_and_take_nothing_of_what_answers_have() {
+        let rooms = Rooms::default();
+        let mut long = Vec::new();
+        let share = OUTPUTS_OF_USER * UNIT_BYTES;
+        for user in ["a", "b", "c", "d"] {
+            long.push(rooms.take_for(Purpose::Output, user, share).await.unwrap());
+        }
+        for user in ["a", "e"] {
+            let mut refused = GrowingRoom::begin(&rooms, (Purpose::Output, user), 0).await.unwrap();
+            let covered = refused.cover(share / 2).now_or_never().expect("at once");
+            covered.unwrap_err();
+            rooms.take(user, SHARE).now_or_never().expect("at once").unwrap();
+        }
     }
 
     #[tokio::test]

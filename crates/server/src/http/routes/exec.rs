@@ -34,7 +34,7 @@ use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::{Query, RawJsonBody};
 use crate::http::held::{self, Held, WrittenAs};
 use crate::http::idempotency::{Begin, Claim, Idempotency};
-use crate::http::room::GrowingRoom;
+use crate::http::room::{GrowingRoom, Purpose};
 use crate::http::routes::operations::with_operation;
 
 /// How much of each output an answer holds; the rest is in the log.
@@ -160,7 +160,7 @@ struct OutputRooms<'a>([GrowingRoom<'a>; 2]);
 
 impl<'a> OutputRooms<'a> {
     async fn begin(app: &'a App, caller: &'a Caller) -> ApiResult<Self> {
-        let begin = || GrowingRoom::begin(app.rooms(), &caller.user.id, 0);
+        let begin = || GrowingRoom::begin(app.rooms(), (Purpose::Output, &caller.user.id), 0);
         Ok(Self([begin().await?, begin().await?]))
     }
 }

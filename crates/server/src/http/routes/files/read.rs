@@ -17,7 +17,7 @@ use crate::app::App;
 use crate::http::access::{BotAccess, Caller, Operate};
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::Query;
-use crate::http::room::{GrowingRoom, Room};
+use crate::http::room::{GrowingRoom, Purpose, Room};
 
 /// The most that a read holds in memory; a download has no limit.
 const MOST_READ_BYTES: usize = 16 * 1024 * 1024;
@@ -132,7 +132,7 @@ async fn hold(
     (mut lines, expected): (Lines, usize),
 ) -> ApiResult<(Vec<u8>, Vec<Room>)> {
     let mut reader = reader.in_bounded_time();
-    let mut room = GrowingRoom::begin(app.rooms(), &caller.user.id, expected).await?;
+    let mut room = GrowingRoom::begin(app.rooms(), (Purpose::Answer, &caller.user.id), expected).await?;
     while let Some(piece) = reader.next_piece().await.map_err(refused)? {
         let goes_on = lines.push(&piece).map_err(|_| too_large())?;
         room.cover(lines.len()).await?;

@@ -16,7 +16,7 @@ use crate::http::access::{BotAccess, Operate};
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::Query;
 use crate::http::held::{self, PIECE_BYTES};
-use crate::http::room::{GrowingRoom, Room};
+use crate::http::room::{GrowingRoom, Purpose, Room};
 
 /// The longest pattern or glob.
 const LONGEST_PATTERN_BYTES: usize = 4 * 1024;
@@ -73,7 +73,7 @@ async fn search(
     }
     let bridge = bridge_of(&app, &access, query.start).await?;
     let mut search = files::search(&bridge, &path, &options).await.map_err(refused)?;
-    let mut room = GrowingRoom::begin(app.rooms(), &access.caller.user.id, 0).await?;
+    let mut room = GrowingRoom::begin(app.rooms(), (Purpose::Answer, &access.caller.user.id), 0).await?;
     let (mut lines, mut held_bytes) = (Vec::new(), 0);
     while let Some(page) = search.next_page().await.map_err(refused)? {
         held_bytes += page.iter().map(FoundLine::held_bytes).sum::<usize>();
