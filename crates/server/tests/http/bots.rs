@@ -275,6 +275,21 @@ async fn an_idempotency_key_makes_one_bot_and_refuses_another_body() {
 }
 
 #[tokio::test]
+async fn who_may_make_a_bot_is_asked_before_the_key_of_the_request_is_read() {
+    let server = TestServer::start().await;
+    let body = json!({"name": "k", "scope": "read"});
+    let made = server.call("POST", "/auth/keys").json(&body).send().await;
+    let read = text_of(&made.expect_status(201).json(), "key");
+    let make = |credential: &str| {
+        let call = server.call_as(credential, "POST", "/bots?workspace=false");
+        call.header("idempotency-key", "").json(&json!({})).send()
+    };
+    make("").await.expect_error(401, "unauthorized");
+    make(&read).await.expect_error(403, "forbidden");
+    make(server.admin_key()).await.expect_error(400, "invalid_argument");
+}
+
+#[tokio::test]
 async fn an_admin_gives_a_bot_to_another_user() {
     let server = TestServer::start().await;
     let (id, token) = server.member("ada").await;

@@ -178,9 +178,14 @@ async fn create(
     State(app): State<App>,
     context: RequestContext,
     headers: HeaderMap,
-    idempotency: Idempotency,
-    Still(Maker { caller, owner, query }, body): Still<Maker, RawJsonBody<CreateBotRequest>>,
+    Still(maker, body): Still<Maker, RawJsonBody<CreateBotRequest>>,
 ) -> ApiResult<Response> {
+    let Maker {
+        caller,
+        owner,
+        query,
+        idempotency,
+    } = maker;
     let requester = access::requester(&caller, Some(skep_store::Scope::Manage), &context, &headers);
     let requester = idempotency.of(&caller, requester);
     let restore = body.value.restore_backup.clone();
@@ -249,6 +254,7 @@ struct Maker {
     caller: Caller,
     owner: String,
     query: CreateQuery,
+    idempotency: Idempotency,
 }
 
 impl FromRequestParts<App> for Maker {
@@ -265,7 +271,13 @@ impl FromRequestParts<App> for Maker {
         if query.owner_id.is_some() {
             caller.require_admin()?;
         }
-        Ok(Self { caller, owner, query })
+        let idempotency = Idempotency::from_request_parts(parts, app).await?;
+        Ok(Self {
+            caller,
+            owner,
+            query,
+            idempotency,
+        })
     }
 }
 
