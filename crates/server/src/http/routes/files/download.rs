@@ -173,7 +173,10 @@ fn of_untold_size(entry: &FileEntry, first: Bytes, reader: FileReader) -> Respon
     });
     let body = Body::from_stream(futures::stream::once(async { Ok(first) }).chain(rest));
     let mut response = file(entry, Part::Whole, body);
-    response.headers_mut().remove(CONTENT_LENGTH);
+    // Nor is it known by what it was before, or told in parts.
+    for told in [CONTENT_LENGTH, ETAG, ACCEPT_RANGES] {
+        response.headers_mut().remove(told);
+    }
     response
 }
 
