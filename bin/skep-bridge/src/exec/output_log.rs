@@ -182,9 +182,10 @@ impl OutputLog {
         }
     }
 
-    /// How much is kept in memory when the disk cannot be written: at least what the fastest reader has not read of so much.
+    /// How much is kept in memory when the disk cannot be written: at least what the fastest reader has not read.
     fn unwritten_bytes(&self, state: &State) -> u64 {
-        self.policy.keep_bytes.max(state.reader_lag()).clamp(1, UNWRITTEN_BYTES)
+        let kept = self.policy.keep_bytes.clamp(1, UNWRITTEN_BYTES);
+        kept.max(state.reader_lag().min(MEMORY_ONLY_BYTES))
     }
 
     /// Whether the one pump of this stream waits for the disk, and reads nothing.

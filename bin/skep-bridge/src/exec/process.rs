@@ -24,6 +24,8 @@ use crate::system;
 
 /// How long children that keep the output open may delay the exit: a multiple of it while the disk is waited for.
 const DRAIN: Duration = Duration::from_secs(1);
+/// How long an exit waits for a disk that takes nothing.
+const DISK_WITHIN: Duration = Duration::from_secs(30);
 
 pub(crate) struct Process {
     pub(crate) pid: u32,
@@ -151,15 +153,16 @@ impl Process {
 
     /// Reads what the process left in its pipes; false: they are not at their end, as children keep them open. A pump that
     /// waits for the disk has not seen all of what was in its pipe at the end, unless it has read as much as a pipe may hold
-    /// since.
+    /// since; a disk that takes nothing for half a minute is waited for no longer.
     async fn read_rest(&self, work: &mut JoinSet<()>) -> bool {
         let logs = [Which::Stdout, Which::Stderr].map(|which| self.output.log(which));
         let ends = logs.map(OutputLog::end);
         let mut drained = std::pin::pin!(async { while work.join_next().await.is_some() {} });
+        let begun = Instant::now();
         while timeout(DRAIN, &mut drained).await.is_err() {
             let is_behind =
                 |(log, end): (&OutputLog, u64)| log.is_being_spilled() && log.end() - end < LAG_AFTER_END_BYTES;
-            if !logs.into_iter().zip(ends).any(is_behind) {
+            if begun.elapsed() > DISK_WITHIN || !logs.into_iter().zip(ends).any(is_behind) {
                 return false;
             }
         }

@@ -178,6 +178,8 @@ impl ReadyFile {
     /// # Errors
     /// Those of the file system; the old file is then as it was.
     pub(crate) fn commit(self, modes: &Commit) -> io::Result<(u64, FileInfo)> {
+        // Closed after the turn: what a large file took is given back then, while nobody waits.
+        let _replaced;
         let Self { mut file, _turn } = self;
         let Target { directory, name, .. } = &file.target;
         // What has come meanwhile in the place of a file has nothing that a file could keep.
@@ -185,6 +187,14 @@ impl ReadyFile {
         if let Some(existing) = &existing {
             file.take_over(existing)?;
         }
+        _replaced = existing.map(|_| {
+            rustix::fs::openat(
+                directory,
+                name,
+                OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+                Mode::empty(),
+            )
+        });
         let kept = existing.map(|existing| existing.st_mode & 0o7777);
         let mode = modes.set_mode.or(kept).unwrap_or(modes.new_mode);
         // After the change of owner, which takes setuid and setgid away.
