@@ -42,7 +42,13 @@ impl Interruptions {
 
     /// From now on.
     pub(crate) fn watch(&self, bot: &BotId) -> Uninterrupted {
-        self.lock().entry(bot.clone()).or_default().clone()
+        let mut watched = self.lock();
+        if let Some(known) = watched.get(bot) {
+            return known.clone();
+        }
+        // What nobody watches any more need not be known.
+        watched.retain(|_, one| Arc::strong_count(&one.0) > 1);
+        watched.entry(bot.clone()).or_default().clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<BotId, Uninterrupted>> {
