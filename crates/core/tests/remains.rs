@@ -219,3 +219,69 @@ async fn what_a_create_left_that_could_not_be_undone_is_never_taken_for_a_worksp
     assert!(matches!(made, Outcome::Workspace(made) if made.data_restored));
     assert_eq!(world.read(&bot, "/data/file").await, "kept");
 }
+
+#[tokio::test]
+async fn where_a_delete_has_left_nothing_at_all_nothing_is_to_be_kept() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    fail_a_delete_half_way(&world, &bot).await;
+    is_refused(&world, &bot).await;
+    world.runtime.lose(&bot).await.unwrap();
+    world.preserve(&bot).await.unwrap();
+    assert!(world.backups(&bot).await.is_empty());
+}
+
+/// Whatever became of the step that tells so after a delete that failed.
+#[tokio::test(flavor = "multi_thread")]
+async fn where_there_is_a_container_there_is_a_whole_workspace() {
+    let world = World::new().await;
+    let bot = world.running_bot().await;
+    let store = world.skep.store();
+    let operation = NewOperation {
+        id: uuid::Uuid::now_v7().to_string(),
+        bot_id: bot.clone(),
+        kind: "delete".to_owned(),
+        request: json!({"kind": "delete"}),
+        requested_by: None,
+        request_id: None,
+        bot_status: None,
+        idempotency: None,
+    };
+    store.insert_operation(&operation).await.unwrap();
+    let begun = json!({"layers_changed": true});
+    store.set_operation_step(&operation.id, "remove", &begun).await.unwrap();
+    let end = OperationEnd::Failed {
+        code: "internal".to_owned(),
+        message: "told to".to_owned(),
+    };
+    store.finish_operation(&operation.id, &end, None, None).await.unwrap();
+    world.write(&bot, "/data/file", "kept").await;
+    world.preserve(&bot).await.unwrap();
+    assert_eq!(world.backups(&bot).await.len(), 1);
+}
+
+/// There was nothing to keep: what a removal left that failed is not data that is not whole.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removal_that_keeps_the_data_of_no_workspace_can_be_repeated_whenever_it_failed() {
+    let world = World::new().await;
+    let bot = world.bot().await;
+    let broken = || RuntimeError::other("removing", std::io::Error::other("broken"));
+    let legacy = world.root.path().join("bots").join(bot.as_str());
+    std::fs::create_dir_all(&legacy).unwrap();
+    std::fs::write(legacy.join("file"), "kept").unwrap();
+    for fails in [true, true, true, false] {
+        if fails {
+            world.runtime.faults().fail_next(Verb::Remove, broken());
+        }
+        let deleted = world
+            .skep
+            .delete_bot(&bot, DeleteData::Preserve, &admin())
+            .await
+            .unwrap();
+        let refused = deleted.operation.outcome().await.err().map(|error| error.code());
+        assert_eq!(refused, fails.then_some(Code::Internal));
+        assert_eq!(world.backups(&bot).await.len(), 1);
+        assert_eq!(legacy.exists(), fails);
+    }
+    assert!(world.skep.bot(&bot).await.is_err());
+}

@@ -575,28 +575,3 @@ async fn a_layer_that_stays_below_a_line_that_stays_long_is_let_go_after_a_crash
     let kept = all.find(|layer| layer.name.ends_with(&kept));
     assert!(kept.is_some_and(|layer| layer.is_released()), "{layers:?}");
 }
-
-/// There was nothing to keep: what a removal left that failed is not data that is not whole.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_removal_that_keeps_the_data_of_no_workspace_can_be_repeated_whenever_it_failed() {
-    let world = World::new().await;
-    let bot = world.bot().await;
-    let legacy = world.root.path().join("bots").join(bot.as_str());
-    fs::create_dir_all(&legacy).unwrap();
-    fs::write(legacy.join("file"), "kept").unwrap();
-    for fails in [true, true, true, false] {
-        if fails {
-            world.runtime.faults().fail_next(Verb::Remove, broken());
-        }
-        let deleted = world
-            .skep
-            .delete_bot(&bot, DeleteData::Preserve, &admin())
-            .await
-            .unwrap();
-        let refused = deleted.operation.outcome().await.err().map(|error| error.code());
-        assert_eq!(refused, fails.then_some(Code::Internal));
-        assert_eq!(world.backups(&bot).await.len(), 1);
-        assert_eq!(legacy.exists(), fails);
-    }
-    assert!(world.skep.bot(&bot).await.is_err());
-}

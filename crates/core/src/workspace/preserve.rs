@@ -33,12 +33,13 @@ impl Work {
             Some(Remains::OfCreate | Remains::OfRemoval { data_is_kept: true, .. }) => None,
             Some(Remains::OfRemoval {
                 data_is_kept: false, ..
-            }) => {
+            }) if self.skep().is_there(self.bot()).await? => {
                 return Err(Error::Conflict(
                     "the workspace was deleted half-way, so that its data is not whole and cannot be kept".to_owned(),
                 ));
             }
-            None => self.place_of_data().await?,
+            // Of such a removal nothing is left, or it is a workspace.
+            Some(Remains::OfRemoval { .. }) | None => self.place_of_data().await?,
         };
         let Some(place) = place else {
             // Should this removal fail, the next one must not take what is left for data that is not whole.
@@ -65,7 +66,7 @@ impl Work {
             }
             return Ok(Some(self.place_of_legacy_data(instance.legacy_data).await?));
         }
-        match self.runtime().has_layer(self.bot()).await? {
+        match self.has_layer_among_all().await? {
             true => Ok(Some(DataPlace::Workspace(self.bot().clone()))),
             false => {
                 self.refuse_unseen_layer().await?;

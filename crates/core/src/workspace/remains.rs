@@ -48,8 +48,16 @@ pub(crate) enum Remains {
 }
 
 impl Skep {
-    /// By what the journal tells of this bot's workspace, however long ago; `None`: it is a workspace.
+    /// By what the journal tells of this bot's workspace, however long ago; `None`: it is a workspace. The container goes
+    /// before any layer: while it is there, all of the workspace is.
     pub(crate) async fn remains(&self, bot: &BotId) -> Result<Option<Remains>> {
+        match self.remains_by_the_journal(bot).await? {
+            Some(Remains::OfRemoval { .. }) if self.runtime().inspect(bot).await?.is_some() => Ok(None),
+            told => Ok(told),
+        }
+    }
+
+    async fn remains_by_the_journal(&self, bot: &BotId) -> Result<Option<Remains>> {
         let kinds = SHOW_A_WORKSPACE
             .into_iter()
             .chain([OperationKind::Create, OperationKind::Delete, OperationKind::DeleteBot])

@@ -173,7 +173,9 @@ impl Work {
         let Some(before) = noted.as_ref().and_then(Value::as_str).and_then(Desired::parse) else {
             return Ok(());
         };
-        if !self.store().set_desired(self.bot(), before, None).await? {
+        let reason = self.row().await?.and_then(|row| row.reason);
+        let reason = reason.filter(|_| before == Desired::Stopped);
+        if !self.store().set_desired(self.bot(), before, reason.as_deref()).await? {
             return Ok(());
         }
         self.skep().observations().wanted(self.bot(), before);

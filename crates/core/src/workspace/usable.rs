@@ -12,7 +12,7 @@ use super::info::WorkspaceState;
 use super::interruptions::Uninterrupted;
 use super::mend::{Mend, Seen, mend};
 use super::request::Request;
-use super::state::State;
+use super::state::{Event, State};
 use crate::bridge::Bridge;
 use crate::error::{Error, Result};
 use crate::operations::OperationHandle;
@@ -133,7 +133,11 @@ impl Skep {
         let row = self.store().container(bot).await?.ok_or(Error::ContainerNotFound)?;
         match mend(&self.look(&row).await?) {
             Mend::Nothing => return Ok(()),
-            Mend::Wait | Mend::LeaveMissing => return Err(not_there(row)),
+            Mend::Wait => return Err(not_there(row)),
+            Mend::LeaveMissing => {
+                self.observations().happened(bot, &Event::Lost);
+                return Err(not_there(row));
+            }
             _ => {}
         }
         let recovered = self.submit(bot, Request::Recover, &Requester::server()).await?;

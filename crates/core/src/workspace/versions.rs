@@ -272,7 +272,10 @@ impl Work {
         let mut of_no_use = Vec::new();
         let operations = self.store().operations(self.bot(), LOOKED_BACK).await?;
         for operation in operations.iter().filter(|one| one.finished_at.is_some()) {
-            of_no_use.extend(of_no_use_later(&operation.notes, is_version)?);
+            match of_no_use_later(&operation.notes, is_version) {
+                Ok(layers) => of_no_use.extend(layers),
+                Err(error) => tracing::warn!(operation = operation.id, error = error.with_causes(), "its layers stay"),
+            }
         }
         // The workspace's own is none of them.
         let below = tree.line.iter().skip(1);
