@@ -287,11 +287,12 @@ impl Store {
     }
 
     /// Writes what a bot's workspace should be, and why, when nobody asked for it. Without that, one that does not run
-    /// keeps the reason of its status. False when it has no container.
+    /// keeps the reason of its status, unless it was to run and is to stop now. False when it has no container.
     pub async fn set_desired(&self, bot: &BotId, desired: Desired, reason: Option<&str>) -> Result<bool> {
         let done = sqlx::query(
             "UPDATE containers SET desired = ?1, updated_at = ?2, \
-             reason = CASE WHEN status = 'running' THEN ?3 ELSE COALESCE(?3, reason) END \
+             reason = CASE WHEN status = 'running' OR (desired = 'running' AND ?1 = 'stopped') THEN ?3 \
+             ELSE COALESCE(?3, reason) END \
              WHERE seq = (SELECT MAX(seq) FROM containers WHERE bot_id = ?4)",
         )
         .bind(desired.as_str())

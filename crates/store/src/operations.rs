@@ -349,10 +349,15 @@ impl Store {
                 .map_err(&failed)?;
         }
         if let Some(after) = bot.filter(|_| done.rows_affected() > 0) {
-            sqlx::query("UPDATE bots SET status = ?1, updated_at = ?2 WHERE id = ?3")
+            // Another removal may have been asked for since.
+            let set = "UPDATE bots SET status = ?1, updated_at = ?2 WHERE id = ?3 AND NOT EXISTS \
+                       (SELECT 1 FROM operations WHERE bot_id = ?3 AND finished_at IS NULL \
+                       AND kind = (SELECT kind FROM operations WHERE id = ?4))";
+            sqlx::query(set)
                 .bind(after.status.as_str())
                 .bind(now().timestamp_micros())
                 .bind(after.bot_id.as_str())
+                .bind(id)
                 .execute(&mut *transaction)
                 .await
                 .map_err(&failed)?;
