@@ -191,7 +191,14 @@ impl ContainerdRuntime {
         // What keeps workspaces apart is not kept waiting by anything that fails.
         let apart = self.keep_apart().await;
         let bots = self.bots_with_traces().await?;
-        let tasks = self.tasks().await?;
+        let tasks = match self.tasks().await {
+            Err(error) if !matches!(error, RuntimeError::Unavailable { .. }) => {
+                // Each is asked about by itself then.
+                tracing::warn!(error = &error as &dyn std::error::Error, "the tasks cannot be listed");
+                HashMap::new()
+            }
+            tasks => tasks?,
+        };
         for bot in bots {
             // One that cannot be cleared away must not keep the others waiting.
             match self.sweep_one(&bot, &tasks).await {
