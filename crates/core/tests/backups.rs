@@ -140,7 +140,7 @@ async fn data_in_a_snapshotter_that_is_not_looked_into_is_not_taken_for_none() {
         limits_applied: None,
     };
     world.skep.store().put_container(&elsewhere).await.unwrap();
-    world.runtime.remove(&bot).await.unwrap();
+    world.runtime.lose(&bot).await.unwrap();
     let refused = world.preserve(&bot).await.unwrap_err();
     assert_eq!(refused.code(), Code::Conflict);
     assert!(refused.to_string().contains("elsewhere"), "{refused}");
@@ -342,7 +342,7 @@ async fn a_workspace_whose_layer_is_gone_stays_missing_until_a_create_decides() 
     handle.outcome().await.unwrap();
     world.create_with(&bot, Some(false)).await;
     // Somebody removes container and layer behind the server's back.
-    world.runtime.remove(&bot).await.unwrap();
+    world.runtime.lose(&bot).await.unwrap();
     world.crash().await;
     until(|| async {
         let info = world
@@ -390,7 +390,7 @@ async fn nothing_is_made_in_the_place_of_a_lost_layer_while_anything_of_the_bot_
             Some(ending) if ending == "corrupt" => fs::write(&kept, "half an archive").unwrap(),
             _ => {}
         }
-        world.runtime.remove(&bot).await.unwrap();
+        world.runtime.lose(&bot).await.unwrap();
         // The last of them begins after two have ended.
         let compared = world.runtime.faults().calls(Verb::Sweep) + 3;
         until(|| async {

@@ -9,7 +9,6 @@ use harness::{LIMIT, World, admin, failure, until};
 use serde_json::{Value, json};
 use skep_core::RestoreRequest;
 use skep_names::BotId;
-use skep_runtime::Runtime;
 use skep_store::{BotStatus, EventRow, NewOperation};
 use skep_testkit::fake_runtime::{FAKE_IMAGE, Hold, Verb};
 
@@ -243,7 +242,7 @@ async fn a_delete_of_remains_that_had_removed_them_forgets_them_too() {
         .set_operation_step(&id, "remove", &json!({"layers_changed": true}))
         .await
         .unwrap();
-    world.runtime.remove(&bot).await.unwrap();
+    world.runtime.lose(&bot).await.unwrap();
     world.crash().await;
     world.until_succeeded(&id).await;
     assert!(world.skep.store().container(&bot).await.unwrap().is_none());

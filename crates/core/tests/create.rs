@@ -192,7 +192,7 @@ async fn the_image_of_a_lost_workspace_is_had_before_it_is_made_and_told_by_a_cr
     create.unwrap().outcome().await.unwrap();
     let lose = async || {
         world.stop(&bot).await.unwrap();
-        world.runtime.remove(&bot).await.unwrap();
+        world.runtime.lose(&bot).await.unwrap();
         world.runtime.remove_image(&image).await.unwrap();
     };
     lose().await;

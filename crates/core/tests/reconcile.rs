@@ -262,7 +262,7 @@ async fn data_that_is_kept_elsewhere_is_never_replaced_by_an_empty_workspace() {
     std::fs::create_dir_all(&backups).unwrap();
     let backup = backups.join(format!("{bot}.tar.gz"));
     std::fs::write(&backup, "an archive").unwrap();
-    world.runtime.remove(&bot).await.unwrap();
+    world.runtime.lose(&bot).await.unwrap();
     let creates = world.runtime.faults().calls(Verb::Create);
     world.restart_within(LIMIT).await;
     until_status(&world, &bot, WorkspaceStatus::Missing).await;

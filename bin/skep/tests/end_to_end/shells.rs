@@ -123,13 +123,13 @@ async fn a_shell_has_the_size_the_keys_and_the_end_of_the_window_it_is_in() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_command_that_is_watched_and_not_typed_to_runs_past_the_idle_time() {
-    let idle = [("SKEP_TERMINAL__IDLE_TIMEOUT", "30s".to_owned())];
+    let idle = [("SKEP_TERMINAL__IDLE_TIMEOUT", "50s".to_owned())];
     let installation = Installation::start_with(OciRuntime::Found, &idle).await;
     installation.client.workspace("quiet", None).await;
     let window = Window::open(&installation);
-    window.type_line(&skep("exec -it quiet -- sh -c \"echo be''gun; sleep 40; echo wo''ke\""));
+    window.type_line(&skep("exec -it quiet -- sh -c \"echo be''gun; sleep 60; echo wo''ke\""));
     window.shows("begun").await;
-    tokio::time::sleep(Duration::from_secs(30)).await;
+    tokio::time::sleep(Duration::from_secs(50)).await;
     window.shows("woke").await;
     window.shows("code-0").await;
 }

@@ -192,6 +192,25 @@ impl FakeRuntime {
         self.tell(RuntimeEvent::OutOfMemory { bot: bot.clone() });
     }
 
+    /// Takes container and layers away at once, as no verb does.
+    ///
+    /// # Errors
+    /// When its processes cannot be ended, or its files not be removed.
+    pub async fn lose(&self, bot: &BotId) -> Result<()> {
+        let _alone = self.alone(bot).await;
+        self.end_process(bot, Duration::ZERO).await?;
+        if let Some(state) = self.lock().get_mut(bot) {
+            state.record = None;
+            state.layers.clear();
+        }
+        let layers = self.directory_of(bot).join("layers");
+        blocking("remove the layers", move || match std::fs::remove_dir_all(&layers) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        })
+        .await
+    }
+
     /// Forgets the container and keeps its layer, as if someone had removed it with the daemon's own tools.
     pub fn forget_container(&self, bot: &BotId) {
         if let Some(state) = self.lock().get_mut(bot) {
