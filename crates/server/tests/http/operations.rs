@@ -312,7 +312,7 @@ async fn every_change_is_in_the_trail_with_who_what_and_how_it_ended() {
     let operation = stopped.expect_status(200).header("x-operation-id").to_owned();
     let cancel = server.call("POST", &format!("/operations/{operation}/cancel"));
     cancel.send().await.expect_status(200);
-    let ticket = json!({"bot_id": bot, "purpose": "terminal"});
+    let ticket = json!({"bot_id": bot, "use": "terminal"});
     let ticket = server.call("POST", "/auth/tickets").json(&ticket).send().await;
     ticket.expect_status(200);
     server.restart().await;
