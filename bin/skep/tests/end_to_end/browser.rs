@@ -254,13 +254,13 @@ async fn xterm_js_types_resizes_scrolls_and_connects_again() {
     browser.until_shown("finished").await;
     assert_eq!(browser.value_of("longestCount()").await, json!(100_000));
     // In more frames than one.
-    let line = "stty raw -echo; echo pas''te; head -c 307200 > /data/pasted; stty sane; echo pas''ted\r";
+    let line = "stty raw -echo; echo pas''te; head -c 307200 > /data/pasted; stty sane; echo who''le\r";
     browser.type_keys(line).await;
     browser.until_shown("paste").await;
     browser
         .value_of("terminal.paste('0123456789abcdef'.repeat(19200))")
         .await;
-    browser.until_shown("pasted").await;
+    browser.until_shown("whole").await;
     let sums = "sha256sum < /data/pasted; yes 0123456789abcdef | tr -d '\\n' | head -c 307200 | sha256sum";
     let sums = skep.client.output(&bot, sums).await;
     let (pasted, expected) = sums.split_once('\n').expect("two lines");
