@@ -315,8 +315,8 @@ impl Work {
         self.lived("recover", &json!({ "layer_kept": has_layer })).await
     }
 
-    /// Of a workspace that is recorded: a "no" is asked for twice, the second time of a list of all, as something will be
-    /// made in its place.
+    /// A "no" is asked for twice, the second time of a list of all: something will be made in the layer's place, or removed
+    /// without a backup.
     pub(super) async fn has_layer_among_all(&self) -> Result<bool> {
         Ok(
             self.runtime().has_layer(self.bot()).await?
