@@ -1,6 +1,7 @@
 //! What containerd holds, asked for without a process of `ctr`, which takes a tenth of a second of a processor each time.
 
-use std::path::Path;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use containerd_client::services::v1::containers_client::ContainersClient;
@@ -8,12 +9,15 @@ use containerd_client::services::v1::content_client::ContentClient;
 use containerd_client::services::v1::images_client::ImagesClient;
 use containerd_client::services::v1::leases_client::LeasesClient;
 use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClient;
-use containerd_client::services::v1::snapshots::{Info, Kind, ListSnapshotsRequest};
+use containerd_client::services::v1::snapshots::{
+    Info, Kind, ListSnapshotsRequest, MountsRequest, RemoveSnapshotRequest, ViewSnapshotRequest,
+};
 use containerd_client::services::v1::tasks_client::TasksClient;
 use containerd_client::services::v1::{
     CreateRequest, DeleteRequest, ListContainersRequest, ListContentRequest, ListImagesRequest, ListRequest,
     ListTasksRequest,
 };
+use containerd_client::types::Mount;
 use containerd_client::types::v1::Process;
 use containerd_client::with_namespace;
 use futures::TryStreamExt;
@@ -21,6 +25,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 
 const NAMESPACE: &str = "default";
+const SNAPSHOTTER: &str = "overlayfs";
 /// One that was killed is back by then.
 const BACK_LIMIT: Duration = Duration::from_secs(10);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
@@ -83,7 +88,7 @@ impl ContainerdView {
     pub async fn layers(&self) -> Vec<Layer> {
         let parts = answered(|| async {
             let request = ListSnapshotsRequest {
-                snapshotter: "overlayfs".to_owned(),
+                snapshotter: SNAPSHOTTER.to_owned(),
                 ..Default::default()
             };
             let request = with_namespace!(request, NAMESPACE);
@@ -91,6 +96,56 @@ impl ContainerdView {
             stream.into_inner().try_collect::<Vec<_>>().await
         });
         parts.await.into_iter().flat_map(|part| part.info).map(layer).collect()
+    }
+
+    /// Directories on the host of a layer and of all it stands on, the uppermost first.
+    pub async fn directories(&self, layer: &Layer) -> Vec<PathBuf> {
+        let mounts = match layer.kind {
+            "Committed" => self.mounts_of_committed(&layer.name).await,
+            _ => self.mounts(&layer.name).await,
+        };
+        let [mount] = &mounts[..] else {
+            panic!("one mount is expected: {mounts:?}");
+        };
+        directories_of(mount)
+    }
+
+    async fn mounts(&self, key: &str) -> Vec<Mount> {
+        let answer = answered(|| async {
+            let request = MountsRequest {
+                snapshotter: SNAPSHOTTER.to_owned(),
+                key: key.to_owned(),
+            };
+            let request = with_namespace!(request, NAMESPACE);
+            SnapshotsClient::new(self.0.clone()).mounts(request).await
+        });
+        answer.await.into_inner().mounts
+    }
+
+    /// Of one that nobody mounts: by a view on it, which is gone before this returns.
+    async fn mounts_of_committed(&self, name: &str) -> Vec<Mount> {
+        let key = format!("look-at-{name}");
+        let view = answered(|| async {
+            let request = ViewSnapshotRequest {
+                snapshotter: SNAPSHOTTER.to_owned(),
+                key: key.clone(),
+                parent: name.to_owned(),
+                labels: HashMap::from([("containerd.io/gc.root".to_owned(), "test".to_owned())]),
+            };
+            let request = with_namespace!(request, NAMESPACE);
+            SnapshotsClient::new(self.0.clone()).view(request).await
+        });
+        let mounts = view.await.into_inner().mounts;
+        let removed = answered(|| async {
+            let request = RemoveSnapshotRequest {
+                snapshotter: SNAPSHOTTER.to_owned(),
+                key: key.clone(),
+            };
+            let request = with_namespace!(request, NAMESPACE);
+            SnapshotsClient::new(self.0.clone()).remove(request).await
+        });
+        removed.await;
+        mounts
     }
 
     /// Ids of leases.
@@ -151,6 +206,16 @@ impl ContainerdView {
         let delete = DeleteRequest { id, sync: true };
         leases.delete(with_namespace!(delete, NAMESPACE)).await.map(drop)
     }
+}
+
+/// Of an overlay, or of a single directory that is bound.
+fn directories_of(mount: &Mount) -> Vec<PathBuf> {
+    if mount.r#type != "overlay" {
+        return vec![PathBuf::from(&mount.source)];
+    }
+    let of = |name: &'static str| mount.options.iter().filter_map(move |option| option.strip_prefix(name));
+    let lower = of("lowerdir=").flat_map(|directories| directories.split(':'));
+    of("upperdir=").chain(lower).map(PathBuf::from).collect()
 }
 
 fn layer(info: Info) -> Layer {

@@ -158,7 +158,7 @@ async fn layers(stage: &Stage, raw: &mut Vec<String>) {
 }
 
 /// Of a layer of ours, or of a legacy container's.
-fn bot_of_layer(name: &str) -> Option<&str> {
+pub(crate) fn bot_of_layer(name: &str) -> Option<&str> {
     let rest = [WORKSPACE_PREFIX, LEGACY_PREFIX]
         .iter()
         .find_map(|prefix| name.strip_prefix(prefix))?;

@@ -7,6 +7,7 @@
 #[path = "../end_to_end/client.rs"]
 #[allow(dead_code, reason = "shared with end_to_end, which uses all of it")]
 mod client;
+mod contents;
 mod database;
 mod held;
 #[path = "../end_to_end/installation.rs"]

@@ -102,6 +102,11 @@ impl State {
             )
     }
 
+    /// In a layer or outside of one.
+    pub(crate) fn has_bytes(self) -> bool {
+        self.has_data() || self.is_preserved()
+    }
+
     pub(crate) fn has_versions(self) -> bool {
         matches!(
             self,

@@ -80,7 +80,7 @@ impl Stage {
         self.write(&bot).await;
         let versions = match wanted {
             State::LongLine => LONG_LINE,
-            wanted => usize::from(wanted.has_versions()),
+            wanted => i64::from(wanted.has_versions()),
         };
         self.keep_versions(&bot, versions).await;
         self.leave_running(&bot, wanted).await;
@@ -88,17 +88,25 @@ impl Stage {
     }
 
     /// So many versions with bytes written after each; those between the first and the last are deleted.
-    async fn keep_versions(&mut self, bot: &str, count: usize) {
+    async fn keep_versions(&mut self, bot: &str, count: i64) {
         let client = self.installation.client.clone();
         let snapshots = format!("/bots/{bot}/container/snapshots");
         for _ in 0..count {
-            client.good(Method::POST, &snapshots, Some(json!({}))).await;
+            let taken = client.good(Method::POST, &snapshots, Some(json!({}))).await;
+            let version = taken["version"].as_i64().expect("a number");
+            self.versions.insert(version, self.written.clone());
             self.write(bot).await;
         }
-        for version in 2..count {
+        let between = self
+            .versions
+            .keys()
+            .copied()
+            .filter(|version| (2..count).contains(version));
+        for version in between.collect::<Vec<_>>() {
             client
                 .good(Method::DELETE, &format!("{snapshots}/{version}"), None)
                 .await;
+            self.versions.remove(&version);
         }
     }
 

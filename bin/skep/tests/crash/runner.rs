@@ -7,12 +7,13 @@ use serde_json::Value;
 use skep_names::BotId;
 use skep_store::OperationState;
 
+use crate::contents::Expected;
 use crate::model::State;
 use crate::points::{Exit, Queue, Trial};
 use crate::report::Report;
 use crate::scenarios::{Act, Scenario};
 use crate::stage::{CONVERGE_LIMIT, Stage};
-use crate::written::archive_of;
+use crate::written::{Written, archive_of};
 
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// Arms whatever point comes.
@@ -100,7 +101,7 @@ pub(crate) async fn undisturbed(stage: &mut Stage, scenario: &'static Scenario) 
     find_new_bot(stage, scenario, &name).await?;
     succeeded(stage, scenario, &came).await?;
     until(stage, &[scenario.to]).await?;
-    takes_up(stage, scenario, &name)?;
+    takes_up(stage, scenario, &name).await?;
     stage.subject_is(scenario.to);
     Ok(stage.passed())
 }
@@ -125,8 +126,7 @@ async fn tried(stage: &mut Stage, trial: &Trial) -> Tried<Option<Duration>> {
             None
         }
     };
-    takes_up(stage, scenario, &name)?;
-    keeps_what_was_written(stage, scenario)?;
+    takes_up(stage, scenario, &name).await?;
     if !stage.giver_is_whole() {
         return Err("the backup of the giver is not what it was".to_owned().into());
     }
@@ -169,7 +169,7 @@ async fn after_abort(stage: &mut Stage, trial: &Trial, name: &str, came: &Came) 
     if journaled && goal != State::NoBot && !taken_back {
         last_operation_succeeded(stage, scenario).await?;
     }
-    keeps_what_was_written(stage, scenario)?;
+    keeps_what_was_written(stage, scenario, name).await?;
     // The answer to the same request again is that it was taken back: it is asked anew.
     let key = match taken_back {
         true => format!("{trial} again"),
@@ -274,7 +274,7 @@ async fn after_failure(stage: &mut Stage, trial: &Trial, name: &str, came: Came)
         };
         until(stage, &[scenario.after_failure, &mended].concat()).await?;
     }
-    keeps_what_was_written(stage, scenario)?;
+    keeps_what_was_written(stage, scenario, name).await?;
     if has_succeeded && scenario.kinds == ["restore"] && scenario.act != Act::RestoreByName {
         // What was put back is not kept any more: to ask anew is another request, and refused.
         let start = Act::Request("POST", "/container/start", "");
@@ -319,33 +319,56 @@ async fn until(stage: &mut Stage, states: &[State]) -> Tried<()> {
     stage.until(states).await.map(drop).map_err(Failure::from)
 }
 
-/// What was put into the workspace is in one of its layers, and from now on is what was written.
-fn takes_up(stage: &mut Stage, scenario: &Scenario, name: &str) -> Tried<()> {
-    let (is_there, what) = match scenario.act {
-        Act::Import => (stage.takes_up_imported(name), "what was imported"),
-        Act::NewBotOfBackup => (stage.takes_up_given(), "what the giver left"),
-        Act::RestoreByName => (stage.has_what_is_preserved(), "what the backup holds"),
-        _ => return Ok(()),
+/// What is held at the end of a trial is what was asked for, and from now on is what was written.
+async fn takes_up(stage: &mut Stage, scenario: &Scenario, name: &str) -> Tried<()> {
+    let before = stage.written.clone();
+    stage.written = match scenario.act {
+        Act::NewBotOfBackup => stage.given().to_owned(),
+        _ => after(stage, scenario, name),
     };
-    match is_there {
-        true => Ok(()),
-        false => Err(format!("{what} is in none of the workspace's layers").into()),
+    if !scenario.to.has_bytes() {
+        return Ok(());
+    }
+    let expected = Expected {
+        presents: vec![stage.written.clone()],
+        new_versions: vec![before, stage.written.clone()],
+        has_new_version: ["snapshot", "rollback"].contains(&scenario.kinds[0]),
+        // What it holds is in its layers by now.
+        counts_preserved: scenario.act != Act::RestoreByName,
+        ..in_between(stage, scenario, name)
+    };
+    stage.compare_contents(&expected).await
+}
+
+async fn keeps_what_was_written(stage: &Stage, scenario: &Scenario, name: &str) -> Tried<()> {
+    if !scenario.from.has_bytes() || !scenario.to.has_bytes() {
+        return Ok(());
+    }
+    stage.compare_contents(&in_between(stage, scenario, name)).await
+}
+
+/// What was there before, or after.
+fn in_between(stage: &Stage, scenario: &Scenario, name: &str) -> Expected {
+    let states = vec![stage.written.clone(), after(stage, scenario, name)];
+    Expected {
+        presents: states.clone(),
+        new_versions: states,
+        has_new_version: false,
+        keeps_versions: scenario.to.has_versions(),
+        counts_preserved: true,
+        only_data: !scenario.to.has_data(),
     }
 }
 
-fn keeps_what_was_written(stage: &Stage, scenario: &Scenario) -> Tried<()> {
-    let has_bytes = |state: State| state.has_data() || state.is_preserved();
-    if !has_bytes(scenario.from) || !has_bytes(scenario.to) {
-        return Ok(());
+/// What the workspace holds when what was there before was acted on.
+fn after(stage: &Stage, scenario: &Scenario, name: &str) -> Vec<Written> {
+    let mut written = stage.written.clone();
+    match scenario.act {
+        Act::Import => written.push(Written::imported(name)),
+        _ if scenario.kinds == ["rollback"] => written = stage.versions[&1].clone(),
+        _ => {}
     }
-    match stage.lost_bytes(scenario.to) {
-        0 => Ok(()),
-        lost_bytes => Err(Failure {
-            why: format!("{lost_bytes} bytes that were written are gone"),
-            lost_bytes,
-            ..Failure::default()
-        }),
-    }
+    written
 }
 
 /// A bot that `POST /bots` made before its server died is found by its name, and there is only one.

@@ -2,7 +2,6 @@
 //! tried on.
 
 use std::collections::{BTreeMap, HashSet};
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -22,7 +21,7 @@ use crate::written::{Written, digest_of};
 /// After a crash everything must be as it should be within this time.
 pub(crate) const CONVERGE_LIMIT: Duration = Duration::from_secs(30);
 /// A workspace on so many layers has some merged.
-pub(crate) const LONG_LINE: usize = 3;
+pub(crate) const LONG_LINE: i64 = 3;
 /// Long enough for the server to ask for something and to fail.
 const CONTAINERD_AWAY: Duration = Duration::from_millis(300);
 pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(30);
@@ -49,7 +48,10 @@ pub(crate) struct Stage {
     bystanders: [(String, &'static str, State); 2],
     bystander_process: u32,
     pub(crate) subject: Option<Subject>,
+    /// What its workspace holds of what trials wrote.
     pub(crate) written: Vec<Written>,
+    /// The same of each of its versions.
+    pub(crate) versions: BTreeMap<i64, Vec<Written>>,
     every_bot: HashSet<String>,
     /// What is held without any bot.
     without_bots: Held,
@@ -119,6 +121,7 @@ impl Stage {
             bystander_process: 0,
             subject: None,
             written: Vec::new(),
+            versions: BTreeMap::new(),
             every_bot: HashSet::new(),
             without_bots: Held::default(),
             image,
@@ -275,6 +278,9 @@ impl Stage {
     }
 
     pub(crate) fn subject_is(&mut self, state: State) {
+        if !state.has_versions() {
+            self.versions.clear();
+        }
         match state {
             State::NoBot => {
                 self.subject = None;
@@ -299,57 +305,13 @@ impl Stage {
         format!("bot {}", self.names_given)
     }
 
-    /// Bytes that were written and are not on disk any more as they were.
-    pub(crate) fn lost_bytes(&self, state: State) -> u64 {
-        let (uppers, preserved) = (self.uppers(), self.preserved());
-        let is_preserved = |written: &Written| preserved.get(&written.name) == Some(&written.digest);
-        let counts = |written: &&Written| state.has_data() || written.is_in_data();
-        let lost = self
-            .written
-            .iter()
-            .filter(counts)
-            .filter(|written| !is_preserved(written) && !written.is_in(&uppers));
-        lost.map(|written| written.size).sum()
-    }
-
-    /// Whether what [`archive_of`] put into an archive is on disk; from now on it counts as written.
-    pub(crate) fn takes_up_imported(&mut self, name: &str) -> bool {
-        let written = Written::imported(name);
-        let is_there = written.is_in(&self.uppers());
-        self.written.push(written);
-        is_there
-    }
-
-    /// The same of what the giver left.
-    pub(crate) fn takes_up_given(&mut self) -> bool {
-        let given = self.giver.written.clone();
-        let uppers = self.uppers();
-        let is_there = given.iter().all(|written| written.is_in(&uppers));
-        self.written.extend(given);
-        is_there
-    }
-
-    /// Whether each file of the subject's backup is in a layer too.
-    pub(crate) fn has_what_is_preserved(&self) -> bool {
-        let (uppers, preserved) = (self.uppers(), self.preserved());
-        let kept = self.written.iter();
-        let mut kept = kept
-            .filter(|written| preserved.get(&written.name) == Some(&written.digest))
-            .peekable();
-        kept.peek().is_some() && kept.all(|written| written.is_in(&uppers))
-    }
-
-    /// What each layer holds by itself.
-    fn uppers(&self) -> Vec<PathBuf> {
-        std::fs::read_dir(self.snapshots())
-            .expect("the snapshotter has a directory")
-            .flatten()
-            .map(|entry| entry.path().join("fs"))
-            .collect()
+    /// What the giver left.
+    pub(crate) fn given(&self) -> &[Written] {
+        &self.giver.written
     }
 
     /// Digests of what the subject's backup, or its legacy directory, holds.
-    fn preserved(&self) -> BTreeMap<String, String> {
+    pub(crate) fn preserved(&self) -> BTreeMap<String, String> {
         let bot = self.subject.as_ref().map_or("", |subject| subject.bot.as_str());
         let data_root = self.installation.data_root();
         let mut found = BTreeMap::new();
@@ -377,11 +339,6 @@ impl Stage {
             }
         }
         found
-    }
-
-    fn snapshots(&self) -> PathBuf {
-        let config = self.installation.containerd().config();
-        config.root.join("io.containerd.snapshotter.v1.overlayfs/snapshots")
     }
 
     /// On the host.

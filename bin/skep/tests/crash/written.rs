@@ -1,7 +1,5 @@
 //! What trials write into the workspace that is tried on, and must find again.
 
-use std::path::PathBuf;
-
 use sha2::{Digest, Sha256};
 
 /// Of each file: they add up, and all are read after every trial.
@@ -29,13 +27,6 @@ impl Written {
     /// Only that is kept when a workspace goes.
     pub(crate) fn is_in_data(&self) -> bool {
         self.name.starts_with("data/")
-    }
-
-    /// Whether one of those layers holds it by itself.
-    pub(crate) fn is_in(&self, uppers: &[PathBuf]) -> bool {
-        uppers
-            .iter()
-            .any(|upper| std::fs::read(upper.join(&self.name)).is_ok_and(|bytes| digest_of(&bytes) == self.digest))
     }
 }
 
