@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use serde_json::json;
 use skep_names::container_id_for;
-use skep_runtime::LayerKind;
+use skep_runtime::{LayerKind, LayerTree};
 use skep_store::ContainerRow;
 
 use super::work::Work;
@@ -31,8 +31,8 @@ impl Work {
         if self.noted(SHORTENED).is_some() {
             return Ok(());
         }
-        let top = self.below_the_present().await?;
-        let mut merged = self.shorten(top.as_deref()).await?;
+        let tree = self.tree().await?;
+        let mut merged = self.shorten(&tree, self.below_the_present(&tree)).await?;
         // Also when nothing was merged in the end: what is committed is still there after a crash.
         if !merged.is_empty() || self.has_committed() {
             self.halt().await?;
@@ -121,7 +121,7 @@ impl Work {
     /// That one, where the runtime is away or the line is too long already.
     async fn may_stay_long(&self, top: &str, error: Error) -> Result<()> {
         let most = self.skep().settings().versions.merge_over.saturating_mul(LONGEST);
-        if error.code() == Code::RuntimeUnavailable || self.length_from(top).await? >= most {
+        if error.code() == Code::RuntimeUnavailable || self.length_from(&self.tree().await?, top) >= most {
             return Err(error);
         }
         tracing::error!(bot = %self.bot(), error = error.with_causes(), "layers cannot be merged, the line stays long");
@@ -131,7 +131,7 @@ impl Work {
     /// Layers that a merge was writing when it was given up.
     async fn discard_half_made(&self) -> Result<()> {
         let (layers, own) = (self.layers()?, self.layer_name(""));
-        let tree = layers.list(self.bot()).await?;
+        let tree = self.tree().await?;
         let all = tree.line.iter().chain(&tree.side);
         for layer in all.filter(|layer| layer.is_staged() && layer.name.starts_with(&own)) {
             layers.discard(self.bot(), &layer.name).await?;
@@ -142,7 +142,7 @@ impl Work {
     /// What a merge made before it failed.
     async fn release_half_merged(&self) -> Result<()> {
         self.discard_half_made().await?;
-        let (tree, own) = (self.layers()?.list(self.bot()).await?, self.layer_name(""));
+        let (tree, own) = (self.tree().await?, self.layer_name(""));
         let all = tree.line.iter().chain(&tree.side);
         for layer in all.filter(|layer| layer.kind == LayerKind::Committed && layer.name.starts_with(&own)) {
             self.release(&layer.name).await?;
@@ -151,12 +151,12 @@ impl Work {
     }
 
     /// Merges what no version needs of the line below, when it has grown too long. What took the place of what.
-    pub(super) async fn shorten(&self, top: Option<&str>) -> Result<Vec<(String, String)>> {
+    pub(super) async fn shorten(&self, tree: &LayerTree, top: Option<&str>) -> Result<Vec<(String, String)>> {
         if let Some(noted) = self.noted(MERGED) {
             return serde_json::from_value(noted).map_err(|error| Error::internal("reading a note", error));
         }
         let merged = match top {
-            Some(top) if self.length_from(top).await? >= self.skep().settings().versions.merge_over => {
+            Some(top) if self.length_from(tree, top) >= self.skep().settings().versions.merge_over => {
                 let (layers, operation) = (self.layers()?, self.hub().id());
                 self.note_making_layers();
                 // The task is taken down only after this, which may take long.
@@ -183,8 +183,7 @@ impl Work {
     }
 
     /// How many layers of ours there are from that one down.
-    async fn length_from(&self, top: &str) -> Result<u64> {
-        let tree = self.layers()?.list(self.bot()).await?;
+    fn length_from(&self, tree: &LayerTree, top: &str) -> u64 {
         let own = container_id_for(self.bot());
         let all: HashMap<&str, Option<&str>> = tree
             .line
@@ -199,14 +198,19 @@ impl Work {
             length += 1;
             next = *parent;
         }
-        Ok(length as u64)
+        length as u64
     }
 
-    pub(super) async fn below_the_present(&self) -> Result<Option<String>> {
-        let tree = self.layers()?.list(self.bot()).await?;
+    pub(super) async fn tree(&self) -> Result<LayerTree> {
+        Ok(self.layers()?.list(self.bot()).await?)
+    }
+
+    pub(super) fn below_the_present<'a>(&self, tree: &'a LayerTree) -> Option<&'a str> {
         let own = container_id_for(self.bot());
-        let below = tree.line.into_iter().find(|layer| layer.kind == LayerKind::Committed);
-        Ok(below.map(|layer| layer.name).filter(|name| name.starts_with(&own)))
+        let below = tree.line.iter().find(|layer| layer.kind == LayerKind::Committed);
+        below
+            .map(|layer| layer.name.as_str())
+            .filter(|name| name.starts_with(&own))
     }
 
     /// Versions are found under their new names from now on, and nobody needs the old ones.

@@ -39,9 +39,10 @@ impl Work {
         if !self.has_begun() {
             self.check_room(&row, &plan.source).await?;
         }
-        let top = self.below_the_present().await?;
-        let mut merged = self.shorten(top.as_deref()).await?;
-        if !self.has_committed() && !self.has_layer(&name).await? {
+        let tree = self.tree().await?;
+        let mut merged = self.shorten(&tree, self.below_the_present(&tree)).await?;
+        let is_there = tree.line.iter().chain(&tree.side).any(|layer| layer.name == name);
+        if !self.has_committed() && !is_there {
             self.halt().await?;
         }
         self.note_begun();
@@ -64,7 +65,7 @@ impl Work {
                 found.ok_or(Error::VersionNotFound(version))?.runtime_snapshot_name
             }
         };
-        let merged = self.shorten(Some(&target)).await?;
+        let merged = self.shorten(&self.tree().await?, Some(&target)).await?;
         let highest = merged.last().map_or(target.as_str(), |(_, highest)| highest.as_str());
         let (saved_name, back) = (self.layer_name("saved"), self.layer_name("back"));
         if self.layers()?.present(self.bot()).await?.as_deref() != Some(back.as_str()) {
@@ -229,7 +230,7 @@ impl Work {
         let was_done = present.is_some_and(|present| present == back);
         let recorded = self.store().versions(&row.container_id).await?;
         let is_version = |name: &str| recorded.iter().any(|version| version.runtime_snapshot_name == name);
-        let tree = layers.list(self.bot()).await?;
+        let tree = self.tree().await?;
         let made: Vec<&LayerRecord> = tree
             .line
             .iter()
@@ -266,7 +267,7 @@ impl Work {
 
     async fn try_to_release_abandoned(&self, row: &ContainerRow) -> Result<()> {
         let layers = self.layers()?;
-        let tree = layers.list(self.bot()).await?;
+        let tree = self.tree().await?;
         let recorded = self.store().versions(&row.container_id).await?;
         let is_version = |name: &str| recorded.iter().any(|version| version.runtime_snapshot_name == name);
         let mut of_no_use = Vec::new();
@@ -353,12 +354,6 @@ impl Work {
         format!("{}-{}-{role}", container_id_for(self.bot()), self.hub().id())
     }
 
-    async fn has_layer(&self, name: &str) -> Result<bool> {
-        let tree = self.layers()?.list(self.bot()).await?;
-        let mut all = tree.line.iter().chain(&tree.side);
-        Ok(all.any(|layer| layer.name == name))
-    }
-
     fn noted_text(&self, note: &str) -> Option<String> {
         self.noted(note)?.as_str().map(str::to_owned)
     }
@@ -401,7 +396,7 @@ impl Work {
         if !layers.is_unchanged(self.bot()).await? {
             return Ok(None);
         }
-        let tree = layers.list(self.bot()).await?;
+        let tree = self.tree().await?;
         let below = tree.line.iter().find(|layer| layer.kind == LayerKind::Committed);
         let versions = self.store().versions(&row.container_id).await?;
         let holds = |version: &&VersionRow| below.is_some_and(|below| below.name == version.runtime_snapshot_name);

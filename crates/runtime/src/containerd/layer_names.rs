@@ -3,19 +3,21 @@
 //!
 //! They are known from one list of all, and from containerd's events since: a name that an event tells is asked about
 //! before the next answer. What a layer is, and whether it is there at all, containerd is always asked. A name that is
-//! gone although no event told so means that the names are not to be relied upon: then all are listed.
+//! gone although no event told so means that the names are not to be relied upon: then all are listed. So they are where
+//! there are few.
 
 use std::collections::{BTreeMap, HashSet};
 
 use containerd_client::services::v1::snapshots::Info;
+use futures::future::try_join_all;
 use skep_names::{BotId, LABEL_BOT, WORKSPACE_PREFIX, container_id_for};
 
 use super::ContainerdRuntime;
 use super::since::Since;
 use crate::Result;
 
-/// So many layers of one bot are asked about one by one; of more, a list is cheaper.
-const ONE_BY_ONE: usize = 16;
+/// A question about one layer takes containerd as long as a list of so many.
+const LISTED_MEANWHILE: usize = 8;
 
 /// By name; the bot that its label names, where it has one.
 type Names = BTreeMap<String, Option<String>>;
@@ -51,25 +53,27 @@ impl ContainerdRuntime {
 
     /// `None`: by the names nothing can be said.
     async fn layers_by_name(&self, bot: &BotId, snapshotter: &str) -> Result<Option<Vec<Info>>> {
+        let is_known = snapshotter == self.config.snapshotter && !self.is_listed_sooner(bot).await;
         // Without the events nothing that was known counts.
-        if snapshotter != self.config.snapshotter || !self.echoes.all_read(&self.client).await {
+        if !is_known || !self.echoes.all_read(&self.client).await {
             return Ok(None);
         }
         let names = self.names_of_layers(bot).await?;
-        if names.len() > ONE_BY_ONE {
+        let infos = try_join_all(names.iter().map(|name| self.snapshot(snapshotter, name))).await?;
+        let Some(infos) = infos.into_iter().collect::<Option<Vec<Info>>>() else {
+            self.layer_names.since.forget();
             return Ok(None);
-        }
-        let mut infos = Vec::with_capacity(names.len());
-        for name in names {
-            let Some(info) = self.snapshot(snapshotter, &name).await? else {
-                self.layer_names.since.forget();
-                return Ok(None);
-            };
-            if is_of(bot, &name, label_of(&info)) {
-                infos.push(info);
-            }
-        }
-        Ok(Some(infos))
+        };
+        let is_its =
+            |info: &Info| label_of(info) == Some(bot.as_str()) || info.name.starts_with(&container_id_for(bot));
+        Ok(Some(infos.into_iter().filter(is_its).collect()))
+    }
+
+    /// By what was known last: there are so few others that to list them takes less than a question about each of its own.
+    async fn is_listed_sooner(&self, bot: &BotId) -> bool {
+        let known = self.layer_names.known.lock().await;
+        let known = known.as_ref();
+        known.is_some_and(|known| names_of(bot, known).count() * LISTED_MEANWHILE > known.len())
     }
 
     async fn names_of_layers(&self, bot: &BotId) -> Result<Vec<String>> {
@@ -85,8 +89,7 @@ impl ContainerdRuntime {
         };
         // A question that failed, or was given up, has taken what changed with it: the next one asks for all.
         let known = known.insert(current?);
-        let its = known.iter().filter(|(name, label)| is_of(bot, name, label.as_deref()));
-        Ok(its.map(|(name, _)| name.clone()).collect())
+        Ok(names_of(bot, known).cloned().collect())
     }
 
     async fn look_at_changed(&self, mut known: Names, changed: HashSet<String>) -> Result<Names> {
@@ -117,9 +120,13 @@ fn filters_of(bot: &BotId) -> Vec<String> {
     ]
 }
 
-/// The same of one layer.
-fn is_of(bot: &BotId, name: &str, label: Option<&str>) -> bool {
-    label == Some(bot.as_str()) || name.starts_with(&container_id_for(bot))
+/// The same among those that are known.
+fn names_of<'a>(bot: &'a BotId, known: &'a Names) -> impl Iterator<Item = &'a String> {
+    let own = container_id_for(bot);
+    let its = known
+        .iter()
+        .filter(move |(name, label)| label.as_deref() == Some(bot.as_str()) || name.starts_with(&own));
+    its.map(|(name, _)| name)
 }
 
 fn label_of(info: &Info) -> Option<&str> {

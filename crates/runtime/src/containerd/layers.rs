@@ -91,8 +91,13 @@ impl ContainerdRuntime {
         })
     }
 
-    async fn commit_leased(&self, lease: &Lease, bot: &BotId, container: &Container, name: &str) -> Result<()> {
-        let mut records = self.records_of(bot, OVERLAYFS).await?;
+    async fn commit_leased(
+        &self,
+        lease: &Lease,
+        bot: &BotId,
+        (container, mut records): (&Container, Vec<LayerRecord>),
+        name: &str,
+    ) -> Result<()> {
         if find(&records, name).is_none() {
             let key = match find(&records, &container.snapshot_key) {
                 Some(_) => container.snapshot_key.clone(),
@@ -116,7 +121,7 @@ impl ContainerdRuntime {
         let below = find(&records, name).ok_or_else(|| no_such_layer(name))?;
         let key = active_on(name);
         self.stage_layer(Some(lease), bot, (OVERLAYFS, &key), below).await?;
-        self.put_onto(bot, container, &key).await
+        self.put_onto(bot, container, &key, &records).await
     }
 
     /// Makes a staged layer on a committed one, with the attributes of its root directory. Repeatable.
@@ -150,10 +155,10 @@ impl ContainerdRuntime {
     }
 
     /// The container's pointer, then the label that counts when there is no container.
-    async fn put_onto(&self, bot: &BotId, container: &Container, key: &str) -> Result<()> {
+    async fn put_onto(&self, bot: &BotId, container: &Container, key: &str, records: &[LayerRecord]) -> Result<()> {
         self.point_container(&container.id, key).await?;
         failpoint::CONTAINER_SWAPPED.passed()?;
-        self.mark_present(bot, &container.snapshotter, key).await
+        self.mark_among(records, bot, &container.snapshotter, key).await
     }
 
     async fn point_container(&self, id: &str, key: &str) -> Result<()> {
@@ -176,10 +181,15 @@ impl ContainerdRuntime {
     /// Counts an active layer as the newest state, unless it is.
     pub(super) async fn mark_present(&self, bot: &BotId, snapshotter: &str, key: &str) -> Result<()> {
         let records = self.records_of(bot, snapshotter).await?;
-        if present_of(bot, &records).is_some_and(|present| present.name == key && present.sequence() > 0) {
+        self.mark_among(&records, bot, snapshotter, key).await
+    }
+
+    /// The same by what is known of the bot's layers.
+    async fn mark_among(&self, records: &[LayerRecord], bot: &BotId, snapshotter: &str, key: &str) -> Result<()> {
+        if present_of(bot, records).is_some_and(|present| present.name == key && present.sequence() > 0) {
             return Ok(());
         }
-        let sequence = next_sequence(&records).to_string();
+        let sequence = next_sequence(records).to_string();
         self.label_layer(snapshotter, key, &[(LABEL_SEQUENCE, &sequence), (LABEL_STAGED, "")])
             .await?;
         failpoint::PRESENT_MARKED.passed()
@@ -236,18 +246,17 @@ impl ContainerdRuntime {
                 reason: format!("the layer {} holds what no version has", present.name),
             });
         }
-        self.put_onto(bot, container, name).await?;
-        self.remove_abandoned(bot, name).await
+        self.put_onto(bot, container, name, &records).await?;
+        self.remove_abandoned(bot, name, &records).await
     }
 
     /// Removes active layers that a workspace was on before and that hold nothing; one that holds something stays.
-    async fn remove_abandoned(&self, bot: &BotId, present: &str) -> Result<()> {
-        let records = self.records_of(bot, OVERLAYFS).await?;
+    async fn remove_abandoned(&self, bot: &BotId, present: &str, records: &[LayerRecord]) -> Result<()> {
         let abandoned = |layer: &&LayerRecord| {
             layer.kind == LayerKind::Active && layer.name != present && !layer.is_staged() && layer.sequence() > 0
         };
         for layer in records.iter().filter(abandoned) {
-            if self.is_layer_unchanged(&records, layer).await? {
+            if self.is_layer_unchanged(records, layer).await? {
                 self.remove_snapshot(OVERLAYFS, &layer.name).await?;
                 failpoint::ABANDONED_GONE.passed()?;
             } else {
@@ -345,7 +354,7 @@ impl Layers for ContainerdRuntime {
             return self.mark_present(bot, OVERLAYFS, &container.snapshot_key).await;
         }
         let lease = self.take_lease(bot).await?;
-        let committed = self.commit_leased(&lease, bot, &container, name).await;
+        let committed = self.commit_leased(&lease, bot, (&container, records), name).await;
         let ended = self.end_lease(bot).await;
         committed.and(ended)
     }

@@ -197,13 +197,16 @@ impl Wired {
 
     async fn release(&self, record: &Record, netns: &Path) -> Result<()> {
         // Taking the pair of interfaces apart costs 30 ms of the answer, and the kernel does it by itself when
-        // the namespace goes. Our own plugins release the address without it; of others we do not know.
-        let netns = if record.own_network {
-            None
+        // the namespace goes. The address of our own network is released without it; of others we do not know.
+        if record.own_network {
+            let target = Target {
+                container_id: &record.container_id,
+                netns: None,
+            };
+            self.plugins.release_addresses(&record.configuration, target).await?;
         } else {
-            present(&[netns, &record.netns])
-        };
-        self.delete(record, netns).await?;
+            self.delete(record, present(&[netns, &record.netns])).await?;
+        }
         passed(failpoint::DETACHED)?;
         self.forget(record).await
     }

@@ -122,6 +122,17 @@ impl Plugins {
         first_failure.map_or(Ok(()), Err)
     }
 
+    /// Releases addresses alone, by the plugins that gave them: what else there is goes with the namespace.
+    pub(super) async fn release_addresses(&self, configuration: &Configuration, target: Target<'_>) -> Result<()> {
+        for plugin in &configuration.plugins {
+            if let Some(of_addresses) = plugin.get("ipam").and_then(|ipam| ipam.get("type")?.as_str()) {
+                let input = configuration.input(plugin, None);
+                self.call_plugin(of_addresses, "DEL", &input, Some(target)).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Tells the plugins which attachments there are, so that they release all others (from 1.1 on).
     pub(super) async fn collect_garbage(&self, configuration: &Configuration, valid: &[String]) -> Result<()> {
         if !configuration.can_collect_garbage() {
@@ -145,9 +156,19 @@ impl Plugins {
         input: &Map<String, Value>,
         target: Option<Target<'_>>,
     ) -> Result<Option<Value>> {
-        let plugin = input.get("type").and_then(Value::as_str).unwrap_or_default().to_owned();
+        let plugin = input.get("type").and_then(Value::as_str).unwrap_or_default();
+        self.call_plugin(plugin, command, input, target).await
+    }
+
+    async fn call_plugin(
+        &self,
+        plugin: &str,
+        command: &'static str,
+        input: &Map<String, Value>,
+        target: Option<Target<'_>>,
+    ) -> Result<Option<Value>> {
         let failed = |reason| NetworkError::Plugin {
-            plugin: plugin.clone(),
+            plugin: plugin.to_owned(),
             command,
             reason,
         };
@@ -162,7 +183,7 @@ impl Plugins {
             ]);
         }
         let finished = Program {
-            path: self.find(&plugin)?,
+            path: self.find(plugin)?,
             arguments: &[],
             environment: &environment,
             input: &serde_json::to_vec(input).map_err(|error| failed(error.to_string()))?,
