@@ -84,9 +84,9 @@ pub struct ExecResult {
     pub stdout_encoding: Encoding,
     /// How `stderr` is written.
     pub stderr_encoding: Encoding,
-    /// There is more in the log.
+    /// There is more in the log, or on its way there.
     pub stdout_truncated: bool,
-    /// There is more in the log.
+    /// There is more in the log, or on its way there.
     pub stderr_truncated: bool,
     /// From its start to its end.
     pub duration_ms: u64,
@@ -128,9 +128,9 @@ pub enum ExecStreamEvent {
         timed_out: bool,
         /// From its start to its end.
         duration_ms: u64,
-        /// Bytes it wrote in all.
+        /// Bytes it wrote in all: more than came when the rest, or what its children wrote since, is in the log alone.
         stdout_bytes: u64,
-        /// Bytes it wrote in all.
+        /// As of `stdout_bytes`.
         stderr_bytes: u64,
     },
     /// The stream broke: the process may go on. Nothing follows.

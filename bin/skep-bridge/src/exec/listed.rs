@@ -84,8 +84,17 @@ impl Exec {
     }
 }
 
-/// How the process ended, added to a status that was made while it ran.
-pub(crate) fn add_outcome(status: &mut ExecStatus, outcome: &Outcome) {
+/// The end as it is told after the output, from a status that was made before: what was written by then and could not be
+/// shown is among the bytes.
+pub(crate) fn end_of(mut status: ExecStatus, outcome: &Outcome) -> ExecStatus {
+    add_outcome(&mut status, outcome);
+    let [stdout, stderr] = outcome.written;
+    status.stdout_bytes = status.stdout_bytes.max(stdout);
+    status.stderr_bytes = status.stderr_bytes.max(stderr);
+    status
+}
+
+fn add_outcome(status: &mut ExecStatus, outcome: &Outcome) {
     status.exited = true;
     status.exit_code = outcome.ended.exit_code;
     status.signal = outcome.ended.signal;

@@ -18,7 +18,7 @@ mod stored;
 mod users;
 
 pub(crate) use end::each_process;
-pub(crate) use listed::{Exec, add_outcome};
+pub(crate) use listed::{Exec, end_of};
 pub(crate) use output::{Next, Reader, Which};
 pub(crate) use pipes::Pace;
 pub(crate) use process::{FirstInput, Holder, Process, Watch};

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use rustix::io::Errno;
@@ -41,7 +41,27 @@ pub(super) struct Input {
     pub(super) done: oneshot::Sender<io::Result<()>>,
 }
 
-pub(super) type Attached = (Option<mpsc::Sender<Input>>, Option<Arc<AsyncFd<OwnedFd>>>);
+/// What an output is read from, as long as it is read.
+pub(super) struct Source(Weak<AsyncFd<OwnedFd>>);
+
+impl Source {
+    /// Bytes that are there to be read.
+    pub(super) fn unread(&self) -> u64 {
+        let Some(source) = self.0.upgrade() else {
+            return 0;
+        };
+        rustix::io::ioctl_fionread(source.get_ref()).unwrap_or_else(|error| {
+            log::tell!("count unread output: {error}");
+            0
+        })
+    }
+}
+
+pub(super) struct Attached {
+    pub(super) stdin: Option<mpsc::Sender<Input>>,
+    pub(super) terminal: Option<Arc<AsyncFd<OwnedFd>>>,
+    pub(super) sources: [Source; 2],
+}
 
 /// Starts what reads the outputs, in `work`, and what writes to the input.
 ///
@@ -53,7 +73,8 @@ pub(super) fn attach(
     (pace, first): (Pace, FirstInput),
     work: &mut JoinSet<()>,
 ) -> io::Result<Attached> {
-    let mut pump = |which, source| {
+    let mut pump = |which, source: Arc<AsyncFd<OwnedFd>>| {
+        let read_from = Source(Arc::downgrade(&source));
         work.spawn(
             Pump {
                 source,
@@ -63,22 +84,33 @@ pub(super) fn attach(
             }
             .run(),
         );
+        read_from
     };
     match ends {
         Ends::Pipes { stdin, stdout, stderr } => {
-            pump(Which::Stdout, Arc::new(system::watch_descriptor(stdout)?));
-            pump(Which::Stderr, Arc::new(system::watch_descriptor(stderr)?));
+            let sources = [
+                pump(Which::Stdout, Arc::new(system::watch_descriptor(stdout)?)),
+                pump(Which::Stderr, Arc::new(system::watch_descriptor(stderr)?)),
+            ];
             let stdin = match stdin {
                 Some(stdin) => Some(feed(Arc::new(system::watch_descriptor(stdin)?), None, first, output)),
                 None => None,
             };
-            Ok((stdin, None))
+            Ok(Attached {
+                stdin,
+                terminal: None,
+                sources,
+            })
         }
         Ends::Terminal { master } => {
             let master = Arc::new(system::watch_descriptor(master)?);
-            pump(Which::Stdout, Arc::clone(&master));
+            let sources = [pump(Which::Stdout, Arc::clone(&master)), Source(Weak::new())];
             let stdin = feed(Arc::clone(&master), Some(END_OF_TRANSMISSION), first, output);
-            Ok((Some(stdin), Some(master)))
+            Ok(Attached {
+                stdin: Some(stdin),
+                terminal: Some(master),
+                sources,
+            })
         }
     }
 }

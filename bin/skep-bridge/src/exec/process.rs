@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::end::{LeftBehind, Target};
 use super::output::{Outcome, Output, Which};
 use super::output_log::{LAG_AFTER_END_BYTES, OutputLog};
-use super::pipes::{self, Input, Pace};
+use super::pipes::{self, Attached, Input, Pace, Source};
 use super::start::{self, Started};
 use crate::log;
 use crate::reaper::Ended;
@@ -84,7 +84,11 @@ impl Process {
     ) -> io::Result<(Arc<Self>, impl Future<Output = ()> + Send + 'static)> {
         let Started { pid, ended, ends } = started;
         let mut work = JoinSet::new();
-        let (stdin, terminal) = pipes::attach(ends, &output, (watch.pace, first), &mut work)?;
+        let Attached {
+            stdin,
+            terminal,
+            sources,
+        } = pipes::attach(ends, &output, (watch.pace, first), &mut work)?;
         let target = if terminal.is_some() {
             Target::Session(pid)
         } else {
@@ -105,10 +109,16 @@ impl Process {
             ended: OnceLock::new(),
         });
         let watched = Arc::clone(&process);
-        Ok((process, async move { watched.run(ended, work, watch.timeout).await }))
+        let reading = (work, sources);
+        Ok((process, async move { watched.run(ended, reading, watch.timeout).await }))
     }
 
-    async fn run(&self, mut ended: oneshot::Receiver<Ended>, mut work: JoinSet<()>, limit: Option<Duration>) {
+    async fn run(
+        &self,
+        mut ended: oneshot::Receiver<Ended>,
+        (mut work, sources): (JoinSet<()>, [Source; 2]),
+        limit: Option<Duration>,
+    ) {
         let mut ending = JoinSet::new();
         let mut timed_out = false;
         // A time beyond what the clock can count is no limit.
@@ -136,11 +146,19 @@ impl Process {
         self.output.tell_over();
         // Children that keep the output open go on being read below.
         let all_read = self.read_rest(&mut work).await;
+        let stream_ends = [Which::Stdout, Which::Stderr].map(|which| self.output.log(which).end());
+        let mut written = stream_ends;
+        if !all_read {
+            for (written, source) in written.iter_mut().zip(&sources) {
+                *written += source.unread();
+            }
+        }
         self.output.set_outcome(Outcome {
             ended,
             timed_out,
             finished_unix_nanos: unix_nanos(),
-            stream_ends: [Which::Stdout, Which::Stderr].map(|which| self.output.log(which).end()),
+            stream_ends,
+            written,
         });
         if !all_read {
             while work.join_next().await.is_some() {}
@@ -153,7 +171,7 @@ impl Process {
 
     /// Reads what the process left in its pipes; false: they are not at their end, as children keep them open. A pump that
     /// waits for the disk has not seen all of what was in its pipe at the end, unless it has read as much as a pipe may hold
-    /// since; a disk that takes nothing for half a minute is waited for no longer.
+    /// since; a disk that takes nothing for half a minute is waited for no longer, and what is left in the pipe is counted.
     async fn read_rest(&self, work: &mut JoinSet<()>) -> bool {
         let logs = [Which::Stdout, Which::Stderr].map(|which| self.output.log(which));
         let ends = logs.map(OutputLog::end);
@@ -273,8 +291,10 @@ impl Drop for Holder {
 
 #[cfg(test)]
 mod tests {
+    use skep_bridge_protocol::workspace::ExecStatus;
 
     use super::super::feigned::{EXITED, process, take};
+    use super::super::listed::end_of;
     use super::*;
 
     #[test]
@@ -295,27 +315,39 @@ mod tests {
         timeout(Duration::from_secs(20), wait).await.expect("in time");
     }
 
-    #[test]
-    fn what_is_in_the_pipe_while_the_disk_is_waited_for_is_read_before_the_end_is_told() {
+    /// What is left in the pipe, in bytes.
+    const LEFT: u64 = 50_000;
+
+    /// A runtime whose one thread for the disk is busy until the sender is dropped.
+    fn runtime_with_a_stuck_disk() -> (tokio::runtime::Runtime, std::sync::mpsc::Sender<()>) {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .max_blocking_threads(1)
             .build()
             .expect("a runtime");
-        // The one thread is busy until `free` is dropped.
         let (free, until_free) = std::sync::mpsc::channel::<()>();
         runtime.spawn_blocking(move || until_free.recv());
+        (runtime, free)
+    }
+
+    /// Writes until the disk is waited for, and then what is left in the pipe. Returns how many bytes in all.
+    async fn write_more_than_is_read(writer: &OwnedFd, log: &OutputLog) -> u64 {
+        let mut written = 0;
+        while !log.is_being_spilled() {
+            written += rustix::io::write(writer, &[b'x'; 4096]).expect("room") as u64;
+            until(|| log.end() == written).await;
+        }
+        written + rustix::io::write(writer, &[b'y'; LEFT as usize]).expect("room") as u64
+    }
+
+    #[test]
+    fn what_is_in_the_pipe_while_the_disk_is_waited_for_is_read_before_the_end_is_told() {
+        let (runtime, free) = runtime_with_a_stuck_disk();
         let directory = tempfile::tempdir().expect("a directory");
         runtime.block_on(async {
             let (started, output, writer, end) = process(directory.path());
             let (_process, watched) = take(started, &output);
-            let log = output.log(Which::Stdout);
-            let mut written = 0;
-            while !log.is_being_spilled() {
-                written += rustix::io::write(&writer, &[b'x'; 4096]).expect("room") as u64;
-                until(|| log.end() == written).await;
-            }
-            written += rustix::io::write(&writer, &[b'y'; 50_000]).expect("room") as u64;
+            let written = write_more_than_is_read(&writer, output.log(Which::Stdout)).await;
             drop(writer);
             end.send(EXITED).expect("it is waited for");
             let too_early = timeout(DRAIN * 3 / 2, output.exited()).await;
@@ -324,8 +356,29 @@ mod tests {
             let outcome = timeout(Duration::from_secs(20), output.exited())
                 .await
                 .expect("in time");
-            assert_eq!(outcome.stream_ends, [written, 0]);
+            assert_eq!((outcome.stream_ends, outcome.written), ([written, 0], [written, 0]));
             watched.await.expect("to its end");
+        });
+    }
+
+    #[test]
+    fn what_is_in_the_pipe_when_the_disk_is_waited_for_no_longer_is_told_with_the_end() {
+        let (runtime, free) = runtime_with_a_stuck_disk();
+        let directory = tempfile::tempdir().expect("a directory");
+        runtime.block_on(async {
+            let (started, output, writer, end) = process(directory.path());
+            let (_process, watched) = take(started, &output);
+            let log = output.log(Which::Stdout);
+            let written = write_more_than_is_read(&writer, log).await;
+            drop(writer);
+            end.send(EXITED).expect("it is waited for");
+            let outcome = timeout(DISK_WITHIN * 4, output.exited()).await.expect("in time");
+            assert_eq!(outcome.stream_ends, [written - LEFT, 0]);
+            let told = end_of(ExecStatus::default(), &outcome);
+            assert_eq!((told.stdout_bytes, told.stderr_bytes), (written, 0));
+            drop(free);
+            watched.await.expect("to its end");
+            assert_eq!(log.end(), written, "it comes in the log");
         });
     }
 

@@ -141,6 +141,7 @@ pub(crate) fn open(directory: &Path) -> io::Result<(Output, ExecStatus)> {
         timed_out: status.timed_out,
         finished_unix_nanos: status.finished_unix_nanos,
         stream_ends: [status.stdout_bytes, status.stderr_bytes],
+        written: [status.stdout_bytes, status.stderr_bytes],
     };
     Ok((Output::new(logs, Some(outcome)), status))
 }

@@ -18,8 +18,7 @@ use super::input::{self, End};
 use super::reference_exec::dimension;
 use super::streams::ResponseStream;
 use crate::exec::{
-    Exec, FirstInput, Found, Holder, Next, Pace, Program, Reader, Registry, Request, Sessions, Watch, Which,
-    add_outcome,
+    Exec, FirstInput, Found, Holder, Next, Pace, Program, Reader, Registry, Request, Sessions, Watch, Which, end_of,
 };
 use crate::failure;
 use crate::paths;
@@ -159,12 +158,11 @@ impl Events {
                 data,
             }) => Event::Stderr(ExecData { offset, data }),
             Ok(Next::Exit(outcome)) => {
-                let mut status = match &self.found {
+                let status = match &self.found {
                     Source::Live(exec) => exec.status(),
                     Source::Stored(status) => status.clone(),
                 };
-                add_outcome(&mut status, &outcome);
-                Event::Exit(status)
+                Event::Exit(end_of(status, &outcome))
             }
             Err(error) => return Some(Err(Status::unavailable(format!("read the output: {error}")))),
         };

@@ -157,7 +157,7 @@ impl ExecEvents {
 pub struct CollectedOutput {
     /// The output's beginning.
     pub piece: TextPiece,
-    /// There is more of it in the log.
+    /// There is more of it in the log, or on its way there.
     pub truncated: bool,
 }
 
