@@ -4,6 +4,7 @@
 
 mod archive;
 mod entry;
+mod gzip;
 mod list;
 mod path;
 mod read;
@@ -20,6 +21,7 @@ use crate::bridge::{Bridge, BridgeError, BridgeResult, LARGE_WITHIN, SMALL_WITHI
 
 pub use archive::{ArchiveReport, extract, read_archive, write_archive};
 pub use entry::FileEntry;
+pub use gzip::gzip;
 pub use list::{EntryStream, ListOptions, MOST_ENTRIES, list};
 pub use path::WorkspacePath;
 pub use read::{FileReader, read, read_below};

@@ -1,6 +1,5 @@
 //! A file's bytes as they are, whole or in part; a directory as a compressed archive.
 
-use async_compression::tokio::bufread::GzipEncoder;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::header::{
@@ -10,12 +9,11 @@ use axum::http::header::{
 use axum::http::{HeaderMap, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use futures::{Stream, StreamExt, TryStreamExt};
+use futures::{Stream, StreamExt};
 use serde::Deserialize;
 use skep_api::ErrorBody;
 use skep_core::bridge::{Bridge, BridgeError, BridgeResult};
 use skep_core::files::{self, FileEntry, FileReader, Links, WorkspacePath};
-use tokio_util::io::{ReaderStream, StreamReader};
 use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -32,8 +30,6 @@ use crate::http::extract::Query;
 const LOOKS: u32 = 4;
 /// Where a guest's downloads may lead.
 const MEDIA_DIRECTORY: &str = "/data/media";
-/// Pieces in which an archive is compressed.
-const ARCHIVE_PIECE_BYTES: usize = 64 * 1024;
 
 pub(super) fn router() -> OpenApiRouter<App> {
     OpenApiRouter::new().routes(routes!(download, head))
@@ -264,9 +260,7 @@ async fn directory(
 
 /// A tar stream as `<name>.tar.gz`.
 pub(super) fn compressed(archive: impl Stream<Item = BridgeResult<Bytes>> + Send + 'static, name: &str) -> Response {
-    let tar = StreamReader::new(archive.map_err(std::io::Error::other).boxed());
-    let body = ReaderStream::with_capacity(GzipEncoder::new(tar), ARCHIVE_PIECE_BYTES);
-    as_archive(Body::from_stream(body), name)
+    as_archive(Body::from_stream(files::gzip(archive)), name)
 }
 
 fn as_archive(body: Body, name: &str) -> Response {
