@@ -2,12 +2,10 @@
 
 mod harness;
 
-use harness::{World, admin, archive_of, until};
-use serde_json::json;
+use harness::{World, admin, archive_of, told_to_fail, until};
 use skep_core::{Outcome, RestoreMode, SOURCE_PRE_EXEC, TakenSnapshot};
 use skep_names::{BotId, container_id_for};
 use skep_runtime::{LayerKind, LayerRecord, Layers, RuntimeError};
-use skep_store::{NewOperation, OperationEnd};
 use skep_testkit::fake_runtime::Verb;
 
 fn fault() -> RuntimeError {
@@ -177,24 +175,8 @@ async fn only_what_is_nobodys_state_and_of_an_operation_that_failed_is_let_go() 
     let bot = world.running_bot().await;
     world.write(&bot, "/data/file", "kept").await;
     world.stop(&bot).await.unwrap();
-    let (failed, unknown) = (uuid::Uuid::now_v7().to_string(), uuid::Uuid::now_v7().to_string());
-    let operation = NewOperation {
-        id: failed.clone(),
-        bot_id: bot.clone(),
-        kind: "import".to_owned(),
-        request: json!({"kind": "import"}),
-        requested_by: None,
-        request_id: None,
-        bot_status: None,
-        idempotency: None,
-    };
-    let store = world.skep.store();
-    store.insert_operation(&operation).await.unwrap();
-    let end = OperationEnd::Failed {
-        code: "internal".to_owned(),
-        message: "told to".to_owned(),
-    };
-    store.finish_operation(&failed, &end, None, None).await.unwrap();
+    let failed = world.journal_ended(&bot, ("import", told_to_fail()), None).await;
+    let unknown = uuid::Uuid::now_v7().to_string();
     let runtime = &world.runtime;
     let named = |of: &str, role: &str| format!("{}-{of}-{role}", container_id_for(&bot));
     for of in [&failed, &unknown] {

@@ -2,12 +2,12 @@
 
 mod harness;
 
-use harness::{World, admin, until, until_nothing_is_left};
+use harness::{World, admin, told_to_fail, until, until_nothing_is_left};
 use serde_json::{Value, json};
 use skep_core::{Code, DeleteData, Outcome};
 use skep_names::BotId;
 use skep_runtime::{Runtime, RuntimeError};
-use skep_store::{NewOperation, OperationEnd};
+use skep_store::OperationEnd;
 use skep_testkit::fake_runtime::Verb;
 
 fn breaks() -> RuntimeError {
@@ -49,21 +49,9 @@ async fn fail_a_comparison(world: &World, bot: &BotId) {
 
 /// Operations that have succeeded in no step.
 async fn journal(world: &World, bot: &BotId, kind: &str, times: u32) {
-    let store = world.skep.store();
-    for number in 0..times {
-        let operation = NewOperation {
-            id: format!("{kind} {number}"),
-            bot_id: bot.clone(),
-            kind: kind.to_owned(),
-            request: json!({ "kind": kind }),
-            requested_by: None,
-            request_id: None,
-            bot_status: None,
-            idempotency: None,
-        };
-        store.insert_operation(&operation).await.unwrap();
+    for _ in 0..times {
         let done = OperationEnd::Succeeded { outcome: Value::Null };
-        store.finish_operation(&operation.id, &done, None, None).await.unwrap();
+        world.journal_ended(bot, (kind, done), None).await;
     }
 }
 
@@ -236,25 +224,10 @@ async fn where_a_delete_has_left_nothing_at_all_nothing_is_to_be_kept() {
 async fn where_there_is_a_container_there_is_a_whole_workspace() {
     let world = World::new().await;
     let bot = world.running_bot().await;
-    let store = world.skep.store();
-    let operation = NewOperation {
-        id: uuid::Uuid::now_v7().to_string(),
-        bot_id: bot.clone(),
-        kind: "delete".to_owned(),
-        request: json!({"kind": "delete"}),
-        requested_by: None,
-        request_id: None,
-        bot_status: None,
-        idempotency: None,
-    };
-    store.insert_operation(&operation).await.unwrap();
     let begun = json!({"layers_changed": true});
-    store.set_operation_step(&operation.id, "remove", &begun).await.unwrap();
-    let end = OperationEnd::Failed {
-        code: "internal".to_owned(),
-        message: "told to".to_owned(),
-    };
-    store.finish_operation(&operation.id, &end, None, None).await.unwrap();
+    world
+        .journal_ended(&bot, ("delete", told_to_fail()), Some(("remove", begun)))
+        .await;
     world.write(&bot, "/data/file", "kept").await;
     world.preserve(&bot).await.unwrap();
     assert_eq!(world.backups(&bot).await.len(), 1);

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
-use serde_json::Map;
+use serde_json::{Map, Value, json};
 use skep_core::bridge::{Bridge, BridgePool};
 use skep_core::files::{self, FileWriter, NewFile, WorkspacePath};
 use skep_core::{
@@ -17,7 +17,7 @@ use skep_core::{
 };
 use skep_names::BotId;
 use skep_runtime::Runtime;
-use skep_store::Store;
+use skep_store::{NewOperation, OperationEnd, Store};
 use skep_testkit::fake_runtime::{FAKE_IMAGE, FakeRuntime};
 
 /// How long anything may take.
@@ -171,6 +171,33 @@ impl World {
         self.skep.store().operations(bot, 10_000).await.unwrap().len()
     }
 
+    /// Puts an operation into the journal that has ended; where it stood and what it had noted, if it came so far.
+    pub(crate) async fn journal_ended(
+        &self,
+        bot: &BotId,
+        (kind, end): (&str, OperationEnd),
+        step: Option<(&str, Value)>,
+    ) -> String {
+        let id = uuid::Uuid::now_v7().to_string();
+        let operation = NewOperation {
+            id: id.clone(),
+            bot_id: bot.clone(),
+            kind: kind.to_owned(),
+            request: json!({ "kind": kind }),
+            requested_by: None,
+            request_id: None,
+            bot_status: None,
+            idempotency: None,
+        };
+        let store = self.skep.store();
+        store.insert_operation(&operation).await.unwrap();
+        if let Some((step, notes)) = step {
+            store.set_operation_step(&id, step, &notes).await.unwrap();
+        }
+        store.finish_operation(&id, &end, None, None).await.unwrap();
+        id
+    }
+
     pub(crate) async fn write(&self, bot: &BotId, path: &str, content: &'static str) {
         let bridge = self.skep.roomy_bridge(bot, None).await.unwrap();
         let path = WorkspacePath::parse(path).unwrap();
@@ -204,6 +231,14 @@ pub(crate) fn archive_of(
         .arg(name)
         .output();
     futures::stream::iter([Ok(packed.unwrap().stdout.into())])
+}
+
+/// How an operation ends that was made to fail.
+pub(crate) fn told_to_fail() -> OperationEnd {
+    OperationEnd::Failed {
+        code: "internal".to_owned(),
+        message: "told to".to_owned(),
+    }
 }
 
 pub(crate) fn admin() -> Requester {
