@@ -258,3 +258,35 @@ async fn a_removal_that_keeps_the_data_of_no_workspace_can_be_repeated_whenever_
     }
     assert!(world.skep.bot(&bot).await.is_err());
 }
+
+/// What the removal did that failed is not done once more, unless the directory has changed since.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removal_after_one_that_failed_keeps_a_legacy_directory_once_and_behind_the_workspace() {
+    for is_changed in [false, true] {
+        let world = World::new().await;
+        let bot = world.running_bot().await;
+        world.write(&bot, "/data/file", "of the workspace").await;
+        let legacy = world.root.path().join("bots").join(bot.as_str());
+        std::fs::create_dir_all(&legacy).unwrap();
+        for name in ["a", "b", "c"] {
+            std::fs::write(legacy.join(name), name).unwrap();
+        }
+        let remove = async || {
+            let deleted = world.skep.delete_bot(&bot, DeleteData::Preserve, &admin()).await;
+            deleted.unwrap().operation.outcome().await
+        };
+        world.runtime.faults().fail_next(Verb::RemoveLayers, breaks());
+        remove().await.unwrap_err();
+        if is_changed {
+            std::fs::write(legacy.join("d"), "d").unwrap();
+        }
+        remove().await.unwrap();
+        let kept = world.skep.all_backups().await.unwrap();
+        let entries: Vec<_> = kept.iter().map(|one| one.entries).collect();
+        let expected: &[_] = match is_changed {
+            false => &[Some(1), Some(3)],
+            true => &[Some(4), Some(1), Some(3)],
+        };
+        assert_eq!(entries, expected, "{kept:?}");
+    }
+}

@@ -51,11 +51,25 @@ impl Skep {
     /// # Errors
     /// [`Error::DiskFull`], also where only the host's reserve is free; others when it could not be made, or was not read back as it was written.
     pub(crate) async fn back_up(&self, bot: &BotId, place: &DataPlace) -> Result<()> {
+        self.back_up_unless(bot, place, |slot| slot == Slot::Current).await
+    }
+
+    /// As [`Skep::back_up`], but nothing is done when the very same is kept in any of the bot's backups.
+    ///
+    /// # Errors
+    /// As [`Skep::back_up`].
+    pub(crate) async fn back_up_what_is_not_kept(&self, bot: &BotId, place: &DataPlace) -> Result<()> {
+        self.back_up_unless(bot, place, |slot| !matches!(slot, Slot::SetAside(_)))
+            .await
+    }
+
+    /// Unless it is kept already in one of the places that `counts` takes.
+    async fn back_up_unless(&self, bot: &BotId, place: &DataPlace, counts: fn(Slot) -> bool) -> Result<()> {
         let owner = self.store().bot(bot).await?.map(|bot| bot.owner_user_id);
         let created_at = Utc::now().trunc_subsecs(6);
         let (partial, content) = self.write_whole(bot, place, created_at).await?;
         point("backup.verified")?;
-        if self.is_current(bot, &content).await? {
+        if self.is_kept(bot, &content, counts).await? {
             return Ok(());
         }
         self.store()
@@ -134,21 +148,19 @@ impl Skep {
         Ok((partial, packed))
     }
 
-    /// Whether the very same is kept already: a crash came between the last try and its journal.
-    async fn is_current(&self, bot: &BotId, content: &Content) -> Result<bool> {
+    /// Whether the very same is kept already: the last try came so far.
+    async fn is_kept(&self, bot: &BotId, content: &Content, counts: fn(Slot) -> bool) -> Result<bool> {
         let of = bot.clone();
-        let Some(current) = self
-            .with_backups(move |files| files.identity(&of, Slot::Current))
-            .await?
-        else {
-            return Ok(false);
-        };
-        if current.size_bytes != content.size_bytes {
-            return Ok(false);
+        let found = self.with_backups(move |files| files.list(Some(&of))).await?;
+        let is_alike = |one: &&Found| counts(one.slot) && one.identity.size_bytes == content.size_bytes;
+        for one in found.iter().filter(is_alike) {
+            let (of, slot) = (bot.clone(), one.slot);
+            let digest = self.with_backups(move |files| files.digest(&of, slot)).await?;
+            if digest == content.sha256 && self.row(bot, &one.identity).await?.is_some_and(|row| row.verified) {
+                return Ok(true);
+            }
         }
-        let of = bot.clone();
-        let digest = self.with_backups(move |files| files.digest(&of, Slot::Current)).await?;
-        Ok(digest == content.sha256 && self.row(bot, &current).await?.is_some_and(|row| row.verified))
+        Ok(false)
     }
 
     /// Reads a backup whole, and compares it with what is known of it.

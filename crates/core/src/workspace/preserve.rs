@@ -128,11 +128,17 @@ impl Work {
         let Some(directory) = self.skep().legacy_directory(self.bot()).await? else {
             return Ok(());
         };
-        self.step(
-            "preserve_legacy",
-            self.skep().back_up(self.bot(), &DataPlace::Directory(directory)),
-        )
-        .await?;
+        let place = DataPlace::Directory(directory);
+        let keep = async {
+            match self.skep().remains(self.bot()).await? {
+                // The workspace's data is kept already: no other backup is made by this removal, which could drop an old one.
+                Some(Remains::OfRemoval { data_is_kept: true, .. }) => {
+                    self.skep().back_up_what_is_not_kept(self.bot(), &place).await
+                }
+                _ => self.skep().back_up(self.bot(), &place).await,
+            }
+        };
+        self.step("preserve_legacy", keep).await?;
         self.note(LEGACY_PRESERVED, true);
         Ok(())
     }
