@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use crate::Workspace;
+use crate::uploads::{form, part};
 
 #[tokio::test]
 async fn each_wrong_path_has_its_status() {
@@ -243,6 +244,45 @@ async fn what_the_permissions_there_do_not_allow_is_403() {
     assert_eq!(
         workspace.output_of("ls -A fixed; cat fixed/file; umount fixed").await,
         "file\nx\n"
+    );
+}
+
+#[tokio::test]
+async fn no_space_there_is_507_and_leaves_what_was_there() {
+    let workspace = Workspace::start().await;
+    // One file system has no room for so much, the other none for one more name.
+    workspace
+        .output_of(
+            "mkdir small full && mount -t tmpfs -o size=64k none small && mount -t tmpfs -o nr_inodes=2 none full && \
+             echo old > small/old && echo old > full/old && ! mkdir full/new 2>/dev/null && \
+             head -c 1048576 /dev/zero > large",
+        )
+        .await;
+    let large = "x".repeat(1 << 20);
+    let mut answers = vec![workspace.post("/fs/mkdir", json!({"path": "/data/full/new"})).await];
+    for path in ["/data/small/new", "/data/small/old", "/data/full/new", "/data/full/old"] {
+        let written = json!({"path": path, "content": large});
+        answers.push(workspace.post("/fs/write", written).await);
+        let copied = json!({"from": "/data/large", "to": path});
+        answers.push(workspace.post("/fs/copy", copied).await);
+        let put = format!("/fs/upload?path={path}");
+        let put = workspace.server.call("PUT", &workspace.path(&put));
+        answers.push(put.body("application/octet-stream", large.clone()).send().await);
+        let parts = [part("path", None, path), part("file", Some("large"), &large)];
+        answers.push(form(&workspace, &parts).await);
+    }
+    for refused in answers {
+        let message = refused.expect_error(507, "disk_full");
+        assert!(
+            message.contains("/data/small/") || message.contains("/data/full/"),
+            "{message}"
+        );
+    }
+    assert_eq!(
+        workspace
+            .output_of("ls -A full small; cat full/old small/old; umount full && umount small")
+            .await,
+        "full:\nold\n\nsmall:\nold\nold\nold\n"
     );
 }
 
