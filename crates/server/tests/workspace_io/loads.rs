@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use serde_json::json;
 
-use crate::Workspace;
+use crate::rooms::begun;
+use crate::{Workspace, until};
 
 /// Ten thousand are run in a real workspace, end to end.
 const EXECS: usize = 1_000;
@@ -121,4 +122,42 @@ async fn a_large_file_goes_up_and_down_in_little_memory() {
         grown / 1024
     );
     assert!(grown < 32 << 20, "memory grew by {grown} bytes");
+}
+
+/// What a workspace has under way at once.
+const DOWNLOADS: usize = 256;
+const BEYOND_ALL_PLACES: &str = "loads::a_download_beyond_all_places_is_refused_until_one_has_ended";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_download_beyond_all_places_is_refused_until_one_has_ended() {
+    // A process may have few more descriptors than this takes.
+    if std::env::var_os(ALONE).is_none() {
+        return alone(BEYOND_ALL_PLACES).await;
+    }
+    let workspace = Workspace::start().await;
+    workspace
+        .output_of("echo little > little; dd if=/dev/zero of=large bs=1 count=1 seek=67108863 2>/dev/null")
+        .await;
+    let mut held = Vec::new();
+    for _ in 0..DOWNLOADS {
+        held.push(begun(&workspace, "/fs/download?path=/data/large").await);
+    }
+    let one_more = async || {
+        let path = workspace.path("/fs/download?path=/data/large");
+        let call = workspace.server.call("GET", &path);
+        call.header("range", "bytes=0-1048575").send().await
+    };
+    let refused = one_more().await;
+    let message = refused.expect_error(429, "rate_limited");
+    assert!(message.contains("256 downloads"), "{message}");
+    assert!(refused.header("retry-after").parse::<u64>().is_ok());
+    // What is sent at once needs no place.
+    let little = workspace.get("/fs/download?path=/data/little").await;
+    assert_eq!(little.expect_status(200).text(), "little\n");
+    drop(held.pop());
+    until(async || match one_more().await {
+        answer if answer.status == 206 => Ok(()),
+        answer => Err(answer.text()),
+    })
+    .await;
 }

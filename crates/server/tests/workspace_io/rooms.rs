@@ -10,20 +10,20 @@ use crate::{Workspace, until};
 const LITTLE: u32 = 4096;
 
 /// The answer has begun, and nobody takes more of it.
-async fn begun_read(workspace: &Workspace, file: &str) -> TcpStream {
+pub(super) async fn begun(workspace: &Workspace, route: &str) -> TcpStream {
     let socket = TcpSocket::new_v4().expect("a socket");
     socket.set_recv_buffer_size(LITTLE).expect("a small buffer");
     let address = workspace.server.running().address();
     let mut connection = socket.connect(address).await.expect("the server is there");
     let request = format!(
         "GET {} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {}\r\n\r\n",
-        workspace.path(&format!("/fs/read?path={file}")),
+        workspace.path(route),
         workspace.server.admin_key()
     );
     connection.write_all(request.as_bytes()).await.expect("sent");
     let mut head = [0; 12];
     connection.read_exact(&mut head).await.expect("an answer");
-    assert_eq!(&head, b"HTTP/1.1 200", "{file}");
+    assert_eq!(&head, b"HTTP/1.1 200", "{route}");
     connection
 }
 
@@ -50,7 +50,7 @@ async fn searches_and_outputs_of_commands_take_of_a_users_room_too() {
     assert_eq!((status, found["matches"].as_array().map(Vec::len)), (200, Some(6000)));
     let mut untaken = Vec::new();
     for file in ["/data/large"; 7].into_iter().chain(["/data/less"; 2]) {
-        untaken.push(begun_read(&workspace, file).await);
+        untaken.push(begun(&workspace, &format!("/fs/read?path={file}")).await);
     }
     let (refused, little) = tokio::join!(search(&workspace, "xx"), search(&workspace, "needle"));
     assert_eq!((refused.0, &refused.1["code"]), (429, &json!("rate_limited")));
