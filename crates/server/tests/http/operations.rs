@@ -480,3 +480,34 @@ async fn a_get_that_starts_a_workspace_or_opens_a_socket_is_in_the_trail_and_no_
         expected.map(|(action, outcome)| (action.to_owned(), outcome.to_owned()))
     );
 }
+
+#[tokio::test]
+async fn operations_of_a_bot_that_is_gone_are_told_to_who_asked_for_them_and_to_admins_alone() {
+    let server = TestServer::start().await;
+    let (_, owner) = server.member("owner").await;
+    let (id, operator) = server.member("operator").await;
+    let (_, stranger) = server.member("stranger").await;
+    let bot = server.bare_bot(&owner).await;
+    let joins = server.call_as(&owner, "PUT", &format!("/bots/{bot}/members/{id}"));
+    joins.json(&json!({"role": "operator"})).send().await.expect_status(200);
+    let get = |credential: &str, path: &str| server.call_as(credential, "GET", path).send();
+    let deleted = server.call_as(&owner, "DELETE", &format!("/bots/{bot}")).send().await;
+    let operation = format!("/operations/{}", deleted.expect_status(202).header("x-operation-id"));
+    let events = format!("{operation}/events");
+    let told = get(&owner, &events).await.expect_status(200).events();
+    assert_eq!(told.last().expect("an end")["type"], "complete", "{told:?}");
+    get(&owner, &format!("/bots/{bot}/operations"))
+        .await
+        .expect_error(404, "bot_not_found");
+    for who in [owner.as_str(), server.admin_key()] {
+        let shown = get(who, &operation).await.expect_status(200).json();
+        assert_eq!((&shown["kind"], &shown["bot_id"]), (&json!("delete_bot"), &json!(bot)));
+        assert_eq!(get(who, &events).await.expect_status(200).events(), told);
+    }
+    for path in [&operation, &events] {
+        for who in [&operator, &stranger] {
+            get(who, path).await.expect_error(403, "bot_access_denied");
+        }
+        get("", path).await.expect_error(401, "unauthorized");
+    }
+}
