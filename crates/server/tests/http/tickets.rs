@@ -102,6 +102,27 @@ async fn a_ticket_can_do_no_more_than_its_user_can_now() {
 }
 
 #[tokio::test]
+async fn a_ticket_of_a_user_who_was_made_inactive_is_refused() {
+    let server = TestServer::start().await;
+    let bot = bot_with_a_file(&server).await;
+    let (id, token) = server.member("ada").await;
+    let joins = server.call("PUT", &format!("/bots/{bot}/members/{id}"));
+    let joins = joins.json(&json!({"role": "operator"})).send().await;
+    joins.expect_status(200);
+    let (used, held) = (
+        ticket(&server, &token, &bot, "download").await,
+        ticket(&server, &token, &bot, "download").await,
+    );
+    let got = download(&server, &bot, "/data/file", &format!("ticket={used}")).await;
+    got.expect_status(200);
+    let ends = server.call("PUT", &format!("/users/{id}"));
+    let ends = ends.json(&json!({"is_active": false})).send().await;
+    assert_eq!(ends.expect_status(200).json()["is_active"], false);
+    let refused = download(&server, &bot, "/data/file", &format!("ticket={held}")).await;
+    refused.expect_error(401, "unauthorized");
+}
+
+#[tokio::test]
 async fn a_guest_downloads_media_by_ticket_and_nothing_else() {
     let server = TestServer::start().await;
     let bot = bot_with_a_file(&server).await;
