@@ -197,6 +197,13 @@ impl BackupFiles {
         if self.inode(bot, Slot::Generation(1))? == Some(current) {
             return Ok(());
         }
+        self.free_first_generation(bot)?;
+        std::fs::hard_link(self.path(bot, Slot::Current), self.path(bot, Slot::Generation(1)))?;
+        self.flush()
+    }
+
+    /// Generation 1 becomes generation 2, and so on up to the first that there is none of.
+    fn free_first_generation(&self, bot: &BotId) -> io::Result<()> {
         let mut free = 1;
         while self.identity(bot, Slot::Generation(free))?.is_some() {
             free += 1;
@@ -204,8 +211,7 @@ impl BackupFiles {
         for number in (1..free).rev() {
             self.rename(bot, Slot::Generation(number), Slot::Generation(number + 1))?;
         }
-        std::fs::hard_link(self.path(bot, Slot::Current), self.path(bot, Slot::Generation(1)))?;
-        self.flush()
+        Ok(())
     }
 
     fn inode(&self, bot: &BotId, slot: Slot) -> io::Result<Option<u64>> {
@@ -383,6 +389,20 @@ impl Partial {
         let _still = files.hold_still()?;
         files.keep_as_generation(bot)?;
         std::fs::rename(&self.path, files.path(bot, Slot::Current))?;
+        files.flush()
+    }
+
+    /// Makes it generation 1, where there is a current one.
+    pub(crate) fn put_behind(self, files: &BackupFiles, bot: &BotId) -> io::Result<()> {
+        let _still = files.hold_still()?;
+        let slot = match files.inode(bot, Slot::Current)? {
+            Some(_) => {
+                files.free_first_generation(bot)?;
+                Slot::Generation(1)
+            }
+            None => Slot::Current,
+        };
+        std::fs::rename(&self.path, files.path(bot, slot))?;
         files.flush()
     }
 }

@@ -1,5 +1,7 @@
 //! Making a backup, verifying one, and keeping rows and files together.
 
+use std::io;
+
 use chrono::{DateTime, SubsecRound, Utc};
 use skep_names::BotId;
 use skep_runtime::failpoint;
@@ -7,7 +9,7 @@ use skep_runtime::layer_access::{ArchiveFormat, DataPlace, DataReader, LayerAcce
 use skep_store::BackupRow;
 use tokio::sync::mpsc;
 
-use super::files::{Content, Found, Identity, Partial, Unreadable};
+use super::files::{BackupFiles, Content, Found, Identity, Partial, Unreadable};
 use super::{Slot, file_error};
 use crate::error::{Error, Result};
 use crate::skep::Skep;
@@ -51,20 +53,42 @@ impl Skep {
     /// # Errors
     /// [`Error::DiskFull`], also where only the host's reserve is free; others when it could not be made, or was not read back as it was written.
     pub(crate) async fn back_up(&self, bot: &BotId, place: &DataPlace) -> Result<()> {
-        self.back_up_unless(bot, place, |slot| slot == Slot::Current).await
+        let is_current = |slot| slot == Slot::Current;
+        self.back_up_unless(bot, place, is_current, Partial::put_in_place).await
     }
 
-    /// As [`Skep::back_up`], but nothing is done when the very same is kept in any of the bot's backups.
+    /// As [`Skep::back_up`], but nothing is done when the very same is kept where one more backup does not drop it.
     ///
     /// # Errors
     /// As [`Skep::back_up`].
-    pub(crate) async fn back_up_what_is_not_kept(&self, bot: &BotId, place: &DataPlace) -> Result<()> {
-        self.back_up_unless(bot, place, |slot| !matches!(slot, Slot::SetAside(_)))
-            .await
+    pub(crate) async fn back_up_before_another(&self, bot: &BotId, place: &DataPlace) -> Result<()> {
+        let keep = self.settings().keep_backups;
+        let stays = move |slot| match slot {
+            Slot::Current => true,
+            Slot::Generation(number) => u64::from(number) < keep,
+            Slot::SetAside(_) => false,
+        };
+        self.back_up_unless(bot, place, stays, Partial::put_in_place).await
+    }
+
+    /// Makes an archive of that `/data` the newest backup but the current one, which stays it. Nothing is done when the very
+    /// same is kept in any of the bot's backups.
+    ///
+    /// # Errors
+    /// As [`Skep::back_up`].
+    pub(crate) async fn back_up_behind_the_current(&self, bot: &BotId, place: &DataPlace) -> Result<()> {
+        let is_kept = |slot| !matches!(slot, Slot::SetAside(_));
+        self.back_up_unless(bot, place, is_kept, Partial::put_behind).await
     }
 
     /// Unless it is kept already in one of the places that `counts` takes.
-    async fn back_up_unless(&self, bot: &BotId, place: &DataPlace, counts: fn(Slot) -> bool) -> Result<()> {
+    async fn back_up_unless(
+        &self,
+        bot: &BotId,
+        place: &DataPlace,
+        counts: impl Fn(Slot) -> bool + Send + Sync,
+        put: fn(Partial, &BackupFiles, &BotId) -> io::Result<()>,
+    ) -> Result<()> {
         let owner = self.store().bot(bot).await?.map(|bot| bot.owner_user_id);
         let created_at = Utc::now().trunc_subsecs(6);
         let (partial, content) = self.write_whole(bot, place, created_at).await?;
@@ -85,7 +109,7 @@ impl Skep {
             .await?;
         point("backup.recorded")?;
         let of = bot.clone();
-        self.with_backups(move |files| partial.put_in_place(files, &of)).await?;
+        self.with_backups(move |files| put(partial, files, &of)).await?;
         point("backup.placed")?;
         let (of, keep) = (bot.clone(), self.settings().keep_backups);
         self.with_backups(move |files| files.drop_old(&of, keep)).await?;
@@ -149,7 +173,12 @@ impl Skep {
     }
 
     /// Whether the very same is kept already: the last try came so far.
-    async fn is_kept(&self, bot: &BotId, content: &Content, counts: fn(Slot) -> bool) -> Result<bool> {
+    async fn is_kept(
+        &self,
+        bot: &BotId,
+        content: &Content,
+        counts: impl Fn(Slot) -> bool + Send + Sync,
+    ) -> Result<bool> {
         let of = bot.clone();
         let found = self.with_backups(move |files| files.list(Some(&of))).await?;
         let is_alike = |one: &&Found| counts(one.slot) && one.identity.size_bytes == content.size_bytes;

@@ -131,11 +131,11 @@ impl Work {
         let place = DataPlace::Directory(directory);
         let keep = async {
             match self.skep().remains(self.bot()).await? {
-                // The workspace's data is kept already: no other backup is made by this removal, which could drop an old one.
+                // The workspace's data is kept already, and stays the newer one.
                 Some(Remains::OfRemoval { data_is_kept: true, .. }) => {
-                    self.skep().back_up_what_is_not_kept(self.bot(), &place).await
+                    self.skep().back_up_behind_the_current(self.bot(), &place).await
                 }
-                _ => self.skep().back_up(self.bot(), &place).await,
+                _ => self.skep().back_up_before_another(self.bot(), &place).await,
             }
         };
         self.step("preserve_legacy", keep).await?;
