@@ -128,7 +128,7 @@ pub enum ExecStreamEvent {
         timed_out: bool,
         /// From its start to its end.
         duration_ms: u64,
-        /// Bytes it wrote in all: more than came when the rest, or what its children wrote since, is in the log alone.
+        /// Bytes it wrote in all, in a terminal at least: more than came when the rest, or what its children wrote since, is in the log alone.
         stdout_bytes: u64,
         /// As of `stdout_bytes`.
         stderr_bytes: u64,

@@ -16,7 +16,8 @@ pub(crate) struct Outcome {
     pub(crate) finished_unix_nanos: i64,
     /// Where the streams were when the exit was told: what children write later comes after these.
     pub(crate) stream_ends: [u64; 2],
-    /// Bytes written to each by then: more than `stream_ends` where some were in its pipe still.
+    /// Bytes written to each by then, of a terminal at least so many: more than `stream_ends` where some were in its pipe
+    /// still.
     pub(crate) written: [u64; 2],
 }
 

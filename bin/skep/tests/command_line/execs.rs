@@ -1,5 +1,6 @@
 //! Commands that are waited for: what Ctrl-C does to them, and that none outlives whoever waited.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::future::ready;
 use std::io::{BufRead, BufReader, Lines, Read, Write};
@@ -7,7 +8,7 @@ use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::Path;
+use axum::extract::{Path, Query};
 use axum::http::StatusCode;
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -415,4 +416,46 @@ async fn a_command_is_ended_when_it_has_started_after_we_were_terminated() {
     server.start.notify_one();
     assert_eq!(waiting.code().await, Some(143));
     assert!(*server.deleted.borrow());
+}
+
+/// A server whose command has written ten bytes by its end, of which five come with it and `log` is all that is kept.
+async fn server_of_a_late_end(log: &'static str) -> String {
+    let bot = get(|Path(id): Path<String>| async move { Json(json!({"id": id, "display_name": "late"})) });
+    let events = [
+        json!({"type": "start", "exec_id": "it"}),
+        json!({"type": "stdout", "offset": 0, "data": "head\n", "encoding": "utf-8"}),
+        json!({"type": "exit", "exit_code": 0, "timed_out": false, "stdout_bytes": 10, "stderr_bytes": 0}),
+    ];
+    let events: String = events.iter().map(|event| format!("data: {event}\n\n")).collect();
+    let run = post(async move || events);
+    let output = get(async move |Query(asked): Query<HashMap<String, String>>| {
+        let offset: usize = asked["offset"].parse().expect("a number");
+        log[offset.min(log.len())..].to_owned()
+    });
+    let router = Router::new()
+        .route("/bots/{id}", bot)
+        .route("/bots/{id}/container/exec", run)
+        .route("/bots/{id}/container/exec/it/output", output);
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("http://{}", listener.local_addr().expect("an address"));
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    url
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_does_not_come_with_the_end_is_taken_from_the_log_or_told_as_missing() {
+    for (log, code, told) in [("head\ntail\n", 0, ""), ("head\nta", 1, "3 bytes of its stdout")] {
+        let url = server_of_a_late_end(log).await;
+        let mut command = Command::new(env!("CARGO_BIN_EXE_skep"));
+        command
+            .args(["exec", "01234567-89ab-7def-8123-456789abcdef", "--", "true"])
+            .env("SKEP_SERVER", url)
+            .env("SKEP_TOKEN", "any");
+        let output = tokio::task::spawn_blocking(move || command.output()).await;
+        let output = output.expect("it runs").expect("it can be started");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(String::from_utf8_lossy(&output.stdout), log, "{errors}");
+        assert_eq!(output.status.code(), Some(code), "{errors}");
+        assert!(errors.contains(told), "{errors}");
+    }
 }

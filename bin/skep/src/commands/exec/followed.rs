@@ -1,6 +1,7 @@
 //! A command with standard input: started detached, fed and followed until it ends.
 
 use std::convert::Infallible;
+use std::ops::Range;
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -29,8 +30,8 @@ pub(super) async fn run(client: &Client, route: &str, mut body: Value) -> Result
     let at = &format!("{route}/{}", text(&started, "exec_id"));
     let following = async {
         tokio::try_join!(
-            follow(client, at, "stdout", tokio::io::stdout()),
-            follow(client, at, "stderr", tokio::io::stderr())
+            follow(client, at, ("stdout", tokio::io::stdout()), 0..u64::MAX),
+            follow(client, at, ("stderr", tokio::io::stderr()), 0..u64::MAX)
         )?;
         wait_for_the_end(client, at).await
     };
@@ -70,9 +71,15 @@ async fn feed(client: &Client, at: &str) -> Result<Infallible> {
     }
 }
 
-/// Writes one of its outputs, taking up where it was when the connection breaks.
-async fn follow(client: &Client, at: &str, stream: &str, mut to: impl AsyncWrite + Unpin) -> Result<()> {
-    let mut offset = 0_u64;
+/// Writes one of its outputs from a byte on, taking up where it was when the connection breaks, to its end or past another
+/// byte. Returns how far it came.
+pub(super) async fn follow(
+    client: &Client,
+    at: &str,
+    (stream, mut to): (&str, impl AsyncWrite + Unpin),
+    wanted: Range<u64>,
+) -> Result<u64> {
+    let mut offset = wanted.start;
     let mut broken = 0;
     loop {
         let from = offset.to_string();
@@ -99,11 +106,14 @@ async fn follow(client: &Client, at: &str, stream: &str, mut to: impl AsyncWrite
                     broken = 0;
                     offset += bytes.len() as u64;
                     print(&mut to, &bytes).await?;
+                    if offset >= wanted.end {
+                        return Ok(offset);
+                    }
                 }
             }
         };
         if whole {
-            return Ok(());
+            return Ok(offset);
         }
         broken += 1;
         if broken > 3 {

@@ -1,5 +1,8 @@
 //! A command without standard input: one request, its output as events.
 
+use std::ops::Range;
+use std::time::Duration;
+
 use base64::Engine;
 use futures::Stream;
 use reqwest::Method;
@@ -8,12 +11,15 @@ use serde_json::Value;
 use tokio::io::AsyncWrite;
 
 use super::attended::Interrupts;
+use super::followed::follow;
 use super::{ended, print};
 use crate::client::{Client, EventReader};
 use crate::failure::{Failure, Result};
 use crate::output::text;
 
 const CUT_OFF: Failure = Failure::CutOff("a command ran");
+/// A disk that has stood still is waited for so long once more.
+const REST_WITHIN: Duration = Duration::from_secs(30);
 
 pub(super) async fn run(client: &Client, route: &str, body: Value) -> Result<()> {
     let mut interrupts = Interrupts::new()?;
@@ -35,13 +41,52 @@ pub(super) async fn run(client: &Client, route: &str, body: Value) -> Result<()>
         }
     };
     let (mut events, exec_id) = interrupts.until_started(starting).await?;
-    let work = show(&mut events);
-    let exit = interrupts.attend(client, &format!("{route}/{exec_id}"), work).await?;
+    let at = format!("{route}/{exec_id}");
+    let work = async {
+        let (exit, written) = show(&mut events).await?;
+        let bytes = |name: &str, written: u64| written..exit.get(name).and_then(Value::as_u64).unwrap_or(written);
+        tokio::try_join!(
+            rest(
+                client,
+                &at,
+                ("stdout", tokio::io::stdout()),
+                bytes("stdout_bytes", written[0])
+            ),
+            rest(
+                client,
+                &at,
+                ("stderr", tokio::io::stderr()),
+                bytes("stderr_bytes", written[1])
+            ),
+        )?;
+        Ok(exit)
+    };
+    let exit = interrupts.attend(client, &at, work).await?;
     ended(&exit)
 }
 
-/// Prints what the command prints until its end, which is returned.
-async fn show<S, E>(events: &mut EventReader<S>) -> Result<Value>
+/// What a command wrote by its end and was not among the events, as its disk stood still, or as its children wrote it since.
+/// It comes in the log when the disk takes it.
+async fn rest(
+    client: &Client,
+    at: &str,
+    (stream, to): (&str, impl AsyncWrite + Unpin),
+    missing: Range<u64>,
+) -> Result<()> {
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let (from, end) = (missing.start, missing.end);
+    match tokio::time::timeout(REST_WITHIN, follow(client, at, (stream, to), missing)).await {
+        Ok(Ok(reached)) if reached >= end => Ok(()),
+        Ok(Err(failure)) => Err(failure),
+        Ok(Ok(reached)) => Err(super::lost(stream, end - reached)),
+        Err(_) => Err(super::lost(stream, end - from)),
+    }
+}
+
+/// Prints what the command prints until its end, which is returned with how much of each output was.
+async fn show<S, E>(events: &mut EventReader<S>) -> Result<(Value, [u64; 2])>
 where
     S: Stream<Item = std::result::Result<bytes::Bytes, E>> + Unpin,
     E: std::fmt::Display,
@@ -53,7 +98,7 @@ where
         match event.get("type").and_then(Value::as_str) {
             Some("stdout") => written[0] = write(&mut stdout, &event, written[0]).await?,
             Some("stderr") => written[1] = write(&mut stderr, &event, written[1]).await?,
-            Some("exit") => return Ok(event),
+            Some("exit") => return Ok((event, written)),
             Some("error") => return Err(stream_failed(&event)),
             _ => {}
         }
