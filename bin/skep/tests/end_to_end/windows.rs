@@ -16,6 +16,8 @@ use crate::installation::{Installation, OciRuntime};
 use crate::model::amount;
 
 const LIMIT: Duration = Duration::from_secs(60);
+/// Seconds from one ping of the server to the next.
+const PING_EVERY: u64 = 30;
 /// An echo in a terminal beside those with much output, on a machine that has other work.
 const ECHO_WITHIN: Duration = Duration::from_secs(20);
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
@@ -27,6 +29,8 @@ struct Window {
     socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
     /// What came and was not looked at yet.
     unread: Vec<u8>,
+    /// Pings that came.
+    pings: u64,
 }
 
 impl Window {
@@ -44,6 +48,7 @@ impl Window {
         Self {
             socket,
             unread: Vec::new(),
+            pings: 0,
         }
     }
 
@@ -63,7 +68,7 @@ impl Window {
             looked_at = self.unread.len().saturating_sub(text.len());
             match tokio::time::timeout(LIMIT, self.socket.next()).await {
                 Ok(Some(Ok(Message::Binary(piece)))) => self.unread.extend_from_slice(&piece),
-                Ok(Some(Ok(Message::Ping(_) | Message::Pong(_)))) => {}
+                Ok(Some(Ok(Message::Ping(_)))) => self.pings += 1,
                 other => {
                     let shown = String::from_utf8_lossy(&self.unread[looked_at..]);
                     panic!("{other:?} in place of {text:?}, after {shown:?}");
@@ -217,7 +222,11 @@ async fn a_terminal_with_traffic_lives_on() {
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
+    let lasted = begun.elapsed().as_secs();
     for mut window in [plain, session] {
+        // The first comes at the beginning, and the last may be on its way.
+        let expected = lasted / PING_EVERY..=lasted / PING_EVERY + 1;
+        assert!(expected.contains(&window.pings), "{} in {lasted} s", window.pings);
         window.type_line("exit 7").await;
         assert_eq!(window.until_closed().await, (1000, "exit 7".to_owned()));
     }
