@@ -10,7 +10,7 @@ use containerd_client::services::v1::images_client::ImagesClient;
 use containerd_client::services::v1::leases_client::LeasesClient;
 use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClient;
 use containerd_client::services::v1::snapshots::{
-    Info, Kind, ListSnapshotsRequest, MountsRequest, RemoveSnapshotRequest, ViewSnapshotRequest,
+    Info, Kind, ListSnapshotsRequest, MountsRequest, PrepareSnapshotRequest, RemoveSnapshotRequest, ViewSnapshotRequest,
 };
 use containerd_client::services::v1::tasks_client::TasksClient;
 use containerd_client::services::v1::{
@@ -21,11 +21,15 @@ use containerd_client::types::Mount;
 use containerd_client::types::v1::Process;
 use containerd_client::with_namespace;
 use futures::TryStreamExt;
+use skep_names::{BotId, LABEL_DATA_ROOT, container_id_for};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 
-const NAMESPACE: &str = "default";
+/// Of the server, where nothing else is configured.
+pub const NAMESPACE: &str = "default";
 const SNAPSHOTTER: &str = "overlayfs";
+/// More than eight for each layer that a workspace of a test has.
+const LAYERS_OF_OTHERS: usize = 100;
 /// One that was killed is back by then.
 const BACK_LIMIT: Duration = Duration::from_secs(10);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
@@ -96,6 +100,27 @@ impl ContainerdView {
             stream.into_inner().try_collect::<Vec<_>>().await
         });
         parts.await.into_iter().flat_map(|part| part.info).map(layer).collect()
+    }
+
+    /// Makes layers as workspaces of another data root have them, so many that what is of one bot is asked about by itself.
+    pub async fn make_layers_of_others(&self, namespace: &str) {
+        for _ in 0..LAYERS_OF_OTHERS {
+            let key = container_id_for(&BotId::random());
+            let made = answered(|| async {
+                let request = PrepareSnapshotRequest {
+                    snapshotter: SNAPSHOTTER.to_owned(),
+                    key: key.clone(),
+                    parent: String::new(),
+                    labels: HashMap::from([
+                        ("containerd.io/gc.root".to_owned(), "test".to_owned()),
+                        (LABEL_DATA_ROOT.to_owned(), "another".to_owned()),
+                    ]),
+                };
+                let request = with_namespace!(request, namespace);
+                SnapshotsClient::new(self.0.clone()).prepare(request).await
+            });
+            made.await;
+        }
     }
 
     /// Directories on the host of a layer and of all it stands on, the uppermost first.

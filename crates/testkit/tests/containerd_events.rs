@@ -189,6 +189,9 @@ async fn layers_that_others_make_and_take_away_are_in_the_next_answer() {
             ..Default::default()
         })
         .await;
+        ContainerdView::new(&rig.config().socket)
+            .make_layers_of_others(&rig.config().namespace)
+            .await;
         let runtime = rig.runtime().as_ref();
         let [bot, other] = [BotId::random(), BotId::random()];
         let has = async |bot: &BotId| runtime.has_layer(bot).await.unwrap();
@@ -229,6 +232,7 @@ async fn a_layer_that_is_gone_without_an_event_has_all_listed() {
     let (rig, bot) = (ContainerdRig::start().await, BotId::random());
     let (runtime, view) = (rig.runtime().as_ref(), ContainerdView::new(&rig.config().socket));
     let [known, unseen] = [format!("{}-known", container_id_for(&bot)), "unseen".to_owned()];
+    view.make_layers_of_others(&rig.config().namespace).await;
     rig.ctr(&["snapshots", "prepare", &known, ""]);
     rig.ctr(&["snapshots", "prepare", &unseen, ""]);
     assert!(runtime.has_layer(&bot).await.unwrap());
@@ -308,11 +312,9 @@ async fn no_verb_of_one_workspace_makes_containerd_list_all() {
         let paths = of_containers.into_iter().chain([of_layers]);
         paths.map(|path| counter.count(&format!("/{path}"))).sum::<usize>()
     };
-    // Beside few a list costs less than questions about each.
-    for _ in 0..40 {
-        let other = instance_spec(&BotId::random(), &rig.image());
-        runtime.create(&other).await.unwrap();
-    }
+    ContainerdView::new(&rig.config().socket)
+        .make_layers_of_others(&rig.config().namespace)
+        .await;
     let mut before = None;
     for _ in 0..2 {
         let bot = BotId::random();

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use reqwest::Method;
 use skep_store::Store;
-use skep_testkit::containerd_view::ContainerdView;
+use skep_testkit::containerd_view::{ContainerdView, NAMESPACE};
 use skep_testkit::images::random_image;
 use tempfile::TempDir;
 
@@ -151,6 +151,7 @@ impl Stage {
         };
         std::fs::create_dir_all(self.installation.data_root().join("bots")).expect("a directory can be made");
         self.settle().await;
+        self.view.make_layers_of_others(NAMESPACE).await;
         self.without_bots = capture_at_rest(self).await;
         self.learn_pulled().await;
         for index in 0..self.bystanders.len() {

@@ -16,7 +16,8 @@ use super::ContainerdRuntime;
 use super::since::Since;
 use crate::Result;
 
-/// A question about one layer takes containerd as long as a list of so many.
+/// A question about one layer takes containerd as long as a list of so many. Those of images are listed too, and are not
+/// counted.
 const LISTED_MEANWHILE: usize = 8;
 
 /// By name; the bot that its label names, where it has one.
