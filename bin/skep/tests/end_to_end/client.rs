@@ -7,6 +7,9 @@ use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
 use skep_testkit::images::http_client;
 
+/// Of any request; a command has the time it is given beside that.
+const ANSWER_WITHIN: Duration = Duration::from_secs(300);
+
 #[derive(Clone)]
 pub(crate) struct Client {
     pub(crate) url: String,
@@ -35,7 +38,7 @@ impl Client {
         self.http
             .request(method, format!("{}{path}", self.url))
             .bearer_auth(&self.token)
-            .timeout(Duration::from_secs(300))
+            .timeout(ANSWER_WITHIN)
     }
 
     pub(crate) async fn is_ready(&self) -> bool {
@@ -125,9 +128,14 @@ impl Client {
 
     pub(crate) async fn exec_within(&self, bot: &str, command: &str, seconds: u64) -> Ended {
         let body = json!({"command": command, "timeout_seconds": seconds});
-        let value = self
-            .good(Method::POST, &format!("/bots/{bot}/container/exec"), Some(body))
-            .await;
+        let request = self
+            .request(Method::POST, &format!("/bots/{bot}/container/exec"))
+            .timeout(ANSWER_WITHIN + Duration::from_secs(seconds))
+            .json(&body);
+        let answer = request.send().await.expect("the server answers");
+        let (status, bytes) = (answer.status(), answer.bytes().await.expect("the answer is whole"));
+        let value = json_of(&bytes);
+        assert!(status.is_success(), "{command:?} was answered {status}: {value}");
         assert_eq!(value["timed_out"], false, "{command:?} took over {seconds} s: {value}");
         Ended {
             exit_code: value["exit_code"].as_i64().expect("an exit code is a number"),
