@@ -176,8 +176,8 @@ async fn a_ticket_is_taken_once_and_only_for_its_use() {
     assert!(take("good", TicketPurpose::Terminal).await.unwrap().is_none());
 }
 
-#[tokio::test]
-async fn a_key_is_found_by_its_digest_and_removed_by_its_owner_only() {
+/// Of user 1, found by `digest`.
+async fn with_a_key() -> Fixture {
     let fixture = fixture().await;
     fixture.store.insert_user(user("1", "ada", None)).await.unwrap();
     let key = NewApiKey {
@@ -190,11 +190,30 @@ async fn a_key_is_found_by_its_digest_and_removed_by_its_owner_only() {
         expires_at: None,
     };
     fixture.store.insert_api_key(key).await.unwrap();
+    fixture
+}
+
+#[tokio::test]
+async fn a_key_is_found_by_its_digest_and_removed_by_its_owner_only() {
+    let fixture = with_a_key().await;
     let (key, owner) = fixture.store.api_key("digest").await.unwrap().unwrap();
     assert_eq!((key.bots, owner.id.as_str()), (Some(vec!["b".to_owned()]), "1"));
     assert!(!fixture.store.delete_api_key("2", "k").await.unwrap());
     assert!(fixture.store.delete_api_key("1", "k").await.unwrap());
     assert!(fixture.store.api_key("digest").await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn the_use_of_a_key_is_noted_once_a_minute_however_many_use_it_at_once() {
+    let fixture = with_a_key().await;
+    let used = async || fixture.store.api_key("digest").await.unwrap().unwrap().0;
+    let unused = used().await;
+    fixture.store.note_key_used(&unused).await.unwrap();
+    let first = used().await;
+    assert!(first.last_used_at.is_some());
+    // Another call that read the key before it was noted.
+    fixture.store.note_key_used(&unused).await.unwrap();
+    assert_eq!(used().await.last_used_at, first.last_used_at);
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@
 //! permission (403). Only then is the body read, because extractors that read it come last.
 
 use std::marker::PhantomData;
+use std::time::Duration;
 
 use axum::extract::FromRequestParts;
 use axum::http::HeaderMap;
@@ -19,6 +20,9 @@ use crate::auth::{API_KEY_PREFIX, digest};
 use crate::http::context::RequestContext;
 use crate::http::error::{ApiError, chain};
 use crate::http::extract::path_part;
+
+/// How long a call waits for the use of its key to be noted.
+const NOTE_USE: Duration = Duration::from_secs(1);
 
 /// What a route needs of its caller.
 pub trait Need: Send + Sync + 'static {
@@ -444,13 +448,15 @@ async fn by_secret(app: &App, secret: &str) -> Result<Caller, ApiError> {
     if !user.is_active {
         return Err(ApiError::unauthorized("user is inactive"));
     }
-    // The key counts all the same while the store cannot be written.
-    if let Err(error) = app.store().note_key_used(&key).await {
-        tracing::warn!(
-            key = key.id,
-            cause = chain(&error),
-            "the use of an API key is not noted"
-        );
+    // The key counts all the same while the store cannot be written, and its caller does not wait for that.
+    let noted = tokio::time::timeout(NOTE_USE, app.store().note_key_used(&key)).await;
+    let cause = match &noted {
+        Ok(Ok(())) => None,
+        Ok(Err(error)) => Some(chain(error)),
+        Err(late) => Some(late.to_string()),
+    };
+    if let Some(cause) = cause {
+        tracing::warn!(key = key.id, cause, "the use of an API key may not be noted");
     }
     Ok(Caller {
         user,

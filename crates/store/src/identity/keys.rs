@@ -133,7 +133,7 @@ impl Store {
         Ok(done.rows_affected() > 0)
     }
 
-    /// Remembers that a key was used now, to the minute.
+    /// Remembers that a key was used now, to the minute. Of many calls that come together one writes.
     pub async fn note_key_used(&self, key: &ApiKeyRow) -> Result<()> {
         let at = now().timestamp_micros();
         if key
@@ -142,9 +142,10 @@ impl Store {
         {
             return Ok(());
         }
-        sqlx::query("UPDATE api_keys SET last_used_at = ?1 WHERE id = ?2")
+        sqlx::query("UPDATE api_keys SET last_used_at = ?1 WHERE id = ?2 AND coalesce(last_used_at, 0) <= ?1 - ?3")
             .bind(at)
             .bind(&key.id)
+            .bind(USED_MICROS)
             .execute(self.writer())
             .await
             .map_err(StoreError::on("noting the use of an API key"))?;
