@@ -3,10 +3,11 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use rustix::process::{Pid, Signal};
 
-use crate::counters::Group;
+use crate::counters::{Group, Hierarchies};
 use crate::isolation::{Result, Tried, make_directory};
 
 const ROOT: &str = "/sys/fs/cgroup";
@@ -14,10 +15,13 @@ const ROOT: &str = "/sys/fs/cgroup";
 const V1_SHARES: &str = "512";
 const V2_WEIGHT: &str = "50";
 
+/// They stay as they were when the host came up.
+static HIERARCHIES: LazyLock<Hierarchies> = LazyLock::new(|| Hierarchies::below(Path::new(ROOT)));
+
 /// The files of a group of this host.
 pub(crate) fn group(name: &str) -> Group<'_> {
     Group {
-        root: Path::new(ROOT),
+        hierarchies: &HIERARCHIES,
         name,
     }
 }

@@ -1,6 +1,7 @@
 //! What the kernel counts of a workspace, read from the files of its control group and of its interface on the
 //! host's side, on hosts with cgroups of version 1, 2 or both. Nothing here enters a namespace of the workspace.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use crate::{IoBytes, NetworkBytes, Usage};
@@ -10,13 +11,44 @@ const INTERFACES: &str = "/sys/class/net";
 /// More is no limit.
 const NO_LIMIT: u64 = 1 << 60;
 
-/// The files of one group below a mount of all hierarchies. Each controller is in one of them alone, on a hybrid
-/// host too: what is not found in version 1 is looked for in version 2.
+/// Where the hierarchies of a host are. Each controller is in one of them alone, on a hybrid host too: what is not
+/// found in version 1 is looked for in version 2.
+pub(crate) struct Hierarchies {
+    /// Of version 1, by controller.
+    version_1: HashMap<&'static str, PathBuf>,
+    version_2: PathBuf,
+}
+
+/// The files of one group in all hierarchies.
 pub(crate) struct Group<'a> {
-    /// `/sys/fs/cgroup`
-    pub(crate) root: &'a Path,
+    pub(crate) hierarchies: &'a Hierarchies,
     /// `/skep/workspace-…`
     pub(crate) name: &'a str,
+}
+
+/// Controllers that count something of what is told here.
+const CONTROLLERS: [&str; 4] = ["cpuacct", "memory", "blkio", "pids"];
+
+impl Hierarchies {
+    /// Below a mount of all of them: `/sys/fs/cgroup`.
+    pub(crate) fn below(root: &Path) -> Self {
+        // In version 2 a group of a controller's name could lie there, and is no hierarchy.
+        if root.join("cgroup.controllers").exists() {
+            return Self {
+                version_1: HashMap::new(),
+                version_2: root.to_owned(),
+            };
+        }
+        let by_name = CONTROLLERS.map(|controller| (controller, root.join(controller)));
+        let unified = root.join("unified");
+        Self {
+            version_1: by_name
+                .into_iter()
+                .filter(|(_, hierarchy)| hierarchy.is_dir())
+                .collect(),
+            version_2: if unified.is_dir() { unified } else { root.to_owned() },
+        }
+    }
 }
 
 impl Group<'_> {
@@ -107,17 +139,12 @@ impl Group<'_> {
 
     /// Its directory in the hierarchy of a controller, where version 1 has that controller.
     fn in_version_1(&self, controller: &str) -> Option<PathBuf> {
-        let hierarchy = self.root.join(controller);
-        // In version 2 a group of that name could lie there, and has no such file.
-        let is_hierarchy = !self.root.join("cgroup.controllers").exists() && hierarchy.is_dir();
-        is_hierarchy.then(|| hierarchy.join(self.relative()))
+        let hierarchy = self.hierarchies.version_1.get(controller)?;
+        Some(hierarchy.join(self.relative()))
     }
 
     fn in_version_2(&self) -> PathBuf {
-        let unified = self.root.join("unified");
-        let is_hybrid = !self.root.join("cgroup.controllers").exists() && unified.is_dir();
-        let hierarchy = if is_hybrid { unified } else { self.root.to_owned() };
-        hierarchy.join(self.relative())
+        self.hierarchies.version_2.join(self.relative())
     }
 
     fn relative(&self) -> &str {
@@ -222,12 +249,12 @@ mod tests {
     }
 
     fn usage_of(root: &tempfile::TempDir) -> Usage {
-        group_of(root).usage()
+        group_of(&Hierarchies::below(root.path())).usage()
     }
 
-    fn group_of(root: &tempfile::TempDir) -> Group<'_> {
+    fn group_of(hierarchies: &Hierarchies) -> Group<'_> {
         Group {
-            root: root.path(),
+            hierarchies,
             name: "/skep/workspace-x",
         }
     }
@@ -263,7 +290,7 @@ mod tests {
             };
             let root = recorded(&[(controllers, ""), (&events, "max 3\n")]);
             let all = Group {
-                root: root.path(),
+                hierarchies: &Hierarchies::below(root.path()),
                 name: "/",
             };
             let names = ["/skep/workspace-x", "/skep/workspace-gone"];
@@ -342,8 +369,9 @@ mod tests {
         assert_eq!(usage.cpu_nanoseconds, Some(1_234_567_890), "by version 1");
         assert_eq!((usage.memory_bytes, usage.pids), (Some(5000), Some(2)), "by version 2");
         assert_eq!(usage.memory_limit_bytes, None);
-        assert!(group_of(&root).has_processes());
-        assert_eq!(group_of(&root).processes(), [11, 12]);
+        let hierarchies = Hierarchies::below(root.path());
+        assert!(group_of(&hierarchies).has_processes());
+        assert_eq!(group_of(&hierarchies).processes(), [11, 12]);
     }
 
     #[test]
@@ -361,8 +389,9 @@ mod tests {
     fn a_group_that_is_gone_has_no_counters() {
         let root = recorded(&[("cgroup.controllers", "cpu memory pids\n")]);
         assert_eq!(usage_of(&root), Usage::default());
-        assert!(!group_of(&root).has_processes());
-        assert_eq!(group_of(&root).processes(), [0; 0]);
+        let hierarchies = Hierarchies::below(root.path());
+        assert!(!group_of(&hierarchies).has_processes());
+        assert_eq!(group_of(&hierarchies).processes(), [0; 0]);
     }
 
     #[test]

@@ -45,8 +45,9 @@ impl Skep {
             Err(RuntimeError::NotFound { .. }) => None,
             Err(error) => return Err(error.into()),
         };
-        let is_recorded = self.store().container(bot).await?.is_some() && !self.observations().is_missing(bot);
-        if usage.is_none() && !is_recorded {
+        let exists =
+            usage.is_some() || (self.store().container(bot).await?.is_some() && !self.observations().is_missing(bot));
+        if !exists {
             return Ok(WorkspaceMetrics::default());
         }
         Ok(WorkspaceMetrics {

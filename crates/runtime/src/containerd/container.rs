@@ -304,20 +304,6 @@ impl ContainerdRuntime {
         }
     }
 
-    /// All instances of this data root, with their tasks.
-    pub(super) async fn list_instances(&self) -> Result<Vec<Instance>> {
-        let (containers, tasks) = tokio::try_join!(self.containers(Vec::new()), self.tasks())?;
-        let mut instances = Vec::new();
-        for container in containers {
-            let Some(bot) = bot_of(&container).filter(|_| self.is_ours(&container.labels)) else {
-                continue;
-            };
-            let task = tasks.get(&container.id).copied().unwrap_or(TaskState::None);
-            instances.push(self.instance(bot, &container, task).await);
-        }
-        Ok(instances)
-    }
-
     /// An instance with its task as it is now.
     pub(super) async fn with_task(&self, bot: BotId, container: Container) -> Result<Instance> {
         let task = self.task_state(&container.id).await?;

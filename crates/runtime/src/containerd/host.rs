@@ -1,13 +1,15 @@
 //! A workspace's things on the host: made before its task, released after it, swept after a crash.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use containerd_client::types::Mount;
 use skep_names::{BotId, container_id_for, is_legacy};
 
 use super::ContainerdRuntime;
+use super::pace::Pace;
 use super::records::{Records, Running};
 use super::turns::Turn;
 use crate::failpoint;
@@ -191,17 +193,20 @@ impl ContainerdRuntime {
         // What keeps workspaces apart is not kept waiting by anything that fails.
         let apart = self.keep_apart().await;
         let bots = self.bots_with_traces().await?;
-        let tasks = match self.tasks().await {
-            Err(error) if !matches!(error, RuntimeError::Unavailable { .. }) => {
-                // Each is asked about by itself then.
-                tracing::warn!(error = &error as &dyn std::error::Error, "the tasks cannot be listed");
-                HashMap::new()
-            }
-            tasks => tasks?,
+        let listed = match self.list_instances().await {
+            Err(away @ RuntimeError::Unavailable { .. }) => return Err(away),
+            listed => listed,
         };
+        let running_ones = listed
+            .iter()
+            .flatten()
+            .filter(|instance| instance.task == TaskState::Running);
+        let running_ids: HashSet<&str> = running_ones.map(|instance| instance.container_id.as_str()).collect();
+        let mut pace = self.pace_of_sweep();
         for bot in bots {
+            pace.rest().await;
             // One that cannot be cleared away must not keep the others waiting.
-            match self.sweep_one(&bot, &tasks).await {
+            match self.sweep_one(&bot, &running_ids).await {
                 Ok(()) => {}
                 Err(away @ RuntimeError::Unavailable { .. }) => return Err(away),
                 Err(error) => {
@@ -209,14 +214,23 @@ impl ContainerdRuntime {
                 }
             }
         }
-        // Once for both: a list tells the specification of each.
-        let mut running = self.list_instances().await?;
+        let mut running = listed?;
         running.retain(|instance| instance.task == TaskState::Running);
         self.know_running_legacy_ones(&running).await?;
-        let swept = self.sweep_network(&running).await?;
+        let swept = self.sweep_network(&running, pace).await?;
         self.images.sweep().await?;
         self.sweep_leases().await?;
-        apart.map(|()| swept)
+        apart?;
+        self.was_swept.store(true, Ordering::Relaxed);
+        Ok(swept)
+    }
+
+    /// What a server finds at its start is waited for.
+    fn pace_of_sweep(&self) -> Pace {
+        match self.was_swept.load(Ordering::Relaxed) {
+            true => Pace::unhurried(),
+            false => Pace::at_once(),
+        }
     }
 
     async fn keep_apart(&self) -> Result<()> {
@@ -231,13 +245,16 @@ impl ContainerdRuntime {
         Ok(())
     }
 
-    /// Releases what is held without a task, and looks at the network of all that run.
-    async fn sweep_network(&self, running: &[Instance]) -> Result<Swept> {
-        let live: BTreeSet<BotId> = running.iter().map(|instance| instance.bot.clone()).collect();
+    /// Releases what is held without a task, and looks at the network of all that run. `running`: as they were before.
+    async fn sweep_network(&self, running: &[Instance], mut pace: Pace) -> Result<Swept> {
+        let running: BTreeSet<BotId> = running.iter().map(|instance| instance.bot.clone()).collect();
+        // Those that have started since are recorded.
+        let live = running.iter().cloned().chain(self.records.bots()).collect();
         self.network.sweep(&live).await?;
         self.sweep_resolvers().await?;
         let mut swept = Swept::default();
-        for bot in live {
+        for bot in running {
+            pace.rest().await;
             let Some(_turn) = self.turns.try_take(&bot) else {
                 continue;
             };
@@ -270,17 +287,17 @@ impl ContainerdRuntime {
         }
     }
 
-    /// `tasks`: as they were before.
-    async fn sweep_one(&self, bot: &BotId, tasks: &HashMap<String, TaskState>) -> Result<()> {
+    /// `running`: the containers whose tasks ran before.
+    async fn sweep_one(&self, bot: &BotId, running: &HashSet<&str>) -> Result<()> {
         let Some(turn) = self.turns.try_take(bot) else {
             return Ok(());
         };
         let id = self.record_id(bot);
-        let state = match tasks.get(&id) {
+        let state = match running.contains(id.as_str()) {
             // Should it have ended since, its end is told by an event, and there is nothing to mend.
-            Some(TaskState::Running) => TaskState::Running,
+            true => TaskState::Running,
             // Asked under its turn: a list made before could miss a start that has just ended.
-            Some(TaskState::Dead | TaskState::None) | None => self.task_state(&id).await?,
+            false => self.task_state(&id).await?,
         };
         match state {
             TaskState::Running => return self.mend_running(&turn, bot, &id).await,

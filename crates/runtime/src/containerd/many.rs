@@ -9,7 +9,7 @@ use skep_names::{BotId, container_id_for};
 use super::ContainerdRuntime;
 use super::container::{bot_of, last_change};
 use super::picture::{Asking, Seen};
-use crate::{Instance, Result, TaskState};
+use crate::{Instance, Result, RuntimeError, TaskState, cgroup};
 
 /// So many are asked about one by one; containerd's list costs more than that, it tells the specifications of all.
 const ONE_BY_ONE: usize = 16;
@@ -17,6 +17,95 @@ const ONE_BY_ONE: usize = 16;
 const AT_A_TIME: usize = 8;
 
 impl ContainerdRuntime {
+    /// All instances of this data root, with their tasks.
+    pub(super) async fn list_instances(&self) -> Result<Vec<Instance>> {
+        let asking = self.picture.asking();
+        let containers = self.containers(Vec::new()).await?.into_iter();
+        let ours: Vec<(BotId, Container)> = containers
+            .filter(|container| self.is_ours(&container.labels))
+            .filter_map(|container| Some((bot_of(&container)?, container)))
+            .collect();
+        let tasks = self.tasks_of(&asking, &ours).await?;
+        let mut instances = Vec::with_capacity(ours.len());
+        for (bot, container) in ours {
+            let task = tasks.get(&container.id).copied().unwrap_or(TaskState::None);
+            instances.push(self.instance(bot, &container, task).await);
+        }
+        Ok(instances)
+    }
+
+    /// For its list of tasks containerd asks the shim of each: it is not asked for those of which its events and the
+    /// kernel tell alike.
+    async fn tasks_of(
+        &self,
+        asking: &Asking<'_>,
+        containers: &[(BotId, Container)],
+    ) -> Result<HashMap<String, TaskState>> {
+        let mut tasks = self.tasks_by_events_and_kernel(containers).await?;
+        let unknown: Vec<_> = containers
+            .iter()
+            .filter(|(_, one)| !tasks.contains_key(&one.id))
+            .collect();
+        if unknown.len() > ONE_BY_ONE {
+            tasks.extend(self.tasks().await?);
+        } else {
+            let questions = unknown.iter().map(|(_, container)| async {
+                let task = self.task_state(&container.id).await?;
+                Ok((container.id.clone(), task))
+            });
+            // Collected first: a stream of what borrows from an iterator cannot be sent to another thread.
+            let questions: Vec<_> = questions.collect();
+            let answers: Vec<Result<_>> = futures::stream::iter(questions)
+                .buffer_unordered(AT_A_TIME)
+                .collect()
+                .await;
+            tasks.extend(answers.into_iter().collect::<Result<Vec<_>>>()?);
+        }
+        for (bot, container) in unknown {
+            // Another name may be that of one of several.
+            if container.id == container_id_for(bot) {
+                let task = tasks.get(&container.id).copied().unwrap_or(TaskState::None);
+                asking.learned(bot.clone(), Seen::new(Some(container.clone()), task));
+            }
+        }
+        Ok(tasks)
+    }
+
+    async fn tasks_by_events_and_kernel(
+        &self,
+        containers: &[(BotId, Container)],
+    ) -> Result<HashMap<String, TaskState>> {
+        if !self.echoes.all_read(&self.client).await {
+            return Ok(HashMap::new());
+        }
+        let bots: Vec<BotId> = containers.iter().map(|(bot, _)| bot.clone()).collect();
+        let (seen, _) = self.picture.look(&bots);
+        let by_events = containers.iter().filter_map(|(bot, container)| {
+            let seen = seen.get(bot)?;
+            let is_it = seen.container.as_ref().is_some_and(|seen| seen.id == container.id);
+            let running = self
+                .records
+                .get(bot)
+                .filter(|running| running.container_id == container.id);
+            is_it.then(|| (container.id.clone(), seen.task, running.map(|running| running.cgroup)))
+        });
+        let by_events: Vec<_> = by_events.collect();
+        let asking_the_kernel = tokio::task::spawn_blocking(move || {
+            let has_processes = |group: &Option<String>| {
+                group
+                    .as_deref()
+                    .is_some_and(|group| cgroup::group(group).has_processes())
+            };
+            let alike = by_events
+                .into_iter()
+                .filter(|(_, task, group)| (*task == TaskState::Running) == has_processes(group));
+            alike.map(|(id, task, _)| (id, task)).collect()
+        });
+        asking_the_kernel
+            .await
+            .map_err(|panicked| RuntimeError::other("reading which workspaces have processes", panicked))
+    }
+
     pub(super) async fn instances_of(&self, bots: &[BotId]) -> Result<HashMap<BotId, Instance>> {
         // Without the events nothing that was known counts: all are asked about.
         let (mut seen, unknown) = match self.echoes.all_read(&self.client).await {

@@ -25,6 +25,7 @@ mod lifecycle;
 mod many;
 mod merge;
 mod oci_runtime;
+mod pace;
 mod picture;
 mod records;
 mod resolver;
@@ -39,6 +40,7 @@ mod usage;
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -102,6 +104,8 @@ pub struct ContainerdRuntime {
     oci_runtime: OnceCell<PathBuf>,
     parent_cgroup: OnceCell<()>,
     layers_root: OnceCell<PathBuf>,
+    /// Since this server began.
+    was_swept: AtomicBool,
     follower: OnceLock<tokio::task::JoinHandle<()>>,
 }
 
@@ -151,6 +155,7 @@ impl ContainerdRuntime {
             oci_runtime: OnceCell::new(),
             parent_cgroup: OnceCell::new(),
             layers_root: OnceCell::new(),
+            was_swept: AtomicBool::new(false),
             follower: OnceLock::new(),
             config,
         });

@@ -141,6 +141,11 @@ impl Records {
         self.locked().get(bot).cloned()
     }
 
+    /// Whose workspaces were started.
+    pub(super) fn bots(&self) -> Vec<BotId> {
+        self.locked().keys().cloned().collect()
+    }
+
     /// The servers that any of them was started with.
     pub(super) fn resolvers(&self) -> BTreeSet<IpAddr> {
         let known = self.locked();

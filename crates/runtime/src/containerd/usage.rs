@@ -24,11 +24,11 @@ impl ContainerdRuntime {
         let interface = attachment.and_then(|attachment| attachment.host_interface);
         // The kernel may have to add up over all processors first: not on a thread that others wait for.
         let reading = tokio::task::spawn_blocking(move || {
-            let group = cgroup::group(&running.cgroup);
-            group.has_processes().then(|| Usage {
+            let usage = cgroup::group(&running.cgroup).usage();
+            usage.pids.is_some_and(|pids| pids > 0).then(|| Usage {
                 network: interface.as_deref().and_then(counters::network),
                 started_at: Some(running.started_at),
-                ..group.usage()
+                ..usage
             })
         });
         match reading.await {
