@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use skep_testkit::server::{TestServer, text_of};
 
-/// The first answer for which `enough` holds, within 30 s.
+use crate::LIMIT;
+
+/// The first answer for which `enough` holds.
 async fn until(server: &TestServer, path: &str, enough: impl Fn(u16, &Value) -> bool) -> Value {
     let begun = Instant::now();
     loop {
@@ -14,7 +16,7 @@ async fn until(server: &TestServer, path: &str, enough: impl Fn(u16, &Value) -> 
         if enough(answer.status, &body) {
             return body;
         }
-        assert!(begun.elapsed() < Duration::from_secs(30), "{path} is still {body}");
+        assert!(begun.elapsed() < LIMIT, "{path} is still {body}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -166,7 +168,7 @@ async fn a_workspace_that_cannot_be_kept_running_is_an_issue_of_its_bot() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), shown)
+    tokio::time::timeout(LIMIT, shown)
         .await
         .expect("the check of the task says so");
 }

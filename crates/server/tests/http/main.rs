@@ -15,3 +15,7 @@ mod sentences;
 mod tickets;
 mod users;
 mod workspace;
+
+/// How long anything that is waited for may take, on a busy machine; less than the minute after which a server looks at
+/// everything by itself.
+const LIMIT: std::time::Duration = std::time::Duration::from_secs(50);

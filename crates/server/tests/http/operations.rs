@@ -8,6 +8,8 @@ use skep_store::{IdempotencyKey, Store};
 use skep_testkit::fake_runtime::{Hold, Verb};
 use skep_testkit::server::{Answer, Call, TestServer, text_of};
 
+use crate::LIMIT;
+
 fn container(server: &TestServer, bot: &str, verb: &str) -> Call {
     server.call("POST", &format!("/bots/{bot}/container{verb}"))
 }
@@ -33,7 +35,7 @@ async fn until(server: &TestServer, bot: &str, count: usize, holds: impl Fn(&Val
         if all.iter().filter(|one| holds(one)).count() >= count {
             return all;
         }
-        assert!(begun.elapsed() < Duration::from_secs(20), "still {all:#?}");
+        assert!(begun.elapsed() < LIMIT, "still {all:#?}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
@@ -290,7 +292,7 @@ async fn what_is_begun_is_in_the_trail_also_when_its_caller_goes_away() {
             assert!(!text_of(line, "user_id").is_empty(), "{line}");
             break;
         }
-        assert!(begun.elapsed() < Duration::from_secs(20), "not in {items:#?}");
+        assert!(begun.elapsed() < LIMIT, "not in {items:#?}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     drop(hold);

@@ -269,9 +269,9 @@ async fn the_present_state_is_the_first_event() {
         .call("GET", &format!("/bots/{bot}/container/events"))
         .open()
         .await;
-    let piece = tokio::time::timeout(std::time::Duration::from_secs(10), stream.chunk()).await;
+    let piece = tokio::time::timeout(crate::LIMIT, stream.chunk()).await;
     let piece = piece
-        .expect("an event within 10 s")
+        .expect("an event in time")
         .expect("the stream is whole")
         .expect("an event");
     let text = String::from_utf8_lossy(&piece).into_owned();

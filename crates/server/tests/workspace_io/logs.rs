@@ -1,14 +1,10 @@
 //! The log of a workspace over HTTP.
 
-use std::time::Duration;
-
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::{Workspace, until};
-
-const LIMIT: Duration = Duration::from_secs(20);
+use crate::{LIMIT, Workspace, until};
 
 /// A log that is followed, or events, and what came so far.
 struct Followed {
@@ -41,8 +37,10 @@ impl Followed {
     }
 
     async fn until(&mut self, wanted: &str) {
+        // Over all pieces: a stream that is quiet goes on with comments.
+        let end = Instant::now() + LIMIT;
         while !self.text.contains(wanted) {
-            match timeout(LIMIT, self.pieces.next()).await {
+            match timeout_at(end, self.pieces.next()).await {
                 Ok(Some(piece)) => self
                     .text
                     .push_str(std::str::from_utf8(&piece.expect("a piece")).expect("UTF-8")),

@@ -28,8 +28,14 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use skep_testkit::server::{Answer, TestServer};
 
-/// How long anything that is waited for may take, and how often it is looked at.
-const LIMIT: Duration = Duration::from_secs(20);
+/// How long anything that is waited for may take, on a busy machine; less than the minute after which a server looks at
+/// everything by itself.
+const LIMIT: Duration = Duration::from_secs(50);
+/// The same for what nothing but the test brings about.
+const SHOWN_WITHIN: Duration = Duration::from_secs(120);
+/// How long a command of a test may run.
+const COMMAND_SECONDS: u32 = 200;
+/// How often what is waited for is looked at.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
 
 /// Looks until what is looked for is there; what was seen last is told when it does not come.
@@ -71,7 +77,8 @@ impl Workspace {
 
     /// The result of a command that must be started.
     pub async fn run(&self, command: &str) -> Value {
-        let answer = self.post("/exec", json!({"command": command})).await;
+        let body = json!({"command": command, "timeout_seconds": COMMAND_SECONDS});
+        let answer = self.post("/exec", body).await;
         answer.expect_status(200).json()
     }
 

@@ -7,9 +7,7 @@ use serde_json::{Value, json};
 use skep_testkit::fake_runtime::Verb;
 use skep_testkit::server::TestServer;
 
-use crate::{Workspace, until};
-
-const LIMIT: Duration = Duration::from_secs(20);
+use crate::{LIMIT, Workspace, until};
 
 async fn metrics_of(server: &TestServer, bot: &str) -> Value {
     let path = format!("/bots/{bot}/container/metrics");
@@ -146,14 +144,15 @@ async fn a_stream_that_cannot_go_on_breaks_off_and_does_not_end() {
     let mut pieces = workspace.server.call("GET", &path).open().await.bytes_stream();
     pieces.next().await.expect("a first event").expect("whole");
     workspace.server.runtime().go_away();
-    let last = loop {
-        let piece = tokio::time::timeout(LIMIT, pieces.next())
-            .await
-            .expect("it goes on in time");
-        if !matches!(&piece, Some(Ok(_))) {
-            break piece;
+    let last = async {
+        loop {
+            match pieces.next().await {
+                Some(Ok(_)) => {}
+                last => break last,
+            }
         }
     };
+    let last = tokio::time::timeout(LIMIT, last).await.expect("it goes on and on");
     assert!(matches!(last, Some(Err(_))), "{last:?}");
 }
 

@@ -7,13 +7,14 @@ use serde_json::json;
 use skep_testkit::server::text_of;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::timeout;
+use tokio::time::{timeout, timeout_at};
 use tokio_tungstenite::tungstenite::{Error, Message};
 
-use crate::Workspace;
 use crate::terminals::{Socket, open_socket, read_close};
+use crate::{LIMIT, SHOWN_WITHIN, Workspace};
 
-const LIMIT: Duration = Duration::from_secs(20);
+/// Less than the half minute after which a ping tells that a client is gone.
+const BEFORE_A_PING: Duration = Duration::from_secs(20);
 
 async fn connect(workspace: &Workspace, query: &str) -> Result<Socket, Error> {
     open_socket(workspace, &format!("/port-forward{query}"), None).await
@@ -31,9 +32,10 @@ async fn connected(workspace: &Workspace) -> (Socket, TcpStream) {
 
 /// The bytes of binary frames up to the empty one.
 async fn read_to_end(socket: &mut Socket) -> Vec<u8> {
+    let end = tokio::time::Instant::now() + SHOWN_WITHIN;
     let mut all = Vec::new();
     loop {
-        match timeout(LIMIT, socket.next()).await {
+        match timeout_at(end, socket.next()).await {
             Ok(Some(Ok(Message::Binary(bytes)))) if bytes.is_empty() => return all,
             Ok(Some(Ok(Message::Binary(bytes)))) => all.extend_from_slice(&bytes),
             Ok(Some(Ok(Message::Ping(_) | Message::Pong(_)))) => {}
@@ -102,7 +104,7 @@ async fn a_reset_is_carried_either_way() {
     let (socket, mut connection) = connected(&workspace).await;
     drop(socket);
     let mut buffer = [0; 1];
-    let read = timeout(LIMIT, connection.read(&mut buffer)).await.unwrap();
+    let read = timeout(BEFORE_A_PING, connection.read(&mut buffer)).await.unwrap();
     assert_eq!(read.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
 }
 
@@ -137,7 +139,7 @@ async fn a_client_that_goes_after_its_end_is_noticed_at_once() {
     ended.unwrap().unwrap();
     drop(socket);
     // Nothing can be read any more: a reset is seen by who writes.
-    let end = Instant::now() + LIMIT;
+    let end = Instant::now() + BEFORE_A_PING;
     while connection.write_all(b"more").await.is_ok() {
         assert!(Instant::now() < end, "it goes on without a client");
         tokio::time::sleep(Duration::from_millis(20)).await;

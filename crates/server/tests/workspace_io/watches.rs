@@ -3,7 +3,7 @@
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use serde_json::{Value, json};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use crate::{LIMIT, Workspace};
 
@@ -29,6 +29,7 @@ impl Events {
 
     /// `None`: the stream has ended.
     async fn next(&mut self) -> Option<Value> {
+        let end = Instant::now() + LIMIT;
         loop {
             if let Some((event, rest)) = self.text.split_once("\n\n") {
                 let (event, rest) = (event.to_owned(), rest.to_owned());
@@ -39,7 +40,7 @@ impl Events {
                 }
                 continue;
             }
-            let piece = timeout(LIMIT, self.pieces.next()).await;
+            let piece = timeout_at(end, self.pieces.next()).await;
             let piece = piece.unwrap_or_else(|_| panic!("no event, only {:?}", self.text))?;
             self.text
                 .push_str(std::str::from_utf8(&piece.expect("bytes")).expect("text"));

@@ -33,7 +33,7 @@ pub use outside::*;
 pub use walls::*;
 
 /// How long anything may take before a case fails.
-pub const CASE_LIMIT: Duration = Duration::from_secs(30);
+pub const CASE_LIMIT: Duration = Duration::from_secs(120);
 
 /// Limits that no case reaches by accident.
 pub const CASE_LIMITS: Limits = Limits {

@@ -324,7 +324,7 @@ impl FakeRuntime {
             if !process.wait(grace) {
                 process.signal(rustix::process::Signal::KILL)?;
             }
-            process.wait(Duration::from_secs(10));
+            process.wait(Duration::from_secs(60));
             Ok(())
         })
         .await?;

@@ -42,9 +42,9 @@ echo ready
 exec chroot "$root" "$@" >/dev/null"#;
 
 /// How long the mounts may take before the start counts as failed.
-const READY_WITHIN: Duration = Duration::from_secs(10);
+const READY_WITHIN: Duration = Duration::from_secs(60);
 /// How long a killed process tree may take to be gone.
-const GONE_WITHIN: Duration = Duration::from_secs(10);
+const GONE_WITHIN: Duration = Duration::from_secs(60);
 
 /// What to run and where.
 pub(super) struct Launch {

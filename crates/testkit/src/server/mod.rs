@@ -18,8 +18,10 @@ use crate::fake_runtime::{FAKE_IMAGE, FakeRuntime};
 
 /// The password of the user `admin` of every test server.
 pub const ADMIN_PASSWORD: &str = "correct horse battery staple";
-/// How long anything of a test server may take.
-const LIMIT: Duration = Duration::from_secs(30);
+/// How long an answer may take, with the whole of a stream: it bounds what hangs, and tells nothing of a server.
+const ANSWER_WITHIN: Duration = Duration::from_secs(300);
+/// How long operations get at an end in order.
+const STOP_WITHIN: Duration = Duration::from_secs(30);
 
 /// A server of its own for one test; it ends when this is dropped.
 pub struct TestServer {
@@ -74,7 +76,7 @@ impl TestServer {
 
     /// Ends the server in order.
     pub async fn stop(&mut self) {
-        self.stop_within(LIMIT).await;
+        self.stop_within(STOP_WITHIN).await;
     }
 
     /// The same; operations get so long to come to a safe step.
@@ -120,7 +122,7 @@ impl TestServer {
         let request = self
             .client
             .request(method, format!("{}{path}", self.url()))
-            .timeout(LIMIT);
+            .timeout(ANSWER_WITHIN);
         Call::new(match credential {
             "" => request,
             credential => request.bearer_auth(credential),
