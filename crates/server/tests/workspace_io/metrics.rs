@@ -73,7 +73,7 @@ async fn storage_is_counted_again_after_an_operation() {
     let before = metrics_with(&workspace, |metrics| storage_of(metrics).is_some()).await;
     let before = storage_of(&before).unwrap();
     workspace
-        .output_of("head -c 8388608 /dev/urandom > /data/big; sync")
+        .output_of("head -c 8388608 /dev/urandom > /data/big; sync /data/big")
         .await;
     let now = storage_of(&metrics_of(&workspace.server, &workspace.bot).await);
     assert_eq!(now, Some(before), "a question counts nothing");

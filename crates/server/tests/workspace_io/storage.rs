@@ -197,7 +197,7 @@ async fn whatever_adds_to_a_workspace_over_its_limit_answers_507_and_adds_nothin
 #[tokio::test(flavor = "multi_thread")]
 async fn one_over_its_limit_is_used_and_cleaned_up_and_then_takes_files_again() {
     let workspace = Workspace::with_files().await;
-    workspace.output_of("head -c 33554432 /dev/zero > big; sync").await;
+    workspace.output_of("head -c 33554432 /dev/zero > big; sync big").await;
     workspace.set_limit(16 << 20).await;
     workspace.until_over(true).await;
     let write = async || {

@@ -6,7 +6,7 @@ use super::{Subject, Workspace};
 
 /// Writes files of some kinds and tells what was written.
 const WRITE: &str = "mkdir -p /data/deep && echo one > /data/deep/file && ln -s deep/file /data/link && \
-    head -c 300000 /dev/urandom > /opt-random && chmod 750 /opt-random && rm -f /bin/arping && sync";
+    head -c 300000 /dev/urandom > /opt-random && chmod 750 /opt-random && rm -f /bin/arping";
 /// Says the same as long as no byte, name or mode has changed.
 const READ: &str = "cat /data/deep/file; readlink /data/link; sha256sum /opt-random; stat -c %a:%u:%g /opt-random; \
     ls /bin | wc -l; test -e /bin/arping || echo gone";

@@ -210,9 +210,7 @@ pub async fn a_long_line_is_made_shorter(subject: &dyn Subject) {
             3 => "mkdir /data/two; echo in > /data/two/in; touch -t 200001020304 /opt-made",
             _ => "rm -rf /data/two; echo more >> /data/one",
         };
-        workspace
-            .output(&format!("{script}; echo {number} > /kept; sync"))
-            .await;
+        workspace.output(&format!("{script}; echo {number} > /kept")).await;
         workspace.stop().await;
         layers.commit(bot, state).await.unwrap();
         workspace.start().await;
@@ -277,7 +275,7 @@ pub async fn what_is_written_after_a_rebase_is_the_newest_state(subject: &dyn Su
     layers.commit(bot, &last).await.unwrap();
     layers.rebase(bot, &last, (&one, &copy)).await.unwrap();
     workspace.start().await;
-    workspace.output("echo after > /after; sync").await;
+    workspace.output("echo after > /after").await;
     workspace.stop().await;
     subject.lose_container(bot);
     workspace.create().await;

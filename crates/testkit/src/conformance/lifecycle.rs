@@ -191,7 +191,7 @@ pub async fn a_stubborn_process_is_killed_after_the_grace(subject: &dyn Subject)
         took >= Duration::from_millis(900),
         "it was not given its grace: {took:?}"
     );
-    assert!(took < Duration::from_secs(10), "{took:?}");
+    assert!(took < Duration::from_secs(30), "{took:?}");
     let task = subject.runtime().inspect(&workspace.bot).await.unwrap().unwrap().task;
     assert_eq!(task, TaskState::None);
     workspace.remove().await;

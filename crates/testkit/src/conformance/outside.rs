@@ -14,7 +14,7 @@ use super::{Subject, Workspace};
 /// What is written inside, and told again.
 const WRITE: &str = "mkdir -p /data/deep && echo one > /data/deep/file && ln /data/deep/file /data/hard && \
     ln -s /etc/shadow /data/link && mkfifo /data/pipe && : > /data/empty && chown 1000:1000 /data/hard && \
-    chmod 4751 /data/empty && rm -f /bin/arping && echo outside > /not-data && sync";
+    chmod 4751 /data/empty && rm -f /bin/arping && echo outside > /not-data";
 const READ: &str = "cd /data && find . | sort && stat -c '%n %a %u:%g %h %s %Y' deep deep/file hard pipe empty && \
     cat hard && readlink link";
 
