@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use skep_testkit::server::{TestServer, text_of};
 
 use crate::document::{Route, routes};
+use crate::until_in_trail;
 
 /// Routes that anybody who may see a bot may call, whatever their method.
 fn is_reading(route: &Route) -> bool {
@@ -139,6 +140,10 @@ async fn what_changes_something_is_in_the_audit_trail() {
         .send()
         .await
         .expect_status(200);
+    until_in_trail(&server, &format!("?bot_id={bot}"), 1, |line| {
+        line["action"] == "PATCH /bots/{bot_id}"
+    })
+    .await;
     server.restart().await;
     let trail = server
         .call("GET", &format!("/audit?bot_id={bot}"))

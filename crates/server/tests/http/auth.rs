@@ -3,6 +3,8 @@
 use serde_json::json;
 use skep_testkit::server::{ADMIN_PASSWORD, Answer, TestServer, text_of};
 
+use crate::{LIMIT, database_of};
+
 async fn login(server: &TestServer, username: &str, password: &str, from: &str) -> Answer {
     let body = json!({"username": username, "password": password});
     let call = server
@@ -167,10 +169,7 @@ async fn a_token_has_the_claims_of_the_contract_and_ends() {
             answer.expect_error(401, "unauthorized");
             break;
         }
-        assert!(
-            begun.elapsed() < std::time::Duration::from_secs(10),
-            "it goes on to count"
-        );
+        assert!(begun.elapsed() < LIMIT, "it goes on to count");
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     }
 }
@@ -181,19 +180,20 @@ async fn a_key_with_an_end_ends() {
     let past = json!({"name": "k", "scope": "read", "expires_at": "2020-01-01T00:00:00Z"});
     let refused = server.call("POST", "/auth/keys").json(&past).send().await;
     refused.expect_error(400, "invalid_argument");
-    let soon = chrono::Utc::now() + chrono::TimeDelta::milliseconds(1500);
-    let body = json!({"name": "k", "scope": "read", "expires_at": soon});
+    let later = chrono::Utc::now() + chrono::TimeDelta::hours(1);
+    let body = json!({"name": "k", "scope": "read", "expires_at": later});
     let made = server.call("POST", "/auth/keys").json(&body).send().await;
-    let key = text_of(&made.expect_status(201).json(), "key");
+    let made = made.expect_status(201).json();
+    let key = text_of(&made, "key");
     server.call_as(&key, "GET", "/bots").send().await.expect_status(200);
-    let begun = std::time::Instant::now();
-    while server.call_as(&key, "GET", "/bots").send().await.status != 401 {
-        assert!(
-            begun.elapsed() < std::time::Duration::from_secs(10),
-            "it goes on to count"
-        );
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
+    // As if that hour were over.
+    let over = (chrono::Utc::now() - chrono::TimeDelta::seconds(1)).timestamp_micros();
+    let mut store = database_of(&server).await;
+    let ended = sqlx::query("UPDATE api_keys SET expires_at = ?1 WHERE id = ?2");
+    let ended = ended.bind(over).bind(text_of(&made, "id")).execute(&mut store);
+    assert_eq!(ended.await.expect("written").rows_affected(), 1);
+    let refused = server.call_as(&key, "GET", "/bots").send().await;
+    refused.expect_error(401, "unauthorized");
 }
 
 #[tokio::test]
@@ -340,12 +340,10 @@ async fn an_unknown_name_takes_as_long_as_a_wrong_password() {
             .expect_error(401, "invalid_credentials");
         taken[round % 2].push(begun.elapsed().as_secs_f64());
     }
-    let medians = taken.map(|mut taken| {
-        taken.sort_by(f64::total_cmp);
-        taken[2]
-    });
+    // What else the machine does makes any of them slower and none faster.
+    let fastest = taken.map(|taken| taken.into_iter().fold(f64::INFINITY, f64::min));
     // An early answer would take a hundredth.
-    assert!(medians[1] > medians[0] / 3.0, "{medians:?} s");
+    assert!(fastest[1] > fastest[0] / 3.0, "{fastest:?} s");
 }
 
 #[tokio::test]

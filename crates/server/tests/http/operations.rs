@@ -8,7 +8,7 @@ use skep_store::{IdempotencyKey, Store};
 use skep_testkit::fake_runtime::{Hold, Verb};
 use skep_testkit::server::{Answer, Call, TestServer, text_of};
 
-use crate::LIMIT;
+use crate::{LIMIT, until_in_trail};
 
 fn container(server: &TestServer, bot: &str, verb: &str) -> Call {
     server.call("POST", &format!("/bots/{bot}/container{verb}"))
@@ -317,6 +317,8 @@ async fn every_change_is_in_the_trail_with_who_what_and_how_it_ended() {
     let ticket = json!({"bot_id": bot, "use": "terminal"});
     let ticket = server.call("POST", "/auth/tickets").json(&ticket).send().await;
     ticket.expect_status(200);
+    let of_ticket = |line: &Value| line["action"] == "POST /auth/tickets";
+    until_in_trail(&server, &format!("?bot_id={bot}"), 1, of_ticket).await;
     server.restart().await;
     let trail = server.call("GET", &format!("/audit?bot_id={bot}")).send().await;
     let items = trail.expect_status(200).json()["items"]
@@ -433,6 +435,7 @@ async fn what_nobody_asks_leaves_no_line_and_of_logins_those_that_were_tried_do(
         let refused = server.call_as("", "POST", "/auth/login").json(&body).send().await;
         refused.expect_status(if number < 10 { 401 } else { 429 });
     }
+    until_in_trail(&server, "", 10, |line| line["user_id"] == "").await;
     server.restart().await;
     let trail = server.call("GET", "/audit").send().await.expect_status(200).json();
     let items = trail["items"].as_array().expect("a list");
@@ -463,6 +466,8 @@ async fn a_get_that_starts_a_workspace_or_opens_a_socket_is_in_the_trail_and_no_
         assert_eq!(get(&stranger, socket).await, 403);
     }
     assert_eq!(get(&stranger, "/terminal").await, 403);
+    let is_get = |line: &Value| text_of(line, "action").starts_with("GET");
+    until_in_trail(&server, &format!("?bot_id={bot}"), 3, is_get).await;
     server.restart().await;
     let trail = server.call("GET", &format!("/audit?bot_id={bot}")).send().await.json();
     let items = trail["items"].as_array().expect("a list");
