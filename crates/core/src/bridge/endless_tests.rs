@@ -99,7 +99,7 @@ async fn a_process_that_is_said_to_write_for_ever_is_given_up_and_not_held() {
     let begun = Instant::now();
     let outcome = exec::collect(events.within(Some(Duration::from_secs(2))), 1000, &mut ()).await;
     assert!(outcome.as_ref().is_err_and(BridgeError::is_lost), "{outcome:?}");
-    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(25), "{:?}", begun.elapsed());
     let grown = resident_bytes().saturating_sub(before);
     assert!(grown < LITTLE_MEMORY, "memory grew by {grown} bytes");
 }
@@ -110,12 +110,11 @@ async fn the_time_in_which_nobody_reads_a_process_is_not_the_bridges() {
     let id = ExecId::parse("id").expect("an id");
     let request = ExecRequest::of(Program::Command("true".to_owned()));
     let events = exec::run(&impostor.bridge, &id, request).await.expect("it says so");
-    let limit = Duration::from_secs(1);
-    let mut events = events.within(Some(limit));
-    let begun = Instant::now();
-    while begun.elapsed() < 2 * limit {
+    let mut events = events.within(Some(Duration::from_secs(1)));
+    // Few reads, since on a busy machine each takes of the bridge's time; the pauses are twice as long as that.
+    for _ in 0..4 {
         assert!(matches!(events.next().await, Ok(Some(_))));
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        tokio::time::sleep(Duration::from_millis(700)).await;
     }
 }
 

@@ -19,6 +19,8 @@ use skep_names::BotId;
 use skep_runtime::Runtime;
 use skep_store::{NewOperation, OperationEnd, Store};
 use skep_testkit::fake_runtime::{FAKE_IMAGE, FakeRuntime};
+use sqlx::Connection;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 
 /// How long anything may take, on a busy machine; less than the minute after which a server looks, counts or tries by
 /// itself.
@@ -84,6 +86,14 @@ impl World {
     /// Where a backup of that name lies.
     pub(crate) fn file_of(&self, name: &str) -> PathBuf {
         self.root.path().join("backups").join(name)
+    }
+
+    /// The store, as another program opens it. What holds it on a busy disk is waited for.
+    pub(crate) async fn database(&self) -> SqliteConnection {
+        let options = SqliteConnectOptions::new().filename(self.root.path().join("skep.db"));
+        SqliteConnection::connect_with(&options.busy_timeout(LIMIT))
+            .await
+            .unwrap()
     }
 
     /// Waits until a workspace is seen to run.
