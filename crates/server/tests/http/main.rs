@@ -34,7 +34,7 @@ async fn database_of(server: &TestServer) -> SqliteConnection {
     SqliteConnection::connect_with(&options).await.expect("a connection")
 }
 
-/// Waits until so many lines of the audit trail are as wanted: a server that ends gives what is not written yet a moment.
+/// Waits until so many lines of the audit trail are as wanted: a server that ends gives those that wait only a moment.
 async fn until_in_trail(server: &TestServer, query: &str, count: usize, wanted: impl Fn(&Value) -> bool) {
     let begun = Instant::now();
     loop {

@@ -7,7 +7,7 @@ use skep_testkit::server::{TestServer, text_of};
 use sqlx::Connection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 
-use crate::{Workspace, until};
+use crate::{COMMAND_SECONDS, LIMIT, Workspace, until};
 
 async fn events(workspace: &Workspace, body: Value) -> Vec<Value> {
     let call = workspace.server.call("POST", &workspace.path("/exec"));
@@ -311,6 +311,7 @@ async fn a_command_whose_caller_went_away_while_it_was_started_is_not_run_again(
     };
     let command = "echo x >> ran; sleep 600";
     let store = SqliteConnectOptions::new().filename(workspace.server.directory().join("data/skep.db"));
+    let store = store.busy_timeout(LIMIT);
     // 202: it has an id; 200: it was started.
     let until_remembered = async |status: u16| {
         until(async || {
@@ -411,7 +412,10 @@ async fn a_stream_that_is_read_slowly_is_whole_whatever_the_log_keeps() {
     let workspace = Workspace { server, bot };
     let call = workspace.server.call("POST", &workspace.path("/exec"));
     let call = call.header("accept", "text/event-stream");
-    let mut response = call.json(&json!({"command": "seq 1 2000000"})).open().await;
+    let mut response = call
+        .json(&json!({"command": "seq 1 2000000", "timeout_seconds": COMMAND_SECONDS}))
+        .open()
+        .await;
     let (mut unread, mut at, mut pieces, mut exit) = (Vec::new(), 0, 0, None);
     while let Some(piece) = response.chunk().await.unwrap() {
         unread.extend_from_slice(&piece);

@@ -154,7 +154,7 @@ fn curl(workspace: &Workspace, query: &str, arguments: &[&str]) -> std::process:
             "--silent",
             "--show-error",
             "--max-time",
-            "60",
+            "300",
             "--oauth2-bearer",
             workspace.server.admin_key(),
         ])
@@ -203,17 +203,22 @@ async fn a_file_that_never_holds_still_is_counted_or_fails_the_export() {
         .expect_status(202);
     let grown = "until [ $(stat -c %s growing) -gt 30000100 ]; do sleep 0.01; done";
     workspace.output_of(grown).await;
-    // A busy disk makes the writer wait for part of a second; reading takes longer than that when it is taken slowly.
+    // A busy disk makes the writer wait, and reading takes longer than that when it is taken slowly: once in ten times
+    // at least.
     let slowly = ["--limit-rate", "20M", "--output", "/dev/null"];
     let with_trailers = [&slowly[..], &["--header", "TE: trailers", "--dump-header", "-"]].concat();
-    let counted = curl(&workspace, "?format=tar", &with_trailers);
-    let headers = String::from_utf8_lossy(&counted.stdout).to_ascii_lowercase();
-    assert!(
-        counted.status.success() && headers.contains("x-export-changed: 1"),
-        "{headers}"
-    );
-    let strict = curl(&workspace, "?strict=true&format=tar", &slowly);
-    assert!(!strict.status.success(), "a strict export of it failed");
+    let is_counted = (0..10).any(|_| {
+        let counted = curl(&workspace, "?format=tar", &with_trailers);
+        let headers = String::from_utf8_lossy(&counted.stdout).to_ascii_lowercase();
+        assert!(counted.status.success(), "{headers}");
+        headers.contains("x-export-changed: 1")
+    });
+    assert!(is_counted, "none says that it changed");
+    let is_refused = (0..10).any(|_| {
+        let strict = curl(&workspace, "?strict=true&format=tar", &slowly);
+        !strict.status.success()
+    });
+    assert!(is_refused, "no strict export of it failed");
 }
 
 #[tokio::test]
@@ -267,7 +272,7 @@ async fn a_workspace_is_frozen_for_no_longer_than_may_be() {
     let server = TestServer::with(&[("export.freeze_max", "1ms")]).await;
     let bot = server.bot_with_workspace().await;
     let workspace = Workspace { server, bot };
-    workspace.output_of("head -c 200000000 /dev/zero > large").await;
+    workspace.output_of("head -c 50000000 /dev/zero > large").await;
     let answer = workspace.get(&format!("{EXPORT}?consistent=true")).await;
     answer.expect_error(409, "conflict");
     assert_eq!(workspace.output_of("echo it runs").await, "it runs\n");

@@ -6,7 +6,7 @@ use futures::{SinkExt, StreamExt};
 use serde_json::json;
 use skep_testkit::server::text_of;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::{timeout, timeout_at};
 use tokio_tungstenite::tungstenite::{Error, Message};
 
@@ -86,11 +86,13 @@ async fn a_side_that_sends_nothing_more_still_receives() {
 #[tokio::test]
 async fn a_port_that_nobody_listens_on_is_refused() {
     let workspace = Workspace::start().await;
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    drop(listener);
+    // Held, so that nobody else is given it.
+    let held = TcpSocket::new_v4().unwrap();
+    held.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let port = held.local_addr().unwrap().port();
     let mut socket = connect(&workspace, &format!("?port={port}")).await.unwrap();
     assert_eq!(read_close(&mut socket).await, (1011, "connection refused".to_owned()));
+    drop(held);
 }
 
 #[tokio::test]

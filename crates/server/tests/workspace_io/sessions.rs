@@ -80,7 +80,7 @@ async fn a_session_that_has_ended_is_not_replaced_for_whoever_resumes_it() {
 
 #[tokio::test]
 async fn a_session_that_no_window_shows_ends_with_all_its_processes() {
-    let workspace = workspace_that_keeps("2s").await;
+    let workspace = workspace_that_keeps("8s").await;
     let seconds = seconds_of_its_own(5);
     let mut window = connect(&workspace, "?session=s", None).await.unwrap();
     type_line(
@@ -93,7 +93,7 @@ async fn a_session_that_no_window_shows_ends_with_all_its_processes() {
     window.close(None).await.unwrap();
     // Shown again within its time it lives on, for longer than that.
     let mut again = connect(&workspace, "?session=s", None).await.unwrap();
-    type_line(&mut again, "sleep 3; echo still-$(( 1 + 1 ))").await;
+    type_line(&mut again, "sleep 9; echo still-$(( 1 + 1 ))").await;
     read_until(&mut again, "still-2\r\n").await;
     until_sleepers(&seconds, 1).await;
     drop(again);

@@ -131,7 +131,7 @@ async fn closing_the_window_ends_the_shells_processes() {
 
 #[tokio::test]
 async fn a_window_that_nobody_types_in_is_closed_as_idle_whatever_it_shows() {
-    let server = TestServer::with(&[("terminal.idle_timeout", "2s")]).await;
+    let server = TestServer::with(&[("terminal.idle_timeout", "8s")]).await;
     let bot = server.bot_with_workspace().await;
     let workspace = Workspace { server, bot };
     let mut socket = connect(&workspace, "", None).await.unwrap();
