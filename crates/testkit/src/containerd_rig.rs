@@ -411,18 +411,18 @@ fn remove_cgroups(group: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// Waits until something holds, for two minutes at most.
+/// Waits until something holds, for at most 50 s: less than the minute after which a daemon that is silent is given up.
 ///
 /// # Panics
 /// When it does not, with what was seen last.
 pub async fn until<T: std::fmt::Debug>(what: &str, mut look: impl AsyncFnMut() -> Result<T, String>) -> T {
-    let end = std::time::Instant::now() + std::time::Duration::from_secs(120);
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(50);
     loop {
         match look().await {
             Ok(seen) => return seen,
             Err(seen) => assert!(
                 std::time::Instant::now() < end,
-                "not within two minutes: {what}; last seen: {seen}"
+                "not within 50 s: {what}; last seen: {seen}"
             ),
         }
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
