@@ -17,12 +17,14 @@ use crate::client::{Client, whole_answer};
 pub(crate) const SETTLE_LIMIT: Duration = Duration::from_secs(30);
 pub(crate) const FILES: u32 = 6;
 
+/// A soak runs alone, and for longer.
+pub(crate) fn is_soak() -> bool {
+    std::env::var_os("SKEP_SOAK").is_some()
+}
+
 /// The run's size: short as a part of all tests, whole in a soak.
 pub(crate) fn amount(short: usize, whole: usize) -> usize {
-    match std::env::var_os("SKEP_SOAK") {
-        Some(_) => whole,
-        None => short,
-    }
+    if is_soak() { whole } else { short }
 }
 
 /// A seed of this run, told so that it can be given again as `SKEP_SEED`.

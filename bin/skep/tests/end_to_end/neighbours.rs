@@ -1,15 +1,16 @@
 //! One workspace at its limits: the others and the server answer nearly as fast as when all is quiet.
 //!
 //! `make soak-neighbours` runs it alone and for longer, against the goal; beside other tests, which use the processors
-//! too, an answer may take [`BESIDE_OTHER_TESTS`] more.
+//! too, an answer may take [`BESIDE_OTHER_TESTS`] more, and one of [`windows`] is enough.
 
 use std::time::{Duration, Instant};
 
 use reqwest::Method;
 use serde_json::json;
 
-use crate::full_disk::{SmallDisk, detached, fill, start_on, until_stopped};
+use crate::full_disk::{SmallDisk, clean_up, detached, fill, start_on, until_stopped};
 use crate::installation::{Installation, OciRuntime};
+use crate::model::{amount, is_soak};
 
 /// The goal: within twice the idle time and this.
 const MORE: Duration = Duration::from_millis(10);
@@ -18,13 +19,14 @@ const PAUSE: Duration = Duration::from_millis(10);
 
 const FORK_BOMB: &str = "bomb() { bomb | bomb & }; bomb; sleep 600";
 
-fn is_soak() -> bool {
-    std::env::var_os("SKEP_SOAK").is_some()
-}
-
 /// How long one of them is looked at.
 fn window() -> Duration {
-    Duration::from_secs(if is_soak() { 60 } else { 5 })
+    Duration::from_secs(amount(5, 60) as u64)
+}
+
+/// How often it is looked at before it is taken for too slow: each time is counted by those that are left.
+fn windows() -> impl Iterator<Item = usize> {
+    (0..amount(6, 1)).rev()
 }
 
 /// Half of the answers came within this.
@@ -53,15 +55,17 @@ impl Medians {
         }
     }
 
-    fn check(self, idle: Self, what: &str) {
+    async fn measure_idle(skep: &Installation, neighbour: &str) -> Self {
+        Self::measure(skep, neighbour, Duration::from_secs(3)).await
+    }
+
+    /// Whether they are within the goal; fails when they are not, and no window is left.
+    fn check(self, idle: Self, what: &str, windows_left: usize) -> bool {
         println!("{what}: {self:?}, idle {idle:?}");
         let more = if is_soak() { MORE } else { MORE + BESIDE_OTHER_TESTS };
-        for (name, busy, idle) in [
-            ("the server", self.server, idle.server),
-            ("a neighbour", self.neighbour, idle.neighbour),
-        ] {
-            assert!(busy <= idle * 2 + more, "{name} beside {what}: {busy:?}, idle {idle:?}");
-        }
+        let within = self.server <= idle.server * 2 + more && self.neighbour <= idle.neighbour * 2 + more;
+        assert!(within || windows_left > 0, "beside {what}: {self:?}, idle {idle:?}");
+        within
     }
 }
 
@@ -79,7 +83,6 @@ async fn a_fork_bomb_a_memory_hog_and_endless_output_are_not_felt_by_others() {
     let path = format!("/bots/{hog}/container/limits");
     skep.client.good(Method::PUT, &path, Some(limits)).await;
     Medians::measure(&skep, &neighbour, Duration::from_secs(1)).await;
-    let idle = Medians::measure(&skep, &neighbour, Duration::from_secs(3)).await;
     for (what, command) in [
         ("endless output", "yes"),
         (
@@ -88,9 +91,15 @@ async fn a_fork_bomb_a_memory_hog_and_endless_output_are_not_felt_by_others() {
         ),
         ("a fork bomb", FORK_BOMB),
     ] {
-        detached(&skep, &hog, command).await;
-        Medians::measure(&skep, &neighbour, window()).await.check(idle, what);
-        skep.client.act(&hog, "restart").await;
+        for left in windows() {
+            let idle = Medians::measure_idle(&skep, &neighbour).await;
+            detached(&skep, &hog, command).await;
+            let busy = Medians::measure(&skep, &neighbour, window()).await;
+            skep.client.act(&hog, "restart").await;
+            if busy.check(idle, what, left) {
+                break;
+            }
+        }
     }
 }
 
@@ -119,10 +128,15 @@ async fn a_full_disk_is_not_felt_by_others() {
     let neighbour = skep.client.workspace("neighbour", None).await;
     let hog = skep.client.workspace("hog", None).await;
     Medians::measure(&skep, &neighbour, Duration::from_secs(1)).await;
-    let idle = Medians::measure(&skep, &neighbour, Duration::from_secs(3)).await;
-    detached(&skep, &hog, &fill(">> /data/big")).await;
-    // While it fills, and while it is full.
-    let busy = Medians::measure(&skep, &neighbour, Duration::from_secs(8)).await;
-    until_stopped(&skep, &disk, &hog).await;
-    busy.check(idle, "a full disk");
+    for left in windows() {
+        let idle = Medians::measure_idle(&skep, &neighbour).await;
+        detached(&skep, &hog, &fill(">> /data/big")).await;
+        // While it fills, and while it is full.
+        let busy = Medians::measure(&skep, &neighbour, Duration::from_secs(8)).await;
+        until_stopped(&skep, &disk, &hog).await;
+        if busy.check(idle, "a full disk", left) {
+            break;
+        }
+        clean_up(&skep, &disk, &hog).await;
+    }
 }

@@ -2,6 +2,7 @@
 //! collected all the time. Nothing fails, nothing is lost, and nothing grows.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -10,10 +11,11 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
+use skep_testkit::containerd_view::ContainerdView;
 
 use crate::client::Client;
 use crate::installation::{Installation, OciRuntime, field};
-use crate::model::{amount, seed};
+use crate::model::{amount, is_soak, seed};
 
 /// As `snapshots.max` is by default.
 const MOST: usize = 64;
@@ -134,36 +136,37 @@ impl Workspace {
     }
 
     async fn restart_time(&self) -> Duration {
-        let mut times = Vec::new();
-        for _ in 0..5 {
-            let begun = Instant::now();
-            self.client.act(&self.bot, "restart").await;
-            times.push(begun.elapsed());
-        }
-        times.sort();
-        times[2]
+        let begun = Instant::now();
+        self.client.act(&self.bot, "restart").await;
+        begun.elapsed()
     }
+}
+
+/// The least that a restart of each takes, of five in turn: what else the machine does is felt by both.
+async fn restart_times(one: &Workspace, other: &Workspace) -> (Duration, Duration) {
+    let mut least = (Duration::MAX, Duration::MAX);
+    for _ in 0..5 {
+        least.0 = least.0.min(one.restart_time().await);
+        least.1 = least.1.min(other.restart_time().await);
+    }
+    least
 }
 
 /// Forces containerd's garbage collection again and again, as long as the work goes on.
 async fn while_garbage_is_collected<T>(skep: &Installation, work: impl Future<Output = T>) -> T {
-    let over = AtomicBool::new(false);
-    let collecting = async {
-        while !over.load(Ordering::Relaxed) {
-            let (made, gone) = (
-                skep.ctr(&["leases", "create", "--id", "collect"]),
-                skep.ctr(&["leases", "delete", "--sync", "collect"]),
-            );
-            assert!(made.status.success() && gone.status.success(), "{made:?} {gone:?}");
+    let over = Arc::new(AtomicBool::new(false));
+    let containerd = ContainerdView::new(skep.containerd().socket());
+    let ended = over.clone();
+    let collecting = tokio::spawn(async move {
+        while !ended.load(Ordering::Relaxed) {
+            containerd.collect_garbage().await;
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-    };
-    let working = async {
-        let done = work.await;
-        over.store(true, Ordering::Relaxed);
-        done
-    };
-    tokio::join!(working, collecting).0
+    });
+    let done = work.await;
+    over.store(true, Ordering::Relaxed);
+    collecting.await.expect("garbage is collected all the while");
+    done
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -176,14 +179,17 @@ async fn many_snapshots_and_rollbacks_lose_nothing_and_slow_nothing_down() {
     let seed = seed();
     while_garbage_is_collected(&skep, async {
         let mut one = Workspace::new(&skep, "alone", seed).await;
-        let first = one.restart_time().await;
+        let without = Workspace::new(&skep, "without versions", seed).await;
+        let (first, _) = restart_times(&one, &without).await;
         one.live(amount(30, 500)).await;
         one.every_version_holds_what_it_held().await;
-        let last = one.restart_time().await;
-        println!("a restart took {first:?} at first and {last:?} at last");
+        let (last, beside) = restart_times(&one, &without).await;
+        println!("a restart took {first:?} at first and {last:?} at last, {beside:?} without versions");
+        // Other tests may have made both slower by then.
+        let least = if is_soak() { first.min(beside) } else { beside };
         assert!(
-            last < first * 2 + Duration::from_millis(100),
-            "{first:?}, then {last:?}"
+            last < least * 2 + Duration::from_millis(100),
+            "{first:?}, then {last:?}, without versions {beside:?}"
         );
         let line = skep.client.good(Method::GET, &one.path(""), None).await;
         let layers = line["snapshots"].as_array().expect("a list").len();
@@ -286,7 +292,7 @@ async fn a_list_is_answered_at_every_moment_of_a_change() {
     let mut workspace = Workspace::new(&skep, "listed", seed()).await;
     let (client, path) = (skep.client.clone(), workspace.path(""));
     let first = workspace.snapshot().await;
-    let over = std::sync::Arc::new(AtomicBool::new(false));
+    let over = Arc::new(AtomicBool::new(false));
     let ended = over.clone();
     let asking = tokio::spawn(async move {
         let mut asked = 0;
