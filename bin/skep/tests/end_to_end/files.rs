@@ -107,14 +107,14 @@ impl Large<'_> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn gibibytes_up_down_and_by_range_leave_the_servers_memory_flat() {
+async fn a_large_file_up_down_and_by_range_leaves_the_servers_memory_flat() {
     let skep = Installation::start(OciRuntime::Found).await;
     let bot = skep.client.workspace("large", None).await;
     skep.client.output(&bot, "true").await;
     let large = Large {
         skep: &skep,
         bot,
-        bytes: amount(2, 10) as u64 * (1 << 30),
+        bytes: amount(512, 10 << 10) as u64 * PIECE,
     };
     let idle = resident_bytes(skep.server_pid());
     let memory = MemoryWatch::start(skep.server_pid());
@@ -133,8 +133,8 @@ async fn gibibytes_up_down_and_by_range_leave_the_servers_memory_flat() {
     }
     let grown = memory.highest().saturating_sub(idle);
     println!(
-        "{} GiB up in {up:?}, down in {down:?}, by range in {:?}: the server grew by {} KiB over {} KiB",
-        large.bytes >> 30,
+        "{} MiB up in {up:?}, down in {down:?}, by range in {:?}: the server grew by {} KiB over {} KiB",
+        large.bytes >> 20,
         begun.elapsed() - up - down,
         grown >> 10,
         idle >> 10

@@ -37,7 +37,7 @@ async fn a_thousand_execs_have_their_own_codes_and_outputs() {
     assert_eq!(zombies, "0\n");
 }
 
-/// Two gibibytes go up and down in a real workspace, end to end.
+/// Ten gibibytes go up and down in a real workspace, in the long form of the end-to-end tests.
 const LARGE_BYTES: u64 = 512 << 20;
 const PIECE_BYTES: usize = 1 << 20;
 
