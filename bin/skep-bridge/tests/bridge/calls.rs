@@ -14,7 +14,7 @@ use tonic::{Status, Streaming};
 pub(crate) type Reference = ContainerServiceClient<Channel>;
 
 /// No answer takes longer than this in any test.
-pub(crate) const LIMIT: Duration = Duration::from_secs(20);
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
 /// The reference's Exec, still running.
 pub(crate) struct Running {

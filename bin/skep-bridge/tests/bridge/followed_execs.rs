@@ -194,7 +194,7 @@ async fn an_end_is_known_as_long_as_was_asked_for() {
     }
     drop(client);
     workspace.signal_bridge("-TERM");
-    workspace.wait_for_end(Duration::from_secs(5)).await;
+    workspace.wait_for_end(LIMIT).await;
     workspace.start_again(Layout::default()).await;
     let mut client = workspace.ours().await;
     let limit = Instant::now() + LIMIT;

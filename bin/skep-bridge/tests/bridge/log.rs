@@ -1,11 +1,10 @@
 //! What the bridge tells in its log, and what never.
 
 use std::fs;
-use std::time::Duration;
 
 use skep_bridge_protocol::workspace::{ExecId, StartExecRequest};
 
-use crate::calls::{command, run, until};
+use crate::calls::{LIMIT, command, run, until};
 use crate::workspace::Workspace;
 
 fn log_of(workspace: &Workspace) -> String {
@@ -46,7 +45,7 @@ async fn starts_execs_and_the_end_are_told_with_times_and_numbers() {
     }
     drop((reference, ours));
     workspace.signal_bridge("-TERM");
-    workspace.wait_for_end(Duration::from_secs(5)).await;
+    workspace.wait_for_end(LIMIT).await;
     let log = log_of(&workspace);
     assert!(log.contains(" told to end\n") && log.ends_with(" ended\n"), "{log}");
 }

@@ -9,7 +9,7 @@ use skep_bridge_protocol::bridgepb::ExecInput;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
-use crate::calls::{begin, command, run, until};
+use crate::calls::{LIMIT, begin, command, run, until};
 use crate::workspace::{Init, Layout, SOCKET, Workspace};
 
 /// A frame's type in HTTP/2.
@@ -86,12 +86,19 @@ async fn a_caller_that_answers_no_ping_is_given_up_after_thirty_and_ten_seconds(
 
 #[tokio::test]
 async fn with_nothing_running_the_end_takes_no_time() {
-    let mut workspace = Workspace::start().await;
-    let begun = Instant::now();
-    workspace.signal_bridge("-TERM");
-    workspace.wait_for_end(Duration::from_secs(2)).await;
-    // The signal is sent by a process of its own, and the tests run side by side.
-    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    // One that is quick is enough: the signal is sent by a process of its own, and the tests run side by side.
+    let mut least = Duration::MAX;
+    for _ in 0..5 {
+        let mut workspace = Workspace::start().await;
+        let begun = Instant::now();
+        workspace.signal_bridge("-TERM");
+        workspace.wait_for_end(LIMIT).await;
+        least = least.min(begun.elapsed());
+        if least < Duration::from_secs(1) {
+            return;
+        }
+    }
+    panic!("the end took {least:?} at least");
 }
 
 #[tokio::test]
@@ -116,7 +123,7 @@ async fn the_end_lets_processes_finish_and_shells_hang_up() {
     let begun = Instant::now();
     workspace.signal_bridge("-TERM");
     assert_eq!(worker.finish().await.exit_code, 0, "its exit is still told");
-    workspace.wait_for_end(Duration::from_secs(5)).await;
+    workspace.wait_for_end(LIMIT).await;
     assert!(
         begun.elapsed() > Duration::from_millis(450),
         "it waited: {:?}",
@@ -132,15 +139,17 @@ async fn the_end_lets_processes_finish_and_shells_hang_up() {
 async fn a_workspace_that_ends_starts_nothing_more() {
     let workspace = Workspace::start().await;
     let client = workspace.reference().await;
-    let text = "trap '' TERM; echo ready; sleep 1.5";
+    let text = "trap '' TERM; echo ready; sleep 30";
     let mut running = begin(&client, command(text)).await.expect("started");
     running.read_until("ready").await;
     workspace.signal_bridge("-TERM");
-    let limit = Instant::now() + Duration::from_secs(1);
+    let limit = Instant::now() + LIMIT;
     loop {
         match begin(&client, command("true")).await {
             Err(error) => {
                 assert_eq!(error.code(), tonic::Code::Unavailable, "{error}");
+                // One that has ended is not there either.
+                assert_eq!(error.message(), "the workspace is stopping");
                 return;
             }
             Ok(_) => assert!(Instant::now() < limit, "execs are still started"),
@@ -242,7 +251,7 @@ async fn signals_from_inside_the_workspace_do_not_end_it() {
     let log = || fs::read_to_string(workspace.path("run/memoh/bridge.log")).expect("the log");
     until("the sender is told", || log().contains(" signal 15 of process ")).await;
     workspace.signal_bridge("-TERM");
-    workspace.wait_for_end(Duration::from_secs(5)).await;
+    workspace.wait_for_end(LIMIT).await;
 }
 
 #[tokio::test]

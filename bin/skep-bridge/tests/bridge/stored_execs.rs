@@ -3,7 +3,6 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use prost::Message;
 use skep_bridge_protocol::workspace::*;
@@ -118,7 +117,7 @@ async fn what_no_bridge_wrote_is_known_to_none() {
     until("it is gone from disk", || !record_of(&workspace, "large").exists()).await;
     drop(client);
     workspace.signal_bridge("-TERM");
-    workspace.wait_for_end(Duration::from_secs(5)).await;
+    workspace.wait_for_end(LIMIT).await;
     spoil(&workspace);
     workspace.start_again(Layout::default()).await;
     let mut client = workspace.ours().await;

@@ -16,7 +16,7 @@ use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
 
 pub(crate) const SOCKET: &str = "run/memoh/bridge.sock";
-const START_LIMIT: Duration = Duration::from_secs(10);
+const START_LIMIT: Duration = Duration::from_secs(60);
 
 /// What the root directory holds.
 pub(crate) struct Layout {
