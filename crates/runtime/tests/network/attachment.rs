@@ -235,7 +235,7 @@ fn a_bridge_that_somebody_deleted_is_made_again_and_its_workspaces_are_told() {
         network.attach(&again.bot, &again.netns).await.unwrap();
         network.look(&again.bot, &again.netns).await.unwrap();
         assert_eq!(network.check_rules().await.unwrap(), RulesCheck::InForce);
-        run_in(&again.netns, &format!("ping -c 1 -W 2 {PUBLIC}"));
+        run_in(&again.netns, &format!("ping -c 3 -W 10 {PUBLIC}"));
     });
 }
 

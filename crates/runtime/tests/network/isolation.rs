@@ -6,7 +6,7 @@ use std::path::Path;
 
 use skep_runtime::network::{Attachment, Network, NetworkConfig, NetworkError, NetworkMode};
 
-use crate::probe::{Reached, Server, at, tcp, udp};
+use crate::probe::{Reached, Server, at, open_tcp, open_udp, tcp, udp};
 use crate::stage::{
     ALLOWED, METADATA, PRIVATE, PUBLIC, RESOLVER, Stage, UPLINK, Workspace, inside, on_stage, output, run, run_in,
 };
@@ -42,12 +42,12 @@ async fn everything_is_as_the_contract_says(stage: &Stage, config: NetworkConfig
     let gateway: IpAddr = stage.gateway().parse().unwrap();
 
     assert_eq!(
-        tcp(from, at(PUBLIC, 80)).await,
+        open_tcp(from, at(PUBLIC, 80)).await,
         Reached::Open(uplink),
         "the internet, masqueraded"
     );
     assert_eq!(
-        udp(from, at(PUBLIC, 80)).await,
+        open_udp(from, at(PUBLIC, 80)).await,
         Reached::Open(uplink),
         "the internet by UDP"
     );
@@ -66,12 +66,12 @@ async fn everything_is_as_the_contract_says(stage: &Stage, config: NetworkConfig
         }
     }
     assert_eq!(
-        tcp(from, at(RESOLVER, 53)).await,
+        open_tcp(from, at(RESOLVER, 53)).await,
         Reached::Open(uplink),
         "the resolver by TCP"
     );
     assert_eq!(
-        udp(from, at(RESOLVER, 53)).await,
+        open_udp(from, at(RESOLVER, 53)).await,
         Reached::Open(uplink),
         "the resolver by UDP"
     );
@@ -91,18 +91,18 @@ async fn everything_is_as_the_contract_says(stage: &Stage, config: NetworkConfig
         "the neighbour by UDP"
     );
     assert_eq!(
-        tcp(None, at(two_address, 80)).await,
+        open_tcp(None, at(two_address, 80)).await,
         Reached::Open(gateway),
         "host to workspace"
     );
     let _own = Server::start(from, 81);
     assert_eq!(
-        tcp(from, at(one_address, 81)).await,
+        open_tcp(from, at(one_address, 81)).await,
         Reached::Open(one_address),
         "its own address"
     );
     assert_eq!(
-        tcp(from, at("127.0.0.1", 81)).await,
+        open_tcp(from, at("127.0.0.1", 81)).await,
         Reached::Open("127.0.0.1".parse().unwrap()),
         "loopback"
     );
@@ -137,7 +137,7 @@ async fn link_local_is_closed(one: &Path, two: &Path) {
     let _two = Server::start(Some(two), 82);
     let _one = Server::start(Some(one), 82);
     assert!(
-        matches!(tcp(Some(one), own).await, Reached::Open(_)),
+        matches!(open_tcp(Some(one), own).await, Reached::Open(_)),
         "its own link-local address answers"
     );
     assert_eq!(
@@ -261,12 +261,12 @@ fn what_is_allowed_is_open_and_no_more() {
         let _internet = [80, 81].map(|port| Server::start(Some(&stage.internet()), port));
         let _host = [81, 82].map(|port| Server::start(None, port));
         let uplink: IpAddr = UPLINK.parse().unwrap();
-        assert_eq!(tcp(from, at(ALLOWED, 80)).await, Reached::Open(uplink));
+        assert_eq!(open_tcp(from, at(ALLOWED, 80)).await, Reached::Open(uplink));
         assert_eq!(udp(from, at(ALLOWED, 80)).await, Reached::Closed);
         assert_eq!(tcp(from, at(ALLOWED, 81)).await, Reached::Closed);
         assert_eq!(tcp(from, at(PRIVATE, 80)).await, Reached::Closed);
         assert_eq!(
-            tcp(from, at(UPLINK, 81)).await,
+            open_tcp(from, at(UPLINK, 81)).await,
             Reached::Open(address),
             "a service of the host's"
         );
@@ -283,9 +283,9 @@ fn new_resolvers_replace_the_old_ones() {
         attached(&network, &workspace).await;
         let from = Some(workspace.netns.as_path());
         let _internet = Server::start(Some(&stage.internet()), 53);
-        assert!(matches!(udp(from, at(RESOLVER, 53)).await, Reached::Open(_)));
+        assert!(matches!(open_udp(from, at(RESOLVER, 53)).await, Reached::Open(_)));
         network.set_resolvers(vec![PRIVATE.parse().unwrap()]).await.unwrap();
-        assert!(matches!(udp(from, at(PRIVATE, 53)).await, Reached::Open(_)));
+        assert!(matches!(open_udp(from, at(PRIVATE, 53)).await, Reached::Open(_)));
         assert_eq!(udp(from, at(RESOLVER, 53)).await, Reached::Closed);
     });
 }
@@ -303,7 +303,7 @@ fn mode_none_has_loopback_only() {
         let attachment = network.attach(&workspace.bot, &workspace.netns).await.unwrap();
         assert_eq!(attachment.address, None);
         let _own = Server::start(Some(&workspace.netns), 80);
-        let loopback = tcp(Some(&workspace.netns), at("127.0.0.1", 80)).await;
+        let loopback = open_tcp(Some(&workspace.netns), at("127.0.0.1", 80)).await;
         assert_eq!(loopback, Reached::Open("127.0.0.1".parse().unwrap()));
         assert_eq!(tcp(Some(&workspace.netns), at(PUBLIC, 80)).await, Reached::Closed);
         assert_eq!(stage.interfaces(), before);
@@ -334,7 +334,7 @@ fn a_port_that_lost_its_isolation_is_open_until_the_next_check() {
         let target = link_local(&two.netns).await;
         link_local(&one.netns).await;
         let server = Server::start(Some(&two.netns), 82);
-        let open = tcp(Some(&one.netns), target).await;
+        let open = open_tcp(Some(&one.netns), target).await;
         assert!(
             matches!(open, Reached::Open(_)),
             "what the other tests find closed can be open: {open:?}"
@@ -402,9 +402,12 @@ fn a_workspace_cannot_fill_the_hosts_table_of_neighbours() {
         assert!(others.is_empty(), "on the host: {others:?}");
         // What it is there for still works.
         let from = Some(workspace.netns.as_path());
-        assert_eq!(tcp(from, at(PUBLIC, 80)).await, Reached::Open(UPLINK.parse().unwrap()));
+        assert_eq!(
+            open_tcp(from, at(PUBLIC, 80)).await,
+            Reached::Open(UPLINK.parse().unwrap())
+        );
         let gateway = stage.gateway().parse().unwrap();
-        assert_eq!(tcp(None, at(address, 80)).await, Reached::Open(gateway));
+        assert_eq!(open_tcp(None, at(address, 80)).await, Reached::Open(gateway));
         let redirects = run_in(
             &workspace.netns,
             "cat /proc/sys/net/ipv4/conf/all/accept_redirects /proc/sys/net/ipv4/conf/eth0/accept_redirects",

@@ -16,6 +16,9 @@ use crate::stage::{inside, output};
 /// Long for a packet in memory, short for a test that waits for nothing.
 const PATIENCE: Duration = Duration::from_millis(700);
 
+/// How long one that must be answered is tried, on a machine that has other work.
+const OPEN_LIMIT: Duration = Duration::from_secs(15);
+
 /// How long a server may take to see that it should stop.
 const BREATH: Timespec = Timespec {
     tv_sec: 0,
@@ -123,6 +126,27 @@ fn in_namespace<T: Send + 'static>(netns: Option<&Path>, work: impl FnOnce() -> 
     match netns {
         Some(netns) => inside(netns, work),
         None => std::thread::spawn(work),
+    }
+}
+
+/// As [`tcp`], where it must be answered: tried again while it is not.
+pub(crate) async fn open_tcp(from: Option<&Path>, to: SocketAddr) -> Reached {
+    until_open(async || tcp(from, to).await).await
+}
+
+/// As [`udp`], where it must be answered: tried again while it is not.
+pub(crate) async fn open_udp(from: Option<&Path>, to: SocketAddr) -> Reached {
+    until_open(async || udp(from, to).await).await
+}
+
+async fn until_open(mut ask: impl AsyncFnMut() -> Reached) -> Reached {
+    let limit = Instant::now() + OPEN_LIMIT;
+    loop {
+        let reached = ask().await;
+        if matches!(reached, Reached::Open(_)) || Instant::now() >= limit {
+            return reached;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 

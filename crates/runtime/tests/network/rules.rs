@@ -8,7 +8,7 @@ use skep_runtime::CheckStatus;
 use skep_runtime::network::{FLOWS_MAX, Network, NetworkConfig, NetworkError, RulesCheck};
 
 use crate::isolation::write_configuration;
-use crate::probe::{Reached, Server, at, tcp};
+use crate::probe::{Reached, Server, at, open_tcp, tcp};
 use crate::stage::{PRIVATE, PUBLIC, RESOLVER, Stage, UPLINK, Workspace, inside, on_stage, output, run};
 
 async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
@@ -83,7 +83,7 @@ fn nothing_passes_while_the_rules_are_away() {
         let _internet = Server::start(Some(&stage.internet()), 80);
         let _own = Server::start(from, 80);
         let uplink: IpAddr = UPLINK.parse().unwrap();
-        assert_eq!(tcp(from, at(PUBLIC, 80)).await, Reached::Open(uplink));
+        assert_eq!(open_tcp(from, at(PUBLIC, 80)).await, Reached::Open(uplink));
 
         std::fs::write(stage.path("broken"), "").unwrap();
         run("nft flush ruleset");
@@ -104,7 +104,7 @@ fn nothing_passes_while_the_rules_are_away() {
             network.readiness().await.status == CheckStatus::Ok
         })
         .await;
-        assert_eq!(tcp(from, at(PUBLIC, 80)).await, Reached::Open(uplink));
+        assert_eq!(open_tcp(from, at(PUBLIC, 80)).await, Reached::Open(uplink));
         assert_eq!(tcp(from, at(PRIVATE, 80)).await, Reached::Closed);
         network.attach(&two.bot, &two.netns).await.unwrap();
     });
@@ -163,7 +163,7 @@ fn a_forward_policy_of_drop_is_told_with_its_mend() {
             run(&mend.replace('"', ""));
         }
         assert!(
-            matches!(tcp(Some(&workspace.netns), at(PUBLIC, 80)).await, Reached::Open(_)),
+            matches!(open_tcp(Some(&workspace.netns), at(PUBLIC, 80)).await, Reached::Open(_)),
             "{mends}"
         );
         assert_eq!(network.prepare().await.unwrap(), Vec::<String>::new());
@@ -300,7 +300,10 @@ async fn cannot_fill_the_table_of_connections(stage: Stage, ptp: bool) {
     let limited = FLOWS_MAX / 2..FLOWS_MAX + 100;
     assert!(limited.contains(&count), "{count} connections");
     let uplink: IpAddr = UPLINK.parse().unwrap();
-    assert_eq!(tcp(Some(&other.netns), at(PUBLIC, 80)).await, Reached::Open(uplink));
+    assert_eq!(
+        open_tcp(Some(&other.netns), at(PUBLIC, 80)).await,
+        Reached::Open(uplink)
+    );
     assert_eq!(network.check_rules().await.unwrap(), RulesCheck::InForce);
 }
 
