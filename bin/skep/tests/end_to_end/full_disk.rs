@@ -14,6 +14,8 @@ use crate::installation::{Installation, OciRuntime};
 const LIMIT: Duration = Duration::from_secs(120);
 const DISK_BYTES: u64 = 768 << 20;
 const RESERVE_BYTES: u64 = 192 << 20;
+/// Time enough to see that it fills before nothing is left.
+const TO_BE_SEEN: Duration = Duration::from_millis(200);
 /// Of the small disk alone: the host's others may have much to write.
 const SYNC: &str = "sync -f /data";
 const SYNC_SECONDS: u64 = 120;
@@ -75,11 +77,14 @@ pub(crate) async fn detached(skep: &Installation, bot: &str, command: &str) {
     skep.client.good(Method::POST, &path, Some(body)).await;
 }
 
-/// Half of the disk at once, then at most 25 MB a second: time enough to be seen before nothing is left.
-pub(crate) fn fill(into: &str) -> String {
+/// Half of the disk at once, then a megabyte after each pause.
+pub(crate) fn fill(into: &str, pause: Duration) -> String {
     let half = (DISK_BYTES / 2) >> 20;
     let zeros = "dd if=/dev/zero bs=1M 2>/dev/null";
-    format!("{zeros} count={half} {into}; while {zeros} count=1 {into}; do sleep 0.04; done")
+    format!(
+        "{zeros} count={half} {into}; while {zeros} count=1 {into}; do sleep {}; done",
+        pause.as_secs_f64()
+    )
 }
 
 /// Waits until it is stopped for that reason; the least that was free meanwhile.
@@ -142,7 +147,7 @@ async fn a_tenant_that_fills_the_disk_is_stopped_and_may_clean_up() {
         disk.free()
     );
 
-    detached(&skep, &hog, &fill(">> /data/big")).await;
+    detached(&skep, &hog, &fill(">> /data/big", TO_BE_SEEN)).await;
     let least = until_stopped(&skep, &disk, &hog).await;
     assert!(least > RESERVE_BYTES / 4, "only {least} bytes were left");
     assert_eq!(write(&skep, &neighbour).await.0, StatusCode::OK);
@@ -152,11 +157,11 @@ async fn a_tenant_that_fills_the_disk_is_stopped_and_may_clean_up() {
     skep.client.act(&hog, "start").await;
     assert_eq!(skep.client.output(&hog, "sleep 2; ls /data/big").await, "/data/big\n");
     remove_big(&skep, &hog).await;
-    until_free(&disk, 2 * RESERVE_BYTES).await;
+    until_free(&disk, DISK_BYTES / 2 + RESERVE_BYTES).await;
     assert_eq!(write(&skep, &hog).await.0, StatusCode::OK);
 
     // What has no name any more is found by who writes it, and is gone with him.
-    let unseen = format!("exec 3> /data/unseen; rm /data/unseen; {}", fill(">&3"));
+    let unseen = format!("exec 3> /data/unseen; rm /data/unseen; {}", fill(">&3", TO_BE_SEEN));
     detached(&skep, &hog, &unseen).await;
     let least = until_stopped(&skep, &disk, &hog).await;
     assert!(least > RESERVE_BYTES / 4, "only {least} bytes were left");

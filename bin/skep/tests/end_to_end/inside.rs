@@ -115,7 +115,7 @@ async fn a_server_on_a_low_port_answers_from_the_host(skep: &Installation, bot: 
         .expect("it has an address")
         .to_owned();
     let url = format!("http://{address}/index.html");
-    for _ in 0..100 {
+    for _ in 0..600 {
         if let Ok(answer) = skep_testkit::images::http_client().get(&url).send().await {
             assert_eq!(answer.text().await.expect("the answer is whole"), "served\n");
             return;

@@ -16,6 +16,8 @@ use crate::model::{amount, is_soak};
 const MORE: Duration = Duration::from_millis(10);
 const BESIDE_OTHER_TESTS: Duration = Duration::from_millis(500);
 const PAUSE: Duration = Duration::from_millis(10);
+/// Of one that fills the disk: it is full while the others are looked at.
+const BETWEEN_MEGABYTES: Duration = Duration::from_millis(40);
 
 const FORK_BOMB: &str = "bomb() { bomb | bomb & }; bomb; sleep 600";
 
@@ -130,7 +132,7 @@ async fn a_full_disk_is_not_felt_by_others() {
     Medians::measure(&skep, &neighbour, Duration::from_secs(1)).await;
     for left in windows() {
         let idle = Medians::measure_idle(&skep, &neighbour).await;
-        detached(&skep, &hog, &fill(">> /data/big")).await;
+        detached(&skep, &hog, &fill(">> /data/big", BETWEEN_MEGABYTES)).await;
         // While it fills, and while it is full.
         let busy = Medians::measure(&skep, &neighbour, Duration::from_secs(8)).await;
         until_stopped(&skep, &disk, &hog).await;
