@@ -15,7 +15,7 @@ use skep_testkit::trees;
 
 use crate::client::Client;
 use crate::installation::{Installation, OciRuntime, process_one, resident_bytes};
-use crate::model::{amount, seed};
+use crate::model::{amount, converge_limit, seed};
 
 /// Everything that can be told of a tree, in an order that does not depend on how it was made.
 const DIGEST: &str = "cd /data && tar --create --sort=name --numeric-owner --format=posix --xattrs '--xattrs-include=user.*' \
@@ -23,7 +23,6 @@ const DIGEST: &str = "cd /data && tar --create --sort=name --numeric-owner --for
                       --exclude=./socket . | sha256sum; stat -c %b sparse";
 /// What an import clears.
 const SET_AGAIN: &str = "cd /data && chmod 4755 setuid && chmod 2755 setgid && chmod 2775 setgid-directory";
-const CONVERGE_LIMIT: Duration = Duration::from_secs(30);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 fn curl(client: &Client, bot: &str, rest: &str, arguments: &[&str]) -> Command {
@@ -151,11 +150,12 @@ async fn an_export_that_is_cut_off_is_a_failure_for_curl() {
     let here = tempfile::tempdir_in("/var/tmp").expect("a directory");
     let bot = client.workspace("cut", None).await;
     client
-        .output(&bot, "head -c 300000000 /dev/urandom > /data/noise")
+        .output_within(&bot, "head -c 300000000 /dev/urandom > /data/noise", 300)
         .await;
     for (running, format) in [(true, "tar.gz"), (true, "tar.zst"), (false, "tar"), (false, "tar.gz")] {
         client.act(&bot, if running { "start" } else { "stop" }).await;
-        let file = here.path().join("export");
+        // Of its own: what the one before left in it would be taken for the beginning of this one.
+        let file = here.path().join(format!("{running}.{format}"));
         let to_file = ["--output", in_text(&file), "--limit-rate", "20M"];
         let mut under_way = curl(&client, &bot, &format!("export?format={format}"), &to_file)
             .spawn()
@@ -182,7 +182,7 @@ async fn an_export_that_is_cut_off_is_a_failure_for_curl() {
 }
 
 fn until_it_holds(file: &Path, bytes: u64, under_way: &mut Child) {
-    let deadline = Instant::now() + CONVERGE_LIMIT;
+    let deadline = Instant::now() + converge_limit();
     while std::fs::metadata(file).map_or(0, |file| file.len()) < bytes {
         let ended = under_way.try_wait().expect("curl can be asked for");
         assert!(ended.is_none(), "curl ended too early: {ended:?}");
@@ -235,7 +235,7 @@ async fn an_import_that_the_server_dies_in_is_all_or_nothing() {
 
 /// Whether the last import, if it is not one of before, is in the journal, and has succeeded.
 async fn until_at_rest(client: &Client, bot: &str, before: &mut String) -> (bool, bool) {
-    let deadline = Instant::now() + CONVERGE_LIMIT;
+    let deadline = Instant::now() + converge_limit();
     loop {
         let listed = client.good(Method::GET, &format!("/bots/{bot}/operations"), None).await;
         let items = listed["items"].as_array().expect("a list");
@@ -267,7 +267,7 @@ async fn a_workspace_that_was_frozen_when_the_server_died_runs_on() {
     let client = skep.client.clone();
     let bot = client.workspace("frozen", None).await;
     client
-        .output_within(&bot, "head -c 1000000000 /dev/zero > /data/large", 60)
+        .output_within(&bot, "head -c 1000000000 /dev/zero > /data/large", 300)
         .await;
     let process = process_one(&bot);
     assert!(process.is_some(), "it runs");
@@ -275,7 +275,7 @@ async fn a_workspace_that_was_frozen_when_the_server_died_runs_on() {
     let mut under_way = curl(&client, &bot, "export?consistent=true", &to_nothing)
         .spawn()
         .expect("curl is installed");
-    let deadline = Instant::now() + CONVERGE_LIMIT;
+    let deadline = Instant::now() + converge_limit();
     while !stands_still(&bot) {
         assert!(Instant::now() < deadline, "it is never frozen");
     }
@@ -285,7 +285,7 @@ async fn a_workspace_that_was_frozen_when_the_server_died_runs_on() {
     let begun = Instant::now();
     skep.start_server_again().await;
     assert_eq!(client.output(&bot, "echo it runs").await, "it runs\n");
-    assert!(begun.elapsed() < CONVERGE_LIMIT, "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < converge_limit(), "{:?}", begun.elapsed());
     assert_eq!(process_one(&bot), process, "it is the same");
 }
 
