@@ -19,7 +19,7 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
 use crate::installation::{Installation, OciRuntime};
 
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(120);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// Put there by `scripts/install test`.
 const XTERM: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/xterm/package");
@@ -58,10 +58,15 @@ impl Drop for Site {
     }
 }
 
-/// A Chromium of our own, driven by its debugging protocol.
-struct Browser {
+/// A Chromium of our own; it ends with this.
+struct Chromium {
     process: Child,
-    _profile: TempDir,
+    profile: TempDir,
+}
+
+/// A page in it, driven by its debugging protocol.
+struct Browser {
+    _chromium: Chromium,
     page: WebSocketStream<MaybeTlsStream<TcpStream>>,
     calls: u64,
 }
@@ -85,14 +90,14 @@ impl Browser {
             .process_group(0)
             .spawn()
             .expect("chromium is needed");
-        let address = debugging_address(profile.path()).await;
+        let chromium = Chromium { process, profile };
+        let address = debugging_address(chromium.profile.path()).await;
         let page = page_socket(&address, url).await;
         let (page, _) = tokio_tungstenite::connect_async(page)
             .await
             .expect("the page can be driven");
         Self {
-            process,
-            _profile: profile,
+            _chromium: chromium,
             page,
             calls: 0,
         }
@@ -180,7 +185,7 @@ impl Browser {
     }
 }
 
-impl Drop for Browser {
+impl Drop for Chromium {
     fn drop(&mut self) {
         // Of its many processes some would outlive the first for a while, and write into what is removed.
         let all = rustix::process::kill_process_group(Pid::from_child(&self.process), Signal::KILL);
