@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::mount::UnmountFlags;
 use rustix::process::{Pid, Signal};
-use skep_runtime::containerd::daemon::{DaemonConfig, DaemonError};
+use skep_runtime::containerd::daemon::{Daemon, DaemonConfig, DaemonError};
 
 /// How long processes and mounts may take to go.
 const CLEAN_UP_LIMIT: Duration = Duration::from_secs(20);
@@ -67,7 +67,7 @@ pub struct ContainerdServer {
     release: ContainerdRelease,
     pid: i32,
     // Held so that the daemon is reaped, not left as a zombie of the test.
-    _daemon: skep_runtime::containerd::daemon::Daemon,
+    _daemon: Daemon,
 }
 
 impl ContainerdServer {
@@ -114,7 +114,7 @@ impl ContainerdServer {
             })?;
         let mut config = DaemonConfig::new(&directory.path().join("root"), &directory.path().join("run"));
         config.binary = program;
-        let daemon = config.start().await?;
+        let daemon = started(&config).await?;
         Ok(Self {
             directory,
             config,
@@ -164,7 +164,7 @@ impl ContainerdServer {
     /// # Errors
     /// As [`ContainerdServer::start`].
     pub async fn start_again(&mut self) -> Result<(), DaemonError> {
-        self._daemon = self.config.start().await?;
+        self._daemon = started(&self.config).await?;
         self.pid = self._daemon.pid;
         Ok(())
     }
@@ -233,6 +233,17 @@ impl Drop for ContainerdServer {
             eprintln!("cleaning up the containerd in {directory} failed: {error}");
         }
     }
+}
+
+/// Once more when it does not answer in time, and once more: the machine may have other work.
+async fn started(config: &DaemonConfig) -> Result<Daemon, DaemonError> {
+    for _ in 0..2 {
+        match config.start().await {
+            Err(DaemonError::Silent { .. }) => {}
+            other => return other,
+        }
+    }
+    config.start().await
 }
 
 fn shims_of(socket: &Path) -> io::Result<Vec<i32>> {

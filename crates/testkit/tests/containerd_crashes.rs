@@ -77,7 +77,7 @@ async fn without_containerd_verbs_say_so_at_once_and_bridges_are_still_found() {
     assert!(matches!(asked, Err(RuntimeError::Unavailable { .. })), "{asked:?}");
     let stopped = rig.runtime().stop(&bot, Duration::from_secs(1)).await;
     assert!(matches!(stopped, Err(RuntimeError::Unavailable { .. })), "{stopped:?}");
-    assert!(begun.elapsed() < Duration::from_secs(5));
+    assert!(begun.elapsed() < Duration::from_secs(20));
     assert_eq!(rig.runtime().bridge_endpoint(&bot).unwrap(), endpoint);
     rig.server().start_again().await.unwrap();
     let next = async |wanted: RuntimeEvent, events: &mut tokio::sync::broadcast::Receiver<RuntimeEvent>| {
@@ -211,7 +211,7 @@ async fn a_frozen_containerd_is_unavailable_within_its_limit() {
     let pid = rustix::process::Pid::from_raw(rig.server().pid()).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
     until_frozen(pid.as_raw_nonzero().get()).await;
-    let checks = tokio::time::timeout(Duration::from_secs(10), rig.runtime().checks())
+    let checks = tokio::time::timeout(Duration::from_secs(30), rig.runtime().checks())
         .await
         .unwrap();
     let runtime = checks.iter().find(|check| check.name == "runtime").unwrap();

@@ -9,7 +9,7 @@ use skep_names::{LEGACY_PREFIX, WORKSPACE_PREFIX};
 use skep_testkit::containerd_view::Layer;
 use skep_testkit::mounts_below;
 
-use crate::stage::{BOT_ID_BYTES, CONVERGE_LIMIT, LOOK_AGAIN, Stage};
+use crate::stage::{BOT_ID_BYTES, LOOK_AGAIN, Stage, converge_limit};
 
 const PORT_OF_NOBODY: &str = "port of the bridge of nobody";
 
@@ -98,7 +98,7 @@ pub(crate) async fn capture(stage: &Stage) -> Held {
 
 /// What is held once the kernel has removed the interfaces of those that are gone, which it does in its own time.
 pub(crate) async fn capture_at_rest(stage: &Stage) -> Held {
-    let deadline = Instant::now() + CONVERGE_LIMIT;
+    let deadline = Instant::now() + converge_limit();
     loop {
         let held = capture(stage).await;
         if !held.0.contains_key(PORT_OF_NOBODY) {

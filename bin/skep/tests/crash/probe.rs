@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::installation::{Installation, OciRuntime};
 
-const LIMIT: Duration = Duration::from_secs(15);
+const LIMIT: Duration = Duration::from_secs(120);
 /// The bot that a sweep looks at last.
 const LAST: &str = "ffffffff-ffff-4fff-bfff-ffffffffffff";
 

@@ -12,14 +12,14 @@ use crate::model::State;
 use crate::points::{Exit, Queue, Trial};
 use crate::report::Report;
 use crate::scenarios::{Act, Scenario};
-use crate::stage::{CONVERGE_LIMIT, Stage};
+use crate::stage::{Stage, converge_limit};
 use crate::written::{Written, archive_of};
 
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// Arms whatever point comes.
 const ANY_POINT: &str = "*";
 /// An operation that is over had this long to pass its point.
-const TOO_LATE: Duration = Duration::from_secs(2);
+const TOO_LATE: Duration = Duration::from_secs(20);
 /// A server that passes no point for so long has come to rest, or is killed on its way to the next: both are tried.
 const AT_REST: Duration = Duration::from_millis(500);
 
@@ -183,7 +183,7 @@ async fn after_abort(stage: &mut Stage, trial: &Trial, name: &str, came: &Came) 
 async fn crash_again(stage: &mut Stage, then: usize) -> Tried<()> {
     stage.arm(Some((ANY_POINT, then, Exit::AbortThen(then))));
     stage.installation.spawn_server_again();
-    let deadline = Instant::now() + CONVERGE_LIMIT;
+    let deadline = Instant::now() + converge_limit();
     let mut quiet = Quiet::new();
     while stage.installation.server_end().is_none() {
         if stage.has_fired() {
@@ -229,7 +229,7 @@ impl Quiet {
 }
 
 async fn end_containerd_there(stage: &mut Stage) -> Tried<()> {
-    let deadline = Instant::now() + CONVERGE_LIMIT;
+    let deadline = Instant::now() + converge_limit();
     while !stage.has_fired() {
         if Instant::now() > deadline {
             return Err(format!("the point was not passed; passed were {:?}", stage.passed()).into());
@@ -486,7 +486,7 @@ async fn ask(stage: &Stage, act: Act, name: &str, key: &str) -> Asked {
 impl Asked {
     /// The end of the server, or of the request and what it began, whatever comes first.
     async fn end(mut self, stage: &mut Stage) -> Tried<Came> {
-        let deadline = Instant::now() + CONVERGE_LIMIT;
+        let deadline = Instant::now() + converge_limit();
         let mut over_since = None;
         let mut answer = None;
         // A connection that broke: the server's end will be seen in a moment.

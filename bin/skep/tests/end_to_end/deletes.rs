@@ -15,7 +15,10 @@ use crate::client::events_of;
 use crate::installation::{Installation, OciRuntime, process_one};
 use crate::model::{amount, seed};
 
-const GONE_WITHIN: Duration = Duration::from_secs(20);
+/// 20 s are promised, the rest is for a machine that has other work.
+fn gone_within() -> Duration {
+    Duration::from_secs(amount(60, 20) as u64)
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_delete_in_the_middle_of_a_create_leaves_nothing() {
@@ -79,7 +82,7 @@ async fn a_delete_in_the_middle_of_a_create_leaves_nothing() {
         }
         model.insert(bot, Expected::Nothing);
     }
-    let took = skep.traces().until_as_in(&model, GONE_WITHIN).await;
+    let took = skep.traces().until_as_in(&model, gone_within()).await;
     println!("{moments} creates deleted on their way, {cancelled} of them cancelled; nothing left after {took:?}");
     assert!(cancelled > 0, "no delete came in the middle of a create");
     // And the next create works.
@@ -97,7 +100,7 @@ async fn a_delete_in_any_state_leaves_nothing() {
         .collect()
         .await;
     let model = bots.into_iter().map(|bot| (bot, Expected::Nothing)).collect();
-    let took = skep.traces().until_as_in(&model, GONE_WITHIN).await;
+    let took = skep.traces().until_as_in(&model, gone_within()).await;
     println!("{cycles} deletes: running, stopped, process 1 dead, task gone; nothing left after {took:?}");
 }
 

@@ -20,7 +20,7 @@ use crate::client::Client;
 
 /// Where data roots are.
 const USUAL_PLACE: &str = "/var/tmp";
-const START_LIMIT: Duration = Duration::from_secs(30);
+const START_LIMIT: Duration = Duration::from_secs(120);
 
 /// Which OCI runtime containers are run by.
 #[derive(Clone, Copy, Debug, PartialEq)]

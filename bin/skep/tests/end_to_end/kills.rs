@@ -11,10 +11,9 @@ use skep_testkit::Expected;
 use skep_testkit::containerd_view::ContainerdView;
 
 use crate::installation::{Installation, OciRuntime};
-use crate::model::{BotModel, amount, expected, seed};
+use crate::model::{BotModel, amount, converge_limit, expected, seed};
 
 const BOTS: u64 = 8;
-const CONVERGE_LIMIT: Duration = Duration::from_secs(30);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_acknowledged_is_true_after_kills_of_server_and_containerd() {
@@ -73,7 +72,7 @@ async fn what_was_acknowledged_is_true_after_kills_of_server_and_containerd() {
     for bot in &mut bots {
         bot.settle().await;
     }
-    let took = skep.traces().until_as_in(&expected(&bots), CONVERGE_LIMIT).await;
+    let took = skep.traces().until_as_in(&expected(&bots), converge_limit()).await;
     for bot in &mut bots {
         bot.verify_all().await;
     }

@@ -13,6 +13,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
 use crate::installation::{Installation, OciRuntime};
+use crate::model::converge_limit;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_legacy_container_is_started_reached_stopped_and_deleted() {
@@ -62,7 +63,7 @@ async fn a_legacy_container_is_started_reached_stopped_and_deleted() {
     );
     assert!(data.join("file").exists(), "the legacy data went with the container");
     let model = BTreeMap::from([(other, Expected::Running), (bot, Expected::Nothing)]);
-    skep.traces().until_as_in(&model, Duration::from_secs(10)).await;
+    skep.traces().until_as_in(&model, converge_limit()).await;
 }
 
 /// What it has not is not tried in secret: the bridge of today behind it never sees such a call.
@@ -111,7 +112,7 @@ async fn a_legacy_bridge_with_the_references_service_alone_has_files_processes_a
     drop(bridge);
     skep.client.good(Method::DELETE, &path(""), None).await;
     let model = BTreeMap::from([(other, Expected::Running), (bot, Expected::Nothing)]);
-    skep.traces().until_as_in(&model, Duration::from_secs(10)).await;
+    skep.traces().until_as_in(&model, converge_limit()).await;
 }
 
 /// Entry by entry, and what is in them; but for what a bridge leaves beside its socket.
@@ -177,7 +178,7 @@ async fn a_legacy_container_that_is_deleted_with_its_data_kept_comes_back_as_one
     let shown = skep.client.output(&bot, SHOWN).await;
     assert_eq!(lines(&shown), lines(&before));
     let model = BTreeMap::from([(other, Expected::Running), (bot, Expected::Running)]);
-    skep.traces().until_as_in(&model, Duration::from_secs(10)).await;
+    skep.traces().until_as_in(&model, converge_limit()).await;
 }
 
 /// Answers on the port of old bridges, in the network of a workspace that is about to start.

@@ -214,7 +214,7 @@ async fn a_server_that_is_told_twice_to_end_does_so_at_once_and_the_next_one_car
     until_operation(&skep, &bot, "running").await;
     let (status, took) = skep.end_server_with_two_signals();
     assert_eq!(status.code(), Some(128 + 15), "{}", skep.log_tail());
-    assert!(took < Duration::from_secs(5), "it took {took:?}");
+    assert!(took < Duration::from_secs(15), "it took {took:?}");
     assert!(stopping.await.expect("it ended").is_none(), "it was answered as done");
     skep.start_server_again().await;
     until_operation(&skep, &bot, "succeeded").await;

@@ -13,8 +13,6 @@ use skep_testkit::Expected;
 
 use crate::client::{Client, whole_answer};
 
-/// How long a bot's operations may take to come to their end after the last crash.
-pub(crate) const SETTLE_LIMIT: Duration = Duration::from_secs(30);
 pub(crate) const FILES: u32 = 6;
 
 /// A soak runs alone, and for longer.
@@ -25,6 +23,12 @@ pub(crate) fn is_soak() -> bool {
 /// The run's size: short as a part of all tests, whole in a soak.
 pub(crate) fn amount(short: usize, whole: usize) -> usize {
     if is_soak() { whole } else { short }
+}
+
+/// How long all may take to be as it must be, after the last crash too: 30 s are promised, the rest is for a machine
+/// that has other work.
+pub(crate) fn converge_limit() -> Duration {
+    Duration::from_secs(amount(120, 30) as u64)
 }
 
 /// A seed of this run, told so that it can be given again as `SKEP_SEED`.
@@ -309,11 +313,11 @@ impl BotModel {
     /// Waits until nothing is under way, and sees what became of the workspace.
     pub(crate) async fn settle(&mut self) {
         self.tell("settling".to_owned());
-        let (mut kills, mut deadline) = (0, Instant::now() + SETTLE_LIMIT);
+        let (mut kills, mut deadline) = (0, Instant::now() + converge_limit());
         loop {
             let now = self.kills.load(Ordering::Relaxed);
             if now != std::mem::replace(&mut kills, now) {
-                deadline = Instant::now() + SETTLE_LIMIT;
+                deadline = Instant::now() + converge_limit();
             }
             let last = match self.look().await {
                 Ok(seen) => {
@@ -342,8 +346,9 @@ impl BotModel {
             };
             assert!(
                 Instant::now() < deadline,
-                "bot {} did not settle within {SETTLE_LIMIT:?}: {last}",
-                self.id
+                "bot {} did not settle within {:?}: {last}",
+                self.id,
+                converge_limit()
             );
             tokio::time::sleep(Duration::from_millis(50)).await;
         }

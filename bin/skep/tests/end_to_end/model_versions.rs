@@ -11,7 +11,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::client::whole_answer;
-use crate::model::{BotModel, FILES, SETTLE_LIMIT, content_of};
+use crate::model::{BotModel, FILES, content_of, converge_limit};
 
 /// Over so many, one is forgotten before another is made.
 const MOST: usize = 10;
@@ -118,11 +118,11 @@ impl BotModel {
     /// Those that are listed now; the server may be away for a while.
     async fn listed_versions(&mut self) -> BTreeSet<u64> {
         let path = self.snapshots("");
-        let (mut kills, mut deadline) = (0, Instant::now() + SETTLE_LIMIT);
+        let (mut kills, mut deadline) = (0, Instant::now() + converge_limit());
         loop {
             let now = self.kills.load(Ordering::Relaxed);
             if now != std::mem::replace(&mut kills, now) {
-                deadline = Instant::now() + SETTLE_LIMIT;
+                deadline = Instant::now() + converge_limit();
             }
             match self.client.attempt(Method::GET, &path, None).await {
                 Some((StatusCode::OK, list)) => {

@@ -7,7 +7,7 @@ use futures::{StreamExt, stream};
 use skep_testkit::Expected;
 
 use crate::installation::{Installation, OciRuntime};
-use crate::model::amount;
+use crate::model::{amount, converge_limit};
 
 const AT_ONCE: usize = 8;
 const MARKS: &str = "echo marked > /data/mark; mkdir -p /srv/deep/er; echo deep > /srv/deep/er/file; ln -s /data/mark \
@@ -25,7 +25,7 @@ async fn after_a_power_loss_what_should_run_runs_and_every_byte_is_there() {
         .collect()
         .await;
     let model: BTreeMap<_, _> = made.iter().map(|(bot, _, state)| (bot.clone(), *state)).collect();
-    skep.traces().until_as_in(&model, Duration::from_secs(10)).await;
+    skep.traces().until_as_in(&model, converge_limit()).await;
 
     skep.lose_power();
     assert_eq!(
@@ -40,7 +40,7 @@ async fn after_a_power_loss_what_should_run_runs_and_every_byte_is_there() {
     let begun = Instant::now();
     skep.start_server_again().await;
     let ready = begun.elapsed();
-    let limit = Duration::from_secs(30 + count as u64);
+    let limit = converge_limit() + Duration::from_secs(count as u64);
     skep.traces().until_as_in(&model, limit).await;
     let back = begun.elapsed();
     for (bot, _, state) in &made {

@@ -8,9 +8,7 @@ use rand::{RngExt, SeedableRng};
 use skep_testkit::Expected;
 
 use crate::installation::{Installation, OciRuntime};
-use crate::model::{amount, seed};
-
-const CONVERGE_LIMIT: Duration = Duration::from_secs(30);
+use crate::model::{amount, converge_limit, seed};
 
 /// A bot of one of the two, and what is known of it.
 struct Resident {
@@ -52,7 +50,7 @@ async fn two_servers_on_one_containerd_leave_each_others_workspaces_alone() {
         skeps[one]
             .traces()
             .beside(others)
-            .until_as_in(&model, CONVERGE_LIMIT)
+            .until_as_in(&model, converge_limit())
             .await;
     }
     println!("{rounds} rounds of starts, ends and kills");
@@ -147,7 +145,7 @@ async fn unharmed(skep: &Installation, residents: &[Resident]) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_server_on_one_data_root_ends_at_once_and_names_the_first() {
     let skep = Installation::start(OciRuntime::Found).await;
-    let (status, said) = skep.second_server(Duration::from_secs(10));
+    let (status, said) = skep.second_server(Duration::from_secs(30));
     assert!(!status.success(), "it ended with {status}");
     let holder = format!("process {}", skep.server_pid());
     assert!(said.contains(&holder), "it does not name {holder}: {said}");

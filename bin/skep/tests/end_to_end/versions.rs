@@ -15,7 +15,7 @@ use skep_testkit::containerd_view::ContainerdView;
 
 use crate::client::Client;
 use crate::installation::{Installation, OciRuntime, field};
-use crate::model::{amount, is_soak, seed};
+use crate::model::{amount, converge_limit, is_soak, seed};
 
 /// As `snapshots.max` is by default.
 const MOST: usize = 64;
@@ -404,7 +404,7 @@ impl Workspace {
     /// After a crash: the versions of before are there, a new one holds what was there, and the present is that or
     /// a version.
     async fn take_up(&mut self) {
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + converge_limit();
         loop {
             let path = format!("/bots/{}/operations", self.bot);
             let operations = self.client.good(Method::GET, &path, None).await;

@@ -83,7 +83,7 @@ impl Setting {
         ];
         let mut left = Vec::new();
         // Garbage collection follows what it is told within a second.
-        let end = Instant::now() + Duration::from_secs(15);
+        let end = Instant::now() + Duration::from_secs(60);
         while Instant::now() < end {
             left = questions
                 .iter()
