@@ -3,9 +3,11 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use skep_testkit::images::busybox_image;
@@ -14,6 +16,15 @@ use skep_testkit::registry::Registry;
 /// `up` with an image of a megabyte, on a busy machine.
 const UP_LIMIT: Duration = Duration::from_secs(120);
 const END_LIMIT: Duration = Duration::from_secs(45);
+
+/// How long what was ended may take to be gone.
+const GONE_LIMIT: Duration = Duration::from_secs(20);
+
+/// The command line takes the server that began last, whichever test it is of.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A data root with names on the host of its own; taken down and deleted in any case.
 struct Machine {
@@ -32,13 +43,15 @@ impl Machine {
             .expect("a directory");
         let number = std::process::id() % 10_000;
         let (bridge, table) = (format!("skepup{number}{which}"), format!("skep_up_{number}_{which}"));
-        let port = std::net::TcpListener::bind("127.0.0.1:0")
+        // An address of its own: nobody else gets the port there while the server is away.
+        let mut host = [127_u8; 4];
+        host[1..].fill_with(|| rand::random_range(1..255));
+        let address = TcpListener::bind((Ipv4Addr::from(host), 0))
             .unwrap()
             .local_addr()
-            .unwrap()
-            .port();
+            .unwrap();
         let text = format!(
-            "[server]\naddr = \"127.0.0.1:{port}\"\n[workspace]\ndata_root = \"{root}\"\ndefault_image = \"{image}\"\n\
+            "[server]\naddr = \"{address}\"\n[workspace]\ndata_root = \"{root}\"\ndefault_image = \"{image}\"\n\
              [registry.\"{registry}\"]\nplain_http = true\n\
              [network]\nbridge = \"{bridge}\"\ntable = \"{table}\"\nsubnet = \"10.{second}.0.0/16\"\n",
             root = directory.path().join("data").display(),
@@ -181,6 +194,18 @@ impl Machine {
         }
         left
     }
+
+    fn until_nothing_is_left_on_the_host(&self) {
+        let begun = Instant::now();
+        loop {
+            let left = self.left_on_the_host();
+            if left.is_empty() {
+                return;
+            }
+            assert!(begun.elapsed() < GONE_LIMIT, "left on the host: {left:?}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
 }
 
 impl Drop for Machine {
@@ -204,6 +229,7 @@ async fn up_makes_a_workspace_that_outlives_the_server_and_comes_back_after_down
     let image = busybox_image().push(&registry, "base/busybox", "1").await;
     let host = registry.host();
     tokio::task::spawn_blocking(move || {
+        let _alone = alone();
         let mut machine = Machine::new(0, &image, &host);
         let first = machine.up();
         assert!(first.contains("1 visits"), "the command's output is missing:\n{first}");
@@ -237,14 +263,14 @@ async fn up_makes_a_workspace_that_outlives_the_server_and_comes_back_after_down
             "containerd was started again:\n{second}"
         );
         assert!(
-            begun.elapsed() < Duration::from_secs(20),
+            begun.elapsed() < Duration::from_secs(60),
             "a second `up` took {:?}",
             begun.elapsed()
         );
 
         let down = machine.down();
         assert!(down.status.success(), "{}", String::from_utf8_lossy(&down.stderr));
-        assert_eq!(machine.left_on_the_host(), Vec::<String>::new());
+        machine.until_nothing_is_left_on_the_host();
         assert!(
             machine.skep(&["down"]).output().unwrap().status.success(),
             "a second `down` is accepted"
@@ -272,6 +298,7 @@ async fn a_second_server_on_a_data_root_is_refused_and_down_ends_the_one_of_its_
     let image = busybox_image().push(&registry, "base/busybox", "1").await;
     let host = registry.host();
     tokio::task::spawn_blocking(move || {
+        let _alone = alone();
         let mut machine = Machine::new(1, &image, &host);
         machine.up();
         let refused = machine.skep(&["serve"]).output().unwrap();
@@ -286,7 +313,7 @@ async fn a_second_server_on_a_data_root_is_refused_and_down_ends_the_one_of_its_
         assert!(down.status.success(), "{}", String::from_utf8_lossy(&down.stderr));
         assert!(machine.up.as_mut().unwrap().wait().unwrap().success());
         machine.up = None;
-        assert_eq!(machine.left_on_the_host(), Vec::<String>::new());
+        machine.until_nothing_is_left_on_the_host();
         let list = second.skep(&["ls"]).output().unwrap();
         assert!(list.status.success(), "{}", String::from_utf8_lossy(&list.stderr));
         assert!(second.down().status.success());

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -41,6 +42,8 @@ pub(crate) struct Installation {
     server: Child,
     bridge: String,
     table: String,
+    /// Its port is no other installation's: names are made of it.
+    _port: TcpListener,
 }
 
 impl Installation {
@@ -91,13 +94,16 @@ impl Installation {
             .prefix("skep-e2e-")
             .tempdir_in(place)
             .expect("a data root can be made");
-        let port = free_port();
+        let holder = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+        let port = holder.local_addr().expect("it has an address").port();
+        // An address of its own: nobody else gets the port there while the server is away.
+        let address = format!("{}:{port}", any_loopback_address());
         // Names and a subnet of this test's own: several tests and servers share the host.
         let bridge = format!("ske{port}");
         let table = format!("ske{port}");
         let subnet = format!("10.{}.{}.0/24", 200 + port % 50, (port / 50) % 256);
         let mut settings = vec![
-            ("SKEP_SERVER__ADDR", format!("127.0.0.1:{port}")),
+            ("SKEP_SERVER__ADDR", address.clone()),
             ("SKEP_WORKSPACE__DATA_ROOT", text(data_root.path())),
             ("SKEP_WORKSPACE__DEFAULT_IMAGE", busybox),
             ("SKEP_CONTAINERD__SOCKET_PATH", text(&containerd_socket)),
@@ -122,7 +128,7 @@ impl Installation {
         .expect("the configuration can be written");
         settings.push(("SKEP_TEST_CONFIG".to_owned(), text(&file)));
         let server = spawn(&settings, data_root.path());
-        let client = Client::new(format!("http://127.0.0.1:{port}"));
+        let client = Client::new(format!("http://{address}"));
         let mut installation = Self {
             client,
             registry,
@@ -133,6 +139,7 @@ impl Installation {
             server,
             bridge,
             table,
+            _port: holder,
         };
         installation.wait_until_ready().await;
         installation
@@ -471,11 +478,9 @@ fn spawn_logging_to(settings: &[(String, String)], log: &Path) -> Child {
         .expect("the server can be started")
 }
 
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0")
-        .and_then(|listener| listener.local_addr())
-        .expect("a port is free")
-        .port()
+fn any_loopback_address() -> Ipv4Addr {
+    let [second, third, fourth] = std::array::from_fn(|_| rand::random_range(1..255_u8));
+    Ipv4Addr::new(127, second, third, fourth)
 }
 
 fn text(path: &Path) -> String {

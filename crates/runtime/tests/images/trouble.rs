@@ -9,7 +9,7 @@ use skep_runtime::RuntimeError;
 use skep_testkit::images::{Compression, Image, ImageBuilder, ImageFormat, Layer, random_image};
 use skep_testkit::registry::Registry;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinHandle;
 
 use crate::cutting_proxy::CuttingProxy;
@@ -307,9 +307,10 @@ async fn an_unpacked_layer_that_is_not_what_the_configuration_says_is_refused() 
 #[tokio::test(flavor = "multi_thread")]
 async fn missing_images_and_registries_are_told_apart() {
     let registry = Registry::start();
-    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    // It has a port that nobody else gets, and does not listen.
+    let closed = TcpSocket::new_v4().unwrap();
+    closed.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let dead = closed.local_addr().unwrap().to_string();
-    drop(closed);
     let setting = Setting::with(plain_hosts(&[&registry.host(), &dead])).await;
     let missing = setting
         .pull(&registry.reference("not/there", "latest"))
