@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use serde_json::{Value, json};
+use skep_runtime::RuntimeError;
 use skep_testkit::fake_runtime::Verb;
 use skep_testkit::server::TestServer;
 
@@ -143,7 +144,8 @@ async fn a_stream_that_cannot_go_on_breaks_off_and_does_not_end() {
     let path = workspace.path("/metrics/stream?interval=1s");
     let mut pieces = workspace.server.call("GET", &path).open().await.bytes_stream();
     pieces.next().await.expect("a first event").expect("whole");
-    workspace.server.runtime().go_away();
+    let error = RuntimeError::other("reading the counters", "no more files can be opened");
+    workspace.server.runtime().faults().fail_next(Verb::Usage, error);
     let last = async {
         loop {
             match pieces.next().await {

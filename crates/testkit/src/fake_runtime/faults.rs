@@ -50,6 +50,8 @@ pub enum Verb {
     RemoveLayer,
     /// `apply_limits`.
     ApplyLimits,
+    /// `usage`, which asks no daemon: it does not fail while that is away.
+    Usage,
     /// `storage_held`.
     StorageHeld,
     /// `free_bytes`.
@@ -149,7 +151,7 @@ impl Faults {
             tokio::time::sleep(delay).await;
         }
         let mut state = self.lock();
-        if state.unavailable {
+        if state.unavailable && verb != Verb::Usage {
             return Err(RuntimeError::Unavailable {
                 runtime: "fake runtime",
                 source: None,

@@ -232,6 +232,7 @@ impl Runtime for FakeRuntime {
     }
 
     async fn usage(&self, bot: &BotId) -> Result<Usage> {
+        self.faults().enter(Verb::Usage).await?;
         let record = self.record_of(bot)?;
         let pid = self.host_pid(bot).ok_or_else(|| not_found(bot))?;
         let counted = usage::of_process(pid).map_err(|error| RuntimeError::other("read its counters", error))?;
