@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
+use futures::StreamExt;
 use skep_names::{BotId, container_id_for};
-use skep_runtime::{Limits, Runtime, RuntimeEvent, TaskState};
+use skep_runtime::{Limits, Runtime, RuntimeError, RuntimeEvent, TaskState};
 use skep_testkit::containerd_rig::{ContainerdRig, RigOptions, instance_spec, until};
 use skep_testkit::containerd_view::ContainerdView;
 use skep_testkit::{CallCounter, ContainerdRelease, UnixProxy};
@@ -398,4 +399,56 @@ async fn a_sweep_asks_only_about_those_of_which_events_and_kernel_do_not_tell_al
         }
     }
     assert!(sweep().await >= 2, "by the sweep and by the list");
+}
+
+/// It comes once a minute, for each that runs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_storage_of_many_is_counted_with_one_question_about_each() {
+    let (rig, some) = rig_with_two_workspaces().await;
+    let counter = CallCounter::start(&rig.config().socket).unwrap();
+    let runtime = rig.server_behind(counter.socket());
+    let mut bots = some.to_vec();
+    for _ in 0..3 {
+        let bot = BotId::random();
+        runtime.create(&instance_spec(&bot, &rig.image())).await.unwrap();
+        bots.push(bot);
+    }
+    // Their layers differ.
+    for (number, bot) in bots.iter().enumerate() {
+        std::fs::write(rig.layer_on_disk(bot).join("held"), vec![1; (number + 1) << 20]).unwrap();
+    }
+    let mut alone = Vec::new();
+    for bot in &bots {
+        alone.push(runtime.storage_held(bot).await.unwrap());
+    }
+    assert!(alone.is_sorted_by(|one, next| one.bytes < next.bytes), "{alone:?}");
+    let absent = BotId::random();
+    bots.insert(2, absent);
+    let asked = |path: &str| counter.count(&format!("/containerd.services.{path}"));
+    let mut added = (0, 0, 0);
+    // One of several is enough: a stream that was cut and is back asks too.
+    for _ in 0..4 {
+        runtime.list().await.unwrap();
+        let questions = || {
+            let others = asked("containers.v1.Containers/Get") + asked("snapshots.v1.Snapshots/Stat");
+            (
+                asked("snapshots.v1.Snapshots/Usage"),
+                others,
+                asked("snapshots.v1.Snapshots/List"),
+            )
+        };
+        let before = questions();
+        let mut together: Vec<_> = runtime.storage_held_by(&bots).collect().await;
+        let of_absent = together.remove(2);
+        assert!(matches!(of_absent, Err(RuntimeError::NotFound { .. })), "{of_absent:?}");
+        let together: Vec<_> = together.into_iter().map(Result::unwrap).collect();
+        assert_eq!(together, alone);
+        let after = questions();
+        added = (after.0 - before.0, after.1 - before.1, after.2 - before.2);
+        // Of the one that is not there its container is asked for, and its layers among all.
+        if added.0 == alone.len() && added.1 <= 1 && added.2 <= 3 {
+            return;
+        }
+    }
+    panic!("{added:?} questions");
 }

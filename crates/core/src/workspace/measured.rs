@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use futures::StreamExt;
 use skep_names::BotId;
 use skep_runtime::{RuntimeError, StorageHeld, Usage};
 use tokio::sync::Notify;
@@ -145,8 +146,8 @@ impl Measurements {
         locked(&self.asked).extend(running.into_iter().filter(is_old));
     }
 
-    fn next_asked(&self) -> Option<BotId> {
-        locked(&self.asked).pop_first()
+    fn take_asked(&self) -> Vec<BotId> {
+        std::mem::take(&mut *locked(&self.asked)).into_iter().collect()
     }
 
     /// A count that took so long; the next comes after `every` by itself.
@@ -211,10 +212,14 @@ impl Skep {
                 );
             }
             loop {
-                while let Some(bot) = measurements.next_asked() {
+                loop {
+                    let asked = measurements.take_asked();
+                    if asked.is_empty() {
+                        break;
+                    }
                     tokio::select! {
                         () = skep.going_down().cancelled() => return,
-                        () = skep.measure(&bot) => {}
+                        () = skep.measure_all(&asked) => {}
                     }
                 }
                 tokio::select! {
@@ -227,20 +232,35 @@ impl Skep {
         });
     }
 
+    async fn measure_all(&self, bots: &[BotId]) {
+        let mut counts = self.runtime().storage_held_by(bots);
+        for bot in bots {
+            let began = Instant::now();
+            if let Some(held) = counts.next().await {
+                self.counted(bot, held, began).await;
+            }
+        }
+    }
+
     /// Counts the storage of a workspace now, and tells those who watch when that puts it over its limit, or within.
     pub(super) async fn measure(&self, bot: &BotId) {
-        if let Err(error) = self.count(bot).await {
+        let began = Instant::now();
+        self.counted(bot, self.runtime().storage_held(bot).await, began).await;
+    }
+
+    async fn counted(&self, bot: &BotId, held: skep_runtime::Result<StorageHeld>, began: Instant) {
+        if let Err(error) = self.keep_count(bot, held, began.elapsed()).await {
             tracing::debug!(%bot, error = error.with_causes(), "the storage of a workspace was not counted");
         }
     }
 
-    async fn count(&self, bot: &BotId) -> Result<()> {
-        let (began, every) = (Instant::now(), self.settings().storage_measured_every);
-        match self.runtime().storage_held(bot).await {
-            Ok(held) => self.measurements().counted(bot, held, (began.elapsed(), every)),
+    async fn keep_count(&self, bot: &BotId, held: skep_runtime::Result<StorageHeld>, took: Duration) -> Result<()> {
+        let every = self.settings().storage_measured_every;
+        match held {
+            Ok(held) => self.measurements().counted(bot, held, (took, every)),
             Err(RuntimeError::NotFound { .. }) => self.measurements().forget(bot),
             Err(error) => {
-                self.measurements().count_failed(bot, (began.elapsed(), every));
+                self.measurements().count_failed(bot, (took, every));
                 return Err(error.into());
             }
         }
@@ -306,7 +326,7 @@ mod tests {
         let (measurements, bot, every) = (Measurements::default(), BotId::random(), Duration::from_secs(600));
         let is_asked = || {
             measurements.ask_for_old(vec![bot.clone()]);
-            measurements.next_asked().is_some()
+            !measurements.take_asked().is_empty()
         };
         let at_once = (Duration::ZERO, Duration::ZERO);
         assert!(is_asked());

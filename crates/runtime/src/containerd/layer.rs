@@ -218,7 +218,7 @@ pub(super) fn record(info: Info) -> LayerRecord {
 }
 
 /// The label wins over the name.
-fn bot_of_layer(info: &Info) -> Option<BotId> {
+pub(super) fn bot_of_layer(info: &Info) -> Option<BotId> {
     if let Some(label) = info.labels.get(LABEL_BOT) {
         return label.parse().ok();
     }

@@ -104,7 +104,7 @@ impl ContainerdRuntime {
         Ok(known)
     }
 
-    async fn list_layers_of_all_bots(&self) -> Result<Vec<Info>> {
+    pub(super) async fn list_layers_of_all_bots(&self) -> Result<Vec<Info>> {
         let filters = vec![
             format!("labels.\"{LABEL_BOT}\""),
             format!("name~=\"^{WORKSPACE_PREFIX}\""),

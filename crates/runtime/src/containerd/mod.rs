@@ -46,6 +46,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use containerd_client::services::v1::PluginsRequest;
+use futures::stream::BoxStream;
 use skep_names::{BotId, ImageReference, SOCKET_FILE_NAME, is_legacy};
 use tokio::sync::{OnceCell, broadcast};
 
@@ -375,6 +376,10 @@ impl Runtime for ContainerdRuntime {
 
     async fn storage_held(&self, bot: &BotId) -> Result<StorageHeld> {
         self.measured_layers(bot).await
+    }
+
+    fn storage_held_by<'a>(&'a self, bots: &'a [BotId]) -> BoxStream<'a, Result<StorageHeld>> {
+        self.measured_layers_of(bots)
     }
 
     async fn free_bytes(&self) -> Result<u64> {

@@ -5,16 +5,31 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use containerd_client::services::v1::snapshots::UsageRequest;
+use futures::StreamExt;
+use futures::stream::{self, BoxStream};
 use skep_names::BotId;
+use tokio::time::Instant;
 use tonic::Code;
 
 use super::client::failed;
+use super::layer::bot_of_layer;
 use super::{ContainerdRuntime, not_running};
 use crate::{Result, RuntimeError, StorageHeld, Usage, cgroup, counters, free_space, nameless};
 
 /// containerd walks through every file of an active layer, to count and to commit it: one with millions of them takes
 /// minutes.
 pub(super) const COUNT_LIMIT: Duration = Duration::from_secs(600);
+
+/// Of so few the layers are asked for one by one.
+const ONE_BY_ONE: usize = 4;
+/// A count can take long: what was made since the list is to be in the next ones.
+const LISTED_FOR: Duration = Duration::from_secs(5);
+
+/// The names of layers, as they were listed then.
+struct Listed {
+    at: Instant,
+    names: HashMap<BotId, Vec<String>>,
+}
 
 impl ContainerdRuntime {
     /// The counters of a workspace that runs.
@@ -52,11 +67,57 @@ impl ContainerdRuntime {
                 what: format!("a layer of bot {bot}"),
             });
         }
+        let names: Vec<String> = records.into_iter().map(|record| record.name).collect();
+        self.count(&names, &snapshotter).await
+    }
+
+    /// Of each of these bots, one after the other. The layers of many are listed once, and again after a while.
+    pub(super) fn measured_layers_of<'a>(&'a self, bots: &'a [BotId]) -> BoxStream<'a, Result<StorageHeld>> {
+        let state = (bots, None::<Listed>);
+        let counts = stream::unfold(state, move |(bots, mut listed)| async move {
+            let (bot, rest) = bots.split_first()?;
+            let is_old = listed.as_ref().is_none_or(|listed| listed.at.elapsed() > LISTED_FOR);
+            if is_old && bots.len() > ONE_BY_ONE {
+                listed = Some(self.list_layers(bots).await);
+            }
+            let names = listed.as_mut().and_then(|listed| listed.names.remove(bot));
+            let held = match names {
+                Some(names) => self.count(&names, &self.config.snapshotter).await,
+                None => self.measured_layers(bot).await,
+            };
+            Some((held, (rest, listed)))
+        });
+        counts.boxed()
+    }
+
+    /// The layers of those of these bots that are known to have theirs where all are listed. Whoever is not among them
+    /// is asked about by itself, and has his own error.
+    async fn list_layers(&self, bots: &[BotId]) -> Listed {
+        let at = Instant::now();
+        let mut names = HashMap::new();
+        if self.echoes.all_read(&self.client).await
+            && let Ok(infos) = self.list_layers_of_all_bots().await
+        {
+            let (seen, _) = self.picture.look(bots);
+            let is_there = |bot: &BotId| {
+                let container = seen.get(bot).and_then(|seen| seen.container.as_ref());
+                container.is_some_and(|container| container.snapshotter == self.config.snapshotter)
+            };
+            for info in infos.into_iter().filter(|info| self.is_ours(&info.labels)) {
+                if let Some(bot) = bot_of_layer(&info).filter(is_there) {
+                    names.entry(bot).or_insert_with(Vec::new).push(info.name);
+                }
+            }
+        }
+        Listed { at, names }
+    }
+
+    async fn count(&self, layers: &[String], snapshotter: &str) -> Result<StorageHeld> {
         let mut held = StorageHeld::default();
-        for record in records {
+        for layer in layers {
             let message = UsageRequest {
-                snapshotter: snapshotter.clone(),
-                key: record.name.clone(),
+                snapshotter: snapshotter.to_owned(),
+                key: layer.clone(),
             };
             let request = self.client.request_within(message, COUNT_LIMIT);
             match self.client.snapshots().usage(request).await {
@@ -67,7 +128,7 @@ impl ContainerdRuntime {
                 }
                 // Gone since it was listed.
                 Err(status) if status.code() == Code::NotFound => {}
-                Err(status) => return Err(failed(format!("the size of layer {}", record.name), status)),
+                Err(status) => return Err(failed(format!("the size of layer {layer}"), status)),
             }
         }
         Ok(held)
