@@ -146,6 +146,10 @@ impl Measurements {
         locked(&self.asked).extend(running.into_iter().filter(is_old));
     }
 
+    fn next_asked(&self) -> Option<BotId> {
+        locked(&self.asked).pop_first()
+    }
+
     fn take_asked(&self) -> Vec<BotId> {
         std::mem::take(&mut *locked(&self.asked)).into_iter().collect()
     }
@@ -238,6 +242,10 @@ impl Skep {
             let began = Instant::now();
             if let Some(held) = counts.next().await {
                 self.counted(bot, held, began).await;
+            }
+            // Somebody waits for that: an operation has ended, or what is written crosses a limit.
+            if let Some(urgent) = self.measurements().next_asked() {
+                self.measure(&urgent).await;
             }
         }
     }

@@ -1,6 +1,7 @@
 //! containerd's event stream, followed for as long as the backend lives.
 
 use std::sync::Weak;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use containerd_client::events::{TaskExit, TaskOom};
@@ -80,6 +81,8 @@ fn see_from_now_on(runtime: &Weak<ContainerdRuntime>) {
         runtime.by_label.since.forget();
         runtime.layer_names.since.forget();
         runtime.echoes.open();
+        // Who died unseen is not to wait for an unhurried sweep.
+        runtime.was_swept.store(false, Ordering::Relaxed);
     }
 }
 

@@ -46,29 +46,50 @@ impl ContainerdRuntime {
             .iter()
             .filter(|(_, one)| !tasks.contains_key(&one.id))
             .collect();
-        if unknown.len() > ONE_BY_ONE {
-            tasks.extend(self.tasks().await?);
-        } else {
-            let questions = unknown.iter().map(|(_, container)| async {
-                let task = self.task_state(&container.id).await?;
-                Ok((container.id.clone(), task))
-            });
-            // Collected first: a stream of what borrows from an iterator cannot be sent to another thread.
-            let questions: Vec<_> = questions.collect();
-            let answers: Vec<Result<_>> = futures::stream::iter(questions)
-                .buffer_unordered(AT_A_TIME)
-                .collect()
-                .await;
-            tasks.extend(answers.into_iter().collect::<Result<Vec<_>>>()?);
-        }
+        let answers = match unknown.len() > ONE_BY_ONE {
+            true => self.tasks().await?,
+            false => match self.tasks_one_by_one(&unknown).await {
+                Ok(answers) => answers,
+                // One that does not answer is left out of a list of all; nothing is learned of it.
+                Err(error) => {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "a task does not tell its state"
+                    );
+                    tasks.extend(self.tasks().await?);
+                    return Ok(tasks);
+                }
+            },
+        };
+        // What one is told to be that did not answer in time, the kernel knows better.
+        let told = unknown.iter().map(|(bot, container)| {
+            let task = answers.get(&container.id).copied().unwrap_or(TaskState::None);
+            (bot, container.id.as_str(), task)
+        });
+        let alike = self.as_the_kernel_tells(told).await?;
         for (bot, container) in unknown {
             // Another name may be that of one of several.
-            if container.id == container_id_for(bot) {
-                let task = tasks.get(&container.id).copied().unwrap_or(TaskState::None);
-                asking.learned(bot.clone(), Seen::new(Some(container.clone()), task));
+            if let Some(task) = alike
+                .get(&container.id)
+                .filter(|_| container.id == container_id_for(bot))
+            {
+                asking.learned(bot.clone(), Seen::new(Some(container.clone()), *task));
             }
         }
+        tasks.extend(answers);
         Ok(tasks)
+    }
+
+    async fn tasks_one_by_one(&self, containers: &[&(BotId, Container)]) -> Result<HashMap<String, TaskState>> {
+        let questions = containers.iter().map(|(_, container)| async {
+            let task = self.task_state(&container.id).await?;
+            Ok((container.id.clone(), task))
+        });
+        // Collected first: a stream of what borrows from an iterator cannot be sent to another thread.
+        let questions: Vec<_> = questions.collect();
+        let answers = futures::stream::iter(questions).buffer_unordered(AT_A_TIME);
+        let answers: Vec<Result<_>> = answers.collect().await;
+        answers.into_iter().collect()
     }
 
     async fn tasks_by_events_and_kernel(
@@ -80,25 +101,30 @@ impl ContainerdRuntime {
         }
         let bots: Vec<BotId> = containers.iter().map(|(bot, _)| bot.clone()).collect();
         let (seen, _) = self.picture.look(&bots);
-        let by_events = containers.iter().filter_map(|(bot, container)| {
+        let told = containers.iter().filter_map(|(bot, container)| {
             let seen = seen.get(bot)?;
             let is_it = seen.container.as_ref().is_some_and(|seen| seen.id == container.id);
-            let running = self
-                .records
-                .get(bot)
-                .filter(|running| running.container_id == container.id);
-            is_it.then(|| (container.id.clone(), seen.task, running.map(|running| running.cgroup)))
+            is_it.then_some((bot, container.id.as_str(), seen.task))
         });
-        let by_events: Vec<_> = by_events.collect();
+        self.as_the_kernel_tells(told).await
+    }
+
+    /// Those of these containers that have processes if their task runs, and none if it does not.
+    async fn as_the_kernel_tells<'a>(
+        &self,
+        told: impl Iterator<Item = (&'a BotId, &'a str, TaskState)>,
+    ) -> Result<HashMap<String, TaskState>> {
+        let told = told.map(|(bot, id, task)| {
+            let recorded = self.records.get(bot).filter(|running| running.container_id == id);
+            let group = recorded.map_or_else(|| self.cgroup_of(id), |running| running.cgroup);
+            (id.to_owned(), task, group)
+        });
+        let told: Vec<_> = told.collect();
         let asking_the_kernel = tokio::task::spawn_blocking(move || {
-            let has_processes = |group: &Option<String>| {
-                group
-                    .as_deref()
-                    .is_some_and(|group| cgroup::group(group).has_processes())
-            };
-            let alike = by_events
+            let runs = |group: &str| cgroup::group(group).has_processes();
+            let alike = told
                 .into_iter()
-                .filter(|(_, task, group)| (*task == TaskState::Running) == has_processes(group));
+                .filter(|(_, task, group)| (*task == TaskState::Running) == runs(group));
             alike.map(|(id, task, _)| (id, task)).collect()
         });
         asking_the_kernel

@@ -105,7 +105,7 @@ pub struct ContainerdRuntime {
     oci_runtime: OnceCell<PathBuf>,
     parent_cgroup: OnceCell<()>,
     layers_root: OnceCell<PathBuf>,
-    /// Since this server began.
+    /// Since this server began, or containerd's events were lost.
     was_swept: AtomicBool,
     follower: OnceLock<tokio::task::JoinHandle<()>>,
 }

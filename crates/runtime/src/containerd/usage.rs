@@ -20,6 +20,8 @@ use crate::{Result, RuntimeError, StorageHeld, Usage, cgroup, counters, free_spa
 /// minutes.
 pub(super) const COUNT_LIMIT: Duration = Duration::from_secs(600);
 
+/// How often layers that are replaced meanwhile are listed anew.
+const COUNT_TRIES: u32 = 3;
 /// Of so few the layers are asked for one by one.
 const ONE_BY_ONE: usize = 4;
 /// A count can take long: what was made since the list is to be in the next ones.
@@ -61,14 +63,22 @@ impl ContainerdRuntime {
         let own = container.map(|container| container.snapshotter);
         let snapshotter = own.filter(|own| !own.is_empty());
         let snapshotter = snapshotter.unwrap_or_else(|| self.config.snapshotter.clone());
-        let records = self.records_of(bot, &snapshotter).await?;
-        if records.is_empty() {
-            return Err(RuntimeError::NotFound {
-                what: format!("a layer of bot {bot}"),
-            });
+        for _ in 0..COUNT_TRIES {
+            let records = self.records_of(bot, &snapshotter).await?;
+            if records.is_empty() {
+                return Err(RuntimeError::NotFound {
+                    what: format!("a layer of bot {bot}"),
+                });
+            }
+            let names: Vec<String> = records.into_iter().map(|record| record.name).collect();
+            if let Some(held) = self.count(&names, &snapshotter).await? {
+                return Ok(held);
+            }
         }
-        let names: Vec<String> = records.into_iter().map(|record| record.name).collect();
-        self.count(&names, &snapshotter).await
+        Err(RuntimeError::other(
+            format!("counting the layers of bot {bot}"),
+            "they were replaced all the while",
+        ))
     }
 
     /// Of each of these bots, one after the other. The layers of many are listed once, and again after a while.
@@ -77,12 +87,19 @@ impl ContainerdRuntime {
         let counts = stream::unfold(state, move |(bots, mut listed)| async move {
             let (bot, rest) = bots.split_first()?;
             let is_old = listed.as_ref().is_none_or(|listed| listed.at.elapsed() > LISTED_FOR);
-            if is_old && bots.len() > ONE_BY_ONE {
-                listed = Some(self.list_layers(bots).await);
+            if is_old {
+                listed = match bots.len() > ONE_BY_ONE {
+                    true => Some(self.list_layers(bots).await),
+                    false => None,
+                };
             }
             let names = listed.as_mut().and_then(|listed| listed.names.remove(bot));
-            let held = match names {
+            let counted = match names {
                 Some(names) => self.count(&names, &self.config.snapshotter).await,
+                None => Ok(None),
+            };
+            let held = match counted.transpose() {
+                Some(held) => held,
                 None => self.measured_layers(bot).await,
             };
             Some((held, (rest, listed)))
@@ -112,7 +129,8 @@ impl ContainerdRuntime {
         Listed { at, names }
     }
 
-    async fn count(&self, layers: &[String], snapshotter: &str) -> Result<StorageHeld> {
+    /// `None`: one of them is gone since it was listed, and others may have come.
+    async fn count(&self, layers: &[String], snapshotter: &str) -> Result<Option<StorageHeld>> {
         let mut held = StorageHeld::default();
         for layer in layers {
             let message = UsageRequest {
@@ -126,12 +144,11 @@ impl ContainerdRuntime {
                     held.bytes = held.bytes.saturating_add(u64::try_from(layer.size).unwrap_or(0));
                     held.files = held.files.saturating_add(u64::try_from(layer.inodes).unwrap_or(0));
                 }
-                // Gone since it was listed.
-                Err(status) if status.code() == Code::NotFound => {}
+                Err(status) if status.code() == Code::NotFound => return Ok(None),
                 Err(status) => return Err(failed(format!("the size of layer {layer}"), status)),
             }
         }
-        Ok(held)
+        Ok(Some(held))
     }
 
     /// What is free where the snapshotter keeps its layers. containerd is asked for the place once.
