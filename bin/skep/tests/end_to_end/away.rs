@@ -13,7 +13,7 @@ use crate::model::{amount, converge_limit};
 
 /// Of a server that is told to end while containerd does not answer: its own limits are 4 s for that, and 3 s each
 /// for last answers, last writes and the database.
-const END_LIMIT: Duration = Duration::from_secs(45);
+const END_LIMIT: Duration = Duration::from_secs(28);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn while_containerd_is_away_bridges_work_and_nothing_is_made_anew() {
@@ -272,11 +272,7 @@ async fn a_death_that_a_cut_stream_did_not_tell_is_seen_when_the_stream_is_back(
     let first = Installation::start(OciRuntime::Found).await;
     let mut proxy = UnixProxy::start(first.containerd().socket()).expect("a proxy can listen");
     let socket = proxy.socket().to_str().expect("UTF-8").to_owned();
-    let behind = [
-        ("SKEP_CONTAINERD__SOCKET_PATH", socket),
-        // So that it is the stream that shows it, not the clock.
-        ("SKEP_WORKSPACE__RECONCILE_INTERVAL", "1h".to_owned()),
-    ];
+    let behind = [("SKEP_CONTAINERD__SOCKET_PATH", socket)];
     let skep = first.start_beside(&behind).await;
     let bot = skep.client.workspace("dies unseen", None).await;
     skep.client.output(&bot, "echo kept > /data/file").await;

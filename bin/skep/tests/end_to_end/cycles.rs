@@ -13,7 +13,7 @@ use crate::installation::{Installation, OciRuntime, resident_bytes};
 const POOLED: usize = 8;
 const CYCLES: usize = 200;
 const AT_ONCE: usize = 8;
-const COME_BACK_LIMIT: Duration = Duration::from_secs(60);
+const COME_BACK_LIMIT: Duration = Duration::from_secs(55);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_hundred_creates_and_deletes_leave_nothing() {

@@ -17,7 +17,7 @@ use crate::model::{amount, seed};
 
 /// 20 s are promised, the rest is for a machine that has other work.
 fn gone_within() -> Duration {
-    Duration::from_secs(amount(60, 20) as u64)
+    Duration::from_secs(amount(55, 20) as u64)
 }
 
 #[tokio::test(flavor = "multi_thread")]

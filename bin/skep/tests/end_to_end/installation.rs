@@ -111,6 +111,8 @@ impl Installation {
             ("SKEP_NETWORK__TABLE", table.clone()),
             ("SKEP_NETWORK__SUBNET", subnet),
             ("SKEP_ADMIN__PASSWORD", "a password of the tests".to_owned()),
+            // What is not mended when it happens, or at a start, must not be mended by the clock.
+            ("SKEP_WORKSPACE__RECONCILE_INTERVAL", "1h".to_owned()),
         ];
         if runtime == OciRuntime::Runc {
             settings.push(("SKEP_CONTAINERD__RUNTIME_BINARY", "runc".to_owned()));

@@ -26,9 +26,9 @@ pub(crate) fn amount(short: usize, whole: usize) -> usize {
 }
 
 /// How long all may take to be as it must be, after the last crash too: 30 s are promised, the rest is for a machine
-/// that has other work.
+/// that has other work. Less than the first pause after starts that failed.
 pub(crate) fn converge_limit() -> Duration {
-    Duration::from_secs(amount(120, 30) as u64)
+    Duration::from_secs(amount(55, 30) as u64)
 }
 
 /// A seed of this run, told so that it can be given again as `SKEP_SEED`.
