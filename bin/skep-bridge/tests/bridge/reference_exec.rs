@@ -119,17 +119,27 @@ async fn bytes_that_are_no_text_pass_unchanged() {
 async fn a_child_that_keeps_the_output_open_delays_the_exit_by_a_second_at_most() {
     let workspace = Workspace::start().await;
     let client = workspace.reference().await;
-    let begun = Instant::now();
-    let finished = run(&client, command("echo before; sleep 300 & exit 3")).await;
-    let took = begun.elapsed();
-    assert_eq!((finished.text(), finished.exit_code), ("before\n", 3));
-    assert!(took > Duration::from_millis(900) && took < LATE, "{took:?}");
-    let sleeps = workspace
-        .processes()
-        .into_iter()
-        .filter(|(_, name)| name == "sleep")
-        .count();
-    assert_eq!(sleeps, 1, "the child lives on");
+    let mut least = Duration::MAX;
+    // One that is not delayed by more is enough: the machine may have other work.
+    for tries in 1..=5 {
+        let begun = Instant::now();
+        let finished = run(&client, command("echo before; sleep 300 & exit 3")).await;
+        least = least.min(begun.elapsed());
+        assert_eq!((finished.text(), finished.exit_code), ("before\n", 3));
+        let sleeps = workspace
+            .processes()
+            .into_iter()
+            .filter(|(_, name)| name == "sleep")
+            .count();
+        assert_eq!(sleeps, tries, "each child lives on");
+        if least < Duration::from_millis(1800) {
+            break;
+        }
+    }
+    assert!(
+        least > Duration::from_millis(900) && least < Duration::from_millis(1800),
+        "{least:?}"
+    );
 }
 
 #[tokio::test]

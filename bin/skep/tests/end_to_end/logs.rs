@@ -122,7 +122,7 @@ async fn refused_processes_are_lines_of_the_log_and_events() {
     assert_eq!(limits["applied"]["pids"], 32, "{limits}");
     let mut events = Events::open(&skep, &bot).await;
     skep.client
-        .exec(&bot, "for i in $(seq 64); do sleep 10 & done; wait")
+        .exec(&bot, "for i in $(seq 64); do sleep 5 & done; wait")
         .await;
     log_with(&skep, &bot, REFUSAL).await;
     events.until("pids_exhausted").await;
