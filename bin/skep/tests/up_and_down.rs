@@ -17,8 +17,8 @@ use skep_testkit::registry::Registry;
 const UP_LIMIT: Duration = Duration::from_secs(120);
 const END_LIMIT: Duration = Duration::from_secs(45);
 
-/// How long what was ended may take to be gone.
-const GONE_LIMIT: Duration = Duration::from_secs(20);
+/// How long a process that was ended may take to be gone.
+const GONE_LIMIT: Duration = Duration::from_secs(5);
 
 /// The command line takes the server that began last, whichever test it is of.
 fn alone() -> MutexGuard<'static, ()> {
@@ -32,6 +32,8 @@ struct Machine {
     bridge: String,
     table: String,
     up: Option<Child>,
+    /// Its port is no other test's.
+    _port: TcpListener,
 }
 
 impl Machine {
@@ -46,10 +48,9 @@ impl Machine {
         // An address of its own: nobody else gets the port there while the server is away.
         let mut host = [127_u8; 4];
         host[1..].fill_with(|| rand::random_range(1..255));
-        let address = TcpListener::bind((Ipv4Addr::from(host), 0))
-            .unwrap()
-            .local_addr()
-            .unwrap();
+        let holder = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = holder.local_addr().unwrap().port();
+        let address = format!("{}:{port}", Ipv4Addr::from(host));
         let text = format!(
             "[server]\naddr = \"{address}\"\n[workspace]\ndata_root = \"{root}\"\ndefault_image = \"{image}\"\n\
              [registry.\"{registry}\"]\nplain_http = true\n\
@@ -63,6 +64,7 @@ impl Machine {
             bridge,
             table,
             up: None,
+            _port: holder,
         }
     }
 
@@ -72,7 +74,10 @@ impl Machine {
             .args(arguments)
             .current_dir(self.directory.path())
             .stdin(Stdio::null());
-        command.env_remove("SKEP_SERVER").env_remove("SKEP_TOKEN");
+        command
+            .env_remove("SKEP_SERVER")
+            .env_remove("SKEP_TOKEN")
+            .env("NO_PROXY", "*");
         command
     }
 
@@ -103,7 +108,8 @@ impl Machine {
             .current_dir(self.directory.path())
             .stdin(Stdio::null())
             .env_remove("SKEP_SERVER")
-            .env_remove("SKEP_TOKEN");
+            .env_remove("SKEP_TOKEN")
+            .env("NO_PROXY", "*");
         let child = limited
             .stdout(file.try_clone().unwrap())
             .stderr(file)
@@ -167,7 +173,7 @@ impl Machine {
             .to_owned()
     }
 
-    /// Everything on the host that is of this data root.
+    /// Mounts, bridge and table of this data root.
     fn left_on_the_host(&self) -> Vec<String> {
         let mut left = Vec::new();
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
@@ -185,24 +191,32 @@ impl Machine {
         if String::from_utf8_lossy(&tables.stdout).contains(&self.table) {
             left.push(self.table.clone());
         }
+        left
+    }
+
+    fn processes(&self) -> Vec<String> {
+        let (mut found, id) = (Vec::new(), self.id());
         for process in std::fs::read_dir("/proc").unwrap().flatten() {
             let line = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
             let line = String::from_utf8_lossy(&line).replace('\0', " ");
             if line.contains(&id) {
-                left.push(line);
+                found.push(line);
             }
         }
-        left
+        found
     }
 
-    fn until_nothing_is_left_on_the_host(&self) {
+    /// After `down`. A process that was ended may be seen a little longer, all else is gone when `down` has returned.
+    fn nothing_is_left_on_the_host(&self) {
+        let left = self.left_on_the_host();
+        assert!(left.is_empty(), "left on the host: {left:?}");
         let begun = Instant::now();
         loop {
-            let left = self.left_on_the_host();
-            if left.is_empty() {
+            let running = self.processes();
+            if running.is_empty() {
                 return;
             }
-            assert!(begun.elapsed() < GONE_LIMIT, "left on the host: {left:?}");
+            assert!(begun.elapsed() < GONE_LIMIT, "left on the host: {running:?}");
             std::thread::sleep(Duration::from_millis(50));
         }
     }
@@ -250,10 +264,8 @@ async fn up_makes_a_workspace_that_outlives_the_server_and_comes_back_after_down
         let file = std::fs::metadata("/run/skep/server.json").expect("the server says where it is");
         assert_eq!(file.permissions().mode() & 0o777, 0o644);
         machine.interrupt();
-        assert!(
-            !machine.left_on_the_host().is_empty(),
-            "workspaces and containerd run on"
-        );
+        assert!(!machine.left_on_the_host().is_empty(), "the network stays");
+        assert!(!machine.processes().is_empty(), "workspaces and containerd run on");
 
         let begun = Instant::now();
         let second = machine.up();
@@ -270,7 +282,7 @@ async fn up_makes_a_workspace_that_outlives_the_server_and_comes_back_after_down
 
         let down = machine.down();
         assert!(down.status.success(), "{}", String::from_utf8_lossy(&down.stderr));
-        machine.until_nothing_is_left_on_the_host();
+        machine.nothing_is_left_on_the_host();
         assert!(
             machine.skep(&["down"]).output().unwrap().status.success(),
             "a second `down` is accepted"
@@ -313,7 +325,7 @@ async fn a_second_server_on_a_data_root_is_refused_and_down_ends_the_one_of_its_
         assert!(down.status.success(), "{}", String::from_utf8_lossy(&down.stderr));
         assert!(machine.up.as_mut().unwrap().wait().unwrap().success());
         machine.up = None;
-        machine.until_nothing_is_left_on_the_host();
+        machine.nothing_is_left_on_the_host();
         let list = second.skep(&["ls"]).output().unwrap();
         assert!(list.status.success(), "{}", String::from_utf8_lossy(&list.stderr));
         assert!(second.down().status.success());

@@ -28,7 +28,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 fn curl(client: &Client, bot: &str, rest: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new("curl");
     command
-        .args(["--silent", "--show-error", "--fail-with-body"])
+        .args(["--silent", "--show-error", "--fail-with-body", "--noproxy", "*"])
         .args(["--header", &format!("Authorization: Bearer {}", client.token)])
         .args(arguments)
         .arg(format!("{}/bots/{bot}/container/data/{rest}", client.url))
