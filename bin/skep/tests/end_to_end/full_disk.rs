@@ -14,6 +14,8 @@ use crate::installation::{Installation, OciRuntime};
 const LIMIT: Duration = Duration::from_secs(120);
 const DISK_BYTES: u64 = 768 << 20;
 const RESERVE_BYTES: u64 = 192 << 20;
+/// So much above the reserve it is filled slowly.
+const SLOWLY: u64 = 32 << 20;
 /// Time enough to see that it fills before nothing is left.
 const TO_BE_SEEN: Duration = Duration::from_millis(200);
 /// Of the small disk alone: the host's others may have much to write.
@@ -79,10 +81,19 @@ pub(crate) async fn detached(skep: &Installation, bot: &str, command: &str) {
 
 /// Half of the disk at once, then a megabyte after each pause.
 pub(crate) fn fill(into: &str, pause: Duration) -> String {
-    let half = (DISK_BYTES / 2) >> 20;
+    fill_from(DISK_BYTES / 2, into, pause)
+}
+
+/// As far as near to the reserve at once, then slowly enough to be seen.
+fn fill_near(disk: &SmallDisk, into: &str) -> String {
+    fill_from(disk.free() - RESERVE_BYTES - SLOWLY, into, TO_BE_SEEN)
+}
+
+fn fill_from(at_once: u64, into: &str, pause: Duration) -> String {
+    let megabytes = at_once >> 20;
     let zeros = "dd if=/dev/zero bs=1M 2>/dev/null";
     format!(
-        "{zeros} count={half} {into}; while {zeros} count=1 {into}; do sleep {}; done",
+        "{zeros} count={megabytes} {into}; while {zeros} count=1 {into}; do sleep {}; done",
         pause.as_secs_f64()
     )
 }
@@ -147,9 +158,9 @@ async fn a_tenant_that_fills_the_disk_is_stopped_and_may_clean_up() {
         disk.free()
     );
 
-    detached(&skep, &hog, &fill(">> /data/big", TO_BE_SEEN)).await;
+    detached(&skep, &hog, &fill_near(&disk, ">> /data/big")).await;
     let least = until_stopped(&skep, &disk, &hog).await;
-    assert!(least > RESERVE_BYTES / 4, "only {least} bytes were left");
+    assert!(least > RESERVE_BYTES * 3 / 4, "only {least} bytes were left");
     assert_eq!(write(&skep, &neighbour).await.0, StatusCode::OK);
     assert_eq!(write(&skep, &hog).await.1["code"], "workspace_stopped");
 
@@ -161,10 +172,10 @@ async fn a_tenant_that_fills_the_disk_is_stopped_and_may_clean_up() {
     assert_eq!(write(&skep, &hog).await.0, StatusCode::OK);
 
     // What has no name any more is found by who writes it, and is gone with him.
-    let unseen = format!("exec 3> /data/unseen; rm /data/unseen; {}", fill(">&3", TO_BE_SEEN));
+    let unseen = format!("exec 3> /data/unseen; rm /data/unseen; {}", fill_near(&disk, ">&3"));
     detached(&skep, &hog, &unseen).await;
     let least = until_stopped(&skep, &disk, &hog).await;
-    assert!(least > RESERVE_BYTES / 4, "only {least} bytes were left");
+    assert!(least > RESERVE_BYTES * 3 / 4, "only {least} bytes were left");
     until_free(&disk, 2 * RESERVE_BYTES).await;
     assert_eq!(skep.client.info(&neighbour).await["task_running"], true);
 }
