@@ -131,6 +131,7 @@ async fn a_large_file_up_down_and_by_range_leaves_the_servers_memory_flat() {
         large.download(Some(start..end)).await;
         start = end;
     }
+    far_into_a_file(&skep, &large.bot).await;
     let grown = memory.highest().saturating_sub(idle);
     println!(
         "{} MiB up in {up:?}, down in {down:?}, by range in {:?}: the server grew by {} KiB over {} KiB",
@@ -145,6 +146,23 @@ async fn a_large_file_up_down_and_by_range_leaves_the_servers_memory_flat() {
         grown >> 10,
         idle >> 10
     );
+}
+
+/// By a number that needs more than 32 bits, of a file that is nearly all hole.
+async fn far_into_a_file(skep: &Installation, bot: &str) {
+    const FROM: u64 = 5 << 30;
+    const BYTES: u64 = 12 << 10;
+    let write = format!("dd of=/data/far bs=1k seek={} conv=notrunc 2> /dev/null", FROM >> 10);
+    let make = format!("truncate -s 6G /data/far && head -c {BYTES} /dev/zero | tr '\\0' x | {write}");
+    skep.client.output(bot, &make).await;
+    let path = format!("/bots/{bot}/container/fs/download?path=/data/far");
+    let range = format!("bytes={FROM}-{}", FROM + BYTES - 1);
+    let request = skep.client.request(Method::GET, &path).header("range", range);
+    let answer = request.send().await.expect("the download is answered");
+    assert_eq!(answer.status(), StatusCode::PARTIAL_CONTENT);
+    let bytes = answer.bytes().await.expect("the download is whole");
+    assert_eq!(bytes.len() as u64, BYTES);
+    assert!(bytes.iter().all(|byte| *byte == b'x'), "it is of another place");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -185,6 +185,11 @@ async fn many_snapshots_and_rollbacks_lose_nothing_and_slow_nothing_down() {
         one.every_version_holds_what_it_held().await;
         let (last, beside) = restart_times(&one, &without).await;
         println!("a restart took {first:?} at first and {last:?} at last, {beside:?} without versions");
+        // What slows both down alike is seen by this alone.
+        assert!(
+            beside < first * 4 + Duration::from_secs(1),
+            "{first:?}, then {beside:?} without versions"
+        );
         // Other tests may have made both slower by then.
         let least = if is_soak() { first.min(beside) } else { beside };
         assert!(
