@@ -344,7 +344,7 @@ async fn a_stop_for_space_that_fails_is_tried_again() {
     let failure = RuntimeError::other("ending its processes", std::io::Error::other("not now"));
     world.runtime.faults().fail_next(Verb::Stop, failure);
     let stops = world.runtime.faults().calls(Verb::Stop);
-    world.runtime.set_free_bytes(0);
+    world.runtime.set_free_bytes(RESERVE / 2);
     until_stopped_for_space(&world, &bot).await;
     assert!(world.runtime.faults().calls(Verb::Stop) >= stops + 2);
 }
@@ -554,7 +554,7 @@ async fn one_that_cannot_be_stopped_does_not_stand_before_the_others() {
     world.runtime.faults().fail_next(Verb::Stop, failure);
     let hold = world.runtime.faults().hold(Verb::Stop);
     let stops = world.runtime.faults().calls(Verb::Stop);
-    world.runtime.set_free_bytes(0);
+    world.runtime.set_free_bytes(RESERVE / 2);
     until_called_in_all(&world, Verb::Stop, stops + 1).await;
     // From here on another one writes most: also for the look after the stop that fails.
     world.runtime.write_on(&stuck, 0);
