@@ -151,6 +151,12 @@ async fn a_pull_shows_every_layer_from_its_start_to_its_end() {
     // here comes soon before the next, and none is here before it was told.
     let (gaps, took) = (progress.len() as u32 - 2, progress[progress.len() - 2].0 - asked);
     assert!(took >= gaps * Duration::from_millis(190), "{gaps} gaps within {took:?}");
+    // Half of them show it each by itself, and none of those is late.
+    let pairs = progress[..progress.len() - 1].windows(2);
+    let mut apart: Vec<_> = pairs.map(|pair| pair[1].0 - pair[0].0).collect();
+    apart.sort();
+    let median = apart[apart.len() / 2].as_millis();
+    assert!((190..=600).contains(&median), "{apart:?}");
     let distinct: std::collections::HashSet<_> = progress.iter().map(|(_, layers)| format!("{layers:?}")).collect();
     assert_eq!(distinct.len(), progress.len(), "the same is told twice: {progress:?}");
     let last = &progress.last().unwrap().1;
