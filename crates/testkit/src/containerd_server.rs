@@ -239,7 +239,7 @@ impl Drop for ContainerdServer {
 async fn started(config: &DaemonConfig) -> Result<Daemon, DaemonError> {
     for _ in 0..2 {
         match config.start().await {
-            Err(DaemonError::Silent { .. }) => {}
+            Err(silent @ DaemonError::Silent { .. }) => eprintln!("a containerd is started once more: {silent}"),
             other => return other,
         }
     }

@@ -1,5 +1,6 @@
 //! What is left when the server, a shim or containerd dies, and who clears it away.
 
+use std::fmt::Debug;
 use std::time::{Duration, Instant};
 
 use skep_names::BotId;
@@ -66,18 +67,27 @@ fn kill(pid: i32) {
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
 }
 
+/// Whether one of five such calls, all refused, is refused within 2 s: any of them may come when there is other work.
+async fn is_unavailable_at_once<T: Debug>(call: impl AsyncFn() -> Result<T, RuntimeError>) -> bool {
+    for _ in 0..5 {
+        let begun = Instant::now();
+        let answer = call().await;
+        assert!(matches!(answer, Err(RuntimeError::Unavailable { .. })), "{answer:?}");
+        if begun.elapsed() < Duration::from_secs(2) {
+            return true;
+        }
+    }
+    false
+}
+
 #[tokio::test]
 async fn without_containerd_verbs_say_so_at_once_and_bridges_are_still_found() {
     let (mut rig, bot) = rig_with_a_workspace().await;
     let mut events = rig.runtime().events();
     let endpoint = rig.runtime().bridge_endpoint(&bot).unwrap();
     rig.server().kill().unwrap();
-    let begun = Instant::now();
-    let asked = rig.runtime().inspect(&bot).await;
-    assert!(matches!(asked, Err(RuntimeError::Unavailable { .. })), "{asked:?}");
-    let stopped = rig.runtime().stop(&bot, Duration::from_secs(1)).await;
-    assert!(matches!(stopped, Err(RuntimeError::Unavailable { .. })), "{stopped:?}");
-    assert!(begun.elapsed() < Duration::from_secs(20));
+    assert!(is_unavailable_at_once(async || rig.runtime().inspect(&bot).await).await);
+    assert!(is_unavailable_at_once(async || rig.runtime().stop(&bot, Duration::from_secs(1)).await).await);
     assert_eq!(rig.runtime().bridge_endpoint(&bot).unwrap(), endpoint);
     rig.server().start_again().await.unwrap();
     let next = async |wanted: RuntimeEvent, events: &mut tokio::sync::broadcast::Receiver<RuntimeEvent>| {
