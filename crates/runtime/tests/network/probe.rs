@@ -17,7 +17,7 @@ use crate::stage::{inside, output};
 const PATIENCE: Duration = Duration::from_millis(700);
 
 /// How long one that must be answered is tried, on a machine that has other work.
-const OPEN_LIMIT: Duration = Duration::from_secs(15);
+const OPEN_LIMIT: Duration = Duration::from_secs(5);
 
 /// How long a server may take to see that it should stop.
 const BREATH: Timespec = Timespec {

@@ -124,7 +124,10 @@ async fn neighbours_command(workspace: &Workspace, neighbour: &str) -> Duration 
 async fn is_told_in_time(instead: Instead) {
     let mut workspace = Workspace::start().await;
     let neighbour = workspace.server.bot_with_workspace().await;
-    let usual = neighbours_command(&workspace, &neighbour).await;
+    let mut usual = Duration::MAX;
+    for _ in 0..3 {
+        usual = usual.min(neighbours_command(&workspace, &neighbour).await);
+    }
     let at_most = NEIGHBOUR_WITHIN.max(TIMES_THE_USUAL * usual);
     let sockets = (socket_of(&workspace, &workspace.bot), socket_of(&workspace, &neighbour));
     let impostor = instead.put(&sockets.0, &sockets.1);
