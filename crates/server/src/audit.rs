@@ -65,3 +65,48 @@ async fn write(store: Store, mut receiver: mpsc::Receiver<NewAudit>, end: Cancel
         lines.clear();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use skep_store::AuditFilter;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_end_comes_after_all_that_waits_is_written() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(&directory.path().join("skep.db")).await.unwrap();
+        let (tasks, end) = (TaskTracker::new(), CancellationToken::new());
+        let trail = AuditTrail::start(store.clone(), &tasks, end.clone());
+        let line = |number: usize| NewAudit {
+            at: chrono::Utc::now(),
+            user_id: String::new(),
+            action: "exec".to_owned(),
+            bot_id: None,
+            address: String::new(),
+            outcome: "ok".to_owned(),
+            request_id: number.to_string(),
+        };
+        // Without a break, in which the writer would take some: as many as may wait do so at the end.
+        tokio::task::unconstrained(async {
+            for number in 0..QUEUE {
+                trail.append(line(number)).await;
+            }
+        })
+        .await;
+        end.cancel();
+        tasks.close();
+        let ended = tokio::time::timeout(Duration::from_secs(100), tasks.wait()).await;
+        ended.expect("it ends");
+        let written = store.audit(&AuditFilter::default(), None, QUEUE as u32 + 1).await;
+        let written: Vec<_> = written
+            .unwrap()
+            .rows
+            .iter()
+            .rev()
+            .map(|row| row.line.request_id.clone())
+            .collect();
+        let appended: Vec<_> = (0..QUEUE).map(|number| number.to_string()).collect();
+        assert!(written == appended, "{} of {QUEUE} lines are written", written.len());
+    }
+}
