@@ -1,14 +1,14 @@
 //! `/data` as an archive, over real HTTP: whole, or seen as broken.
 
 use std::io::Read;
-use std::process::Command;
-use std::time::Duration;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
 use skep_testkit::server::TestServer;
 
-use crate::Workspace;
+use crate::{BETWEEN_LOOKS, LIMIT, Workspace};
 
 const EXPORT: &str = "/data/export";
 
@@ -148,20 +148,17 @@ async fn the_trailers_tell_the_digest_to_whoever_asks() {
 }
 
 fn curl(workspace: &Workspace, query: &str, arguments: &[&str]) -> std::process::Output {
-    let address = workspace.server.url();
-    Command::new("curl")
-        .args([
-            "--silent",
-            "--show-error",
-            "--max-time",
-            "300",
-            "--oauth2-bearer",
-            workspace.server.admin_key(),
-        ])
-        .args(arguments)
-        .arg(format!("{address}{}{query}", workspace.path(EXPORT)))
-        .output()
-        .expect("curl is installed")
+    let mut curl = asking(workspace, query);
+    curl.args(arguments).output().expect("curl is installed")
+}
+
+/// curl, about to ask for an export.
+fn asking(workspace: &Workspace, query: &str) -> Command {
+    let mut curl = Command::new("curl");
+    curl.args(["--silent", "--show-error", "--max-time", "300", "--oauth2-bearer"])
+        .arg(workspace.server.admin_key())
+        .arg(format!("{}{}{query}", workspace.server.url(), workspace.path(EXPORT)));
+    curl
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -194,31 +191,57 @@ async fn an_export_that_fails_midway_is_seen_as_a_failure() {
     ended.expect_err("a broken transfer");
 }
 
+/// Size of a file that is appended to, but for what is appended: more than what is under way between here and there.
+const GROWING_BYTES: u64 = 40_000_000;
+/// Of an export of it, what is taken before its reading waits.
+const TAKEN_FIRST: u64 = 5_000_000;
+/// How often a file that changes is read.
+const READINGS: u32 = 3;
+
+/// Takes an export of nothing but that file, with a wait in each of its readings until it has grown meanwhile. Tells
+/// whether the export succeeds, and its headers and trailers.
+fn exported_while_it_grows(workspace: &Workspace, query: &str) -> (bool, String) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let headers = directory.path().join("headers");
+    let mut curl = asking(workspace, query)
+        .args(["--header", "TE: trailers", "--dump-header"])
+        .arg(&headers)
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("curl is installed");
+    let mut archive = curl.stdout.take().expect("a pipe");
+    let mut take = |bytes| std::io::copy(&mut archive.by_ref().take(bytes), &mut std::io::sink()).expect("read");
+    let file = workspace.data().join("growing");
+    let size = || file.metadata().expect("it is there").len();
+    for _ in 0..READINGS {
+        take(TAKEN_FIRST);
+        let (before, begun) = (size(), Instant::now());
+        while size() == before {
+            assert!(begun.elapsed() < LIMIT, "nothing is appended");
+            std::thread::sleep(BETWEEN_LOOKS);
+        }
+        take(GROWING_BYTES - TAKEN_FIRST);
+    }
+    take(u64::MAX);
+    let ended = curl.wait().expect("it ends");
+    let headers = std::fs::read_to_string(headers).expect("headers");
+    (ended.success(), headers.to_ascii_lowercase())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_never_holds_still_is_counted_or_fails_the_export() {
     let workspace = Workspace::start().await;
-    workspace
-        .post("/exec", json!({"command": "head -c 30000000 /dev/zero > growing; while true; do echo more >> growing; done", "detach": true}))
-        .await
-        .expect_status(202);
-    let grown = "until [ $(stat -c %s growing) -gt 30000100 ]; do sleep 0.01; done";
-    workspace.output_of(grown).await;
-    // A busy disk makes the writer wait, and reading takes longer than that when it is taken slowly: once in ten times
-    // at least.
-    let slowly = ["--limit-rate", "20M", "--output", "/dev/null"];
-    let with_trailers = [&slowly[..], &["--header", "TE: trailers", "--dump-header", "-"]].concat();
-    let is_counted = (0..10).any(|_| {
-        let counted = curl(&workspace, "?format=tar", &with_trailers);
-        let headers = String::from_utf8_lossy(&counted.stdout).to_ascii_lowercase();
-        assert!(counted.status.success(), "{headers}");
-        headers.contains("x-export-changed: 1")
-    });
-    assert!(is_counted, "none says that it changed");
-    let is_refused = (0..10).any(|_| {
-        let strict = curl(&workspace, "?strict=true&format=tar", &slowly);
-        !strict.status.success()
-    });
-    assert!(is_refused, "no strict export of it failed");
+    let grows = format!(
+        "head -c {GROWING_BYTES} /dev/urandom > growing; while true; do echo more >> growing; sleep 0.01; done"
+    );
+    let exec = workspace.post("/exec", json!({"command": grows, "detach": true})).await;
+    exec.expect_status(202);
+    let grown = format!("until [ $(stat -c %s growing) -gt {GROWING_BYTES} ]; do sleep 0.01; done");
+    workspace.output_of(&grown).await;
+    let (is_whole, headers) = exported_while_it_grows(&workspace, "?format=tar");
+    assert!(is_whole && headers.contains("x-export-changed: 1"), "{headers}");
+    let (is_whole, headers) = exported_while_it_grows(&workspace, "?strict=true&format=tar");
+    assert!(!is_whole && headers.contains(" 200"), "{headers}");
 }
 
 #[tokio::test]

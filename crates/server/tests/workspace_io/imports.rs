@@ -1,10 +1,8 @@
 //! Archives into `/data` over real HTTP: all of one, or nothing.
 
 use std::io::Write;
-use std::path::PathBuf;
 
 use serde_json::{Value, json};
-use skep_names::BotId;
 use skep_testkit::fake_runtime::Verb;
 use skep_testkit::server::{Answer, TestServer};
 use skep_testkit::trees::{self, Tree};
@@ -19,12 +17,6 @@ impl Workspace {
         let server = TestServer::with(keys).await;
         let bot = server.bot_with_workspace().await;
         Self { server, bot }
-    }
-
-    /// `/data` as it is on the host.
-    fn data(&self) -> PathBuf {
-        let bot: BotId = self.bot.parse().expect("an id");
-        self.server.runtime().layer_path(&bot).join("data")
     }
 
     async fn import(&self, query: &str, archive: &[u8]) -> Answer {

@@ -23,9 +23,11 @@ mod terminals;
 mod uploads;
 mod watches;
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use skep_names::BotId;
 use skep_testkit::server::{Answer, TestServer};
 
 /// How long anything that is waited for may take, on a busy machine; less than the minute after which a server looks at
@@ -65,6 +67,12 @@ impl Workspace {
 
     pub fn path(&self, rest: &str) -> String {
         format!("/bots/{}/container{rest}", self.bot)
+    }
+
+    /// `/data` as it is on the host.
+    pub fn data(&self) -> PathBuf {
+        let bot: BotId = self.bot.parse().expect("an id");
+        self.server.runtime().layer_path(&bot).join("data")
     }
 
     pub async fn get(&self, rest: &str) -> Answer {
