@@ -123,20 +123,20 @@ impl ContainerdView {
         }
     }
 
-    /// Directories on the host of a layer and of all it stands on, the uppermost first.
-    pub async fn directories(&self, layer: &Layer) -> Vec<PathBuf> {
+    /// Directories on the host of a layer and of all it stands on, the uppermost first; `None` when it is not there.
+    pub async fn directories(&self, layer: &Layer) -> Option<Vec<PathBuf>> {
         let mounts = match layer.kind {
-            "Committed" => self.mounts_of_committed(&layer.name).await,
-            _ => self.mounts(&layer.name).await,
+            "Committed" => self.mounts_of_committed(&layer.name).await?,
+            _ => self.mounts(&layer.name).await?,
         };
         let [mount] = &mounts[..] else {
             panic!("one mount is expected: {mounts:?}");
         };
-        directories_of(mount)
+        Some(directories_of(mount))
     }
 
-    async fn mounts(&self, key: &str) -> Vec<Mount> {
-        let answer = answered(|| async {
+    async fn mounts(&self, key: &str) -> Option<Vec<Mount>> {
+        let answer = found(|| async {
             let request = MountsRequest {
                 snapshotter: SNAPSHOTTER.to_owned(),
                 key: key.to_owned(),
@@ -144,13 +144,13 @@ impl ContainerdView {
             let request = with_namespace!(request, NAMESPACE);
             SnapshotsClient::new(self.0.clone()).mounts(request).await
         });
-        answer.await.into_inner().mounts
+        Some(answer.await?.into_inner().mounts)
     }
 
     /// Of one that nobody mounts: by a view on it, which is gone before this returns.
-    async fn mounts_of_committed(&self, name: &str) -> Vec<Mount> {
+    async fn mounts_of_committed(&self, name: &str) -> Option<Vec<Mount>> {
         let key = format!("look-at-{name}");
-        let view = answered(|| async {
+        let view = found(|| async {
             let request = ViewSnapshotRequest {
                 snapshotter: SNAPSHOTTER.to_owned(),
                 key: key.clone(),
@@ -160,7 +160,7 @@ impl ContainerdView {
             let request = with_namespace!(request, NAMESPACE);
             SnapshotsClient::new(self.0.clone()).view(request).await
         });
-        let mounts = view.await.into_inner().mounts;
+        let mounts = view.await?.into_inner().mounts;
         let removed = answered(|| async {
             let request = RemoveSnapshotRequest {
                 snapshotter: SNAPSHOTTER.to_owned(),
@@ -170,7 +170,7 @@ impl ContainerdView {
             SnapshotsClient::new(self.0.clone()).remove(request).await
         });
         removed.await;
-        mounts
+        Some(mounts)
     }
 
     /// Ids of leases.
@@ -253,6 +253,20 @@ fn layer(info: Info) -> Layer {
         name: info.name,
         parent: info.parent,
     }
+}
+
+/// `None`: what is asked about is not there.
+async fn found<T, F: Future<Output = Result<T, Status>>>(ask: impl Fn() -> F) -> Option<T> {
+    let ask = || {
+        let asked = ask();
+        async {
+            match asked.await {
+                Err(status) if status.code() == Code::NotFound => Ok(None),
+                asked => asked.map(Some),
+            }
+        }
+    };
+    answered(ask).await
 }
 
 /// Asks again while nobody is there: a connection to one that was killed fails once before it is made anew.

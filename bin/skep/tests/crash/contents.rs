@@ -4,7 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use skep_testkit::containerd_view::Layer;
 
@@ -15,6 +17,10 @@ use crate::written::{Written, digest_of};
 
 /// Files by their names, each with its digest.
 type Files = BTreeMap<String, String>;
+
+/// What is not needed any more is gone in this time.
+const COLLECTED_WITHIN: Duration = Duration::from_secs(20);
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// What must be held. Of all files that trials wrote for the bot, no other may be there.
 #[derive(Debug)]
@@ -39,6 +45,21 @@ impl Stage {
     /// # Errors
     /// What is lost, and what came back from another time.
     pub(crate) async fn compare_contents(&self, expected: &Expected) -> Result<(), Failure> {
+        // Of a delete that failed half-way containerd may collect a layer between two looks at it.
+        let deadline = Instant::now() + COLLECTED_WITHIN;
+        loop {
+            match self.compare_layers(expected).await {
+                Err(Differs::Gone(_)) if Instant::now() < deadline => tokio::time::sleep(LOOK_AGAIN).await,
+                Err(Differs::Gone(layer)) => {
+                    return Err(lost_version(format!("layer {layer} is listed and not there")));
+                }
+                Err(Differs::Held(failure)) => return Err(failure),
+                Ok(()) => return Ok(()),
+            }
+        }
+    }
+
+    async fn compare_layers(&self, expected: &Expected) -> Result<(), Differs> {
         let Some(subject) = &self.subject else { return Ok(()) };
         let layers = self.view().layers().await;
         let of_subject = |layer: &&Layer| bot_of_layer(&layer.name) == Some(&subject.bot);
@@ -52,7 +73,7 @@ impl Stage {
 
         let active = layers.iter().filter(of_subject).find(|layer| layer.kind == "Active");
         let mut present = match active {
-            Some(active) => self.files_of(active, &names).await,
+            Some(active) => self.files_of(active, &names).await?,
             None => Files::new(),
         };
         if expected.counts_preserved {
@@ -69,14 +90,14 @@ impl Stage {
         if let Some(number) = self.versions.keys().find(|number| !listed.contains_key(number))
             && expected.keeps_versions
         {
-            return Err(lost_version(format!("version {number} is gone")));
+            return Err(lost_version(format!("version {number} is gone")).into());
         }
         let mut has_new_version = false;
         for (number, name) in listed {
             let Some(layer) = layers.iter().find(|layer| layer.name == name) else {
-                return Err(lost_version(format!("version {number} is without its layer")));
+                return Err(lost_version(format!("version {number} is without its layer")).into());
             };
-            let files = self.files_of(layer, &names).await;
+            let files = self.files_of(layer, &names).await?;
             let what = format!("version {number}");
             match self.versions.get(&number) {
                 Some(kept) => must_be_one_of(std::slice::from_ref(kept), &files, &names, &what),
@@ -92,18 +113,32 @@ impl Stage {
         }
         match has_new_version || !expected.has_new_version {
             true => Ok(()),
-            false => Err(lost_version("no new version holds what was there before".to_owned())),
+            false => Err(lost_version("no new version holds what was there before".to_owned()).into()),
         }
     }
 
     /// Those of a layer and all it stands on that have these names.
-    async fn files_of(&self, layer: &Layer, names: &BTreeSet<&str>) -> Files {
-        let mounted = Mounted::of(&self.view().directories(layer).await);
+    async fn files_of(&self, layer: &Layer, names: &BTreeSet<&str>) -> Result<Files, Differs> {
+        let directories = self.view().directories(layer).await;
+        let mounted = directories.and_then(|directories| Mounted::of(&directories));
+        let mounted = mounted.ok_or_else(|| Differs::Gone(layer.name.clone()))?;
         let read = |name: &&str| std::fs::read(mounted.0.path().join("root").join(name)).ok();
         let files = names.iter().filter_map(|name| Some((name, read(name)?)));
-        files
+        Ok(files
             .map(|(name, bytes)| ((*name).to_owned(), digest_of(&bytes)))
-            .collect()
+            .collect())
+    }
+}
+
+enum Differs {
+    Held(Failure),
+    /// A layer that was listed.
+    Gone(String),
+}
+
+impl From<Failure> for Differs {
+    fn from(failure: Failure) -> Self {
+        Self::Held(failure)
     }
 }
 
@@ -150,7 +185,8 @@ fn must_be_one_of(allowed: &[Vec<Written>], files: &Files, names: &BTreeSet<&str
 struct Mounted(tempfile::TempDir);
 
 impl Mounted {
-    fn of(directories: &[PathBuf]) -> Self {
+    /// `None`: one of them is not there.
+    fn of(directories: &[PathBuf]) -> Option<Self> {
         let place = tempfile::tempdir().expect("a directory can be made");
         // The kernel wants two at least.
         let empty = place.path().join("empty");
@@ -165,8 +201,13 @@ impl Mounted {
             .collect();
         // The uppermost may be mounted for a container, which an index would refuse.
         let options = CString::new(format!("index=off,lowerdir={}", lower.join(":"))).expect("no zero in it");
-        mount("overlay", &root, "overlay", MountFlags::RDONLY, options.as_c_str()).expect("layers can be mounted");
-        Self(place)
+        match mount("overlay", &root, "overlay", MountFlags::RDONLY, options.as_c_str()) {
+            Err(Errno::NOENT) => None,
+            mounted => {
+                mounted.expect("layers can be mounted");
+                Some(Self(place))
+            }
+        }
     }
 }
 
