@@ -237,7 +237,7 @@ async fn a_terminal_with_traffic_lives_on() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_piece_of_output_does_not_wait_for_the_one_before_to_be_acknowledged() {
     const HELD_BACK: Duration = Duration::from_millis(36);
-    const APART: Duration = Duration::from_millis(10);
+    const APART: Duration = Duration::from_millis(4);
     let skep = Installation::start(OciRuntime::Found).await;
     let bot = skep.client.workspace("pieces", None).await;
     let mut window = Window::open(&skep, &bot, "").await;
@@ -247,7 +247,7 @@ async fn a_piece_of_output_does_not_wait_for_the_one_before_to_be_acknowledged()
     while least >= HELD_BACK && Instant::now() < deadline {
         let typed = Instant::now();
         // What was typed is shown at once, and is not answered: the client has nothing to say.
-        window.type_line("sleep 0.02; echo sh''own").await;
+        window.type_line("sleep 0.008; echo sh''own").await;
         window.until_shown("sh''own\r\n").await;
         let echoed = Instant::now();
         window.until_shown("shown\r\n").await;
@@ -257,7 +257,7 @@ async fn a_piece_of_output_does_not_wait_for_the_one_before_to_be_acknowledged()
         }
         window.until_shown("# ").await;
     }
-    println!("output that follows its echo after 20 ms is shown {least:?} after the key at least");
+    println!("output that follows its echo after 8 ms is shown {least:?} after the key at least");
     assert!(least < HELD_BACK, "it was shown {least:?} after the key");
 }
 
