@@ -162,7 +162,9 @@ async fn p99(skep: &Installation, paths: &[String], calls: usize) -> Duration {
 #[tokio::test(flavor = "multi_thread")]
 async fn many_workspaces_are_polled_ten_times_a_second_without_delay() {
     let (workspaces, calls) = (amount(20, 200), amount(30, 600));
-    let skep = Installation::start(OciRuntime::Found).await;
+    // As it is unless somebody sets it: the comparison of all is not to be felt either.
+    let usual = [("SKEP_WORKSPACE__RECONCILE_INTERVAL", "60s".to_owned())];
+    let skep = Installation::start_with(OciRuntime::Found, &usual).await;
     let bots: Vec<String> = stream::iter(0..workspaces)
         .map(async |number| skep.client.workspace(&format!("polled {number}"), None).await)
         .buffer_unordered(AT_ONCE)
